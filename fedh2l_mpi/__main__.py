@@ -1,0 +1,58 @@
+"""`python -m fedh2l_mpi`: hand over to the command line; end the whole job if any rank fails."""
+
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+from fedh2l_mpi import cli
+from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_LATE, EXIT_USER, LateRankError, UserError
+from fedh2l_mpi.world import Launch, World, connect
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    # kill -USR2 prints where a hanging rank is; Python's own handlers do not run inside a blocked MPI call.
+    faulthandler.register(signal.SIGUSR2)
+    try:
+        command = cli.parse(sys.argv[1:])
+        world = connect() if cli.needs_world(command) else World(None)
+    except UserError as error:
+        # Every rank finds the same mistake before it has met the others: one of them speaks.
+        _say(str(error), speaks=_launch_rank() == 0)
+        sys.exit(EXIT_USER)
+    try:
+        cli.execute(command, world)
+    except UserError as error:
+        _say(str(error), speaks=world.rank == 0 or not getattr(error, "agreed", False))
+        if world.comm is not None and not getattr(error, "agreed", False):
+            world.abort(EXIT_USER)
+        sys.exit(EXIT_USER)
+    except LateRankError as error:
+        _say(f"{world}, {world.at}: {error}", speaks=True)
+        world.abort(EXIT_LATE)
+    except KeyboardInterrupt:
+        _say(f"{world}, {world.at}: interrupted", speaks=True)
+        world.abort(EXIT_INTERRUPTED)
+    except BaseException as error:
+        # A rank that just left would leave the others waiting for it for ever: sys.exit() too ends the job.
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
+        _say(f"{world}, {world.at}: failed with {type(error).__name__}: {error}", speaks=True)
+        traceback.print_exc()
+        world.abort(code or EXIT_FAULT)
+    sys.exit(0)
+
+
+def _say(message: str, speaks: bool) -> None:
+    if speaks:
+        print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
+
+
+def _launch_rank() -> int:
+    return Launch.of(os.environ).rank
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,441 @@
+"""YAML to a validated, immutable configuration; every field has a unit, a range and one line of meaning."""
+
+import difflib
+import typing
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from fedh2l_mpi.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]]) -> Section:
+    """Refuse a key that the section's `kind` does not use, and fill in the defaults of the keys that it does.
+
+    Parameters
+    ----------
+    uses : mapping
+        From each kind to its own keys and their defaults; `...` as a default means the key must be given.
+    """
+    kind: str = section.kind  # type: ignore[attr-defined]
+    own = uses.get(kind, {})
+    for key in sorted({key for keys in uses.values() for key in keys}):
+        value = getattr(section, key)
+        if key not in own and value is not None:
+            users = ", ".join(sorted(k for k, keys in uses.items() if key in keys))
+            raise PydanticCustomError(
+                "unused_key",
+                "{key}: got {value}, but kind {kind} does not use it (used by: {users}); remove it or set it to null",
+                {"key": key, "value": repr(value), "kind": repr(kind), "users": users},
+            )
+        if key in own and value is None:
+            if own[key] is ...:
+                raise PydanticCustomError(
+                    "needed_key", "{key}: must be given for kind {kind}", {"key": key, "kind": repr(kind)}
+                )
+            object.__setattr__(section, key, own[key])
+    return section
+
+
+class PartitionConfig(Section):
+    """Who holds which training samples."""
+
+    kind: Literal["domains", "dirichlet", "shards", "quantity", "iid"] = Field(
+        "domains",
+        description="domains: equal IID shares, participant i holds domain i mod domains; dirichlet, shards: label skew; "
+        "quantity: unequal sizes; iid: equal shares, every domain mixed in each",
+    )
+    domains: Count = Field(4, description="number of domains D (rotations); 1 leaves the images as they are")
+    rotation_step_deg: float = Field(
+        20.0, ge=-180.0, le=180.0, description="domain d is rotated by d times this angle [degrees, counter-clockwise]"
+    )
+    samples_per_participant: Count | None = Field(
+        None, description="training samples per participant (mean for kind quantity), seed share included; null: all"
+    )
+    alpha: float | None = Field(
+        None, gt=0.0, description="Dirichlet concentration, dirichlet (0.5) and quantity (1.0); smaller is more skewed"
+    )
+    shards_per_participant: Count | None = Field(
+        None, description="label-sorted shards dealt to each participant, kind shards (2)"
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_kind(self) -> "PartitionConfig":
+        _check_kind_keys(
+            self,
+            {"dirichlet": {"alpha": 0.5}, "quantity": {"alpha": 1.0}, "shards": {"shards_per_participant": 2}},
+        )
+        if abs((self.domains - 1) * self.rotation_step_deg) >= 180.0:
+            raise PydanticCustomError(
+                "rotation_range",
+                "{key}: {domains} domains of {step} degrees reach {total}, must stay under 180 (a 6 turned round is a 9)",
+                {
+                    "key": "rotation_step_deg",
+                    "domains": self.domains,
+                    "step": self.rotation_step_deg,
+                    "total": (self.domains - 1) * self.rotation_step_deg,
+                },
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Where the samples come from."""
+
+    name: Literal["digits", "mnist", "fashion_mnist"] = Field("digits", description="data set")
+    root: str | None = Field(None, description="folder of the IDX files; null: $FEDH2L_DATA/<name>. digits needs none")
+    partition: PartitionConfig = PartitionConfig()
+
+
+class SeedSetConfig(Section):
+    """The small labelled set that every participant holds and on which posteriors are exchanged."""
+
+    share: Share = Field(0.2, description="share of every participant's samples that goes to the seed set")
+    max_samples: Count | None = Field(2000, description="cap on the pooled seed set [samples]; null: none")
+    samples_per_round: Count | None = Field(
+        None, description="seed samples S drawn for a round's exchange [samples]; null: the whole seed set"
+    )
+    labelled: bool = Field(True, description="whether the seed labels are used; false drops the seed cross-entropy")
+
+
+class TopologyConfig(Section):
+    """Who is whose neighbour."""
+
+    kind: Literal[
+        "ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus", "edge_list"
+    ] = Field("ring", description="family of graphs; star: participant 0 is the hub")
+    redraw_every: Count | None = Field(
+        None, description="rounds between redraws of a random graph from the seed [rounds]; null: static"
+    )
+    degree: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="neighbours each, random_regular (3); nearest neighbours on the ring, small_world (4)"
+    )
+    probability: float | None = Field(
+        None, ge=0.0, le=1.0, description="of an edge, erdos_renyi (0.5); of rewiring an edge, small_world (0.1)"
+    )
+    path: str | None = Field(None, description="edge list: a text file with one edge 'i j' a line, '#' comments")
+    connected: bool = Field(True, description="whether a graph that is not connected is redrawn, then refused")
+    tries: Count = Field(100, description="seeded draws before a random graph that is not connected is refused")
+
+    @model_validator(mode="after")
+    def _keys_of_kind(self) -> "TopologyConfig":
+        _check_kind_keys(
+            self,
+            {
+                "random_regular": {"degree": 3},
+                "small_world": {"degree": 4, "probability": 0.1},
+                "erdos_renyi": {"probability": 0.5},
+                "edge_list": {"path": ...},
+            },
+        )
+        if self.redraw_every is not None and self.kind not in RANDOM_KINDS:
+            raise PydanticCustomError(
+                "unused_key",
+                "redraw_every: got {value}, but kind {kind} is not random (random: {random}); set it to null",
+                {"value": self.redraw_every, "kind": repr(self.kind), "random": ", ".join(RANDOM_KINDS)},
+            )
+        return self
+
+
+RANDOM_KINDS = ("erdos_renyi", "random_regular", "small_world")
+
+
+class MethodConfig(Section):
+    """How participants learn."""
+
+    name: Literal["fedh2l"] = Field("fedh2l", description="learning method")
+    local_steps: Annotated[int, Field(ge=0)] = Field(
+        10, description="E, optimiser steps on private data a round [steps]"
+    )
+    mutual_steps: Annotated[int, Field(ge=0)] = Field(
+        10, description="M, steps on private and seed data a round [steps]"
+    )
+    temperature: float = Field(1.0, gt=0.0, le=1000.0, description="T, softens the exchanged posteriors")
+    weight_ce: float = Field(1.0, ge=0.0, description="w_ce, weight of the seed set's cross-entropy")
+    weight_kd: float = Field(1.0, ge=0.0, description="w_kd, weight of the mutual distillation")
+    combine: Literal["gem", "project", "pcgrad", "sum"] = Field(
+        "gem", description="how the private and the seed gradient become one step"
+    )
+
+
+class OptimizerConfig(Section):
+    """One optimiser per participant, kept for the whole run."""
+
+    name: Literal["adam", "sgd"] = Field("adam", description="update rule")
+    lr: float = Field(1e-3, gt=0.0, description="learning rate")
+    momentum: float = Field(0.0, ge=0.0, lt=1.0, description="of sgd")
+    weight_decay: float = Field(0.0, ge=0.0, description="L2 penalty added to the gradient")
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
+        (0.9, 0.999), description="decay of adam's first and second moment"
+    )
+    eps: float = Field(1e-8, gt=0.0, description="added to adam's denominator")
+    batch_size: Count = Field(32, description="private minibatch [samples]")
+    seed_batch_size: Count = Field(32, description="seed minibatch of a mutual step [samples]")
+
+    @model_validator(mode="after")
+    def _momentum_of_sgd(self) -> "OptimizerConfig":
+        if self.momentum and self.name != "sgd":
+            raise PydanticCustomError(
+                "unused_key", "momentum: got {value}, but adam does not use it (see betas)", {"value": self.momentum}
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """When and on what participants are tested."""
+
+    every: Count = Field(5, description="rounds between evaluations [rounds]; the last round is always evaluated")
+    validation_share: Share = Field(0.1, description="share of a participant's private data kept for choosing a round")
+    test_samples_per_domain: Count | None = Field(
+        None, description="test samples in each domain, the same originals in every domain; null: all"
+    )
+    batch_size: Count = Field(128, description="samples in one forward pass without gradients [samples]")
+
+
+class ExchangeConfig(Section):
+    """Messages between ranks."""
+
+    deadline_s: float = Field(300.0, gt=0.0, description="longest wait for a rank before the run is ended [s]")
+
+
+class DevicesConfig(Section):
+    """Where the arithmetic runs."""
+
+    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where a device is visible, else CPU")
+    threads: Count = Field(1, description="intra-op threads of a rank; other counts give other last bits")
+    share: bool = Field(False, description="whether several ranks of a node may use one GPU")
+    map: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="device of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
+    )
+
+
+class Config(Section):
+    """A whole run. Every default together is the built-in run of scikit-learn's digits on a ring."""
+
+    participants: Count | None = Field(None, description="P; null: as many as MPI ranks, 4 without mpirun")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random stream of the run")
+    rounds: Count = Field(40, description="communication rounds [rounds]")
+    data: DataConfig = DataConfig()
+    seed_set: SeedSetConfig = SeedSetConfig()
+    models: tuple[str, ...] | dict[int, str] = Field(
+        ("lenet5", "mlp", "cnn"),
+        description="architectures: a list cycled over the participants, or a map from every participant to one; "
+        "lenet5, mlp, cnn, resnet8 or package.module:Class",
+    )
+    topology: TopologyConfig = TopologyConfig()
+    method: MethodConfig = MethodConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    devices: DevicesConfig = DevicesConfig()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _list_or_map(cls, models: object) -> object:
+        names = list(models.values() if isinstance(models, dict) else models if isinstance(models, list | tuple) else [])
+        keys = list(models) if isinstance(models, dict) else []
+        if not names or not all(isinstance(name, str) for name in names) or not all(type(key) is int for key in keys):
+            raise PydanticCustomError(
+                "models", "must be a list of architectures, or a map from every participant's number to one"
+            )
+        return models
+
+    def resolved(self, ranks: int, launched: bool) -> "Config":
+        """This config with the number of participants filled in.
+
+        Parameters
+        ----------
+        ranks : int
+            MPI processes of the run.
+        launched : bool
+            Whether an MPI launcher started them; a single process without one hosts 4 participants.
+
+        Raises
+        ------
+        UserError
+            If there are more ranks than participants, or the map of models does not fit the participants.
+        """
+        participants = self.participants or (ranks if launched else 4)
+        if ranks > participants:
+            raise UserError(
+                f"participants: the config has {participants}, but mpirun started {ranks} ranks; "
+                f"use -n {participants} or fewer"
+            )
+        if isinstance(self.models, dict):
+            missing = sorted(set(range(participants)) - set(self.models))
+            strange = sorted(set(self.models) - set(range(participants)))
+            if missing or strange:
+                raise UserError(
+                    f"models: a map must name participants 0 to {participants - 1}, each once; "
+                    f"missing: {missing or 'none'}, unknown: {strange or 'none'}"
+                )
+        return self.model_copy(update={"participants": participants})
+
+    @property
+    def size(self) -> int:
+        """P, the number of participants of a resolved config."""
+        if self.participants is None:
+            raise RuntimeError("the config is not resolved: call resolved() first")
+        return self.participants
+
+    def architecture(self, participant: int) -> str:
+        """Name of `participant`'s architecture."""
+        if isinstance(self.models, dict):
+            return self.models[participant]
+        return self.models[participant % len(self.models)]
+
+    def to_yaml(self) -> str:
+        """The whole config as YAML text that loads back to an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error instead of a silent last-one-wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, again in line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with dotted overrides put over it; without a file, the built-in default.
+
+    Parameters
+    ----------
+    path : path or None
+        A YAML file.
+    overrides : sequence of str
+        Items like `"topology.degree=3"`; the value is read as YAML.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or parsed, or a value is wrong; the message has one line for each mistake.
+    """
+    raw = _read_yaml(Path(path)) if path is not None else {}
+    where = f"{path}: " if path is not None else ""
+    for item in overrides:
+        _override(raw, item)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(detail) for detail in error.errors()))
+        raise UserError(where + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the config is not UTF-8 text") from None
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: got a {type(raw).__name__}, must be a mapping of keys to values")
+    return raw
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {item!r}: must look like section.key=value")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, TypeError) as error:
+        raise UserError(f"--set {item!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        if raw.get(parent) is None:
+            raw[parent] = {}
+        raw = raw[parent]
+        if not isinstance(raw, dict):
+            raise UserError(f"--set {item!r}: {parent} is a value, not a section")
+    raw[last] = value
+
+
+def fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Dotted key, default and meaning (with unit) of every field, in the order of the config file."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.default, field.description or ""
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    section: type[Section] = Config
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return []
+        section = field.annotation
+    return list(section.model_fields)
+
+
+def _did_you_mean(word: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
+
+
+_BOUNDS = {
+    "greater_than": ("gt", "must be > {}"),
+    "greater_than_equal": ("ge", "must be >= {}"),
+    "less_than": ("lt", "must be < {}"),
+    "less_than_equal": ("le", "must be <= {}"),
+}
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One pydantic error as `dotted.key: got value, what is allowed`."""
+    kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
+    # Names that pydantic adds for the branches of a union are no keys of the file.
+    parts = [str(part) for part in detail["loc"] if "[" not in str(part)]
+    where = ".".join(parts)
+    if kind == "extra_forbidden":
+        known = _known_keys(detail["loc"][:-1])
+        everywhere = [key for key, _, _ in fields() if key.split(".")[-1] == parts[-1]]
+        hint = _did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
+        return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
+    if kind == "literal_error":
+        known = list(typing.get_args(_annotation(detail["loc"])))
+        return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{_did_you_mean(got, known)}"
+    if kind in _BOUNDS:
+        key, text = _BOUNDS[kind]
+        return f"{where}: got {got!r}, {text.format(context[key])}"
+    if kind in ("unused_key", "needed_key", "rotation_range"):
+        return f"{where}.{detail['msg']}" if where else detail["msg"]
+    if kind == "model_type":
+        return f"{where}: got {got!r}, must be a section of keys and values"
+    return f"{where}: got {got!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _annotation(location: Sequence[int | str]) -> Any:
+    section: Any = Config
+    for part in location:
+        section = section.model_fields[str(part)].annotation
+    return section

@@ -1,0 +1,175 @@
+"""Who holds which training rows, and of which domain: labels in, indices out, no image read.
+
+The same on every rank, because it depends on the labels, the config and the seed alone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.config import Config, PartitionConfig
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.streams import Purpose, generator
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Training rows and the domain in which each is seen."""
+
+    rows: Rows
+    domains: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice | Rows) -> "Samples":
+        return Samples(self.rows[part], self.domains[part])
+
+    @staticmethod
+    def join(parts: Iterable["Samples"]) -> "Samples":
+        """One after the other."""
+        rows, domains = zip(*((part.rows, part.domains) for part in parts), strict=True)
+        return Samples(np.concatenate(rows), np.concatenate(domains))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A participant's samples, in three disjoint parts."""
+
+    private: Samples
+    validation: Samples
+    seed: Samples
+
+
+def partition(labels: Rows, config: Config) -> list[Share]:
+    """Each participant's private, validation and seed samples; no training row is used twice.
+
+    Parameters
+    ----------
+    labels : int64 (N,)
+        Class of every training row.
+    config : Config
+        A resolved config.
+
+    Raises
+    ------
+    UserError
+        If the data do not suffice, or a share leaves a participant without private data.
+    """
+    part = config.data.partition
+    held = _deal(labels, part, config.size, generator(config.seed, Purpose.PARTITION))
+    shares = []
+    for participant, rows in enumerate(held):
+        split = generator(config.seed, Purpose.SPLIT, participant)
+        rows = split.permutation(rows)
+        domains = (
+            split.integers(part.domains, size=len(rows))
+            if part.kind == "iid"
+            else np.full(len(rows), participant % part.domains)
+        )
+        shares.append(_split(Samples(rows, domains.astype(np.int64)), participant, config))
+    _check_disjoint(shares)
+    return shares
+
+
+def own_domain(participant: int, part: PartitionConfig) -> int:
+    """The domain that `participant` holds; -1 where each holds a mix of all (kind `iid` over several domains)."""
+    return -1 if part.kind == "iid" and part.domains > 1 else participant % part.domains
+
+
+def _split(samples: Samples, participant: int, config: Config) -> Share:
+    seed = round(config.seed_set.share * len(samples))
+    validation = round(config.evaluation.validation_share * (len(samples) - seed))
+    if len(samples) - seed - validation < 1:
+        raise UserError(
+            f"seed_set.share: {config.seed_set.share} (with evaluation.validation_share "
+            f"{config.evaluation.validation_share}) leaves participant {participant} no private data: "
+            f"of {len(samples)} samples, {seed} go to the seed set and {validation} to validation"
+        )
+    return Share(
+        private=samples[seed + validation :], validation=samples[seed : seed + validation], seed=samples[:seed]
+    )
+
+
+def _check_disjoint(shares: list[Share]) -> None:
+    rows = np.concatenate([part.rows for share in shares for part in (share.private, share.validation, share.seed)])
+    if len(np.unique(rows)) != len(rows):
+        raise RuntimeError("the partition gave a training row to two parts")
+
+
+def _deal(labels: Rows, part: PartitionConfig, participants: int, draw: np.random.Generator) -> list[Rows]:
+    each = part.samples_per_participant or len(labels) // participants
+    if each * participants > len(labels) or each == 0:
+        raise UserError(
+            f"data.partition.samples_per_participant: {participants} participants with {each} samples each need "
+            f"{each * participants}, the training data have {len(labels)}"
+        )
+    kinds: dict[str, Callable[[], list[Rows]]] = {
+        "domains": lambda: _equal(labels, participants, each, draw),
+        "iid": lambda: _equal(labels, participants, each, draw),
+        "quantity": lambda: _quantity(labels, participants, each, part.alpha or 1.0, draw),
+        "shards": lambda: _shards(labels, participants, each, part.shards_per_participant or 2, draw),
+        "dirichlet": lambda: _dirichlet(labels, participants, each, part.alpha or 0.5, draw),
+    }
+    return kinds[part.kind]()
+
+
+def _equal(labels: Rows, participants: int, each: int, draw: np.random.Generator) -> list[Rows]:
+    """Equal IID shares."""
+    return list(draw.permutation(len(labels))[: participants * each].reshape(participants, each))
+
+
+def _quantity(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
+    """IID shares whose sizes are Dirichlet(alpha) proportions of the whole; everyone has at least a tenth of the mean.
+
+    Source: Li, Diao, Chen and He, "Federated learning on non-IID data silos", 2022, quantity skew.
+    """
+    floor = max(1, each // 10)
+    spread = participants * (each - floor)
+    sizes = floor + np.floor(draw.dirichlet(np.full(participants, alpha)) * spread).astype(np.int64)
+    return np.split(draw.permutation(len(labels))[: sizes.sum()], np.cumsum(sizes)[:-1])
+
+
+def _shards(labels: Rows, participants: int, each: int, shards: int, draw: np.random.Generator) -> list[Rows]:
+    """Rows sorted by label, cut into participants x shards pieces, dealt at random.
+
+    Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
+    """
+    if shards > each:
+        raise UserError(
+            f"data.partition.shards_per_participant: got {shards}, but a participant has only {each} samples"
+        )
+    chosen = draw.permutation(len(labels))[: participants * each]
+    by_label = chosen[np.argsort(labels[chosen], kind="stable")]
+    pieces = np.array_split(by_label, participants * shards)
+    dealt = draw.permutation(participants * shards).reshape(participants, shards)
+    return [np.concatenate([pieces[piece] for piece in hand]) for hand in dealt]
+
+
+def _dirichlet(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
+    """Equal sizes; each participant's class proportions are drawn from Dirichlet(alpha), without replacement.
+
+    A class that has run out is replaced by the classes that are left, in the participant's own proportions.
+    Source: Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution", 2019.
+    """
+    pools = [draw.permutation(np.flatnonzero(labels == label)) for label in range(int(labels.max()) + 1)]
+    held = []
+    for _ in range(participants):
+        wish = draw.dirichlet(np.full(len(pools), alpha))
+        taken: list[Rows] = []
+        missing = each
+        while missing:
+            left = np.array([len(pool) for pool in pools])
+            # The small constant lets a participant whose wished-for classes are all gone take any other.
+            chance = np.where(left > 0, wish + 1e-9, 0.0)
+            counts = np.minimum(draw.multinomial(missing, chance / chance.sum()), left)
+            for label, count in enumerate(counts):
+                taken.append(pools[label][:count])
+                pools[label] = pools[label][count:]
+            missing -= int(counts.sum())
+        held.append(np.concatenate(taken))
+    return held

@@ -1,0 +1,33 @@
+"""Domains by rotation: the image turned about its centre with bilinear interpolation, done once before training.
+
+Shape letters: N images, C channels, H height, W width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+
+def rotate(images_NCHW: Tensor, degrees: float) -> Tensor:
+    """The images turned counter-clockwise about their centre; what enters from outside is 0.
+
+    Parameters
+    ----------
+    images_NCHW : float tensor (N, C, H, H)
+        Square images, background 0.
+    degrees : float
+        Angle; a multiple of 360 returns the images unchanged, to the bit.
+    """
+    if math.fmod(degrees, 360.0) == 0.0 or len(images_NCHW) == 0:
+        return images_NCHW
+    angle = math.radians(degrees)
+    # Rows run downwards, so a counter-clockwise turn of what is seen is a clockwise turn of the sampling grid.
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
+    # In pieces: a sampling grid is twice the size of the images it is for.
+    pieces = []
+    for piece in images_NCHW.split(256):
+        grid = affine_grid(turn.expand(len(piece), 2, 3), list(piece.shape), align_corners=False)
+        pieces.append(grid_sample(piece, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+    return torch.cat(pieces)

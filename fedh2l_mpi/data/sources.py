@@ -1,0 +1,213 @@
+"""Readers: labelled images by row, from scikit-learn's digits and from IDX files.
+
+Shape letters: N rows, C channels, H height, W width.
+"""
+
+import csv
+import gzip
+import importlib.util
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.errors import UserError
+
+
+class ImageTable(Protocol):
+    """Labelled images, read by row."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 (N,), class of every row."""
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 (len(rows), C, H, W), in the order of `rows`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: a training and a test table of square images, and how to bring pixels to zero mean, unit variance.
+
+    A pixel becomes `(value / full_scale - mean) / std`.
+    """
+
+    name: str
+    classes: int
+    channels: int
+    side: int
+    full_scale: float
+    mean: float
+    std: float
+    train: ImageTable
+    test: ImageTable
+
+
+@dataclass(frozen=True)
+class ArrayTable:
+    """A table that is already in memory."""
+
+    labels: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.pixels[rows]
+
+
+def digits() -> Source:
+    """The 1,797 handwritten digits of 8 x 8 pixels that ship inside scikit-learn (UCI, Alpaydin and Kaynak).
+
+    They come without a training and a test part: every fifth sample is a test sample, whatever the run's seed.
+    """
+    # The table is read from the installed package's file: importing sklearn.datasets would cost every rank 1.9 CPU
+    # seconds and 130 MiB (SciPy, joblib, pandas) for 1,797 lines of text. A test holds it equal to load_digits().
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("data.name: 'digits' needs scikit-learn, which carries the images: pip install scikit-learn")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt", newline="") as text:
+            table = np.array([[int(float(cell)) for cell in row] for row in csv.reader(text)], dtype=np.int64)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read scikit-learn's digits: {error}") from None
+    pixels, labels = table[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, 64]
+    is_test = np.arange(len(labels)) % 5 == 4
+    train, test = (ArrayTable(labels[part], pixels[part]) for part in (~is_test, is_test))
+    return Source("digits", 10, 1, 8, full_scale=16.0, mean=0.3058, std=0.3764, train=train, test=test)
+
+
+IDX_PARTS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+WHERE_TO_GET = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/ has the four files",
+    "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist has the four files; Debian's package "
+    "dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist",
+}
+NORMALISATION = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}
+
+
+def idx(name: str, root: str | None) -> Source:
+    """MNIST or a data set in its format: four IDX files, plain or gzipped, in one folder.
+
+    Parameters
+    ----------
+    name : str
+        `mnist` or `fashion_mnist`.
+    root : str or None
+        The folder; None means `$FEDH2L_DATA/<name>`.
+    """
+    base = os.environ.get("FEDH2L_DATA")
+    if root is None and base is None:
+        raise UserError(
+            f"data.root: got null and FEDH2L_DATA is not set; give the folder of the IDX files ({WHERE_TO_GET[name]})"
+        )
+    folder = Path(root) if root is not None else Path(str(base)) / name
+    if not folder.is_dir():
+        raise UserError(f"data.root: {folder} is not a folder; it must hold the IDX files ({WHERE_TO_GET[name]})")
+    tables = {part: _idx_table(folder, name, *files) for part, files in IDX_PARTS.items()}
+    sides = {table.side for table in tables.values()}
+    if len(sides) != 1:
+        raise UserError(f"data.root: {folder}: training and test images differ in size: {sorted(sides)}")
+    classes = 1 + max(int(table.labels.max()) for table in tables.values())
+    mean, std = NORMALISATION[name]
+    return Source(name, classes, 1, sides.pop(), 255.0, mean, std, train=tables["train"], test=tables["test"])
+
+
+def open_source(name: str, root: str | None) -> Source:
+    """The data set that the config names.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or damaged.
+    """
+    return digits() if name == "digits" else idx(name, root)
+
+
+@dataclass(frozen=True)
+class IdxTable:
+    """Images in an IDX file, streamed: only the rows asked for are ever held."""
+
+    path: Path
+    labels: NDArray[np.int64]
+    side: int
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        order = np.argsort(rows, kind="stable")
+        picked = np.empty((len(rows), 1, self.side, self.side), dtype=np.uint8)
+        chunk = 2048
+        with _open_idx(self.path) as file:
+            file.read(16)
+            taken = 0
+            for first in range(0, len(self.labels), chunk):
+                if taken == len(rows):
+                    break
+                count = min(chunk, len(self.labels) - first)
+                block = np.frombuffer(_read_exactly(file, count * self.side**2, self.path), dtype=np.uint8)
+                until = int(np.searchsorted(rows[order], first + count))
+                chosen = order[taken:until]
+                picked[chosen, 0] = block.reshape(count, self.side, self.side)[rows[chosen] - first]
+                taken = until
+        return picked
+
+
+def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> IdxTable:
+    images_path, labels_path = (_find(folder, file, name) for file in (images_name, labels_name))
+    with _open_idx(images_path) as file:
+        count, height, width = _idx_header(file, images_path, dimensions=3)
+    with _open_idx(labels_path) as file:
+        (label_count,) = _idx_header(file, labels_path, dimensions=1)
+        labels = np.frombuffer(_read_exactly(file, label_count, labels_path), dtype=np.uint8).astype(np.int64)
+    if count != label_count or count == 0:
+        raise UserError(f"{images_path}: has {count} images, but {labels_path} has {label_count} labels")
+    if height != width:
+        raise UserError(f"{images_path}: images are {height} x {width} pixels, must be square")
+    return IdxTable(images_path, labels, height)
+
+
+def _find(folder: Path, file: str, name: str) -> Path:
+    for candidate in (folder / file, folder / f"{file}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"data.root: {folder} has neither {file} nor {file}.gz ({WHERE_TO_GET[name]})")
+
+
+@contextmanager
+def _open_idx(path: Path) -> Iterator[BinaryIO]:
+    """The uncompressed bytes of an IDX file; every way in which reading can fail becomes a UserError."""
+    try:
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        with opened as file:
+            yield file  # type: ignore[misc]
+    except EOFError:
+        raise UserError(f"{path}: ends before its gzip stream does (an incomplete download?)") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a sound gzip file: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_exactly(file: BinaryIO, size: int, path: Path) -> bytes:
+    content = file.read(size)
+    if len(content) != size:
+        raise UserError(f"{path}: ends {size - len(content)} bytes too early (an incomplete download?)")
+    return content
+
+
+def _idx_header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
+    zeros, kind, got = struct.unpack(">HBB", _read_exactly(file, 4, path))
+    if zeros != 0 or kind != 0x08 or got != dimensions:
+        raise UserError(
+            f"{path}: not an IDX file of unsigned bytes with {dimensions} dimensions "
+            f"(its first bytes are {struct.pack('>HBB', zeros, kind, got).hex()})"
+        )
+    return struct.unpack(f">{dimensions}I", _read_exactly(file, 4 * dimensions, path))

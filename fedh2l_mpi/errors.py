@@ -1,0 +1,17 @@
+"""The two ways a run ends that are not a fault of the program, and their exit codes."""
+
+EXIT_FAULT = 1
+EXIT_USER = 2
+EXIT_LATE = 86
+EXIT_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: shown as one message without a traceback, exit code 2.
+
+    The text says where (dotted config key, file, array), what was got, what is allowed and, if short, the way out.
+    """
+
+
+class LateRankError(RuntimeError):
+    """A rank did not answer before the deadline: the whole job ends, exit code 86."""

@@ -1,0 +1,241 @@
+"""Posteriors between neighbours: one message per pair of ranks and round, started at publish, completed when needed.
+
+A message is a header, the list of senders, and one float32 payload (senders, S, C), in one contiguous buffer that is
+never pickled. Participants that one rank hosts hand their arrays over directly.
+
+Shape letters: S seed samples, C classes, N neighbours.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedh2l_mpi.topology import Graph
+from fedh2l_mpi.world import Hosting, World
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+MAGIC = b"FH2L"
+VERSION = 1
+FLOAT32 = 0
+# magic, version, codec, number of senders, round, rows, classes, CRC-32 of senders and payload
+HEADER = struct.Struct("<4sHHIqIII")
+# Rows of posteriors must sum to 1 within what float32 softmax and 1,000 classes leave of it.
+ROW_SUM_TOLERANCE = 1e-3
+TAGS = 2**14
+
+
+def message_bytes(senders: int, samples: int, classes: int) -> int:
+    """Size of a message with the posteriors of `senders` participants [bytes]."""
+    return HEADER.size + 4 * senders + 4 * senders * samples * classes
+
+
+class Message:
+    """One message's buffer, with views of its parts."""
+
+    def __init__(self, senders: Sequence[int], samples: int, classes: int) -> None:
+        self.senders = list(senders)
+        self.shape = (len(self.senders), samples, classes)
+        self.buffer = np.zeros(message_bytes(*self.shape), dtype=np.uint8)
+        body = self.buffer[HEADER.size :]
+        self._listed: NDArray[np.int32] = body[: 4 * len(self.senders)].view(np.int32)
+        self.payload: NDArray[np.float32] = body[4 * len(self.senders) :].view(np.float32).reshape(self.shape)
+
+    def seal(self, round_index: int) -> None:
+        """Write header and senders for the payload as it stands."""
+        self._listed[:] = self.senders
+        header = HEADER.pack(MAGIC, VERSION, FLOAT32, self.shape[0], round_index, *self.shape[1:], self._checksum())
+        self.buffer[: HEADER.size] = np.frombuffer(header, dtype=np.uint8)
+
+    def check(self, round_index: int, received_bytes: int) -> None:
+        """Refuse anything but sound posteriors of the expected participants for this round.
+
+        Raises
+        ------
+        RuntimeError
+            With what differs: size, magic, version, round, shape, senders, checksum, finiteness or row sums.
+        """
+        if received_bytes != self.buffer.nbytes:
+            raise RuntimeError(f"size: got {received_bytes} bytes, expected {self.buffer.nbytes}")
+        magic, version, codec, count, got_round, rows, classes, checksum = HEADER.unpack_from(self.buffer)
+        got = {
+            "magic": (magic, MAGIC),
+            "version": (version, VERSION),
+            "codec": (codec, FLOAT32),
+            "round": (got_round, round_index),
+            "shape": ((count, rows, classes), self.shape),
+            "senders": (self._listed.tolist(), self.senders),
+            "checksum": (checksum, self._checksum()),
+        }
+        for what, (value, expected) in got.items():
+            if value != expected:
+                raise RuntimeError(f"{what}: got {value!r}, expected {expected!r}")
+        check_posteriors(self.payload, self.senders)
+
+    def _checksum(self) -> int:
+        return zlib.crc32(self.buffer[HEADER.size :])
+
+
+def check_posteriors(payload: NDArray[np.float32], senders: Sequence[int]) -> None:
+    """Refuse posteriors (senders, S, C) that are not finite or whose rows do not sum to 1."""
+    # A NaN or an infinity anywhere in a row makes its sum NaN or infinite, so one pass finds all three faults.
+    wrong = ~(np.abs(payload.sum(axis=-1) - 1.0) <= ROW_SUM_TOLERANCE)
+    if wrong.any():
+        which, row = np.argwhere(wrong)[0]
+        raise RuntimeError(
+            f"posteriors of participant {senders[which]}, seed sample {row}: {payload[which, row].tolist()} "
+            "is not finite or does not sum to 1"
+        )
+
+
+@dataclass(frozen=True)
+class _Route:
+    """The messages between this rank and another for one graph."""
+
+    rank: int
+    outgoing: Message
+    incoming: Message
+
+
+@dataclass
+class Ledger:
+    """Bytes that crossed edges of the graph in the last round, by hosted participant, and bytes given to MPI in all.
+
+    An edge is charged the message that would carry one participant's posteriors alone, whether or not it crosses a
+    rank: the traffic of the method does not depend on hosting.
+    """
+
+    sent: dict[int, int] = field(default_factory=dict)
+    received: dict[int, int] = field(default_factory=dict)
+    mpi_sent: int = 0
+
+
+class Exchange:
+    """The exchange of one rank's participants with their neighbours.
+
+    Parameters
+    ----------
+    samples, classes : int
+        S and C, the same on every rank (the handshake has seen to that).
+    deadline_s : float
+        Longest wait for another rank [s].
+    """
+
+    def __init__(self, world: World, hosting: Hosting, samples: int, classes: int, deadline_s: float) -> None:
+        self._world, self._hosting = world, hosting
+        self._samples, self._classes = samples, classes
+        self._deadline_s = deadline_s
+        self._hosted = hosting.of(world.rank)
+        self._comm = world.comm.Dup() if world.comm is not None else None
+        self._graph: Graph | None = None
+        self._routes: list[_Route] = []
+        self._receives: list[MPI.Request] = []
+        self._sends: list[MPI.Request] = []
+        self._published: Mapping[int, Tensor] = {}
+        self._round = -1
+        self.ledger = Ledger()
+
+    def start(self, round_index: int, graph: Graph, published: Mapping[int, Tensor]) -> None:
+        """Post the receives, then the sends, of a round; returns at once.
+
+        Parameters
+        ----------
+        published : mapping
+            From each hosted participant to its posteriors, float32 tensor (S, C) in host memory.
+        """
+        if graph is not self._graph:
+            self._graph, self._routes = graph, self._plan_routes(graph)
+        self._round, self._published = round_index, published
+        tag = round_index % TAGS
+        if self._comm is not None:
+            self._receives = [self._comm.Irecv(route.incoming.buffer, route.rank, tag) for route in self._routes]
+        for route in self._routes:
+            for slot, participant in enumerate(route.outgoing.senders):
+                route.outgoing.payload[slot] = published[participant].numpy()
+            route.outgoing.seal(round_index)
+            self.ledger.mpi_sent += route.outgoing.buffer.nbytes
+        if self._comm is not None:
+            self._sends = [self._comm.Isend(route.outgoing.buffer, route.rank, tag) for route in self._routes]
+
+    def progress(self) -> None:
+        """Give MPI a chance to move large messages while this rank computes."""
+        if self._receives:
+            self._receives[0].Get_status()
+
+    def finish(self) -> dict[int, Tensor]:
+        """Wait for the round's messages: each hosted participant's neighbours' posteriors, in participant order.
+
+        Returns
+        -------
+        dict
+            From participant to float32 tensor (N, S, C) in host memory; N = 0 for an isolated participant.
+
+        Raises
+        ------
+        LateRankError
+            If a rank's message does not come within the deadline.
+        RuntimeError
+            If a message is not what this round expects.
+        """
+        if self._graph is None:
+            raise RuntimeError("finish() was called before start()")
+        self._wait()
+        arrived = dict(self._published)
+        for route in self._routes:
+            for slot, participant in enumerate(route.incoming.senders):
+                # A copy: the buffer is reused by the next round.
+                arrived[participant] = torch.from_numpy(route.incoming.payload[slot].copy())
+        theirs = {}
+        edge_bytes = message_bytes(1, self._samples, self._classes)
+        for participant in self._hosted:
+            near = self._graph.neighbours[participant]
+            theirs[participant] = (
+                torch.stack([arrived[neighbour] for neighbour in near])
+                if near
+                else torch.empty(0, self._samples, self._classes)
+            )
+            # Edges are undirected: as much comes in as goes out.
+            self.ledger.sent[participant] = self.ledger.received[participant] = len(near) * edge_bytes
+        self._published = {}
+        return theirs
+
+    def _wait(self) -> None:
+        if not self._receives:
+            return
+        ranks = [route.rank for route in self._routes]
+        requests = [*self._receives, *self._sends]
+        self._receives, self._sends = [], []
+        sizes = self._world.wait(requests, ranks + ranks, self._deadline_s, f"posteriors of round {self._round}")
+        # A message longer than its buffer has raised MPI_ERR_TRUNCATE; a shorter one is MPI's silent case.
+        for route, received_bytes in zip(self._routes, sizes, strict=False):
+            try:
+                route.incoming.check(self._round, received_bytes)
+            except RuntimeError as error:
+                raise RuntimeError(f"message of round {self._round} from rank {route.rank}: {error}") from None
+
+    def _plan_routes(self, graph: Graph) -> list[_Route]:
+        """One route for every other rank that hosts a neighbour of a participant hosted here."""
+        outgoing: dict[int, set[int]] = {}
+        incoming: dict[int, set[int]] = {}
+        for participant in self._hosted:
+            for neighbour in graph.neighbours[participant]:
+                rank = self._hosting.rank_of(neighbour)
+                if rank != self._world.rank:
+                    outgoing.setdefault(rank, set()).add(participant)
+                    incoming.setdefault(rank, set()).add(neighbour)
+        return [
+            _Route(
+                rank,
+                Message(sorted(outgoing[rank]), self._samples, self._classes),
+                Message(sorted(incoming[rank]), self._samples, self._classes),
+            )
+            for rank in sorted(outgoing)
+        ]

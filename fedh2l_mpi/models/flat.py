@@ -1,0 +1,44 @@
+"""A model's trainable parameters as one flat vector: a step is then a few calls, however many layers there are."""
+
+import torch
+from torch import Tensor, nn
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """A view with the channels of a four-dimensional tensor last; others as they are.
+
+    Convolutions on a CPU are 1.2 to 2 times faster where images and weights lie in memory in this order.
+    """
+    return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
+
+
+def channels_second(tensor: Tensor) -> Tensor:
+    """The reverse of `channels_last`."""
+    return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
+
+
+class FlatParameters:
+    """Moves a model's trainable parameters into one vector of which they become views, channels last.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On its final device; its parameters must be of one dtype. Frozen parameters stay where they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.vector = self._flatten([parameter.detach() for parameter in self._parameters])
+        first = 0
+        for parameter in self._parameters:
+            stored = self.vector[first : first + parameter.numel()]
+            parameter.data = channels_second(stored.view(channels_last(parameter).shape))
+            first += parameter.numel()
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """d loss / d parameters as a new flat vector; 0 for a parameter that `loss` does not depend on."""
+        return self._flatten(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
+
+    @staticmethod
+    def _flatten(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([channels_last(tensor).reshape(-1) for tensor in tensors])

@@ -1,0 +1,160 @@
+"""One learner: its model, its optimiser and its private data, and the few things that every method does with them.
+
+Shape letters: B minibatch, S seed samples, C classes, K channels, H, W pixels.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedh2l_mpi import objectives, optimizers
+from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
+from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.streams import Purpose, generator, torch_seed
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy [1] and mean cross-entropy [nats] on a labelled set; NaN on an empty one."""
+
+    accuracy: float
+    loss: float
+
+
+class Minibatches:
+    """An endless walk over samples in epochs: every epoch a new order, cut into whole minibatches.
+
+    Minibatch k depends on (seed, participant, k) alone, so the position is the only state. What an epoch's last whole
+    minibatch leaves over is dropped for that epoch; data smaller than a minibatch are one.
+    """
+
+    def __init__(self, samples: int, batch_size: int, seed: int, participant: int) -> None:
+        self._samples, self._size = samples, min(batch_size, samples)
+        self._per_epoch = samples // self._size
+        self._seed, self._participant = seed, participant
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+        self.position = 0
+
+    def next(self) -> Tensor:
+        """Rows of the next minibatch, int64 (B,), in host memory."""
+        epoch, within = divmod(self.position, self._per_epoch)
+        if self._order[0] != epoch:
+            draw = generator(self._seed, Purpose.PRIVATE_BATCHES, self._participant, epoch)
+            self._order = (epoch, torch.from_numpy(draw.permutation(self._samples)))
+        self.position += 1
+        return self._order[1][within * self._size : (within + 1) * self._size]
+
+
+class Participant:
+    """A learner and what belongs to it alone.
+
+    Parameters
+    ----------
+    index : int
+        Its number, 0 to P - 1.
+    architecture : str
+        Name of the model's architecture, for the record.
+    model : nn.Module
+        On the CPU or on the device already; it is moved to `private`'s device and its trainable parameters become
+        views of one vector.
+    private, validation : Labelled
+        Disjoint samples on the device.
+    seed : int
+        The run's seed.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        architecture: str,
+        model: nn.Module,
+        private: Labelled,
+        validation: Labelled,
+        optimizer: OptimizerConfig,
+        evaluation: EvaluationConfig,
+        seed: int,
+    ) -> None:
+        self.index, self.architecture = index, architecture
+        self.private, self.validation = private, validation
+        self.device = private.images.device
+        self.model = model.to(self.device)
+        self.parameters = FlatParameters(self.model)
+        self.optimizer = optimizers.build(self.parameters.vector, optimizer)
+        self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
+        self._seed, self._seed_batch_size = seed, optimizer.seed_batch_size
+        self._forward_size = evaluation.batch_size
+        self._noted: dict[str, list[Tensor]] = {}
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable and frozen parameters of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def shared_bytes(self) -> int:
+        """What one copy of the model is on the wire: all parameters and floating-point buffers [bytes]."""
+        return sum(value.nbytes for value in self.model.state_dict().values() if value.is_floating_point())
+
+    def begin(self, round_index: int, phase: int) -> None:
+        """Enter a training phase: train mode, and the random numbers of the forward passes (dropout) that belong to it.
+
+        Modules like dropout can draw from torch's global generator only. Seeding it here keeps their numbers apart
+        between participants and the same for every number of ranks.
+        """
+        torch.manual_seed(torch_seed(self._seed, Purpose.FORWARD_NOISE, self.index, round_index, phase))
+        self.model.train()
+
+    def private_loss(self) -> Tensor:
+        """Cross-entropy on the next private minibatch, in nats; gradients flow into the model."""
+        rows = self.minibatches.next().to(self.device)
+        loss = objectives.cross_entropy(self.model(self.private.images[rows]), self.private.labels[rows])
+        self.note("loss_private", loss)
+        return loss
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """d loss / d parameters, flat."""
+        return self.parameters.gradient(loss)
+
+    def step(self, gradient: Tensor) -> None:
+        """One update by the participant's optimiser, which lives as long as the run."""
+        self.optimizer.step(gradient)
+
+    def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
+        """Rows of the round's seed samples for each mutual step, int64 (B,), drawn from (seed, participant, round)."""
+        size = min(self._seed_batch_size, samples)
+        draw = generator(self._seed, Purpose.SEED_BATCHES, self.index, round_index)
+        epochs = math.ceil(steps / (samples // size)) if steps else 0
+        orders = [draw.permutation(samples)[: samples // size * size] for _ in range(epochs)]
+        rows = torch.from_numpy(np.concatenate(orders)) if orders else torch.empty(0, dtype=torch.int64)
+        return iter(rows.to(self.device).split(size)[:steps])
+
+    @torch.no_grad()
+    def logits(self, images_NKHW: Tensor) -> Tensor:
+        """Scores (N, C) on the device in eval mode: running statistics are used and not moved, nothing is dropped."""
+        self.model.eval()
+        return torch.cat([self.model(piece) for piece in images_NKHW.split(self._forward_size)])
+
+    @torch.no_grad()
+    def score(self, samples: Labelled) -> Score:
+        """Accuracy and loss on labelled samples, in eval mode."""
+        if len(samples) == 0:
+            return Score(math.nan, math.nan)
+        logits_NC = self.logits(samples.images)
+        hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
+        loss = objectives.cross_entropy(logits_NC, samples.labels)
+        return Score(int(hits) / len(samples), float(loss))
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Remember a scalar of this step; nothing leaves the device before `noted_means`."""
+        self._noted.setdefault(name, []).append(value.detach())
+
+    def noted_means(self) -> dict[str, float]:
+        """Mean of each scalar noted since the last call, which it forgets; a name never noted is not there."""
+        means = {name: float(torch.stack(values).double().mean()) for name, values in self._noted.items()}
+        self._noted = {}
+        return means

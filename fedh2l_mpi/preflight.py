@@ -1,0 +1,92 @@
+"""`--check`: everything about a run that can be known without training, and without MPI."""
+
+from collections import Counter
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from fedh2l_mpi import models
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.sources import open_source
+from fedh2l_mpi.exchange import message_bytes
+from fedh2l_mpi.topology import Topology
+from fedh2l_mpi.world import Hosting
+
+# Weights, one gradient of each loss and their combination, and Adam's two moments (SGD keeps at most one).
+COPIES = {"adam": 6, "sgd": 5}
+
+
+def check(config: Config) -> RenderableType:
+    """A report of data, graph, models, memory and traffic of a resolved config.
+
+    Raises
+    ------
+    UserError
+        If data, models or graph do not fit the config, as a run would.
+    """
+    topology = Topology(config.topology, config.size, config.seed)
+    source = open_source(config.data.name, config.data.root)
+    plan = federation.plan(config, source)
+    sizes = {}
+    for name in sorted({config.architecture(index) for index in range(config.size)}):
+        state = models.build(name, source.channels, source.side, source.classes, seed=0)
+        sizes[name] = sum(parameter.numel() for parameter in state.parameters())
+
+    report = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    degrees = topology.graph(0).degrees()
+    private = [len(share.private) for share in plan.shares]
+    samples = plan.seed_samples_per_round
+    message = message_bytes(1, samples, plan.classes)
+    a_round = int(degrees.sum()) * message
+    sharing = sum(int(degree) * 4 * sizes[config.architecture(index)] for index, degree in enumerate(degrees))
+    image = plan.image_bytes()
+    rows = {
+        "participants": f"{config.size}: "
+        + ", ".join(f"{n} x {name}" for name, n in Counter(map(config.architecture, range(config.size))).items()),
+        "parameters": ", ".join(f"{name} {count:,}" for name, count in sizes.items()),
+        "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
+        f"{plan.domains} domains, {config.data.partition.kind}",
+        "private samples": f"{min(private)} to {max(private)} a participant",
+        "seed set": f"{len(plan.seed)} samples, {samples} a round, {_size(len(plan.seed) * (image + 8))} once",
+        "test samples": f"{len(plan.test_rows)} in each domain",
+        "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, degree {degrees.min()} to {degrees.max()}"
+        + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
+        "traffic": f"{_size(message)} an edge and direction; {_size(a_round)} a round, "
+        f"{_size(a_round * config.rounds)} in {config.rounds} rounds",
+        "sharing parameters": f"{_size(sharing)} a round, {sharing / a_round:.1f} times as much"
+        if a_round
+        else "no edges, no traffic",
+        "memory of a rank": "; ".join(
+            f"with {ranks} rank{'s' if ranks > 1 else ''} {_size(_memory(config, plan, sizes, ranks))}"
+            for ranks in sorted({1, config.size})
+        )
+        + " for data, models and optimisers, plus some 300 MiB for Python and PyTorch",
+        "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
+    }
+    for name, value in rows.items():
+        report.add_row(name, value)
+    return Group(report, "the config is sound")
+
+
+def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks: int) -> int:
+    """Largest rank's tensors that live as long as the run [bytes]; the activations of a step are not counted."""
+    image = plan.image_bytes() + 8
+    shared = image * (len(plan.seed) + plan.domains * len(plan.test_rows))
+    hosting, largest = Hosting(config.size, ranks), 0
+    for rank in range(ranks):
+        own = 0
+        for index in hosting.of(rank):
+            held = len(plan.shares[index].private) + len(plan.shares[index].validation)
+            own += image * held + 4 * COPIES[config.optimizer.name] * sizes[config.architecture(index)]
+        largest = max(largest, own)
+    return shared + largest
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,0 +1,48 @@
+"""Which code and which libraries made a run."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import fedh2l_mpi
+
+PACKAGE = Path(fedh2l_mpi.__file__).parent
+
+
+@cache
+def source_digest() -> bytes:
+    """SHA-256 of the package's Python files: equal digests mean the same code, installed or not."""
+    sha = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        sha.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha.digest()
+
+
+def git_revision() -> str:
+    """Commit of the checkout that the package runs from, with `-dirty` if it has changes; `unknown` outside one."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(PACKAGE)], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    if commit.returncode or changes.returncode:
+        return "unknown"
+    return commit.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def versions(mpi_library: str) -> str:
+    """Versions of this package, Python and the libraries under it, as JSON text."""
+    found = {"fedh2l_mpi": fedh2l_mpi.__version__, "python": platform.python_version(), "mpi": mpi_library}
+    for name in ("torch", "numpy", "h5py", "networkx", "mpi4py"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return json.dumps(found)

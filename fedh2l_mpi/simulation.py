@@ -1,0 +1,254 @@
+"""A run: publish, local phase, mutual phase, evaluate, record; round by round. Reads like the method.
+
+The only file that knows the order of the phases.
+"""
+
+import datetime
+import hashlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedh2l_mpi import methods, metrics, models, provenance
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.sources import open_source
+from fedh2l_mpi.exchange import Exchange
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.recorder import Recorder
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.streams import Purpose, torch_seed
+from fedh2l_mpi.topology import Graph, Topology
+from fedh2l_mpi.world import Hosting, World, assign_device
+
+log = logging.getLogger("fedh2l_mpi")
+Listener = Callable[[int, NDArray[np.float64]], None]
+
+
+class Simulation:
+    """One rank's part of a run.
+
+    Building it is collective: data, models and graph are made, compared over the ranks, and the metrics file is begun.
+
+    Parameters
+    ----------
+    config : Config
+        A resolved config, the same on every rank.
+    listener : callable
+        Called on rank 0 with each finished round and its table of rows (P, row width), after it is in the file.
+
+    Raises
+    ------
+    UserError
+        On every rank alike, if data, models, graph or devices do not fit the config.
+    """
+
+    def __init__(self, config: Config, world: World, directory: RunDirectory, listener: Listener) -> None:
+        self.config, self.world, self.directory = config, world, directory
+        torch.set_num_threads(config.devices.threads)
+        self.device = torch.device(assign_device(world, config.devices))
+        self.hosting = Hosting(config.size, world.size)
+        world.together(self._load)
+        world.handshake(
+            {
+                "seed set": self.federation.seed_set.digest(),
+                "graph": self.topology.graph(0).digest(),
+                "config": hashlib.sha256(config.to_yaml().encode()).digest(),
+                "code version": provenance.source_digest(),
+            }
+        )
+        deadline_s = config.exchange.deadline_s
+        self.exchange = Exchange(world, self.hosting, self.plan.seed_samples_per_round, self.plan.classes, deadline_s)
+        self.description = self._describe()
+        self.writer = metrics.MetricsWriter(directory.metrics, self._header()) if world.rank == 0 else None
+        self._listener = listener
+        width = metrics.row_width(self.plan.domains)
+        self.recorder = Recorder(world, self.hosting, width, self._write, deadline_s)
+
+    def run(self) -> None:
+        """All rounds. **Collective.**"""
+        for round_index in range(self.config.rounds):
+            self._round(round_index)
+        self.world.at = "the end of the run"
+        self.recorder.finish()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _round(self, round_index: int) -> None:
+        clock = Clock(self.device)
+        graph = self.topology.graph(round_index)
+        seed = self.federation.seed_set.of_round(round_index)
+
+        published = {}
+        for participant in self._each(round_index, "publish"):
+            with clock.of(participant, "publish"):
+                published[participant.index] = self.method.publish(participant, seed)
+        with clock.shared(self.participants, "publish"):
+            self.exchange.start(round_index, graph, published)
+
+        for participant in self._each(round_index, "local phase"):
+            with clock.of(participant, "local"):
+                self.method.local_phase(participant, round_index)
+            self.exchange.progress()
+
+        self.world.at = f"round {round_index}, waiting for neighbours"
+        with clock.shared(self.participants, "wait"):
+            theirs = self.exchange.finish()
+
+        for participant in self._each(round_index, "mutual phase"):
+            with clock.of(participant, "mutual"):
+                self.method.mutual_phase(participant, seed, theirs[participant.index])
+
+        scores: dict[int, dict[str, Any]] = {}
+        if self._evaluates(round_index):
+            for participant in self._each(round_index, "evaluation"):
+                with clock.of(participant, "evaluate"):
+                    scores[participant.index] = self._evaluate(participant)
+
+        self.world.at = f"round {round_index}, recording"
+        self.recorder.record(round_index, self._rows(graph, clock, scores))
+
+    def _each(self, round_index: int, phase: str) -> Iterator[Participant]:
+        """The participants hosted here; keeps `world.at` up to date for the message if one of them fails."""
+        for participant in self.participants:
+            self.world.at = f"round {round_index}, participant {participant.index}, {phase}"
+            yield participant
+
+    def _evaluates(self, round_index: int) -> bool:
+        return (round_index + 1) % self.config.evaluation.every == 0 or round_index == self.config.rounds - 1
+
+    def _evaluate(self, participant: Participant) -> dict[str, Any]:
+        """Accuracy and loss on every domain's test set, and what follows from them for this participant."""
+        scores = [participant.score(test) for test in self.federation.tests]
+        accuracy_D = [score.accuracy for score in scores]
+        own, mean = self.plan.own_domain(participant.index), sum(accuracy_D) / len(accuracy_D)
+        return {
+            "accuracy_D": accuracy_D,
+            "loss_D": [score.loss for score in scores],
+            "accuracy_own": accuracy_D[own] if own >= 0 else mean,
+            "accuracy_all": mean,
+            "accuracy_worst": min(accuracy_D),
+            "accuracy_validation": participant.score(participant.validation).accuracy,
+        }
+
+    def _rows(self, graph: Graph, clock: "Clock", scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
+        """One row per hosted participant."""
+        unknown = [float("nan")] * self.plan.domains
+        rows = []
+        for participant in self.participants:
+            index = participant.index
+            values: dict[str, Any] = {
+                **participant.noted_means(),
+                **{f"seconds_{phase}": seconds for phase, seconds in clock.seconds[index].items()},
+                "bytes_sent": self.exchange.ledger.sent[index],
+                "bytes_received": self.exchange.ledger.received[index],
+                "degree": len(graph.neighbours[index]),
+                **scores.get(index, {}),
+            }
+            rows.append(metrics.pack_row(values, values.get("accuracy_D", unknown), values.get("loss_D", unknown)))
+        return np.stack(rows)
+
+    def _write(self, round_index: int, table: NDArray[np.float64]) -> None:
+        if self.writer is not None:
+            if self.topology.is_redrawn(round_index):
+                self.writer.add_graph(round_index, self.topology.graph(round_index).edges)
+            self.writer.append(round_index, table)
+            self._listener(round_index, table)
+
+    def _load(self) -> None:
+        """This rank's data, models and graph."""
+        config = self.config
+        self.topology = Topology(config.topology, config.size, config.seed)
+        source = open_source(config.data.name, config.data.root)
+        self.plan = federation.plan(config, source)
+        hosted = self.hosting.of(self.world.rank)
+        self.federation = federation.load(self.plan, hosted, self.device)
+        self.method = methods.build(config)
+        self.participants = []
+        for index in hosted:
+            architecture = config.architecture(index)
+            seed = torch_seed(config.seed, Purpose.INITIALISATION, index)
+            self.participants.append(
+                Participant(
+                    index,
+                    architecture,
+                    models.build(architecture, source.channels, source.side, source.classes, seed),
+                    self.federation.private[index],
+                    self.federation.validation[index],
+                    config.optimizer,
+                    config.evaluation,
+                    config.seed,
+                )
+            )
+
+    def _describe(self) -> list[dict[str, Any]]:
+        """A value for each of the metrics file's participant fields, for all participants, on every rank."""
+        mine = [
+            {
+                "architecture": participant.architecture,
+                "parameters": participant.parameter_count,
+                "parameter_bytes": participant.shared_bytes,
+                "private_samples": len(participant.private),
+                "own_domain": self.plan.own_domain(participant.index),
+                "rank": self.world.rank,
+                "host": self.world.host,
+                "device": str(self.device),
+            }
+            for participant in self.participants
+        ]
+        return [row for rows in self.world.collect(mine) for row in rows]
+
+    def _header(self) -> metrics.RunHeader:
+        seed_set = self.federation.seed_set
+        return metrics.RunHeader(
+            attributes={
+                "config": self.config.to_yaml(),
+                "seed": self.config.seed,
+                "rounds_planned": self.config.rounds,
+                "ranks": self.world.size,
+                "threads": torch.get_num_threads(),
+                "versions": provenance.versions(self.world.mpi_library),
+                "git_revision": provenance.git_revision(),
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "seed_set_digest": seed_set.digest().hex(),
+                "seed_set_bytes": seed_set.nbytes,
+                "seed_set_samples": len(seed_set),
+                "seed_set_samples_per_round": seed_set.samples_per_round,
+            },
+            participants=self.description,
+            label_histogram=self.plan.label_histogram(),
+            domain_names=self.plan.domain_names,
+        )
+
+
+class Clock:
+    """Seconds of each participant in each phase of a round."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    @contextmanager
+    def of(self, participant: Participant, phase: str) -> Iterator[None]:
+        """Charge what runs inside to one participant."""
+        begin = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds[participant.index][phase] += time.perf_counter() - begin
+
+    @contextmanager
+    def shared(self, participants: list[Participant], phase: str) -> Iterator[None]:
+        """Charge what runs inside to all participants of this rank, in equal parts that add up to the whole."""
+        begin = time.perf_counter()
+        yield
+        each = (time.perf_counter() - begin) / len(participants)
+        for participant in participants:
+            self.seconds[participant.index][phase] += each

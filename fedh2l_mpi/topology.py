@@ -1,0 +1,188 @@
+"""Who is whose neighbour, in every round: undirected graphs without self-loops, the same on every rank.
+
+networkx is imported where a graph is drawn: reading a config and a ring do not need it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.config import RANDOM_KINDS, TopologyConfig
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.streams import Purpose, generator
+
+if TYPE_CHECKING:
+    import networkx
+
+Edge = tuple[int, int]
+
+
+class Graph:
+    """Neighbours of every participant.
+
+    Attributes
+    ----------
+    neighbours : list of tuple of int
+        For each participant its neighbours in ascending order; empty for an isolated one.
+    edges : list of (int, int)
+        Each once, the smaller participant first, sorted.
+    """
+
+    def __init__(self, participants: int, edges: Iterable[Edge]) -> None:
+        self.edges = sorted({(min(edge), max(edge)) for edge in edges})
+        around: list[list[int]] = [[] for _ in range(participants)]
+        for a, b in self.edges:
+            around[a].append(b)
+            around[b].append(a)
+        self.neighbours = [tuple(sorted(near)) for near in around]
+
+    def digest(self) -> bytes:
+        """SHA-256 of the edges."""
+        return hashlib.sha256(repr((len(self.neighbours), self.edges)).encode()).digest()
+
+    def degrees(self) -> NDArray[np.int64]:
+        """int64 (P,), number of neighbours of each participant."""
+        return np.array([len(near) for near in self.neighbours], dtype=np.int64)
+
+
+class Topology:
+    """The graph of every round: drawn once, or redrawn every `redraw_every` rounds from the seed.
+
+    Raises
+    ------
+    UserError
+        If no such graph exists for this number of participants.
+    """
+
+    def __init__(self, config: TopologyConfig, participants: int, seed: int) -> None:
+        self._config, self._participants, self._seed = config, participants, seed
+        self._drawn = (0, draw(config, participants, seed, 0))
+
+    def graph(self, round_index: int) -> Graph:
+        """The graph of a round."""
+        drawing = round_index // self._config.redraw_every if self._config.redraw_every else 0
+        if self._drawn[0] != drawing:
+            self._drawn = (drawing, draw(self._config, self._participants, self._seed, drawing))
+        return self._drawn[1]
+
+    def is_redrawn(self, round_index: int) -> bool:
+        """Whether this round is the first of its graph."""
+        every = self._config.redraw_every
+        return round_index == 0 or (every is not None and round_index % every == 0)
+
+
+def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> Graph:
+    """The `drawing`-th graph of this kind and seed.
+
+    Raises
+    ------
+    UserError
+        If the kind does not exist for this number of participants, or `tries` draws were not connected.
+    """
+    if participants == 1:
+        return Graph(1, [])
+    if config.kind == "ring":
+        return Graph(participants, ((i, (i + 1) % participants) for i in range(participants)))
+    if config.kind == "edge_list":
+        return _read_edges(Path(str(config.path)), participants, config.connected)
+    _check_fits(config, participants)
+    if config.kind not in RANDOM_KINDS:
+        return Graph(participants, _fixed(config, participants).edges)
+    for attempt in range(config.tries):
+        graph = _random(config, participants, generator(seed, Purpose.TOPOLOGY, drawing, attempt))
+        if not config.connected or _connected(graph):
+            return Graph(participants, graph.edges)
+    raise UserError(
+        f"topology.kind: none of {config.tries} seeded draws of {config.kind} with {participants} participants was "
+        "connected; raise topology.probability, topology.degree or topology.tries, or set topology.connected to false"
+    )
+
+
+def _fixed(config: TopologyConfig, participants: int) -> "networkx.Graph":
+    import networkx
+
+    if config.kind == "complete":
+        return networkx.complete_graph(participants)
+    if config.kind == "star":
+        return networkx.star_graph(participants - 1)
+    rows = max(side for side in range(1, int(participants**0.5) + 1) if participants % side == 0)
+    grid = networkx.grid_2d_graph(rows, participants // rows, periodic=True)
+    grid.remove_edges_from(list(networkx.selfloop_edges(grid)))
+    return networkx.relabel_nodes(grid, {node: number for number, node in enumerate(sorted(grid))})
+
+
+def _random(config: TopologyConfig, participants: int, generator: np.random.Generator) -> "networkx.Graph":
+    import networkx
+
+    if config.kind == "random_regular":
+        return networkx.random_regular_graph(config.degree, participants, seed=generator)
+    if config.kind == "erdos_renyi":
+        return networkx.gnp_random_graph(participants, config.probability, seed=generator)
+    return networkx.watts_strogatz_graph(participants, config.degree, config.probability, seed=generator)
+
+
+def _connected(graph: "networkx.Graph") -> bool:
+    import networkx
+
+    return bool(networkx.is_connected(graph))
+
+
+def _check_fits(config: TopologyConfig, participants: int) -> None:
+    degree = config.degree
+    if degree is not None and degree >= participants:
+        raise UserError(
+            f"topology.degree: got {degree}, must be less than the number of participants, {participants}"
+        )
+    if config.kind == "random_regular" and degree is not None:
+        if degree * participants % 2:
+            raise UserError(
+                f"topology.degree: got {degree} for {participants} participants; degree times participants must be "
+                "even for a regular graph"
+            )
+        if config.connected and (degree == 0 or (degree == 1 and participants > 2)):
+            raise UserError(
+                f"topology.degree: got {degree}, with which {participants} participants cannot be connected; "
+                "take 2 or more, or set topology.connected to false"
+            )
+    if config.kind == "small_world" and degree is not None and (degree < 2 or degree % 2):
+        raise UserError(f"topology.degree: got {degree}, must be even and at least 2 for small_world")
+
+
+def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
+    """A graph from lines `i j`; participants that no line names are isolated."""
+    import networkx
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"topology.path: cannot read {path}: {error}") from None
+    edges: dict[Edge, int] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        where = f"topology.path: {path}, line {number}"
+        try:
+            a, b = map(int, words)
+        except ValueError:
+            raise UserError(f"{where}: got {line.strip()!r}, must be two participants 'i j'") from None
+        if not (0 <= a < participants and 0 <= b < participants):
+            raise UserError(f"{where}: got {a} {b}, participants are 0 to {participants - 1}")
+        if a == b:
+            raise UserError(f"{where}: participant {a} cannot be its own neighbour")
+        edge = (min(a, b), max(a, b))
+        if edge in edges:
+            raise UserError(f"{where}: edge {a} {b} stands in line {edges[edge]} already")
+        edges[edge] = number
+    graph = networkx.Graph(list(edges))
+    graph.add_nodes_from(range(participants))
+    if connected and not networkx.is_connected(graph):
+        parts = networkx.number_connected_components(graph)
+        raise UserError(
+            f"topology.path: {path}: the graph falls into {parts} parts; add edges, or set topology.connected to false"
+        )
+    return Graph(participants, edges)

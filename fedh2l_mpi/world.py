@@ -1,0 +1,327 @@
+"""The ranks of a run: communicator, hosting, devices, handshake, waiting with a deadline, and how a job ends.
+
+A single process without an MPI launcher never imports mpi4py; `World.comm` is None there.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from fedh2l_mpi.config import DevicesConfig
+from fedh2l_mpi.errors import LateRankError, UserError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+# What launchers tell a process about itself: (number of processes, own number), most specific first.
+LAUNCHERS = (
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK"),
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("sbatch", "SLURM_NTASKS", "SLURM_PROCID"),
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the environment says about how this process was started."""
+
+    launcher: str
+    size: int
+    rank: int
+
+    @staticmethod
+    def of(environ: Mapping[str, str]) -> "Launch":
+        """From the environment's variables; a plain process is the only one of its run."""
+        for launcher, size, rank in LAUNCHERS:
+            # A batch script's own shell is one process, whatever number of tasks its steps will have.
+            if environ.get(size, "").isdigit():
+                own = environ.get(rank, "")
+                return Launch(launcher, int(environ[size]), int(own) if own.isdigit() else 0)
+        return Launch("", 1, 0)
+
+    @property
+    def launched(self) -> bool:
+        """Whether a launcher started this process, be it alone."""
+        return self.launcher not in ("", "sbatch") or self.size > 1
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """Which rank hosts which participants: contiguous blocks whose sizes differ by one at most."""
+
+    participants: int
+    ranks: int
+
+    def of(self, rank: int) -> range:
+        """The participants that `rank` hosts."""
+        base, extra = divmod(self.participants, self.ranks)
+        first = rank * base + min(rank, extra)
+        return range(first, first + base + (rank < extra))
+
+    def rank_of(self, participant: int) -> int:
+        """The rank that hosts `participant`."""
+        base, extra = divmod(self.participants, self.ranks)
+        if participant < extra * (base + 1):
+            return participant // (base + 1)
+        return extra + (participant - extra * (base + 1)) // base
+
+
+class World:
+    """The ranks of this run, seen from one of them.
+
+    Attributes
+    ----------
+    rank, size : int
+        Of this process, and how many there are.
+    comm : MPI.Intracomm or None
+        A communicator of our own; None for a single process.
+    launched : bool
+        Whether an MPI launcher started this process.
+    at : str
+        What this rank is doing, for the message if it fails.
+    """
+
+    def __init__(self, comm: "MPI.Intracomm | None", launched: bool = False) -> None:
+        self.comm = comm
+        self.rank: int = comm.rank if comm is not None else 0
+        self.size: int = comm.size if comm is not None else 1
+        self.launched = launched
+        self.host = socket.gethostname()
+        self.at = "start-up"
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size} (host {self.host}, pid {os.getpid()})"
+
+    @property
+    def mpi_library(self) -> str:
+        """Name and version of the MPI library; `none` for a single process."""
+        if self.comm is None:
+            return "none"
+        from mpi4py import MPI
+
+        name, version = MPI.get_vendor()
+        return f"{name} {'.'.join(map(str, version))}"
+
+    # Start-up: these pickle, and are never called in a round.
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` returns on this rank, after all ranks have finished theirs. **Collective.**
+
+        Raises
+        ------
+        UserError
+            On every rank alike, with the lowest rank's text, if any rank's action raised one.
+        """
+        result, text = None, None
+        try:
+            result = action()
+        except UserError as error:
+            text = str(error)
+        texts = [text] if self.comm is None else self.comm.allgather(text)
+        for text in texts:
+            if text is not None:
+                error = UserError(text)
+                error.agreed = True  # type: ignore[attr-defined]
+                raise error
+        return result  # type: ignore[return-value]
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        """What `action` returned on rank 0, the only rank to call it; its UserError is everyone's. **Collective.**"""
+        result = self.together(lambda: action() if self.rank == 0 else None)
+        return result if self.comm is None else self.comm.bcast(result, root=0)  # type: ignore[return-value]
+
+    def collect(self, item: T) -> list[T]:
+        """Every rank's `item` in the order of ranks, on every rank. **Collective.**"""
+        return [item] if self.comm is None else self.comm.allgather(item)
+
+    def handshake(self, digests: Mapping[str, bytes]) -> None:
+        """Stop unless every rank holds the same seed set, graph, config and code. **Collective.**
+
+        Parameters
+        ----------
+        digests : mapping
+            From what is compared to its SHA-256 on this rank.
+        """
+        names = list(digests)
+        for rank, theirs in enumerate(self.collect([digests[name] for name in names])):
+            differing = [name for name, ours, other in zip(names, digests.values(), theirs, strict=True) if ours != other]
+            if differing:
+                raise RuntimeError(
+                    f"{self} and rank {rank} do not hold the same {' and '.join(differing)}: "
+                    "check that both see the same files and the same installation"
+                )
+
+    # The round path: buffers only.
+
+    def wait(self, requests: Sequence["MPI.Request"], owners: Sequence[int], deadline_s: float, what: str) -> list[int]:
+        """Wait for all requests, sleeping between tests so that a busy core is left to others.
+
+        Parameters
+        ----------
+        owners : sequence of int
+            The rank at the other end of each request.
+        deadline_s : float
+            Longest wait [s].
+        what : str
+            What is awaited, for the message.
+
+        Returns
+        -------
+        list of int
+            Size of each message received [bytes]; of no meaning for a send.
+
+        Raises
+        ------
+        LateRankError
+            Names the ranks whose requests are not done by then.
+        """
+        if not requests:
+            return []
+        pending, statuses = list(requests), []  # type: ignore[var-annotated]
+        test_all = type(pending[0]).Testall
+        begin, pause, tries = time.monotonic(), 50e-6, 0
+        while not test_all(pending, statuses):
+            tries += 1
+            if tries <= 20:
+                continue
+            if time.monotonic() - begin > deadline_s:
+                late = sorted({owner for request, owner in zip(pending, owners, strict=True) if not request.Test()})
+                if late:
+                    names = ", ".join(f"rank {rank}" for rank in late)
+                    raise LateRankError(f"no {what} from {names} within {deadline_s:g} s (exchange.deadline_s)")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 2e-3)
+        return [status.count for status in statuses]
+
+    def abort(self, code: int) -> None:
+        """End every rank of the job at once with exit code `code`. Does not return."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self.comm is not None:
+            from mpi4py import MPI
+
+            # The whole job, not only our duplicate of its communicator.
+            MPI.COMM_WORLD.Abort(code)
+        os._exit(code)
+
+
+def connect(environ: Mapping[str, str] = os.environ) -> World:
+    """The world of this process. **Collective** where an MPI launcher started several.
+
+    Raises
+    ------
+    UserError
+        If the launcher started several processes and MPI sees one: they would run apart from each other.
+    """
+    launch = Launch.of(environ)
+    if launch.size == 1:
+        return World(None, launch.launched)
+    if launch.launcher == "sbatch":
+        raise UserError(
+            f"the job has {launch.size} tasks (SLURM_NTASKS) but this process was started without a launcher; "
+            "start it with srun or mpirun"
+        )
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise UserError(
+            f"{launch.launcher} started {launch.size} processes, but mpi4py or its MPI library cannot be loaded "
+            f"({error}); pip install 'fedh2l_mpi[mpi]'"
+        ) from None
+    if MPI.COMM_WORLD.size != launch.size:
+        vendor = MPI.get_vendor()[0]
+        fix = (
+            f"use srun --mpi={'pmi2' if vendor == 'MPICH' else 'pmix'}"
+            if launch.launcher == "srun"
+            else f"use the mpirun of {vendor}, which mpi4py is using here"
+        )
+        raise UserError(
+            f"{launch.launcher} started {launch.size} processes, but MPI ({vendor}) sees {MPI.COMM_WORLD.size}: "
+            f"they would run apart from each other; {fix}"
+        )
+    return World(MPI.COMM_WORLD.Dup(), launched=True)
+
+
+def choose_device(config: DevicesConfig, local_rank: int, local_size: int, visible: int) -> str:
+    """Name of the torch device for a rank, from its number on its node.
+
+    Parameters
+    ----------
+    local_rank, local_size : int
+        This rank's number among the ranks of its node, and how many these are.
+    visible : int
+        CUDA devices that this rank sees.
+
+    Raises
+    ------
+    UserError
+        If CUDA is asked for and none is visible, the map does not fit, or ranks would have to share a device unasked.
+    """
+    if config.kind == "cpu" or (config.kind == "auto" and visible == 0):
+        return "cpu"
+    if visible == 0:
+        raise UserError("devices.kind: got 'cuda', but no CUDA device is visible; use 'auto' or 'cpu'")
+    if config.map is not None:
+        if local_rank >= len(config.map) or config.map[local_rank] >= visible:
+            raise UserError(
+                f"devices.map: got {list(config.map)}, must name one of {visible} visible devices for each of "
+                f"{local_size} ranks on a node"
+            )
+        return f"cuda:{config.map[local_rank]}"
+    # One visible device and several ranks is how a scheduler isolates each task's GPU, or a shared one: the comparison
+    # of UUIDs tells the two apart.
+    if visible >= local_size or visible == 1:
+        return f"cuda:{local_rank if visible >= local_size else 0}"
+    if not config.share:
+        raise UserError(
+            f"devices.share: {local_size} ranks on a node but {visible} GPUs; start {visible} ranks a node (they host "
+            "several participants each), or set devices.share=true"
+        )
+    return f"cuda:{local_rank % visible}"
+
+
+def check_devices_apart(uuids: Sequence[str], share: bool) -> None:
+    """Refuse two ranks of a node on one physical device, unless sharing is allowed.
+
+    Parameters
+    ----------
+    uuids : sequence of str
+        The device of each rank on the node; empty for a CPU.
+    """
+    used: dict[str, int] = {}
+    for local_rank, uuid in enumerate(uuids):
+        if uuid and uuid in used and not share:
+            raise UserError(
+                f"devices: ranks {used[uuid]} and {local_rank} of a node both have GPU {uuid}; ask for GPUs per node "
+                "(--gpus-per-node), not per task, or set devices.share=true"
+            )
+        used[uuid] = local_rank
+
+
+def assign_device(world: World, config: DevicesConfig) -> str:
+    """This rank's torch device, also compared with those of the other ranks on its node. **Collective.**"""
+    import torch
+
+    node = None
+    if world.comm is not None:
+        from mpi4py import MPI
+
+        node = world.comm.Split_type(MPI.COMM_TYPE_SHARED)
+    local_rank, local_size = (node.rank, node.size) if node is not None else (0, 1)
+    visible = torch.cuda.device_count()
+    device = world.together(lambda: choose_device(config, local_rank, local_size, visible))
+    uuid = str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else ""
+    uuids = node.allgather(uuid) if node is not None else [uuid]
+    world.together(lambda: check_devices_apart(uuids, config.share))
+    if node is not None:
+        node.Free()
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    return device
