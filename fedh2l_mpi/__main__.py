@@ -26,13 +26,17 @@ def main() -> NoReturn:
     try:
         cli.execute(command, world)
     except UserError as error:
-        _say(str(error), speaks=world.rank == 0 or not getattr(error, "agreed", False))
-        if world.comm is not None and not getattr(error, "agreed", False):
+        _say(str(error), speaks=world.rank == 0 or not error.agreed)
+        if world.comm is not None and not error.agreed:
             world.abort(EXIT_USER)
         sys.exit(EXIT_USER)
     except LateRankError as error:
         _say(f"{world}, {world.at}: {error}", speaks=True)
         world.abort(EXIT_LATE)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`... --keys | head`); standard output cannot be flushed any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
     except KeyboardInterrupt:
         _say(f"{world}, {world.at}: interrupted", speaks=True)
         world.abort(EXIT_INTERRUPTED)

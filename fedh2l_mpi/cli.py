@@ -1,6 +1,7 @@
 """Commands and options of `python -m fedh2l_mpi`, nothing else."""
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,9 +69,7 @@ def parse(arguments: Sequence[str]) -> Command:
     parser.add_argument("--keys", action="store_true", help="list every key of the config with default and meaning")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = parser.parse_args(arguments)
-    return Command(
-        options.config, tuple(options.overrides), options.out, options.check, options.keys, options.quiet
-    )
+    return Command(options.config, tuple(options.overrides), options.out, options.check, options.keys, options.quiet)
 
 
 def needs_world(command: Command) -> bool:
@@ -101,17 +100,15 @@ def _run(command: Command, world: World) -> None:
     from fedh2l_mpi.simulation import Simulation
 
     name = Path(command.config).stem if command.config else "default"
-    directory = world.from_first(lambda: run_directory.create(command.out, name, config.to_yaml()))
-    progress = None
+    directory = world.from_first(lambda: run_directory.choose(command.out, name))
     speaks = world.rank == 0 and not command.quiet
-    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, lines=speaks and not console.is_terminal())
-    console.log_rank(str(world))
+    simulation = Simulation(config, world, directory)
+    lines = speaks and not console.is_terminal()
+    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, lines)
+    console.log_start(config, world, simulation.description, simulation.plan.label_histogram())
+    progress = console.Progress(config, command.quiet) if world.rank == 0 else None
     try:
-        simulation = Simulation(config, world, directory, lambda *row: progress.round(*row) if progress else None)
-        if world.rank == 0:
-            console.log_start(config, simulation.description, simulation.plan.label_histogram())
-            progress = console.Progress(config, command.quiet)
-        simulation.run()
+        simulation.run(progress.round if progress else _ignore)
     finally:
         if progress is not None:
             progress.close()
@@ -121,7 +118,11 @@ def _run(command: Command, world: World) -> None:
         out.print(f"metrics: {directory.metrics}", highlight=False, soft_wrap=True)
 
 
+def _ignore(round_index: int, table: object) -> None:
+    """Follows a run where nobody looks."""
+
+
 def _print_keys() -> None:
-    for key, default, meaning in configuration.fields():
-        shown = "null" if default is None else list(default) if isinstance(default, tuple) else default
-        print(f"{key}: {str(shown).lower() if isinstance(shown, bool) else shown}\n    {meaning}")
+    for key in configuration.describe_keys():
+        default = json.dumps(key.default)
+        print(f"{key.name}: {default}\n    {key.allowed}\n    {key.meaning}")

@@ -55,8 +55,8 @@ class PartitionConfig(Section):
 
     kind: Literal["domains", "dirichlet", "shards", "quantity", "iid"] = Field(
         "domains",
-        description="domains: equal IID shares, participant i holds domain i mod domains; dirichlet, shards: label skew; "
-        "quantity: unequal sizes; iid: equal shares, every domain mixed in each",
+        description="domains: equal IID shares, participant i holds domain i mod domains; dirichlet, shards: "
+        "label skew; quantity: unequal sizes; iid: equal shares, every domain mixed in each",
     )
     domains: Count = Field(4, description="number of domains D (rotations); 1 leaves the images as they are")
     rotation_step_deg: float = Field(
@@ -81,7 +81,7 @@ class PartitionConfig(Section):
         if abs((self.domains - 1) * self.rotation_step_deg) >= 180.0:
             raise PydanticCustomError(
                 "rotation_range",
-                "{key}: {domains} domains of {step} degrees reach {total}, must stay under 180 (a 6 turned round is a 9)",
+                "{key}: {domains} domains of {step} degrees reach {total}, must be under 180 (a 6 turned round is a 9)",
                 {
                     "key": "rotation_step_deg",
                     "domains": self.domains,
@@ -114,9 +114,9 @@ class SeedSetConfig(Section):
 class TopologyConfig(Section):
     """Who is whose neighbour."""
 
-    kind: Literal[
-        "ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus", "edge_list"
-    ] = Field("ring", description="family of graphs; star: participant 0 is the hub")
+    kind: Literal["ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus", "edge_list"] = (
+        Field("ring", description="family of graphs; star: participant 0 is the hub")
+    )
     redraw_every: Count | None = Field(
         None, description="rounds between redraws of a random graph from the seed [rounds]; null: static"
     )
@@ -245,7 +245,9 @@ class Config(Section):
     @field_validator("models", mode="before")
     @classmethod
     def _list_or_map(cls, models: object) -> object:
-        names = list(models.values() if isinstance(models, dict) else models if isinstance(models, list | tuple) else [])
+        names = list(
+            models.values() if isinstance(models, dict) else models if isinstance(models, list | tuple) else []
+        )
         keys = list(models) if isinstance(models, dict) else []
         if not names or not all(isinstance(name, str) for name in names) or not all(type(key) is int for key in keys):
             raise PydanticCustomError(
@@ -299,7 +301,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The whole config as YAML text that loads back to an equal config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -378,13 +380,36 @@ def _override(raw: dict[str, Any], item: str) -> None:
     raw[last] = value
 
 
-def fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Dotted key, default and meaning (with unit) of every field, in the order of the config file."""
+class Key(typing.NamedTuple):
+    """One key of the config file."""
+
+    name: str
+    default: Any
+    allowed: str
+    meaning: str
+
+
+def describe_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
+    """Every key of the config file in its order: dotted name, default, allowed values, meaning with unit."""
+    schema = section.model_json_schema()["properties"]
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields(field.annotation, f"{prefix}{name}.")
+            yield from describe_keys(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.default, field.description or ""
+            yield Key(f"{prefix}{name}", field.default, _allowed(schema[name]), field.description or "")
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a value may be, in words, from its JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(_allowed(one) for one in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(schema.get("enum", [schema.get("const")]))
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = " and ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
+    kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+    kinds |= {"array": "list", "object": "map", "null": "null"}
+    return f"{kinds[schema['type']]} {bounds}".strip()
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
@@ -418,7 +443,7 @@ def _explain(detail: ErrorDetails) -> str:
     where = ".".join(parts)
     if kind == "extra_forbidden":
         known = _known_keys(detail["loc"][:-1])
-        everywhere = [key for key, _, _ in fields() if key.split(".")[-1] == parts[-1]]
+        everywhere = [key.name for key in describe_keys() if key.name.split(".")[-1] == parts[-1]]
         hint = _did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
         return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
     if kind == "literal_error":

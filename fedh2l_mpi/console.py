@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.world import World
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -101,23 +102,21 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def log_rank(who: str) -> None:
-    """Write into the log which process this is, so that a launcher's message about a pid can be understood."""
-    log.info(who)
-
-
-def log_start(config: Config, description: list[dict[str, Any]], histogram_PC: NDArray[np.int64]) -> None:
-    """Write who learns where, on what, into the log."""
+def log_start(config: Config, world: World, description: list[dict[str, Any]], histogram_PC: NDArray[np.int64]) -> None:
+    """Write into the log which process this is, and on rank 0 who learns where, on what."""
+    log.info(str(world))
+    if world.rank != 0:
+        return
     part = config.data.partition
     log.info(
-        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {part.domains} domains), "
-        f"{config.method.name}, {config.rounds} rounds, seed {config.seed}"
+        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {part.domains} "
+        f"domains), {config.method.name}, {config.rounds} rounds, seed {config.seed}"
     )
     for index, row in enumerate(description[:LISTED]):
         domain = f"domain {row['own_domain']}" if row["own_domain"] >= 0 else "all domains"
         log.info(
             f"participant {index}: {row['architecture']}, {row['parameters']:,} parameters, rank {row['rank']} on "
-            f"{row['host']}, {row['device']}; {row['private_samples']} private samples of {domain}, "
+            f"{row['host']} (pid {row['pid']}), {row['device']}; {row['private_samples']} private samples of {domain}, "
             f"by label {histogram_PC[index].tolist()}"
         )
     if len(description) > LISTED:
@@ -130,7 +129,10 @@ def result_table(run: metrics.RunMetrics) -> "Table":
     from rich.table import Table
 
     table = Table(
-        title=f"after round {run.rounds}; accuracies on test data", title_justify="left", padding=(0, 1), box=SIMPLE_HEAD
+        title=f"after round {run.rounds}; accuracies on test data",
+        title_justify="left",
+        padding=(0, 1),
+        box=SIMPLE_HEAD,
     )
     for name, justify in (
         ("participant", "right"),

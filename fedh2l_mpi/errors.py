@@ -10,7 +10,12 @@ class UserError(ValueError):
     """A mistake the user can mend: shown as one message without a traceback, exit code 2.
 
     The text says where (dotted config key, file, array), what was got, what is allowed and, if short, the way out.
+    `agreed` is true where every rank has raised the same error, so that all can leave together.
     """
+
+    def __init__(self, text: str, agreed: bool = False) -> None:
+        super().__init__(text)
+        self.agreed = agreed
 
 
 class LateRankError(RuntimeError):

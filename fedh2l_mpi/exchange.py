@@ -65,7 +65,7 @@ class Message:
         """
         if received_bytes != self.buffer.nbytes:
             raise RuntimeError(f"size: got {received_bytes} bytes, expected {self.buffer.nbytes}")
-        magic, version, codec, count, got_round, rows, classes, checksum = HEADER.unpack_from(self.buffer)
+        magic, version, codec, count, got_round, rows, classes, checksum = HEADER.unpack_from(self.buffer.data)
         got = {
             "magic": (magic, MAGIC),
             "version": (version, VERSION),
@@ -81,7 +81,7 @@ class Message:
         check_posteriors(self.payload, self.senders)
 
     def _checksum(self) -> int:
-        return zlib.crc32(self.buffer[HEADER.size :])
+        return zlib.crc32(self.buffer[HEADER.size :].data)
 
 
 def check_posteriors(payload: NDArray[np.float32], senders: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """The metrics file, schema 1: written by rank 0 while the run goes on, read by whoever opens it.
 
-Nobody else knows a dataset's name. The file is in single-writer-multiple-reader mode (SWMR), so that it can be read while
-it is written and after a kill, and in the format of HDF5 1.10, which Debian's h5dump and xarray read. No filter: a
-compressed row per flush would make the file a hundred times larger.
+Nobody else knows a dataset's name. The file is in single-writer-multiple-reader mode (SWMR), so that it can be read
+while it is written and after a kill, and in the format of HDF5 1.10, which Debian's h5dump and xarray read. No filter:
+a compressed row per flush would make the file a hundred times larger.
 
 Shape letters: R rounds, P participants, D domains, C classes, E edges.
 """

@@ -48,10 +48,11 @@ def check(config: Config) -> RenderableType:
         "parameters": ", ".join(f"{name} {count:,}" for name, count in sizes.items()),
         "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}",
-        "private samples": f"{min(private)} to {max(private)} a participant",
+        "private samples": f"{_range(min(private), max(private))} a participant",
         "seed set": f"{len(plan.seed)} samples, {samples} a round, {_size(len(plan.seed) * (image + 8))} once",
         "test samples": f"{len(plan.test_rows)} in each domain",
-        "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, degree {degrees.min()} to {degrees.max()}"
+        "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
+        f"degree {_range(degrees.min(), degrees.max())}"
         + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
         "traffic": f"{_size(message)} an edge and direction; {_size(a_round)} a round, "
         f"{_size(a_round * config.rounds)} in {config.rounds} rounds",
@@ -82,6 +83,10 @@ def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks:
             own += image * held + 4 * COPIES[config.optimizer.name] * sizes[config.architecture(index)]
         largest = max(largest, own)
     return shared + largest
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _size(count: float) -> str:

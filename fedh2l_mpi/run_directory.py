@@ -1,5 +1,6 @@
 """The one owner of a run directory's paths."""
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,27 @@ class RunDirectory:
         """The log of a rank."""
         return self.path / "log" / f"rank-{rank:04d}.log"
 
+    def create(self, config_text: str) -> None:
+        """Make the directory and put the resolved config in it; for rank 0 alone, once the run is known to be sound.
 
-def create(out: str | None, name: str, config_text: str) -> RunDirectory:
-    """A directory for a new run, with the resolved config in it. Called by rank 0 alone.
+        Raises
+        ------
+        UserError
+            If the directory cannot be written, or another run took it in the meantime.
+        """
+        try:
+            self.log(0).parent.mkdir(parents=True, exist_ok=True)
+            # Exclusively: of two runs that start at the same moment, one wins.
+            with self.config.open("x", encoding="utf-8") as file:
+                file.write(config_text)
+        except FileExistsError as error:
+            raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already") from None
+        except OSError as error:
+            raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
+
+
+def choose(out: str | None, name: str) -> RunDirectory:
+    """The directory for a new run; nothing is written yet.
 
     Parameters
     ----------
@@ -41,26 +60,17 @@ def create(out: str | None, name: str, config_text: str) -> RunDirectory:
     Raises
     ------
     UserError
-        If the directory holds a run already or cannot be written.
+        If the directory holds a run already, or is a file.
     """
-    path = Path(out) if out is not None else Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = RunDirectory(path)
-    try:
-        if out is None:
-            # Several runs may start in one second.
-            number = 2
-            while directory.path.exists():
-                directory = RunDirectory(path.with_name(f"{path.name}-{number}"))
-                number += 1
-        for taken in (directory.metrics, directory.config):
-            if taken.exists():
-                raise UserError(f"--out: {directory.path} holds a run already ({taken.name}); choose another directory")
-        directory.log(0).parent.mkdir(parents=True, exist_ok=True)
-        # Exclusively: of two runs that start at the same moment, one wins.
-        with directory.config.open("x", encoding="utf-8") as file:
-            file.write(config_text)
-    except FileExistsError as error:
-        raise UserError(f"--out: {directory.path} cannot be used: {error.filename} exists already") from None
-    except OSError as error:
-        raise UserError(f"--out: {directory.path} cannot be written: {error.strerror}") from None
+    if out is None:
+        stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # Several runs may start in one second.
+        candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in itertools.count(1))
+        return RunDirectory(next(path for path in candidates if not path.exists()))
+    directory = RunDirectory(Path(out))
+    if directory.path.exists() and not directory.path.is_dir():
+        raise UserError(f"--out: {directory.path} is a file, must be a directory or new")
+    for taken in (directory.metrics, directory.config):
+        if taken.exists():
+            raise UserError(f"--out: {directory.path} holds a run already ({taken.name}); choose another directory")
     return directory

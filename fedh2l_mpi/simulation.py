@@ -6,6 +6,7 @@ The only file that knows the order of the phases.
 import datetime
 import hashlib
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -41,8 +42,8 @@ class Simulation:
     ----------
     config : Config
         A resolved config, the same on every rank.
-    listener : callable
-        Called on rank 0 with each finished round and its table of rows (P, row width), after it is in the file.
+    directory : RunDirectory
+        Chosen and not yet created: a config that does not work leaves no directory behind.
 
     Raises
     ------
@@ -50,7 +51,7 @@ class Simulation:
         On every rank alike, if data, models, graph or devices do not fit the config.
     """
 
-    def __init__(self, config: Config, world: World, directory: RunDirectory, listener: Listener) -> None:
+    def __init__(self, config: Config, world: World, directory: RunDirectory) -> None:
         self.config, self.world, self.directory = config, world, directory
         torch.set_num_threads(config.devices.threads)
         self.device = torch.device(assign_device(world, config.devices))
@@ -67,13 +68,21 @@ class Simulation:
         deadline_s = config.exchange.deadline_s
         self.exchange = Exchange(world, self.hosting, self.plan.seed_samples_per_round, self.plan.classes, deadline_s)
         self.description = self._describe()
+        world.from_first(lambda: directory.create(config.to_yaml()))
         self.writer = metrics.MetricsWriter(directory.metrics, self._header()) if world.rank == 0 else None
+
+    def run(self, listener: Listener) -> None:
+        """All rounds. **Collective.**
+
+        Parameters
+        ----------
+        listener : callable
+            Called on rank 0 with each finished round and its table of rows (P, row width), after it is in the file.
+        """
         self._listener = listener
         width = metrics.row_width(self.plan.domains)
-        self.recorder = Recorder(world, self.hosting, width, self._write, deadline_s)
-
-    def run(self) -> None:
-        """All rounds. **Collective.**"""
+        deadline_s = self.config.exchange.deadline_s
+        self.recorder = Recorder(self.world, self.hosting, width, self._write, deadline_s)
         for round_index in range(self.config.rounds):
             self._round(round_index)
         self.world.at = "the end of the run"
@@ -189,7 +198,7 @@ class Simulation:
             )
 
     def _describe(self) -> list[dict[str, Any]]:
-        """A value for each of the metrics file's participant fields, for all participants, on every rank."""
+        """Who learns where: the metrics file's participant fields, and the pid, of all participants, on every rank."""
         mine = [
             {
                 "architecture": participant.architecture,
@@ -200,6 +209,7 @@ class Simulation:
                 "rank": self.world.rank,
                 "host": self.world.host,
                 "device": str(self.device),
+                "pid": os.getpid(),
             }
             for participant in self.participants
         ]

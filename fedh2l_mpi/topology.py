@@ -134,9 +134,7 @@ def _connected(graph: "networkx.Graph") -> bool:
 def _check_fits(config: TopologyConfig, participants: int) -> None:
     degree = config.degree
     if degree is not None and degree >= participants:
-        raise UserError(
-            f"topology.degree: got {degree}, must be less than the number of participants, {participants}"
-        )
+        raise UserError(f"topology.degree: got {degree}, must be less than the number of participants, {participants}")
     if config.kind == "random_regular" and degree is not None:
         if degree * participants % 2:
             raise UserError(

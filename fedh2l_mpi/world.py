@@ -127,9 +127,7 @@ class World:
         texts = [text] if self.comm is None else self.comm.allgather(text)
         for text in texts:
             if text is not None:
-                error = UserError(text)
-                error.agreed = True  # type: ignore[attr-defined]
-                raise error
+                raise UserError(text, agreed=True)
         return result  # type: ignore[return-value]
 
     def from_first(self, action: Callable[[], T]) -> T:
@@ -151,7 +149,9 @@ class World:
         """
         names = list(digests)
         for rank, theirs in enumerate(self.collect([digests[name] for name in names])):
-            differing = [name for name, ours, other in zip(names, digests.values(), theirs, strict=True) if ours != other]
+            differing = [
+                name for name, ours, other in zip(names, digests.values(), theirs, strict=True) if ours != other
+            ]
             if differing:
                 raise RuntimeError(
                     f"{self} and rank {rank} do not hold the same {' and '.join(differing)}: "

@@ -128,7 +128,7 @@ class Federation:
 
 
 def load(plan: Plan, hosted: Iterable[int], device: torch.device) -> Federation:
-    """Read, rotate, normalise and place on `device` what the `hosted` participants need; training files are read once."""
+    """Read, rotate, normalise and place on `device` what the `hosted` participants need, in one pass over each file."""
     hosted = list(hosted)
     parts = [plan.seed]
     for participant in hosted:

@@ -45,8 +45,8 @@ class SeedSet:
     def digest(self) -> bytes:
         """SHA-256 of samples, labels and their order: equal digests mean the same seed set."""
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.samples_per_round)).encode())
-        sha.update(self.images.cpu().contiguous().numpy())
-        sha.update(self.labels.cpu().numpy())
+        sha.update(self.images.cpu().contiguous().numpy().data)
+        sha.update(self.labels.cpu().numpy().data)
         return sha.digest()
 
     def of_round(self, round_index: int) -> SeedRound:

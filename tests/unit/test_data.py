@@ -1,0 +1,271 @@
+"""Readers, partitions, domains and the seed set, on real digits and on IDX files written here."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from sklearn.datasets import load_digits
+
+from fedh2l_mpi import config
+from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.partition import own_domain
+from fedh2l_mpi.data.rotation import rotate
+from fedh2l_mpi.data.sources import ArrayTable, digits, idx, open_source
+from fedh2l_mpi.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def settings(*overrides: str) -> config.Config:
+    return config.load(None, overrides).resolved(1, launched=False)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """A small data set in MNIST's format: one file gzipped, the others plain."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 5000), ("t10k", 50)):
+        images = draw.integers(0, 256, size=(count, 12, 12))
+        labels = draw.integers(0, 10, size=count)
+        labels[:10] = np.arange(10)
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+        if part == "train":
+            with gzip.open(tmp_path / f"{part}-images-idx3-ubyte.gz", "wb") as file:
+                file.write(idx_bytes(images))
+        else:
+            (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    return tmp_path
+
+
+def test_digits_are_scikit_learns_digits():
+    source, theirs = digits(), load_digits()
+    is_test = np.arange(len(theirs.target)) % 5 == 4
+    for table, part in ((source.train, ~is_test), (source.test, is_test)):
+        assert np.array_equal(table.labels, theirs.target[part])
+        assert np.array_equal(table.images(np.arange(part.sum()))[:, 0], theirs.images[part])
+
+
+def test_digits_come_with_zero_mean_and_unit_variance():
+    source = digits()
+    pixels = source.train.images(np.arange(1000)) / source.full_scale
+    assert ((pixels - source.mean) / source.std).mean() == pytest.approx(0.0, abs=0.02)
+    assert ((pixels - source.mean) / source.std).std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_idx_rows_come_in_the_order_asked_for_whether_gzipped_or_not(idx_folder):
+    source = idx("mnist", str(idx_folder))
+    raw = gzip.decompress((idx_folder / "train-images-idx3-ubyte.gz").read_bytes())[16:]
+    everything = np.frombuffer(raw, np.uint8).reshape(-1, 1, 12, 12)
+    rows = np.array([4999, 3, 2048, 3, 2047, 0, 4096])
+    assert np.array_equal(source.train.images(rows), everything[rows])
+    assert source.test.images(np.array([], dtype=np.int64)).shape == (0, 1, 12, 12)
+    assert (source.side, source.channels, source.classes) == (12, 1, 10)
+
+
+def test_real_mnist_is_read(mnist):
+    source = open_source("mnist", str(mnist))
+    assert np.bincount(source.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    pixels = source.train.images(np.arange(2000)) / 255
+    assert pixels.mean() == pytest.approx(source.mean, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("train-labels-idx1-ubyte", None, "has neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:-1], "ends 1 bytes too early"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:7], "ends 9 bytes too early"),
+        ("t10k-labels-idx1-ubyte", lambda b: b[:30], "ends 28 bytes too early"),
+        ("t10k-images-idx3-ubyte", lambda b: b"\x89PNG" + b[4:], "not an IDX file of unsigned bytes with 3 dimensions"),
+        ("t10k-labels-idx1-ubyte", lambda b: idx_bytes(np.zeros(7)), "has 50 images, but .* has 7 labels"),
+        ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 12, 11))), "12 x 11 pixels, must be square"),
+        ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 9, 9))), "differ in size"),
+        ("t10k-images-idx3-ubyte", lambda b: b + b"x", "is longer than its header says"),
+        ("t10k-labels-idx1-ubyte", lambda b: b + b"x", "is longer than its header says"),
+        ("train-images-idx3-ubyte.gz", lambda b: b[: len(b) // 2], "ends before its gzip stream does"),
+        ("train-images-idx3-ubyte.gz", lambda b: b[:5000] + bytes(100) + b[5100:], "not a sound gzip file"),
+        ("train-images-idx3-ubyte.gz", lambda b: b"no gzip at all", "not a sound gzip file"),
+    ],
+)
+def test_a_damaged_file_is_named_and_what_is_wrong_with_it(idx_folder, file, change, says):
+    path = idx_folder / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+
+    def read_everything():
+        source = idx("mnist", str(idx_folder))
+        return source.train.images(np.arange(5000)), source.test.images(np.arange(50))
+
+    with pytest.raises(UserError, match=says) as error:
+        read_everything()
+    assert file.removesuffix(".gz") in str(error.value) or "differ in size" in str(error.value)
+
+
+def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDH2L_DATA", raising=False)
+    with pytest.raises(UserError, match=r"FEDH2L_DATA is not set.*https://"):
+        open_source("mnist", None)
+    with pytest.raises(UserError, match=r"is not a folder.*Debian's package"):
+        open_source("fashion_mnist", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("FEDH2L_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path}/mnist is not a folder"):
+        open_source("mnist", None)
+
+
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])
+@pytest.mark.parametrize("participants", [1, 3, 7])
+def test_no_training_row_is_used_twice(kind, participants):
+    plan = federation.plan(settings(f"data.partition.kind={kind}", f"participants={participants}"), digits())
+    rows = np.concatenate([part.rows for s in plan.shares for part in (s.private, s.validation, s.seed)])
+    assert len(np.unique(rows)) == len(rows)
+    assert rows.max() < len(digits().train.labels)
+    assert len(plan.shares) == participants
+    assert min(len(share.private) for share in plan.shares) >= 1
+    assert sum(len(share.seed) for share in plan.shares) == len(plan.seed)
+    assert plan.label_histogram().sum(axis=1).tolist() == [len(share.private) for share in plan.shares]
+
+
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "iid"])
+def test_shares_are_of_the_size_asked_for(kind):
+    plan = federation.plan(
+        settings(f"data.partition.kind={kind}", "data.partition.samples_per_participant=100"), digits()
+    )
+    for share in plan.shares:
+        assert (len(share.seed), len(share.validation), len(share.private)) == (20, 8, 72)
+
+
+def test_smaller_alpha_is_more_skewed_and_shards_bound_the_number_of_labels():
+    def labels_held(*overrides: str) -> np.ndarray:
+        sizes = ("participants=10", "data.partition.samples_per_participant=100")
+        plan = federation.plan(settings(*overrides, *sizes), digits())
+        return (plan.label_histogram() > 0).sum(axis=1)
+
+    kind = "data.partition.kind="
+    even, mild, hard = (
+        labels_held(kind + "dirichlet", f"data.partition.alpha={alpha}").mean() for alpha in (100.0, 0.5, 0.05)
+    )
+    assert even > mild > hard
+    # A shard of 50 rows, where a class has some 100, meets at most two classes, or three with bad luck.
+    assert labels_held(kind + "shards", "data.partition.shards_per_participant=2").max() <= 5
+
+
+def test_quantity_skew_gives_unlike_sizes_of_like_labels():
+    plan = federation.plan(settings("data.partition.kind=quantity", "data.partition.alpha=0.5"), digits())
+    sizes = plan.label_histogram().sum(axis=1)
+    assert sizes.max() > 2 * sizes.min()
+
+
+def test_domains_are_dealt_in_turn_or_mixed():
+    part = config.load(None, ["data.partition.domains=3"]).data.partition
+    assert [own_domain(index, part) for index in range(5)] == [0, 1, 2, 0, 1]
+    plan = federation.plan(settings("data.partition.kind=iid", "participants=2"), digits())
+    assert [plan.own_domain(0), plan.own_domain(1)] == [-1, -1]
+    assert set(plan.shares[0].private.domains.tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.partition.samples_per_participant=1000"], "4 participants with 1000 samples each need 4000"),
+        (["participants=2000"], "2000 participants with 0 samples each"),
+        (["participants=1400", "seed_set.share=0.9"], "seed_set.share: 0.9 .* leaves participant 0 no private data"),
+        (["seed_set.share=0.0"], "seed_set.share: 0.0 gives an empty seed set"),
+        (["seed_set.samples_per_round=400"], "samples_per_round: got 400, but the seed set has 288"),
+        (["evaluation.test_samples_per_domain=400"], "got 400, but digits has 359 test samples"),
+        (
+            ["data.partition.kind=shards", "participants=700", "data.partition.shards_per_participant=5"],
+            "shards_per_participant: got 5, but a participant has only 2",
+        ),
+    ],
+)
+def test_data_that_do_not_suffice_are_refused(overrides, says):
+    with pytest.raises(UserError, match=says):
+        federation.plan(settings(*overrides), digits())
+
+
+def test_the_seed_set_is_capped():
+    plan = federation.plan(settings("seed_set.max_samples=50"), digits())
+    assert len(plan.seed) == 50
+
+
+def test_a_quarter_turn_is_counter_clockwise_and_exact():
+    images = torch.randn(3, 2, 8, 8)
+    torch.testing.assert_close(rotate(images, 90.0), torch.rot90(images, 1, (2, 3)), rtol=0, atol=1e-5)
+    assert rotate(images, 0.0) is images
+
+
+def test_rotation_agrees_with_another_implementation():
+    draw = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(draw.random((28, 28)), 2) * np.pad(np.ones((14, 14)), 7)
+    ours = rotate(torch.tensor(image[None, None], dtype=torch.float32), 33.0)[0, 0].numpy()
+    theirs = ndimage.rotate(image, 33.0, reshape=False, order=1)
+    assert np.abs(ours - theirs).max() < 1e-4
+
+
+def test_a_rank_reads_the_private_data_of_its_participants_and_nothing_else():
+    read = []
+
+    class Watched(ArrayTable):
+        def images(self, rows):
+            read.extend(rows.tolist())
+            return super().images(rows)
+
+    source = digits()
+    plan = federation.plan(settings(), source)
+    watched = federation.Plan(
+        plan.config,
+        type(source)(**{**source.__dict__, "train": Watched(source.train.labels, source.train.pixels)}),
+        plan.shares,
+        plan.seed,
+        plan.test_rows,
+    )
+    loaded = federation.load(watched, [2], CPU)
+    share = plan.shares[2]
+    expected = {*share.private.rows.tolist(), *share.validation.rows.tolist(), *plan.seed.rows.tolist()}
+    assert set(read) == expected
+    assert set(loaded.private) == set(loaded.validation) == {2}
+
+
+def test_images_labels_and_domains_stay_together():
+    source = digits()
+    plan = federation.plan(settings("data.partition.kind=iid"), source)
+    private = federation.load(plan, [1], CPU).private[1]
+    share = plan.shares[1].private
+    for sample in (0, 17, 100):
+        row, domain = share.rows[sample], share.domains[sample]
+        pixels = torch.tensor(source.train.images(np.array([row])) / 16.0, dtype=torch.float32)
+        expected = (rotate(pixels, 20.0 * float(domain)) - source.mean) / source.std
+        torch.testing.assert_close(private.images[sample : sample + 1], expected)
+        assert private.labels[sample] == source.train.labels[row]
+
+
+def test_every_rank_holds_the_same_seed_set_and_draws_the_same_subset():
+    plan = federation.plan(settings("seed_set.samples_per_round=40"), digits())
+    one, other = (federation.load(plan, hosted, CPU).seed_set for hosted in ([0], [1, 3]))
+    assert one.digest() == other.digest()
+    for round_index in (0, 5):
+        a, b = one.of_round(round_index), other.of_round(round_index)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+        assert len(a) == 40
+    assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
+    swapped = type(one)(one.images.flip(0), one.labels.flip(0), 40, one.seed)
+    assert swapped.digest() != one.digest()
+
+
+def test_every_seed_is_tested_on_the_same_originals_in_every_domain():
+    plans = [federation.plan(settings(f"seed={s}", "evaluation.test_samples_per_domain=9"), digits()) for s in (0, 1)]
+    assert np.array_equal(plans[0].test_rows, plans[1].test_rows)
+    tests = federation.load(plans[0], [0], CPU).tests
+    assert len(tests) == 4
+    assert all(torch.equal(test.labels, tests[0].labels) for test in tests)
+    assert not torch.equal(tests[0].images, tests[1].images)

@@ -1,0 +1,91 @@
+"""Combining gradients: hand-made cases, the defining properties on random ones, and a QP solver as the oracle."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import nnls
+
+from fedh2l_mpi.gradients import COMBINERS, InnerProducts
+
+
+def combine(rule: str, g_private: torch.Tensor, g_seed: torch.Tensor) -> torch.Tensor:
+    a, b = COMBINERS[rule](InnerProducts.of(g_private, g_seed))
+    return a * g_private + b * g_seed
+
+
+def opposing(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    g_private = torch.randn(8, generator=draw, dtype=torch.float64)
+    g_seed = -float(torch.rand(1, generator=draw) * 3) * g_private + torch.randn(8, generator=draw, dtype=torch.float64)
+    return g_private, g_seed
+
+
+@pytest.mark.parametrize("rule", COMBINERS)
+def test_gradients_that_agree_are_added(rule):
+    g_private, g_seed = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
+    assert combine(rule, g_private, g_seed).tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("sum", [-2.0, 1.0]),  # (1, 0) + (-3, 1)
+        ("gem", [0.0, 1.0]),  # (-2, 1) moved to the nearest point with no negative part along (1, 0)
+        ("project", [1.0, 1.0]),  # (1, 0) + (0, 1)
+        ("pcgrad", [0.1, 1.3]),  # (1, 0) + 3/10 (-3, 1), and (0, 1)
+    ],
+)
+def test_strongly_opposing_gradients_by_hand(rule, expected):
+    assert combine(rule, torch.tensor([1.0, 0.0]), torch.tensor([-3.0, 1.0])).tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_gem_keeps_a_sum_that_raises_neither_loss():
+    # They oppose each other, yet their sum helps both: nothing needs to be changed.
+    g_private, g_seed = torch.tensor([1.0, 0.0]), torch.tensor([-0.5, 1.0])
+    assert combine("gem", g_private, g_seed).tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_gem_is_what_a_quadratic_programme_finds(seed):
+    g_private, g_seed = opposing(seed)
+    # min |v - g|^2 with G v >= 0 has the dual v = g + G' u, u >= 0 minimising |G' u + g|: non-negative least squares.
+    constraints = np.stack([g_private.numpy(), g_seed.numpy()])
+    target = (g_private + g_seed).numpy()
+    multipliers, _ = nnls(constraints.T, -target)
+    expected = target + constraints.T @ multipliers
+    assert combine("gem", g_private, g_seed).numpy() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("rule", ["gem", "pcgrad"])
+def test_to_first_order_neither_loss_rises(rule, seed):
+    g_private, g_seed = opposing(seed)
+    step = combine(rule, g_private, g_seed)
+    assert step.dot(g_private) >= -1e-9
+    assert step.dot(g_seed) >= -1e-9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_project_never_opposes_the_private_gradient(seed):
+    g_private, g_seed = opposing(seed)
+    dropped = combine("project", g_private, g_seed) - g_private
+    assert dropped.dot(g_private) >= -1e-9
+
+
+@pytest.mark.parametrize("rule", COMBINERS)
+@pytest.mark.parametrize("zero", ["private", "seed", "both"])
+def test_a_vanishing_gradient_constrains_nothing(rule, zero):
+    g_private = torch.zeros(2) if zero != "seed" else torch.tensor([1.0, -2.0])
+    g_seed = torch.zeros(2) if zero != "private" else torch.tensor([1.0, -2.0])
+    assert combine(rule, g_private, g_seed).tolist() == (g_private + g_seed).tolist()
+
+
+def test_cosine_and_conflict():
+    right = InnerProducts.of(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))
+    assert right.cosine.item() == pytest.approx(-(0.5**0.5))
+    assert right.conflict.item() == 1.0
+    apart = InnerProducts.of(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    assert (apart.cosine.item(), apart.conflict.item()) == (0.0, 0.0)
+    assert InnerProducts.of(torch.zeros(2), torch.ones(2)).cosine.item() == 0.0

@@ -1,0 +1,91 @@
+"""Each loss against numbers worked out by hand, and the mistakes that published code has made with them."""
+
+import math
+
+import pytest
+import torch
+
+from fedh2l_mpi.objectives import cross_entropy, mutual_distillation, posteriors
+
+OWN = torch.tensor([[2.0, 0.0, -1.0]])
+
+
+def test_a_certain_neighbour_makes_the_distillation_loss_our_cross_entropy():
+    theirs = torch.tensor([[[0.0, 1.0, 0.0]]])
+    # log(e^2 + 1 + e^-1) - 0
+    assert mutual_distillation(OWN, theirs).item() == pytest.approx(2.16985, abs=1e-5)
+    assert mutual_distillation(OWN, theirs).item() == pytest.approx(cross_entropy(OWN, torch.tensor([1])).item())
+
+
+def test_distillation_of_two_coins_is_the_textbook_divergence():
+    # KL((1/2, 1/2) || (3/4, 1/4)) = 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3)
+    own = torch.tensor([[math.log(3.0), 0.0]])
+    theirs = torch.tensor([[[0.5, 0.5]]])
+    assert mutual_distillation(own, theirs).item() == pytest.approx(0.5 * math.log(4 / 3), abs=1e-6)
+
+
+def test_cross_entropy_of_even_scores_is_log_of_the_number_of_classes():
+    assert cross_entropy(torch.zeros(4, 10), torch.arange(4)).item() == pytest.approx(math.log(10))
+
+
+def test_an_agreeing_neighbour_costs_nothing_and_pulls_nowhere():
+    own = torch.randn(5, 7, requires_grad=True)
+    loss = mutual_distillation(own, posteriors(own)[None])
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert own.grad.abs().max() < 1e-6
+
+
+def test_distillation_is_a_mean_over_samples_not_over_classes():
+    # KLDivLoss with its default reduction would divide by the number of classes too.
+    once = mutual_distillation(OWN, torch.tensor([[[0.0, 1.0, 0.0]]]))
+    twice = mutual_distillation(OWN.repeat(2, 1), torch.tensor([[[0.0, 1.0, 0.0]] * 2]))
+    assert once.item() == pytest.approx(twice.item())
+
+
+def test_the_weight_of_distillation_does_not_grow_with_the_degree():
+    theirs = torch.tensor([[[0.2, 0.5, 0.3]]])
+    one, four = mutual_distillation(OWN, theirs), mutual_distillation(OWN, theirs.repeat(4, 1, 1))
+    assert one.item() == pytest.approx(four.item())
+
+
+def test_no_gradient_reaches_the_teacher():
+    teacher = torch.randn(1, 3, requires_grad=True)
+    own = OWN.clone().requires_grad_()
+    mutual_distillation(own, posteriors(teacher)[None]).backward()
+    assert teacher.grad is None
+    assert own.grad is not None
+
+
+def test_the_gradient_is_the_difference_of_the_posteriors():
+    own = torch.randn(1, 3, requires_grad=True)
+    theirs = torch.tensor([[0.2, 0.5, 0.3]])
+    mutual_distillation(own, theirs[None]).backward()
+    torch.testing.assert_close(own.grad, posteriors(own.detach()) - theirs)
+
+
+def test_a_one_hot_neighbour_gives_no_nan():
+    own = torch.tensor([[100.0, -100.0, 0.0]], requires_grad=True)
+    loss = mutual_distillation(own, torch.tensor([[[0.0, 1.0, 0.0]]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(200.0)
+    assert torch.isfinite(own.grad).all()
+
+
+def test_without_neighbours_the_loss_and_its_gradient_are_zero():
+    own = OWN.clone().requires_grad_()
+    loss = mutual_distillation(own, torch.empty(0, 1, 3))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert own.grad.abs().max() == 0.0
+
+
+def test_temperature_softens_and_its_square_keeps_the_size_of_the_gradient():
+    logits = torch.tensor([[0.1, -0.2, 0.05]])
+    assert posteriors(logits, 1e6)[0].tolist() == pytest.approx([1 / 3] * 3, abs=1e-6)
+    sizes = []
+    for temperature in (10.0, 20.0):
+        own = torch.zeros(1, 3, requires_grad=True)
+        (temperature**2 * mutual_distillation(own, posteriors(logits, temperature)[None], temperature)).backward()
+        sizes.append(own.grad.norm().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)

@@ -1,0 +1,126 @@
+"""Graphs: shapes, seeds, and what cannot exist."""
+
+import numpy as np
+import pytest
+
+from fedh2l_mpi.config import TopologyConfig
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.topology import Graph, Topology, draw
+
+KINDS = ["ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "degrees"),
+    [
+        ("ring", [2] * 6),
+        ("complete", [5] * 6),
+        ("star", [5, 1, 1, 1, 1, 1]),
+        ("random_regular", [3] * 6),
+        ("torus", [3] * 6),
+    ],
+)
+def test_degrees_of_six_participants(kind, degrees):
+    assert draw(TopologyConfig(kind=kind), 6, 0, 0).degrees().tolist() == degrees
+
+
+def test_a_torus_of_sixteen_has_four_neighbours_each():
+    assert draw(TopologyConfig(kind="torus"), 16, 0, 0).degrees().tolist() == [4] * 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("participants", [6, 16, 30])
+def test_neighbours_are_mutual_sorted_and_never_oneself(kind, participants):
+    near = draw(TopologyConfig(kind=kind), participants, 0, 0).neighbours
+    for participant, neighbours in enumerate(near):
+        assert list(neighbours) == sorted(set(neighbours))
+        assert participant not in neighbours
+        assert all(participant in near[other] for other in neighbours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_participant_is_alone(kind):
+    assert draw(TopologyConfig(kind=kind), 1, 0, 0).neighbours == [()]
+
+
+def test_a_ring_of_two_has_one_edge():
+    assert draw(TopologyConfig(), 2, 0, 0).edges == [(0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["random_regular", "erdos_renyi", "small_world"])
+def test_a_random_graph_follows_the_seed_and_the_redraw(kind):
+    config = TopologyConfig(kind=kind, redraw_every=3)
+    one, same, other = (Topology(config, 20, seed) for seed in (1, 1, 2))
+    assert [one.graph(r).edges for r in range(7)] == [same.graph(r).edges for r in range(7)]
+    assert one.graph(0).edges != other.graph(0).edges
+    assert one.graph(0) is one.graph(2)
+    assert one.graph(2).edges != one.graph(3).edges
+    assert [r for r in range(8) if one.is_redrawn(r)] == [0, 3, 6]
+    # Back to an earlier round: the same graph again.
+    assert one.graph(0).edges == same.graph(0).edges
+
+
+def test_edges_of_an_erdos_renyi_graph_come_with_their_probability():
+    config = TopologyConfig(kind="erdos_renyi", probability=0.3, connected=False)
+    edges = [len(draw(config, 40, seed, 0).edges) for seed in range(30)]
+    assert np.mean(edges) == pytest.approx(0.3 * 40 * 39 / 2, rel=0.05)
+
+
+def test_a_graph_that_is_hardly_ever_connected_is_refused_after_its_tries():
+    config = TopologyConfig(kind="erdos_renyi", probability=0.01, tries=7)
+    with pytest.raises(UserError, match="none of 7 seeded draws of erdos_renyi with 40 participants was connected"):
+        draw(config, 40, 0, 0)
+    assert 0 in draw(TopologyConfig(kind="erdos_renyi", probability=0.01, connected=False), 40, 0, 0).degrees()
+
+
+@pytest.mark.parametrize(
+    ("config", "participants", "says"),
+    [
+        ({"kind": "random_regular", "degree": 6}, 6, "topology.degree: got 6, must be less than .* 6"),
+        ({"kind": "random_regular", "degree": 3}, 7, "degree times participants must be even"),
+        ({"kind": "random_regular", "degree": 1}, 4, "cannot be connected"),
+        ({"kind": "random_regular", "degree": 0}, 4, "cannot be connected"),
+        ({"kind": "small_world", "degree": 3}, 9, "must be even and at least 2"),
+        ({"kind": "small_world", "degree": 9}, 9, "must be less than"),
+    ],
+)
+def test_a_graph_that_cannot_exist_is_refused(config, participants, says):
+    with pytest.raises(UserError, match=says):
+        draw(TopologyConfig(**config), participants, 0, 0)
+
+
+def edge_list(path, text, **options):
+    path.write_text(text)
+    return TopologyConfig(kind="edge_list", path=str(path), **options)
+
+
+def test_an_edge_list_is_read_and_may_leave_participants_alone(tmp_path):
+    config = edge_list(tmp_path / "edges", "# a path\n2 0\n\n0 1 # and back\n", connected=False)
+    assert draw(config, 4, 0, 0).neighbours == [(1, 2), (0,), (0,), ()]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("0 1\n1\n", "line 2: got '1', must be two participants"),
+        ("0 a\n", "line 1: got '0 a'"),
+        ("0 1 2\n", "line 1: got '0 1 2'"),
+        ("0 9\n", "participants are 0 to 3"),
+        ("1 1\n", "cannot be its own neighbour"),
+        ("0 1\n2 3\n1 0\n", "line 3: edge 1 0 stands in line 1 already"),
+        ("0 1\n2 3\n", "the graph falls into 2 parts"),
+    ],
+)
+def test_a_wrong_edge_list_is_refused_by_its_line(tmp_path, text, says):
+    with pytest.raises(UserError, match=says):
+        draw(edge_list(tmp_path / "edges", text), 4, 0, 0)
+
+
+def test_a_missing_edge_list_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        draw(TopologyConfig(kind="edge_list", path=str(tmp_path / "none")), 4, 0, 0)
+
+
+def test_the_digest_tells_graphs_apart():
+    assert Graph(4, [(0, 1)]).digest() == Graph(4, [(1, 0)]).digest()
+    assert Graph(4, [(0, 1)]).digest() != Graph(5, [(0, 1)]).digest()
