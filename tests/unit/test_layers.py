@@ -1,0 +1,78 @@
+"""The design rules that imports must keep: downwards only, MPI in two files, nothing heavy before it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import fedh2l_mpi
+
+PACKAGE = Path(fedh2l_mpi.__file__).parent
+# From the top: a module may import from its own layer only where the order below allows, and from any layer under it.
+LAYERS = [
+    ["__main__"],
+    ["cli"],
+    ["console", "preflight"],
+    ["simulation"],
+    ["methods"],
+    ["participant"],
+    ["recorder", "exchange"],
+    ["world", "metrics", "run_directory", "topology", "gradients", "optimizers", "objectives", "data", "models"],
+    ["provenance", "config", "streams"],
+    ["errors", "__init__"],
+]
+DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+
+
+def imports() -> dict[str, set[str]]:
+    """From each file of the package to the modules it imports, at whatever level."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[path.relative_to(PACKAGE).as_posix().removesuffix(".py")] = names
+    return found
+
+
+def test_imports_point_down_the_layers():
+    upward = []
+    for file, names in imports().items():
+        own = file.split("/")[0]
+        for name in names:
+            parts = name.split(".")
+            ours = parts[0] == "fedh2l_mpi" and len(parts) > 1 and parts[1] in DEPTH and parts[1] != own
+            if ours and DEPTH[parts[1]] <= DEPTH[own]:
+                upward.append(f"{file} imports {name}")
+    assert not upward
+
+
+def test_every_module_has_a_layer():
+    assert {file.split("/")[0] for file in imports()} <= set(DEPTH)
+
+
+def test_mpi_is_imported_where_ranks_meet_and_nowhere_else():
+    users = {file for file, names in imports().items() if any(name.split(".")[0] == "mpi4py" for name in names)}
+    assert users <= {"world", "exchange", "recorder"}
+
+
+def test_a_single_process_never_imports_mpi_nor_what_it_does_not_need(tmp_path):
+    code = (
+        "import sys; from fedh2l_mpi import cli, world, config\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'a wrong config must be told at once'\n"
+        "command = cli.parse(['--quiet', '--set', 'rounds=1', '--out', sys.argv[1]])\n"
+        "cli.execute(command, world.connect({}))\n"
+        "heavy = {'mpi4py', 'torch._dynamo', 'rich', 'networkx', 'scipy', 'sklearn', 'matplotlib', 'pandas'}\n"
+        "found = heavy & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path / "run"], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_importing_the_package_does_no_work():
+    code = "import sys, fedh2l_mpi; assert not {'torch', 'numpy', 'h5py', 'pydantic'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,158 @@
+"""The metrics file: schema, units, readers, and what is readable while it grows."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import xarray
+
+from fedh2l_mpi import metrics
+from fedh2l_mpi.errors import UserError
+
+P, D, C = 3, 2, 10
+READ = """
+import json, pathlib, sys, h5py, xarray
+from fedh2l_mpi import metrics
+run = metrics.read(pathlib.Path(sys.argv[1]))
+with h5py.File(sys.argv[1], "r", swmr=True) as file, xarray.open_dataset(file, engine="h5netcdf") as data:
+    print(json.dumps([run.rounds, run.closed, run["loss"][-1, 0].tolist(), data.sizes["round"]]))
+"""
+
+
+@pytest.fixture
+def header():
+    return metrics.RunHeader(
+        attributes={"config": "rounds: 2\n" * 500, "seed": 7, "git_revision": "unknown", "versions": '{"é": 1}'},
+        participants=[
+            {
+                "architecture": "lenet5",
+                "parameters": 10 + i,
+                "parameter_bytes": 40,
+                "private_samples": 5,
+                "own_domain": i % D,
+                "rank": 0,
+                "host": "here",
+                "device": "cpu",
+            }
+            for i in range(P)
+        ],
+        label_histogram=np.arange(P * C).reshape(P, C),
+        domain_names=["plain", "turned"],
+    )
+
+
+def table(round_index: int) -> np.ndarray:
+    return np.stack(
+        [
+            metrics.pack_row({"accuracy_all": round_index + i / 10, "bytes_sent": 7, "bytes_received": 7, "degree": 2}
+                             , [0.5, 0.25 + i], [1.0, round_index])
+            for i in range(P)
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path, header):
+    path = tmp_path / "metrics.h5"
+    writer = metrics.MetricsWriter(path, header)
+    writer.add_graph(0, [(0, 1), (1, 2)])
+    for round_index in range(3):
+        if round_index == 2:
+            writer.add_graph(2, [])
+        writer.append(round_index, table(round_index))
+    writer.close()
+    return path
+
+
+def test_every_array_has_units_a_name_and_named_dimensions(written):
+    with h5py.File(written) as file:
+        assert file.attrs["schema_version"] == metrics.SCHEMA_VERSION
+        for name, dataset in file.items():
+            assert dataset.attrs["units"].decode() in {"1", "nats", "s", "byte"}, name
+            assert len(dataset.attrs["long_name"]) > 5, name
+            assert all(len(dataset.dims[axis]) == 1 for axis in range(dataset.ndim)) or dataset.is_scale, name
+            # Fixed-length strings only, and no filter: both are what SWMR needs.
+            assert h5py.check_string_dtype(dataset.dtype) is None or dataset.dtype.kind == "S", name
+            assert dataset.compression is None, name
+
+
+def test_xarray_sees_labelled_arrays_with_what_was_written(written):
+    with xarray.open_dataset(written, engine="h5netcdf") as data:
+        assert dict(data.sizes) == {"round": 3, "participant": P, "domain": D, "class": C, "edge": 2, "endpoint": 2}
+        assert data["accuracy"].dims == ("round", "participant", "domain")
+        assert data["accuracy"].sel(round=2, participant=1).values.tolist() == [0.5, 1.25]
+        assert data["accuracy_all"].sel(round=1).values.tolist() == pytest.approx([1.0, 1.1, 1.2])
+        assert data["loss"].attrs["units"] == b"nats" or data["loss"].attrs["units"] == "nats"
+        assert data["bytes_sent"].dtype == np.int64
+        assert np.isnan(data["loss_private"]).all()
+        assert data["graph_edges"].values.tolist() == [[0, 1], [1, 2]]
+
+
+def test_h5dump_of_debian_reads_the_file(written):
+    if shutil.which("h5dump") is None:
+        pytest.skip("h5dump is not installed (Debian's package hdf5-tools)")
+    shown = subprocess.run(["h5dump", "-d", "accuracy_all", written], capture_output=True, text=True, check=True).stdout
+    assert "H5T_IEEE_F64LE" in shown
+    assert "2, 2.1, 2.2" in shown
+
+
+def test_the_reader_gives_back_what_was_written(written, header):
+    run = metrics.read(written)
+    assert (run.rounds, run.closed) == (3, True)
+    assert run.attributes["config"] == header.attributes["config"]
+    assert run.attributes["versions"] == '{"é": 1}'
+    assert run.attributes["seed"] == 7
+    assert run["architecture"].tolist() == [b"lenet5"] * 3
+    assert np.array_equal(run["label_histogram"], header.label_histogram)
+    assert run["accuracy"][1].tolist() == [[0.5, 0.25], [0.5, 1.25], [0.5, 2.25]]
+    assert run["graph_since_round"].tolist() == [0, 0]
+
+
+def test_the_file_is_readable_while_it_is_written(tmp_path, header):
+    path = tmp_path / "metrics.h5"
+    writer = metrics.MetricsWriter(path, header)
+    for round_index in range(4):
+        writer.append(round_index, table(round_index))
+        # From another process: within one, HDF5 would hand out the writer's own view of the file.
+        read = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
+        assert json.loads(read.stdout) == [round_index + 1, False, [1.0, round_index], round_index + 1]
+    writer.close()
+    assert metrics.read(path).closed
+
+
+def test_a_run_is_never_written_over_another(written, header):
+    with pytest.raises(FileExistsError):
+        metrics.MetricsWriter(written, header)
+
+
+def test_what_is_no_metrics_file_is_refused(tmp_path, written):
+    with pytest.raises(UserError, match="no such file"):
+        metrics.read(tmp_path / "nothing.h5")
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(UserError, match="cannot be read as HDF5"):
+        metrics.read(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(UserError, match="not a metrics file of fedh2l_mpi"):
+        metrics.read(tmp_path / "other.h5")
+    with h5py.File(written, "r+") as file:
+        file.attrs["schema_version"] = 99
+    with pytest.raises(UserError, match="has schema 99, this version reads schema 1"):
+        metrics.read(written)
+
+
+def test_a_thousand_participants_fit(tmp_path, header):
+    participants = [header.participants[0]] * 1000
+    large = metrics.RunHeader(header.attributes, participants, np.zeros((1000, C), np.int64), header.domain_names)
+    writer = metrics.MetricsWriter(tmp_path / "metrics.h5", large)
+    rows = np.random.default_rng(0).random((1000, metrics.row_width(D)))
+    for round_index in range(5):
+        writer.append(round_index, rows)
+    writer.close()
+    run = metrics.read(tmp_path / "metrics.h5")
+    assert np.array_equal(run["accuracy_own"][4], rows[:, 0])
+    assert np.array_equal(run["loss"][4], rows[:, -D:])

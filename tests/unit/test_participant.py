@@ -1,0 +1,199 @@
+"""A participant, FedH2L's phases, and the traps that a learner can fall into."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
+from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.seed_set import SeedRound
+from fedh2l_mpi.methods.fedh2l import FedH2L
+from fedh2l_mpi.models import build
+from fedh2l_mpi.participant import Minibatches, Participant
+
+
+def samples(count: int, seed: int = 0) -> Labelled:
+    draw = torch.Generator().manual_seed(seed)
+    return Labelled(torch.randn(count, 1, 8, 8, generator=draw), torch.randint(10, (count,), generator=draw))
+
+
+def learner(model: nn.Module | str = "mlp", index: int = 0, **optimizer: object) -> Participant:
+    built = build(model, 1, 8, 10, seed=1) if isinstance(model, str) else model
+    return Participant(
+        index, "test", built, samples(70), samples(10, 1), OptimizerConfig(**optimizer), EvaluationConfig(), seed=0
+    )
+
+
+def seed_round(count: int = 40, round_index: int = 0) -> SeedRound:
+    some = samples(count, seed=2)
+    return SeedRound(round_index, some.images, some.labels)
+
+
+class WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+def test_an_epoch_uses_every_sample_once_and_the_next_another_order():
+    batches = Minibatches(samples=64, batch_size=32, seed=0, participant=0)
+    first, second = (torch.cat([batches.next(), batches.next()]) for _ in range(2))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(64))
+    assert first.tolist() != second.tolist()
+
+
+def test_minibatches_depend_on_their_position_alone():
+    walked, jumped = (Minibatches(70, 32, seed=3, participant=1) for _ in range(2))
+    rows = [walked.next() for _ in range(9)]
+    jumped.position = 7
+    assert torch.equal(jumped.next(), rows[7])
+    assert torch.equal(jumped.next(), rows[8])
+
+
+def test_participants_and_seeds_walk_apart():
+    orders = [Minibatches(64, 64, seed, index).next().tolist() for seed, index in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_data_smaller_than_a_minibatch_are_one_minibatch():
+    assert sorted(Minibatches(5, 32, 0, 0).next().tolist()) == list(range(5))
+
+
+@pytest.mark.parametrize(("count", "steps"), [(40, 1), (40, 5), (20, 3), (32, 2), (40, 0)])
+def test_every_mutual_step_gets_its_seed_minibatch(count, steps):
+    rows = list(learner().seed_minibatches(count, round_index=3, steps=steps))
+    assert [len(row) for row in rows] == [min(32, count)] * steps
+    assert all(row.max() < count for row in rows)
+
+
+def test_published_posteriors_are_float32_rows_that_sum_to_one_and_change_nothing():
+    participant = learner("cnn")
+    before = {name: value.clone() for name, value in participant.model.state_dict().items()}
+    participant.model.train()
+    published = FedH2L(MethodConfig(), labelled=True).publish(participant, seed_round())
+    assert (published.dtype, tuple(published.shape), published.requires_grad) == (torch.float32, (40, 10), False)
+    assert (published.sum(dim=1) - 1).abs().max() < 1e-6
+    assert all(torch.equal(before[name], value) for name, value in participant.model.state_dict().items())
+
+
+def test_posteriors_are_those_of_eval_mode():
+    # In train mode, batch statistics would make a sample's posterior depend on its companions.
+    participant, method = learner("cnn"), FedH2L(MethodConfig(local_steps=5), labelled=True)
+    method.local_phase(participant, 0)
+    seed = seed_round()
+    alone = SeedRound(0, seed.images[:1], seed.labels[:1])
+    torch.testing.assert_close(method.publish(participant, seed)[:1], method.publish(participant, alone))
+
+
+def test_the_optimiser_lives_as_long_as_the_run():
+    participant = learner()
+    method = FedH2L(MethodConfig(local_steps=3, mutual_steps=2), labelled=True)
+    for round_index in range(4):
+        method.local_phase(participant, round_index)
+        method.mutual_phase(participant, seed_round(round_index=round_index), torch.full((1, 40, 10), 0.1))
+    assert participant.optimizer.steps == 4 * (3 + 2)
+    assert participant.minibatches.position == 4 * (3 + 2)
+
+
+def test_dropout_is_the_same_whoever_else_is_hosted():
+    def weights(disturbed: bool) -> torch.Tensor:
+        torch.manual_seed(7)
+        model = WithDropout()
+        participant, other = learner(model), learner(WithDropout(), index=1)
+        method = FedH2L(MethodConfig(local_steps=3), labelled=True)
+        for round_index in range(2):
+            if disturbed:
+                method.local_phase(other, round_index)
+                torch.rand(5)
+            method.local_phase(participant, round_index)
+        return participant.parameters.vector.clone()
+
+    assert torch.equal(weights(False), weights(True))
+
+
+def test_dropout_differs_between_participants_and_rounds():
+    participant, other = learner(WithDropout()), learner(WithDropout(), index=1)
+    images = torch.ones(4, 1, 8, 8)
+
+    def dropped(who: Participant, round_index: int) -> list[bool]:
+        who.begin(round_index, phase=0)
+        return (who.model.layers[2](torch.ones(64)) == 0).tolist()
+
+    assert dropped(participant, 0) == dropped(participant, 0)
+    assert dropped(participant, 0) != dropped(participant, 1)
+    assert dropped(participant, 0) != dropped(other, 0)
+    assert images.shape == (4, 1, 8, 8)
+
+
+def test_an_isolated_participant_learns_from_seed_labels_without_nan():
+    participant = learner()
+    method = FedH2L(MethodConfig(local_steps=0, mutual_steps=5), labelled=True)
+    method.mutual_phase(participant, seed_round(), torch.empty(0, 40, 10))
+    means = participant.noted_means()
+    assert means["loss_distillation"] == 0.0
+    assert means["loss_seed"] > 0.0
+    assert torch.isfinite(participant.parameters.vector).all()
+
+
+def test_an_unlabelled_seed_set_teaches_by_posteriors_alone():
+    participant = learner()
+    method = FedH2L(MethodConfig(local_steps=0, mutual_steps=3), labelled=False)
+    method.mutual_phase(participant, seed_round(), torch.full((2, 40, 10), 0.1))
+    assert "loss_seed" not in participant.noted_means()
+    # And without neighbours there is nothing to learn from it, which is no error either.
+    method.mutual_phase(participant, seed_round(), torch.empty(0, 40, 10))
+    assert torch.isfinite(participant.parameters.vector).all()
+
+
+def test_a_mutual_step_is_the_formula():
+    # One step of plain SGD along `sum`: the weights move by the gradient of all three losses at the same weights.
+    config = MethodConfig(local_steps=0, mutual_steps=1, temperature=2.0, weight_ce=0.5, weight_kd=3.0, combine="sum")
+    participant = learner(name="sgd", lr=0.1)
+    reference = build("mlp", 1, 8, 10, seed=1).train()
+    theirs = torch.rand(2, 40, 10).softmax(dim=-1)
+    seed = seed_round()
+    (seed_rows,) = learner().seed_minibatches(40, 0, 1)
+    private_rows = learner().minibatches.next()
+
+    cross_entropy = nn.functional.cross_entropy
+    logits = reference(seed.images[seed_rows])
+    own_log = (logits / 2.0).log_softmax(-1)
+    distillation = torch.stack(
+        [nn.functional.kl_div(own_log, teacher[seed_rows], reduction="batchmean") for teacher in theirs]
+    ).mean()
+    private = samples(70)
+    loss = (
+        cross_entropy(reference(private.images[private_rows]), private.labels[private_rows])
+        + 0.5 * cross_entropy(logits, seed.labels[seed_rows])
+        + 3.0 * 2.0**2 * distillation
+    )
+    loss.backward()
+    expected = [parameter.detach() - 0.1 * parameter.grad for parameter in reference.parameters()]
+
+    FedH2L(config, labelled=True).mutual_phase(participant, seed, theirs)
+    for parameter, value in zip(participant.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-5, atol=1e-7)
+    assert participant.noted_means()["loss_distillation"] == pytest.approx(distillation.item(), rel=1e-5)
+
+
+def test_scores_are_accuracy_and_cross_entropy_and_nan_on_nothing():
+    participant = learner()
+    some = samples(300, seed=5)
+    logits = participant.logits(some.images)
+    score = participant.score(some)
+    assert score.accuracy == pytest.approx((logits.argmax(1) == some.labels).double().mean().item())
+    assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, some.labels).item())
+    empty = participant.score(Labelled(some.images[:0], some.labels[:0]))
+    assert np.isnan(empty.accuracy)
+    assert np.isnan(empty.loss)
+
+
+def test_what_sharing_parameters_would_send_counts_running_statistics_too():
+    participant = learner("cnn")
+    floats = sum(v.numel() for v in participant.model.state_dict().values() if v.is_floating_point())
+    assert participant.shared_bytes == 4 * floats
+    assert floats == participant.parameter_count + 2 * (16 + 32)
