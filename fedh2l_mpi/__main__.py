@@ -4,6 +4,7 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import NoReturn
 
@@ -11,17 +12,26 @@ from fedh2l_mpi import cli
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_LATE, EXIT_USER, LateRankError, UserError
 from fedh2l_mpi.world import Launch, World, connect
 
+SILENT_RANKS_STAY_S = 5.0
+
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     # kill -USR2 prints where a hanging rank is; Python's own handlers do not run inside a blocked MPI call.
     faulthandler.register(signal.SIGUSR2)
+    # Before the ranks have met, each finds the same mistake or prints the same text: one of them speaks.
+    launch = Launch.of(os.environ)
+    is_first = launch.rank == 0
     try:
-        command = cli.parse(sys.argv[1:])
+        command = cli.parse(sys.argv[1:], speaks=is_first)
+        if not cli.needs_world(command) and not is_first:
+            sys.exit(0)
         world = connect() if cli.needs_world(command) else World(None)
     except UserError as error:
-        # Every rank finds the same mistake before it has met the others: one of them speaks.
-        _say(str(error), speaks=_launch_rank() == 0)
+        _say(str(error), speaks=is_first)
+        if not is_first:
+            # A launcher ends the job when its first process leaves with an error: let that be the one that has spoken.
+            time.sleep(SILENT_RANKS_STAY_S)
         sys.exit(EXIT_USER)
     try:
         cli.execute(command, world)
@@ -52,10 +62,6 @@ def main() -> NoReturn:
 def _say(message: str, speaks: bool) -> None:
     if speaks:
         print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
-
-
-def _launch_rank() -> int:
-    return Launch.of(os.environ).rank
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fedh2l_mpi import config as configuration
 from fedh2l_mpi.errors import UserError
@@ -34,12 +34,18 @@ class Command:
 
 
 class _Parser(argparse.ArgumentParser):
+    speaks = True
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if self.speaks:
+            super()._print_message(message, file)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (python -m fedh2l_mpi --help lists the options)")
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """The command line as a Command.
+def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
+    """The command line as a Command; `--help` prints if `speaks`, and exits.
 
     Raises
     ------
@@ -53,6 +59,7 @@ def parse(arguments: Sequence[str]) -> Command:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.speaks = speaks
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
     parser.add_argument(
         "--set",

@@ -8,7 +8,7 @@ Shape letters: S seed samples, C classes, N neighbours.
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -170,8 +170,13 @@ class Exchange:
         if self._receives:
             self._receives[0].Get_status()
 
-    def finish(self) -> dict[int, Tensor]:
+    def finish(self, idle: Callable[[], None] | None = None) -> dict[int, Tensor]:
         """Wait for the round's messages: each hosted participant's neighbours' posteriors, in participant order.
+
+        Parameters
+        ----------
+        idle : callable
+            Called while there is nothing to do but wait.
 
         Returns
         -------
@@ -187,7 +192,7 @@ class Exchange:
         """
         if self._graph is None:
             raise RuntimeError("finish() was called before start()")
-        self._wait()
+        self._wait(idle)
         arrived = dict(self._published)
         for route in self._routes:
             for slot, participant in enumerate(route.incoming.senders):
@@ -207,13 +212,14 @@ class Exchange:
         self._published = {}
         return theirs
 
-    def _wait(self) -> None:
+    def _wait(self, idle: Callable[[], None] | None) -> None:
         if not self._receives:
             return
         ranks = [route.rank for route in self._routes]
         requests = [*self._receives, *self._sends]
         self._receives, self._sends = [], []
-        sizes = self._world.wait(requests, ranks + ranks, self._deadline_s, f"posteriors of round {self._round}")
+        what = f"posteriors of round {self._round}"
+        sizes = self._world.wait(requests, ranks + ranks, self._deadline_s, what, idle)
         # A message longer than its buffer has raised MPI_ERR_TRUNCATE; a shorter one is MPI's silent case.
         for route, received_bytes in zip(self._routes, sizes, strict=False):
             try:

@@ -116,7 +116,11 @@ class MetricsWriter:
     def __init__(self, path: Path, header: RunHeader) -> None:
         participants, domains = len(header.participants), len(header.domain_names)
         classes = header.label_histogram.shape[1]
-        self.file = h5py.File(path, "x", libver=("v110", "v110"))
+        if path.exists():
+            raise FileExistsError(f"{path} exists: a run is never written over another")
+        # Under another name until it can be read by others.
+        growing = path.with_name(path.name + ".new")
+        self.file = h5py.File(growing, "x", libver=("v110", "v110"))
         self._domains = domains
         self._attributes(header.attributes)
         self._scale("round", 0, "round, from 0", maxshape=(None,), chunks=(1024,))
@@ -143,6 +147,7 @@ class MetricsWriter:
         self.file.flush()
         # From here on nothing may be created; values may be added and fixed-size attributes changed.
         self.file.swmr_mode = True
+        growing.rename(path)
 
     def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
         """The graph that holds from `since_round` until the next one is added."""

@@ -106,20 +106,23 @@ class Simulation:
             with clock.of(participant, "local"):
                 self.method.local_phase(participant, round_index)
             self.exchange.progress()
+            self.recorder.poll()
 
         self.world.at = f"round {round_index}, waiting for neighbours"
         with clock.shared(self.participants, "wait"):
-            theirs = self.exchange.finish()
+            theirs = self.exchange.finish(idle=self.recorder.poll)
 
         for participant in self._each(round_index, "mutual phase"):
             with clock.of(participant, "mutual"):
                 self.method.mutual_phase(participant, seed, theirs[participant.index])
+            self.recorder.poll()
 
         scores: dict[int, dict[str, Any]] = {}
         if self._evaluates(round_index):
             for participant in self._each(round_index, "evaluation"):
                 with clock.of(participant, "evaluate"):
                     scores[participant.index] = self._evaluate(participant)
+                self.recorder.poll()
 
         self.world.at = f"round {round_index}, recording"
         self.recorder.record(round_index, self._rows(graph, clock, scores))

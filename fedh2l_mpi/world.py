@@ -160,7 +160,14 @@ class World:
 
     # The round path: buffers only.
 
-    def wait(self, requests: Sequence["MPI.Request"], owners: Sequence[int], deadline_s: float, what: str) -> list[int]:
+    def wait(
+        self,
+        requests: Sequence["MPI.Request"],
+        owners: Sequence[int],
+        deadline_s: float,
+        what: str,
+        idle: Callable[[], None] | None = None,
+    ) -> list[int]:
         """Wait for all requests, sleeping between tests so that a busy core is left to others.
 
         Parameters
@@ -171,6 +178,8 @@ class World:
             Longest wait [s].
         what : str
             What is awaited, for the message.
+        idle : callable
+            Called between tests: work that need not be done at once.
 
         Returns
         -------
@@ -191,6 +200,8 @@ class World:
             tries += 1
             if tries <= 20:
                 continue
+            if idle is not None:
+                idle()
             if time.monotonic() - begin > deadline_s:
                 late = sorted({owner for request, owner in zip(pending, owners, strict=True) if not request.Test()})
                 if late:

@@ -158,7 +158,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     mpi = mpich()
     if mpi is None:
         pytest.skip("no mpirun on this machine")
-    ranks, timeout = marker.args[0], marker.kwargs.get("timeout", 60)
+    ranks, timeout = marker.kwargs["ranks"], marker.kwargs.get("timeout", 60)
     folder = pyfuncitem.funcargs.get("tmp_path") or pyfuncitem._request.getfixturevalue("tmp_path")
     command = [mpi.mpirun, "-n", str(ranks), mpi.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     process = start([*command, pyfuncitem.nodeid], {VERDICTS: str(folder)})

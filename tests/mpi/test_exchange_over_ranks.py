@@ -1,0 +1,136 @@
+"""Messages between real ranks: every size, order, graph, and every way in which they can go wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedh2l_mpi.errors import LateRankError, UserError
+from fedh2l_mpi.exchange import Exchange, Message, message_bytes
+from fedh2l_mpi.topology import Graph
+from fedh2l_mpi.world import Hosting, World
+
+
+def posterior_of(participant: int, round_index: int, samples: int, classes: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1000 * round_index + participant)
+    return torch.randn(samples, classes, generator=draw).softmax(dim=1)
+
+
+def exchange_rounds(comm, graphs: list[Graph], samples: int, classes: int) -> Exchange:
+    """Run one round for each graph, checking on every rank what each of its participants receives."""
+    world, participants = World(comm), len(graphs[0].neighbours)
+    hosting = Hosting(participants, world.size)
+    exchange = Exchange(world, hosting, samples, classes, deadline_s=30.0)
+    for round_index, graph in enumerate(graphs):
+        published = {i: posterior_of(i, round_index, samples, classes) for i in hosting.of(world.rank)}
+        exchange.start(round_index, graph, published)
+        exchange.progress()
+        theirs = exchange.finish()
+        assert set(theirs) == set(hosting.of(world.rank))
+        for participant, received in theirs.items():
+            near = graph.neighbours[participant]
+            assert tuple(received.shape) == (len(near), samples, classes)
+            for slot, neighbour in enumerate(near):
+                assert torch.equal(received[slot], posterior_of(neighbour, round_index, samples, classes))
+    return exchange
+
+
+@pytest.mark.mpi(ranks=4)
+# 40 bytes to 4 MB: below and far above what MPI sends without asking the receiver first.
+@pytest.mark.parametrize(("samples", "classes"), [(1, 10), (100, 10), (10_000, 10), (1_000, 1_000)])
+def test_every_size_of_message_arrives_on_a_ring(comm, samples, classes):
+    ring = Graph(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
+    exchange = exchange_rounds(comm, [ring] * 3, samples, classes)
+    # One participant a rank: what the ledger says is what went through MPI.
+    assert exchange.ledger.sent[comm.rank] * 3 == exchange.ledger.mpi_sent
+    assert exchange.ledger.sent[comm.rank] == 2 * message_bytes(1, samples, classes)
+
+
+@pytest.mark.mpi(ranks=3)
+def test_graphs_may_change_every_round_and_leave_participants_alone(comm):
+    draw = np.random.default_rng(0)
+    pairs = [(i, j) for i in range(7) for j in range(i)]
+    graphs = [Graph(7, [pair for pair in pairs if draw.random() < share]) for share in (0.3, 1.0, 0.0, 0.5, 0.1)]
+    exchange_rounds(comm, graphs, samples=50, classes=10)
+
+
+@pytest.mark.mpi(ranks=3)
+def test_hosting_packs_one_message_for_each_pair_of_ranks(comm):
+    complete = Graph(6, [(i, j) for i in range(6) for j in range(i)])
+    exchange = exchange_rounds(comm, [complete], samples=20, classes=10)
+    assert exchange.ledger.mpi_sent == 2 * message_bytes(2, 20, 10)
+    assert set(exchange.ledger.sent.values()) == {5 * message_bytes(1, 20, 10)}
+
+
+@pytest.mark.mpi(ranks=2)
+def test_two_participants_exchange_over_their_one_edge(comm):
+    exchange_rounds(comm, [Graph(2, [(0, 1)])], samples=5, classes=3)
+
+
+@pytest.mark.mpi(ranks=3)
+def test_a_silent_rank_is_named_when_the_deadline_has_passed(comm):
+    world = World(comm)
+    exchange = Exchange(world, Hosting(3, 3), 5, 3, deadline_s=1.0)
+    ring = Graph(3, [(0, 1), (1, 2), (2, 0)])
+    if world.rank != 1:
+        exchange.start(0, ring, {world.rank: posterior_of(world.rank, 0, 5, 3)})
+        with pytest.raises(LateRankError, match=r"no posteriors of round 0 from rank 1 within 1 s"):
+            exchange.finish()
+    comm.Barrier()
+    if world.rank == 1:
+        # Late, but there: what was sent must be received before MPI may end.
+        exchange.start(0, ring, {1: posterior_of(1, 0, 5, 3)})
+        exchange.finish()
+    comm.Barrier()
+
+
+@pytest.mark.mpi(ranks=2)
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("round", "message of round 4 from rank 0: round: got 5, expected 4"),
+        ("nan", "message of round 4 from rank 0: posteriors of participant 0, seed sample 1: .* is not finite"),
+        ("bit", "message of round 4 from rank 0: checksum: got"),
+        ("short", "message of round 4 from rank 0: size: got 40 bytes"),
+    ],
+)
+def test_a_wrong_message_is_refused_by_its_receiver(comm, fault, says):
+    world, edge = World(comm), Graph(2, [(0, 1)])
+    if world.rank == 1:
+        exchange = Exchange(world, Hosting(2, 2), 5, 3, deadline_s=20.0)
+        exchange.start(4, edge, {1: posterior_of(1, 4, 5, 3)})
+        with pytest.raises(RuntimeError, match=says):
+            exchange.finish()
+        return
+    own = comm.Dup()
+    message = Message([0], 5, 3)
+    message.payload[0] = posterior_of(0, 4, 5, 3).numpy()
+    if fault == "nan":
+        message.payload[0, 1, 0] = np.nan
+    message.seal(5 if fault == "round" else 4)
+    if fault == "bit":
+        message.buffer[-1] ^= 1
+    incoming = np.empty_like(message.buffer)
+    receive = own.Irecv(incoming, 1, 4)
+    own.Isend(message.buffer[: 40 if fault == "short" else None], 1, 4).Wait()
+    receive.Wait()
+
+
+@pytest.mark.mpi(ranks=3)
+def test_ranks_that_hold_unlike_things_stop_and_say_what_differs(comm):
+    world = World(comm)
+    same = {"seed set": b"1", "graph": b"2"}
+    world.handshake(same)
+    with pytest.raises(RuntimeError, match="do not hold the same graph: check that both see the same files"):
+        world.handshake(same if world.rank < 2 else {**same, "graph": b"3"})
+
+
+@pytest.mark.mpi(ranks=3)
+def test_a_users_mistake_on_one_rank_is_everyones(comm):
+    def read() -> None:
+        if comm.rank == 1:
+            raise UserError("/data/x: cannot be read")
+
+    with pytest.raises(UserError, match="/data/x: cannot be read") as error:
+        World(comm).together(read)
+    assert error.value.agreed
+    assert World(comm).from_first(lambda: comm.rank) == 0

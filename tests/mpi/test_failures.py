@@ -1,0 +1,245 @@
+"""Mistakes of the user, and ranks that fail, leave, die or stop: real launches, real kills."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Mpi, kill, launch, mpich, start
+
+from fedh2l_mpi import metrics
+
+# Models that go wrong in the middle of training; ranks may be a few rounds apart by then.
+FAULTY = """
+import os, signal, sys, time
+from torch import nn
+
+class Faulty(nn.Module):
+    def __init__(self, channels, side, classes):
+        super().__init__()
+        self.layer = nn.Linear(channels * side * side, classes)
+        self.calls = 0
+    def forward(self, images):
+        self.calls += 1
+        if self.calls == 200:  # in round 5 or so
+            self.go_wrong()
+        return self.layer(images.flatten(1))
+
+class Raises(Faulty):
+    def go_wrong(self): raise RuntimeError("a fault in one participant")
+class Exits(Faulty):
+    def go_wrong(self): sys.exit(0)
+class Leaves(Faulty):
+    def go_wrong(self): os._exit(0)
+class Killed(Faulty):
+    def go_wrong(self): os.kill(os.getpid(), signal.SIGKILL)
+class Stopped(Faulty):
+    def go_wrong(self): os.kill(os.getpid(), signal.SIGSTOP)
+class Diverges(Faulty):
+    def go_wrong(self): nn.init.constant_(self.layer.weight, float("nan"))
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path) -> dict[str, str]:
+    """Environment in which the faulty models can be imported."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def with_one(kind: str, out: Path) -> list[str]:
+    """Arguments for a run in which participant 2 of 4, on rank 1 of 3 or 2 of 4, has a faulty model."""
+    models = f"models={{0: mlp, 1: mlp, 2: 'faulty:{kind}', 3: mlp}}"
+    return ["--set", models, "--set", "participants=4", "--set", "exchange.deadline_s=4", "--out", str(out)]
+
+
+@pytest.mark.parametrize("kind", ["Raises", "Exits", "Leaves", "Killed", "Diverges"])
+def test_one_rank_that_fails_ends_the_job_in_seconds(tmp_path, faulty, any_mpi, kind):
+    out = tmp_path / "run"
+    ended = launch(with_one(kind, out), ranks=4, mpi=any_mpi, environ=faulty, timeout=60)
+    assert ended.code != 0
+    said = ended.out + ended.err
+    if kind in ("Raises", "Exits", "Diverges"):
+        reason = {"Raises": "a fault in one participant", "Exits": "SystemExit", "Diverges": "is not finite"}[kind]
+        assert "fedh2l_mpi: error: rank " in said
+        assert "participant 2" in said
+        assert reason in said
+    else:
+        # Killed from outside: the launcher names the pid, and the log says whose it was.
+        culprit = (out / "log" / "rank-0002.log").read_text().split("pid ")[1].split(")")[0]
+        assert culprit in said or "rank 2" in said
+    # What was finished before is in the file.
+    assert metrics.read(out / "metrics.h5").rounds >= 1
+
+
+def test_a_rank_that_hangs_is_named_after_the_deadline(tmp_path, faulty, any_mpi):
+    ended = launch(with_one("Stopped", tmp_path / "run"), ranks=4, mpi=any_mpi, environ=faulty, timeout=60)
+    assert ended.code == 86
+    assert "from rank 2 within 4 s" in ended.err
+    assert metrics.read(tmp_path / "run" / "metrics.h5").rounds >= 1
+
+
+def test_nobody_is_left_behind(tmp_path, faulty, any_mpi):
+    marker = str(tmp_path / "left-behind")
+    launch(with_one("Killed", Path(marker)), ranks=4, mpi=any_mpi, environ=faulty, timeout=60)
+    time.sleep(1.0)
+    left = subprocess.run(["pgrep", "-f", marker], capture_output=True, text=True).stdout.split()
+    assert not left
+
+
+def test_killing_rank_0_at_any_time_leaves_a_readable_file_with_every_finished_round(tmp_path):
+    draw, mpi, rounds_seen = random.Random(0), mpich(), []
+    for attempt in range(20):
+        out = tmp_path / f"run-{attempt}"
+        steps = ["--set", "method.local_steps=1", "--set", "method.mutual_steps=1", "--set", "rounds=100000"]
+        fast = [*steps, "--set", "participants=2", "--set", "models=[mlp]", "--set", "evaluation.every=1"]
+        command = [mpi.mpirun, "-n", "2", mpi.python, "-m", "fedh2l_mpi", *fast, "--out", str(out)]
+        process = start(command)
+        try:
+            victim = wait_for_rank_0(out, process)
+            time.sleep(draw.uniform(0.0, 0.5))
+            os.kill(victim, signal.SIGKILL)
+            said, _ = process.communicate(timeout=30)
+        finally:
+            kill(process)
+        assert process.returncode != 0
+        result = metrics.read(out / "metrics.h5")
+        # A round is told of after its flush: all that were told of are there, and none is half there.
+        told = [int(line.split(" round ")[1].split()[0]) for line in said.splitlines() if " INFO round " in line]
+        assert result.rounds >= max(told, default=0)
+        assert result["round"].tolist() == list(range(result.rounds))
+        for name in ("accuracy", "loss", "loss_private", "bytes_sent"):
+            assert len(result[name]) == result.rounds
+            assert not (result[name] != result[name]).any(), f"{name} has holes"
+        rounds_seen.append(result.rounds)
+    assert len(set(rounds_seen)) > 5, rounds_seen
+
+
+def wait_for_rank_0(out: Path, process: subprocess.Popen[str]) -> int:
+    """Pid of rank 0, once its run has begun."""
+    log = out / "log" / "rank-0000.log"
+    for _ in range(600):
+        if log.exists() and "4 domains" in (text := log.read_text()):
+            return int(text.split("pid ")[1].split(")")[0])
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("rank 0 did not start within 30 s")
+
+
+WRONG = {
+    "no such config": (["nothing.yaml"], "nothing.yaml: cannot read the config"),
+    "an unknown option": (["--bogus"], "unrecognized arguments: --bogus"),
+    "an option without value": (["--set"], "--set: expected one argument"),
+    "an unknown key": (["--set", "topologie.kind=ring"], "topologie: unknown key; .*did you mean 'topology'"),
+    "a wrong value": (["--set", "optimizer.lr=-1"], "optimizer.lr: got -1, must be > 0"),
+    "an unknown model": (["--set", "models=[lenet6]"], "models: got 'lenet6'; known: mlp, .*did you mean 'lenet5'"),
+    "a model that is not there": (["--set", "models=[nowhere:Model]"], "cannot import nowhere"),
+    "a degree too large": (
+        ["--set", "topology.kind=random_regular", "--set", "topology.degree=4"],
+        "topology.degree: got 4, must be less than the number of participants, 4",
+    ),
+    "too many samples": (["--set", "data.partition.samples_per_participant=9999"], "the training data have 1438"),
+    "no private data left": (
+        ["--set", "seed_set.share=0.99", "--set", "data.partition.samples_per_participant=9"],
+        "leaves participant 0 no private data",
+    ),
+    "no seed set": (["--set", "seed_set.share=0"], "gives an empty seed set"),
+    "a seed subset too large": (["--set", "seed_set.samples_per_round=5000"], "the seed set has 288 samples"),
+    "no data": (["--set", "data.name=mnist", "--set", "data.root=/nowhere"], "/nowhere is not a folder"),
+    "CUDA where there is none": (["--set", "devices.kind=cuda"], "no CUDA device is visible"),
+    "an edge list that is not there": (
+        ["--set", "topology.kind=edge_list", "--set", "topology.path=/no/edges"],
+        "topology.path: cannot read /no/edges",
+    ),
+    "a run directory that is a file": (["--out", "setup.cfg"], "--out: setup.cfg is a file"),
+    "a run directory nobody can write": (["--out", "/proc/run"], "--out: /proc/run cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_gets_one_message_and_exit_code_2(tmp_path, case):
+    arguments, says = WRONG[case]
+    if case == "CUDA where there is none" and os.path.exists("/dev/nvidia0"):
+        pytest.skip("there is a GPU here")
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "run")]
+    ended = launch([*arguments, *out])
+    assert ended.code == 2, ended
+    assert re.search(says, ended.err), ended.err
+    assert ended.err.count("fedh2l_mpi: error:") == 1
+    assert "Traceback" not in ended.err
+    # Nothing is left that would stand in the way of the corrected run.
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("case", ["an unknown option", "a wrong value", "no seed set", "an unknown model"])
+def test_under_mpirun_a_mistake_is_told_once_and_all_leave(tmp_path, any_mpi, case):
+    arguments, _ = WRONG[case]
+    ended = launch([*arguments, "--out", str(tmp_path / "run")], ranks=3, mpi=any_mpi)
+    assert ended.code == 2
+    assert ended.err.count("fedh2l_mpi: error:") == 1
+    assert "Traceback" not in ended.err
+
+
+def test_too_many_ranks_are_refused(tmp_path, any_mpi):
+    ended = launch(["--set", "participants=2", "--out", str(tmp_path / "run")], ranks=3, mpi=any_mpi)
+    assert ended.code == 2
+    assert "the config has 2, but mpirun started 3 ranks; use -n 2 or fewer" in ended.err
+
+
+def test_a_directory_that_holds_a_run_is_never_used_again(tmp_path):
+    out = str(tmp_path / "run")
+    assert launch(["--quiet", "--set", "rounds=1", "--out", out]).code == 0
+    before = (tmp_path / "run" / "metrics.h5").read_bytes()
+    ended = launch(["--quiet", "--set", "rounds=1", "--out", out], ranks=2)
+    assert ended.code == 2
+    assert "holds a run already" in ended.err
+    assert (tmp_path / "run" / "metrics.h5").read_bytes() == before
+
+
+def test_ranks_that_cannot_see_each_other_are_refused(tmp_path):
+    # What `srun` without PMI, or the mpirun of another MPI, does: many processes, each alone in its MPI.
+    for number, environ in enumerate(
+        (
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+            {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+        )
+    ):
+        ended = launch(["--out", str(tmp_path / f"{number}")], environ=environ)
+        assert ended.code == 2
+        assert "MPI" in ended.err or "without a launcher" in ended.err
+        assert ended.err.count("fedh2l_mpi: error:") == 1
+    # Only one of them speaks.
+    silent = launch(["--out", str(tmp_path / "other")], environ={"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"})
+    assert silent.seconds > 3, "it must not leave before the one that speaks"
+    assert (silent.code, silent.err) == (2, "")
+
+
+def test_damaged_mnist_is_told(tmp_path, mnist):
+    for path in mnist.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damaged = tmp_path / "train-images-idx3-ubyte.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    ended = launch(
+        ["configs/rotated_mnist.yaml", "--set", f"data.root={tmp_path}", "--out", str(tmp_path / "run")], ranks=2
+    )
+    assert ended.code == 2
+    assert "train-images-idx3-ubyte.gz: ends before its gzip stream does" in ended.err
+
+
+def test_the_help_is_printed_once(any_mpi: Mpi):
+    ended = launch(["--help"], ranks=2, mpi=any_mpi)
+    assert ended.code == 0
+    assert ended.out.count("usage:") == 1
+
+
+def test_a_config_written_by_a_run_runs_again_to_the_same_numbers(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert launch(["--quiet", "--set", "rounds=2", "--set", "seed=5", "--out", str(first)]).code == 0
+    assert launch([str(first / "config.yaml"), "--quiet", "--out", str(again)]).code == 0
+    one, other = (metrics.read(folder / "metrics.h5") for folder in (first, again))
+    assert one["loss"].tobytes() == other["loss"].tobytes()
