@@ -4,6 +4,8 @@ Nobody else knows a dataset's name. The file is in single-writer-multiple-reader
 while it is written and after a kill, and in the format of HDF5 1.10, which Debian's h5dump and xarray read. No filter:
 a compressed row per flush would make the file a hundred times larger.
 
+h5py is imported where a file is opened: of all ranks, only the one that writes pays its 11 MiB.
+
 Shape letters: R rounds, P participants, D domains, C classes, E edges.
 """
 
@@ -11,13 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
 
 SCHEMA_VERSION = 1
 FORMAT = "fedh2l_mpi metrics"
@@ -114,6 +118,8 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, header: RunHeader) -> None:
+        import h5py
+
         participants, domains = len(header.participants), len(header.domain_names)
         classes = header.label_histogram.shape[1]
         if path.exists():
@@ -211,7 +217,7 @@ class MetricsWriter:
             dataset.dims[axis].attach_scale(self.file[name])
         self._describe(dataset, field)
 
-    def _describe(self, dataset: h5py.Dataset, field: Field) -> None:
+    def _describe(self, dataset: "h5py.Dataset", field: Field) -> None:
         dataset.attrs["units"] = np.bytes_(field.units.encode())
         dataset.attrs["long_name"] = np.bytes_(field.long_name.encode())
 
@@ -254,7 +260,7 @@ def read(path: Path) -> RunMetrics:
         # A kill inside a flush may leave the arrays a round apart: what all of them have is the truth.
         rounds = min(file[name].shape[0] for name in ["round", *growing])
         edges = min(file[name].shape[0] for name in ("graph_edges", "graph_since_round"))
-        arrays = {name: dataset[()] for name, dataset in file.items() if isinstance(dataset, h5py.Dataset)}
+        arrays = {name: dataset[()] for name, dataset in file.items()}
     for name in ["round", *growing]:
         arrays[name] = arrays[name][:rounds]
     for name in ("edge", "graph_edges", "graph_since_round"):
@@ -262,8 +268,10 @@ def read(path: Path) -> RunMetrics:
     return RunMetrics(attributes, arrays, closed)
 
 
-def _open(path: Path) -> tuple[h5py.File, bool]:
+def _open(path: Path) -> tuple["h5py.File", bool]:
     """The file, opened for reading, and whether its writer closed it."""
+    import h5py
+
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import logging
 import os
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -83,12 +84,17 @@ class Simulation:
         width = metrics.row_width(self.plan.domains)
         deadline_s = self.config.exchange.deadline_s
         self.recorder = Recorder(self.world, self.hosting, width, self._write, deadline_s)
-        for round_index in range(self.config.rounds):
-            self._round(round_index)
-        self.world.at = "the end of the run"
-        self.recorder.finish()
-        if self.writer is not None:
-            self.writer.close()
+        try:
+            for round_index in range(self.config.rounds):
+                self._round(round_index)
+            self.world.at = "the end of the run"
+            self.recorder.finish()
+        finally:
+            # Also after a fault: a closed file opens everywhere.
+            if self.writer is not None:
+                self.writer.close()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        log.info(f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory")
 
     def _round(self, round_index: int) -> None:
         clock = Clock(self.device)

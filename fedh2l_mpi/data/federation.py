@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.data.partition import Samples, Share, own_domain, partition
+from fedh2l_mpi.data.partition import Rows, Samples, Share, own_domain, partition
 from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.data.sources import ImageTable, Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.streams import Purpose, generator
+
+PIECE = 128
 
 
 @dataclass(frozen=True)
@@ -148,20 +150,27 @@ def load(plan: Plan, hosted: Iterable[int], device: torch.device) -> Federation:
 
 def _read(plan: Plan, table: ImageTable, parts: list[Samples], device: torch.device) -> list[Labelled]:
     """The samples of each part, from one pass over the table's file."""
-    source = plan.source
     rows, where = np.unique(np.concatenate([part.rows for part in parts]), return_inverse=True)
-    pixels = torch.from_numpy(table.images(rows))
+    pixels = table.images(rows)
     read, first = [], 0
     for part in parts:
-        wanted = torch.from_numpy(where[first : first + len(part)])
+        images = _prepare(plan, pixels, where[first : first + len(part)], part.domains).to(device)
+        read.append(Labelled(images, torch.from_numpy(table.labels[part.rows]).to(device)))
         first += len(part)
-        images = pixels[wanted].to(torch.float32).div_(source.full_scale)
-        for domain in np.unique(part.domains):
-            chosen = torch.from_numpy(np.flatnonzero(part.domains == domain))
-            images[chosen] = rotate(images[chosen], float(domain) * plan.config.data.partition.rotation_step_deg)
-        images.sub_(source.mean).div_(source.std)
-        labels = torch.from_numpy(table.labels[part.rows])
-        # Channels last: the order in which convolutions are fastest on a CPU, and no slower on a GPU.
-        images = images.to(device, memory_format=torch.channels_last)
-        read.append(Labelled(images, labels.to(device)))
     return read
+
+
+def _prepare(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -> Tensor:
+    """Rows of `pixels` as float32 (N, K, H, W): scaled, turned to their domains, normalised, channels last."""
+    source, step = plan.source, plan.config.data.partition.rotation_step_deg
+    # Channels last is the order in which convolutions are fastest on a CPU, and no slower on a GPU.
+    shape = (len(rows), source.channels, source.side, source.side)
+    prepared = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+    for domain in np.unique(domains):
+        of_domain = np.flatnonzero(domains == domain)
+        # In pieces: large temporary arrays would stay with the process as holes in its heap.
+        for piece in np.split(of_domain, range(PIECE, len(of_domain), PIECE)):
+            images = torch.from_numpy(pixels[rows[piece]]).to(torch.float32).div_(source.full_scale)
+            images = rotate(images, float(domain) * step)
+            prepared[torch.from_numpy(piece)] = images.sub_(source.mean).div_(source.std)
+    return prepared

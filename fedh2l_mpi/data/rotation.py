@@ -25,9 +25,5 @@ def rotate(images_NCHW: Tensor, degrees: float) -> Tensor:
     angle = math.radians(degrees)
     # Rows run downwards, so a counter-clockwise turn of what is seen is a clockwise turn of the sampling grid.
     turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
-    # In pieces: a sampling grid is twice the size of the images it is for.
-    pieces = []
-    for piece in images_NCHW.split(256):
-        grid = affine_grid(turn.expand(len(piece), 2, 3), list(piece.shape), align_corners=False)
-        pieces.append(grid_sample(piece, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    return torch.cat(pieces)
+    grid = affine_grid(turn.expand(len(images_NCHW), 2, 3), list(images_NCHW.shape), align_corners=False)
+    return grid_sample(images_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
