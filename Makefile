@@ -11,7 +11,9 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 .DELETE_ON_ERROR:
 
 run: .venv/installed
-	.venv/bin/mpirun -n 4 .venv/bin/python -m fedh2l_mpi configs/digits_ring.yaml
+	@out=runs/digits_ring-$$(date +%Y%m%d-%H%M%S); set -x; \
+	.venv/bin/mpirun -n 4 .venv/bin/python -m fedh2l_mpi configs/digits_ring.yaml --out $$out && \
+	.venv/bin/python -m fedh2l_mpi plot $$out
 
 test: .venv/installed .venv-openmpi/installed lint
 	.venv/bin/python -m pytest

@@ -16,14 +16,16 @@ DESCRIPTION = """\
 Simulate FedH2L: participants with unlike models and unlike data learn from each other's posteriors on a seed set.
 
 Without CONFIG the built-in default runs: scikit-learn's digits, one rotation per participant, on a ring.
-Under mpirun or srun the ranks share the participants; a single process hosts them all, with the same numbers."""
+Under mpirun or srun the ranks share the participants; a single process hosts them all, with the same numbers.
+
+  python -m fedh2l_mpi plot RUN [--out FILE]   draws a run: see `python -m fedh2l_mpi plot --help`"""
 EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
 
 
 @dataclass(frozen=True)
-class Command:
-    """What was asked for."""
+class RunCommand:
+    """Run the config, or only look at it."""
 
     config: str | None
     overrides: tuple[str, ...]
@@ -31,6 +33,17 @@ class Command:
     check: bool
     keys: bool
     quiet: bool
+
+
+@dataclass(frozen=True)
+class PlotCommand:
+    """Draw a run."""
+
+    run: Path
+    out: Path | None
+
+
+Command = RunCommand | PlotCommand
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,14 +65,10 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     UserError
         If the options are wrong.
     """
-    parser = _Parser(
-        prog="python -m fedh2l_mpi",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.speaks = speaks
+    words = list(arguments)
+    if words[:1] == ["plot"]:
+        return _parse_plot(words[1:], speaks)
+    parser = _parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
     parser.add_argument(
         "--set",
@@ -75,18 +84,43 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     )
     parser.add_argument("--keys", action="store_true", help="list every key of the config with default and meaning")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    options = parser.parse_args(arguments)
-    return Command(options.config, tuple(options.overrides), options.out, options.check, options.keys, options.quiet)
+    options = parser.parse_args(words)
+    return RunCommand(options.config, tuple(options.overrides), options.out, options.check, options.keys, options.quiet)
+
+
+def _parse_plot(words: list[str], speaks: bool) -> PlotCommand:
+    meaning = "Draw learning curves and the accuracy of every participant on every domain."
+    parser = _parser("python -m fedh2l_mpi plot", meaning, speaks)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory or metrics file, also of a running run")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=".png, .svg or .pdf (default: plot.png beside the file)"
+    )
+    options = parser.parse_args(words)
+    return PlotCommand(options.run, options.out)
+
+
+def _parser(program: str, description: str, speaks: bool, epilog: str | None = None) -> _Parser:
+    parser = _Parser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.speaks = speaks
+    return parser
 
 
 def needs_world(command: Command) -> bool:
     """Whether the command runs on all ranks together; the others are for one process, without MPI."""
-    return not (command.check or command.keys)
+    return isinstance(command, RunCommand) and not (command.check or command.keys)
 
 
 def execute(command: Command, world: World) -> None:
     """Do what was asked. **Collective** for a run."""
-    if command.keys:
+    if isinstance(command, PlotCommand):
+        _plot(command)
+    elif command.keys:
         _print_keys()
     elif command.check:
         config = configuration.load(command.config, command.overrides).resolved(1, launched=False)
@@ -97,7 +131,18 @@ def execute(command: Command, world: World) -> None:
         _run(command, world)
 
 
-def _run(command: Command, world: World) -> None:
+def _plot(command: PlotCommand) -> None:
+    from fedh2l_mpi import metrics
+    from fedh2l_mpi.analysis import plot
+    from fedh2l_mpi.run_directory import RunDirectory
+
+    path = RunDirectory(command.run).metrics if command.run.is_dir() else command.run
+    out = command.out or path.with_name("plot.png")
+    plot.plot(metrics.read(path), out)
+    print(f"plot: {out}")
+
+
+def _run(command: RunCommand, world: World) -> None:
     config = world.from_first(
         lambda: configuration.load(command.config, command.overrides).resolved(world.size, world.launched)
     )

@@ -12,7 +12,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["console", "preflight"],
+    ["console", "preflight", "analysis"],
     ["simulation"],
     ["methods"],
     ["participant"],

@@ -1,0 +1,1 @@
+"""Offline: from a run's metrics file to what a person looks at. Imports neither torch nor MPI."""
