@@ -155,8 +155,7 @@ def _run(command: RunCommand, world: World) -> None:
     directory = world.from_first(lambda: run_directory.choose(command.out, name))
     speaks = world.rank == 0 and not command.quiet
     simulation = Simulation(config, world, directory)
-    lines = speaks and not console.is_terminal()
-    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, lines)
+    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks)
     console.log_start(config, world, simulation.description, simulation.plan.label_histogram())
     progress = console.Progress(config, command.quiet) if world.rank == 0 else None
     try:

@@ -58,9 +58,7 @@ class Progress:
         if not np.isnan(evaluated).all():
             self._accuracy = float(np.nanmean(evaluated))
         # Participants of one rank take turns, so a phase's mean over participants is what a person can compare.
-        phases = {
-            name: 1e3 * float(np.nanmean(columns(table_PW, f"seconds_{name}"))) for name in ("local", "wait", "mutual")
-        }
+        phases = {name: 1e3 * _mean(table_PW, f"seconds_{name}") for name in ("local", "wait", "mutual")}
         timing = ", ".join(f"{name} {ms:.0f} ms" for name, ms in phases.items())
         if self._bar is not None:
             accuracy = "-" if np.isnan(self._accuracy) else f"{self._accuracy:.3f}"
@@ -76,7 +74,8 @@ class Progress:
                 f"mutual {_mean(table_PW, 'loss_distillation'):.3f} nats, all-domain {self._accuracy:.3f}, "
                 f"{timing} per participant, {_duration(left)} left"
             )
-            log.info(line)
+            # Where there is a bar, the terminal has this already.
+            log.info(line, extra={"file_only": self._bar is not None})
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -85,11 +84,12 @@ class Progress:
             self._bar = None
 
 
-def setup_logging(path: str, rank: int, size: int, lines: bool) -> None:
-    """Send this rank's log to its file, and to the terminal where `lines` is true (rank 0 in a batch log)."""
+def setup_logging(path: str, rank: int, size: int, speaks: bool) -> None:
+    """Send this rank's log to its file, and to standard output where it `speaks`."""
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
-    if lines:
+    if speaks:
         handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}/{size} %(levelname)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
@@ -128,51 +128,64 @@ def result_table(run: metrics.RunMetrics) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    title = f"after round {run.rounds}; accuracies on test data"
+    caption = "as params: what sharing models would have sent, one copy over every edge in every round"
+    # As wide as 80 columns allow.
     table = Table(
-        title=f"after round {run.rounds}; accuracies on test data",
+        title=title,
         title_justify="left",
-        padding=(0, 1),
+        caption=caption,
+        caption_justify="left",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    for name, justify in (
-        ("participant", "right"),
-        ("architecture", "left"),
-        ("parameters", "right"),
-        ("own\ndomain", "right"),
-        ("all\ndomains", "right"),
-        ("worst\ndomain", "right"),
-        ("all domains at\nbest validation", "right"),
-        ("bytes\nsent", "right"),
-        ("sharing parameters\nwould have sent", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    sent = run["bytes_sent"].sum(axis=0)
-    # Sharing parameters sends one copy of the model over every edge in every round.
-    would = (run["degree"] * run["parameter_bytes"]).sum(axis=0)
-    best = accuracy_at_best_validation(run)
-    for i in range(min(len(sent), LISTED)):
-        table.add_row(
-            str(i),
-            run["architecture"][i].decode(),
-            f"{run['parameters'][i]:,}",
-            *(f"{run[name][-1, i]:.3f}" for name in ("accuracy_own", "accuracy_all", "accuracy_worst")),
-            f"{best[i]:.3f}",
-            f"{sent[i]:,}",
-            f"{would[i]:,}",
+    for number, name in enumerate(
+        (
+            "participant",
+            "params",
+            "own\ndomain",
+            "all\ndomains",
+            "worst\ndomain",
+            "all, at\nbest val-\nidation",
+            "sent",
+            "as\nparams",
         )
-    table.add_section()
-    left_out = f"mean of {len(sent)}" if len(sent) > LISTED else "mean"
-    means = (run[name][-1].mean() for name in ("accuracy_own", "accuracy_all", "accuracy_worst"))
-    table.add_row(
-        left_out,
-        "",
-        f"{run['parameters'].mean():,.0f}",
-        *(f"{mean:.3f}" for mean in means),
-        f"{np.nanmean(best) if not np.isnan(best).all() else float('nan'):.3f}",
-        f"{sent.mean():,.0f}",
-        f"{would.mean():,.0f}",
+    ):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    sent_P = run["bytes_sent"].sum(axis=0)
+    # Sharing parameters sends one copy of the model over every edge in every round.
+    would_P = (run["degree"] * run["parameter_bytes"]).sum(axis=0)
+    numbers_PK = np.stack(
+        [
+            run["parameters"],
+            *(run[name][-1] for name in ("accuracy_own", "accuracy_all", "accuracy_worst")),
+            accuracy_at_best_validation(run),
+            sent_P,
+            would_P,
+        ],
+        axis=1,
     )
+    for i, row in enumerate(numbers_PK[:LISTED]):
+        table.add_row(f"{i} {run['architecture'][i].decode()}", *_cells(row))
+    table.add_section()
+    table.add_row(f"mean of {len(numbers_PK)}", *_cells(numbers_PK.mean(axis=0)))
     return table
+
+
+def _cells(row: NDArray[np.float64]) -> list[str]:
+    parameters, *accuracies, sent, would = row
+    return [f"{parameters:,.0f}", *(f"{accuracy:.3f}" for accuracy in accuracies), size(sent), size(would)]
+
+
+def size(count: float) -> str:
+    """A number of bytes for a person to read, to three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        # Not at 1,024: four digits before the unit would not be read at a glance.
+        if count < 999.5 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
 
 
 def accuracy_at_best_validation(run: metrics.RunMetrics) -> NDArray[np.float64]:

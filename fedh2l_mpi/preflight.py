@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedh2l_mpi import models
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.console import size
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.sources import open_source
 from fedh2l_mpi.exchange import message_bytes
@@ -49,18 +50,18 @@ def check(config: Config) -> RenderableType:
         "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}",
         "private samples": f"{_range(min(private), max(private))} a participant",
-        "seed set": f"{len(plan.seed)} samples, {samples} a round, {_size(len(plan.seed) * (image + 8))} once",
+        "seed set": f"{len(plan.seed)} samples, {samples} a round, {size(len(plan.seed) * (image + 8))} once",
         "test samples": f"{len(plan.test_rows)} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
         f"degree {_range(degrees.min(), degrees.max())}"
         + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
-        "traffic": f"{_size(message)} an edge and direction; {_size(a_round)} a round, "
-        f"{_size(a_round * config.rounds)} in {config.rounds} rounds",
-        "sharing parameters": f"{_size(sharing)} a round, {sharing / a_round:.1f} times as much"
+        "traffic": f"{size(message)} an edge and direction; {size(a_round)} a round, "
+        f"{size(a_round * config.rounds)} in {config.rounds} rounds",
+        "sharing parameters": f"{size(sharing)} a round, {sharing / a_round:.1f} times as much"
         if a_round
         else "no edges, no traffic",
         "memory of a rank": "; ".join(
-            f"with {ranks} rank{'s' if ranks > 1 else ''} {_size(_memory(config, plan, sizes, ranks))}"
+            f"with {ranks} rank{'s' if ranks > 1 else ''} {size(_memory(config, plan, sizes, ranks))}"
             for ranks in sorted({1, config.size})
         )
         + " for data, models and optimisers, plus some 300 MiB for Python and PyTorch",
@@ -87,11 +88,3 @@ def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks:
 
 def _range(low: int, high: int) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

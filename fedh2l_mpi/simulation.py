@@ -94,7 +94,10 @@ class Simulation:
             if self.writer is not None:
                 self.writer.close()
         used = resource.getrusage(resource.RUSAGE_SELF)
-        log.info(f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory")
+        log.info(
+            f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
+            extra={"file_only": True},
+        )
 
     def _round(self, round_index: int) -> None:
         clock = Clock(self.device)

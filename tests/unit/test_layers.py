@@ -12,7 +12,8 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["console", "preflight", "analysis"],
+    ["preflight"],
+    ["console", "analysis"],
     ["simulation"],
     ["methods"],
     ["participant"],
