@@ -74,9 +74,9 @@ def main() -> None:
     print(f"CPU seconds of a round over the bare loop's: {spread(steady)}")
     imports = [int(subprocess.check_output([sys.executable, "-c", IMPORTS])) / 1024 for _ in range(3)]
     participants = -(-16 // options.ranks)
-    # Images of private data, seed set and tests; weights, two gradients, their combination, and the velocity.
+    # Images of private data, seed set and tests; weights and velocity of each model, and one step's two gradients.
     data = (participants * 980 + 320 + 4 * 250) * (784 * 4 + 8) / 2**20
-    models = participants * 5 * 61_706 * 4 / 2**20
+    models = (participants * 2 + 2) * 61_706 * 4 / 2**20
     floor = statistics.median(imports) + data + models
     print(
         f"peak memory of a rank: {max(peaks):.0f} MiB; imports of torch, h5py, mpi4py {statistics.median(imports):.0f} "

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from fedh2l_mpi import config as configuration
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.world import World
+from fedh2l_mpi.world import Launch, World
 
 DESCRIPTION = """\
 Simulate FedH2L: participants with unlike models and unlike data learn from each other's posteriors on a seed set.
@@ -123,7 +123,8 @@ def execute(command: Command, world: World) -> None:
     elif command.keys:
         _print_keys()
     elif command.check:
-        config = configuration.load(command.config, command.overrides).resolved(1, launched=False)
+        launch = Launch.of(os.environ)
+        config = configuration.load(command.config, command.overrides).resolved(launch.size, launch.launched)
         from fedh2l_mpi import console, preflight
 
         console.output().print(preflight.check(config), highlight=False, soft_wrap=True)

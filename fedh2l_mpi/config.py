@@ -12,7 +12,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from fedh2l_mpi.errors import UserError
 
-Count = Annotated[int, Field(ge=1)]
+# Strict: `rounds: true` is no number, and `seed: "7"` no whole one. The bound keeps every product of two within int64.
+Count = Annotated[int, Field(strict=True, ge=1, le=2**31)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+Switch = Annotated[bool, Field(strict=True)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -66,7 +69,10 @@ class PartitionConfig(Section):
         None, description="training samples per participant (mean for kind quantity), seed share included; null: all"
     )
     alpha: float | None = Field(
-        None, gt=0.0, description="Dirichlet concentration, dirichlet (0.5) and quantity (1.0); smaller is more skewed"
+        None,
+        gt=0.0,
+        le=1e6,
+        description="Dirichlet concentration, dirichlet (0.5) and quantity (1.0); smaller is more skewed",
     )
     shards_per_participant: Count | None = Field(
         None, description="label-sorted shards dealt to each participant, kind shards (2)"
@@ -99,6 +105,16 @@ class DataConfig(Section):
     root: str | None = Field(None, description="folder of the IDX files; null: $FEDH2L_DATA/<name>. digits needs none")
     partition: PartitionConfig = PartitionConfig()
 
+    @model_validator(mode="after")
+    def _root_of_files(self) -> "DataConfig":
+        if self.name == "digits" and self.root is not None:
+            raise PydanticCustomError(
+                "unused_key",
+                "root: got {root}, but digits ship with scikit-learn; set it to null",
+                {"root": repr(self.root)},
+            )
+        return self
+
 
 class SeedSetConfig(Section):
     """The small labelled set that every participant holds and on which posteriors are exchanged."""
@@ -108,7 +124,7 @@ class SeedSetConfig(Section):
     samples_per_round: Count | None = Field(
         None, description="seed samples S drawn for a round's exchange [samples]; null: the whole seed set"
     )
-    labelled: bool = Field(True, description="whether the seed labels are used; false drops the seed cross-entropy")
+    labelled: Switch = Field(True, description="whether the seed labels are used; false drops the seed cross-entropy")
 
 
 class TopologyConfig(Section):
@@ -120,14 +136,14 @@ class TopologyConfig(Section):
     redraw_every: Count | None = Field(
         None, description="rounds between redraws of a random graph from the seed [rounds]; null: static"
     )
-    degree: Annotated[int, Field(ge=0)] | None = Field(
+    degree: Natural | None = Field(
         None, description="neighbours each, random_regular (3); nearest neighbours on the ring, small_world (4)"
     )
     probability: float | None = Field(
         None, ge=0.0, le=1.0, description="of an edge, erdos_renyi (0.5); of rewiring an edge, small_world (0.1)"
     )
     path: str | None = Field(None, description="edge list: a text file with one edge 'i j' a line, '#' comments")
-    connected: bool = Field(True, description="whether a graph that is not connected is redrawn, then refused")
+    connected: Switch = Field(True, description="whether a graph that is not connected is redrawn, then refused")
     tries: Count = Field(100, description="seeded draws before a random graph that is not connected is refused")
 
     @model_validator(mode="after")
@@ -157,15 +173,11 @@ class MethodConfig(Section):
     """How participants learn."""
 
     name: Literal["fedh2l"] = Field("fedh2l", description="learning method")
-    local_steps: Annotated[int, Field(ge=0)] = Field(
-        10, description="E, optimiser steps on private data a round [steps]"
-    )
-    mutual_steps: Annotated[int, Field(ge=0)] = Field(
-        10, description="M, steps on private and seed data a round [steps]"
-    )
-    temperature: float = Field(1.0, gt=0.0, le=1000.0, description="T, softens the exchanged posteriors")
-    weight_ce: float = Field(1.0, ge=0.0, description="w_ce, weight of the seed set's cross-entropy")
-    weight_kd: float = Field(1.0, ge=0.0, description="w_kd, weight of the mutual distillation")
+    local_steps: Natural = Field(10, description="E, optimiser steps on private data a round [steps]")
+    mutual_steps: Natural = Field(10, description="M, steps on private and seed data a round [steps]")
+    temperature: float = Field(1.0, ge=0.01, le=1000.0, description="T, softens the exchanged posteriors")
+    weight_ce: float = Field(1.0, ge=0.0, le=1e6, description="w_ce, weight of the seed set's cross-entropy")
+    weight_kd: float = Field(1.0, ge=0.0, le=1e6, description="w_kd, weight of the mutual distillation")
     combine: Literal["gem", "project", "pcgrad", "sum"] = Field(
         "gem", description="how the private and the seed gradient become one step"
     )
@@ -175,13 +187,13 @@ class OptimizerConfig(Section):
     """One optimiser per participant, kept for the whole run."""
 
     name: Literal["adam", "sgd"] = Field("adam", description="update rule")
-    lr: float = Field(1e-3, gt=0.0, description="learning rate")
+    lr: float = Field(1e-3, gt=0.0, le=1e6, description="learning rate")
     momentum: float = Field(0.0, ge=0.0, lt=1.0, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0.0, description="L2 penalty added to the gradient")
+    weight_decay: float = Field(0.0, ge=0.0, le=1e6, description="L2 penalty added to the gradient")
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
         (0.9, 0.999), description="decay of adam's first and second moment"
     )
-    eps: float = Field(1e-8, gt=0.0, description="added to adam's denominator")
+    eps: float = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
     batch_size: Count = Field(32, description="private minibatch [samples]")
     seed_batch_size: Count = Field(32, description="seed minibatch of a mutual step [samples]")
 
@@ -208,7 +220,7 @@ class EvaluationConfig(Section):
 class ExchangeConfig(Section):
     """Messages between ranks."""
 
-    deadline_s: float = Field(300.0, gt=0.0, description="longest wait for a rank before the run is ended [s]")
+    deadline_s: float = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
 
 
 class DevicesConfig(Section):
@@ -216,17 +228,25 @@ class DevicesConfig(Section):
 
     kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where a device is visible, else CPU")
     threads: Count = Field(1, description="intra-op threads of a rank; other counts give other last bits")
-    share: bool = Field(False, description="whether several ranks of a node may use one GPU")
-    map: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    share: Switch = Field(False, description="whether several ranks of a node may use one GPU")
+    map: tuple[Natural, ...] | None = Field(
         None, description="device of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
     )
+
+    @model_validator(mode="after")
+    def _map_of_cuda(self) -> "DevicesConfig":
+        if self.kind == "cpu" and self.map is not None:
+            raise PydanticCustomError(
+                "unused_key", "map: got {map}, but kind 'cpu' does not use it; set it to null", {"map": list(self.map)}
+            )
+        return self
 
 
 class Config(Section):
     """A whole run. Every default together is the built-in run of scikit-learn's digits on a ring."""
 
     participants: Count | None = Field(None, description="P; null: as many as MPI ranks, 4 without mpirun")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of every random stream of the run")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(0, description="of every random stream of the run")
     rounds: Count = Field(40, description="communication rounds [rounds]")
     data: DataConfig = DataConfig()
     seed_set: SeedSetConfig = SeedSetConfig()
@@ -353,7 +373,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the config is not UTF-8 text") from None
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if raw is None:
         return {}
@@ -368,7 +388,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
         raise UserError(f"--set {item!r}: must look like section.key=value")
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(f"--set {item!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     *parents, last = key.split(".")
     for parent in parents:

@@ -150,7 +150,14 @@ class Exchange:
         ----------
         published : mapping
             From each hosted participant to its posteriors, float32 tensor (S, C) in host memory.
+
+        Raises
+        ------
+        RuntimeError
+            If they are not posteriors: checked here too, because what one rank hosts never crosses MPI.
         """
+        for participant, posteriors_SC in published.items():
+            check_posteriors(posteriors_SC.numpy()[None], [participant])
         if graph is not self._graph:
             self._graph, self._routes = graph, self._plan_routes(graph)
         self._round, self._published = round_index, published

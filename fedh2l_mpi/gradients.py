@@ -27,7 +27,8 @@ class InnerProducts:
     @property
     def cosine(self) -> Tensor:
         """Cosine of the angle between the two; 0 if either vanishes."""
-        return _ratio(self.cross, (self.private * self.seed).sqrt())
+        # Roots before the product, which would leave float32's range; rounding may leave [-1, 1].
+        return _ratio(self.cross, self.private.sqrt() * self.seed.sqrt()).clamp(-1, 1)
 
     @property
     def conflict(self) -> Tensor:

@@ -29,7 +29,7 @@ FORMAT = "fedh2l_mpi metrics"
 
 @dataclass(frozen=True)
 class Field:
-    """One array of the file: its name, element type, unit (as in UDUNITS; 1 is a pure number) and meaning."""
+    """One array of the file: its name, element type (S: text), unit (as in UDUNITS; 1 is a pure number), meaning."""
 
     name: str
     dtype: str
@@ -64,14 +64,14 @@ DOMAIN_FIELDS = (
 )
 # (participant)
 PARTICIPANT_FIELDS = (
-    Field("architecture", "S64", "1", "name of the model's architecture"),
+    Field("architecture", "S", "1", "name of the model's architecture"),
     Field("parameters", "i8", "1", "number of parameters of the model"),
     Field("parameter_bytes", "i8", "byte", "one copy of the model: parameters and floating-point buffers"),
     Field("private_samples", "i8", "1", "private training samples, without validation and seed samples"),
     Field("own_domain", "i8", "1", "domain of the private data; -1: a mix of all"),
     Field("rank", "i8", "1", "MPI rank that hosts the participant"),
-    Field("host", "S64", "1", "name of the machine"),
-    Field("device", "S32", "1", "torch device"),
+    Field("host", "S", "1", "name of the machine"),
+    Field("device", "S", "1", "torch device"),
 )
 TIMINGS = tuple(field.name for field in ROW_FIELDS if field.units == "s")
 
@@ -136,12 +136,12 @@ class MetricsWriter:
         self._scale("edge", 0, "edge of a graph, counted over all graphs of the run", maxshape=(None,), chunks=(4096,))
         self._scale("endpoint", 2, "end of an edge")
         for field in PARTICIPANT_FIELDS:
-            values = np.array([row[field.name] for row in header.participants], dtype=field.dtype)
+            given = [row[field.name] for row in header.participants]
+            values = _texts(given) if field.dtype.startswith("S") else np.array(given, dtype=field.dtype)
             self._array(field, ("participant",), values)
         histogram = Field("label_histogram", "i8", "1", "private training samples of each class")
         self._array(histogram, ("participant", "class"), header.label_histogram)
-        names = np.array(header.domain_names, dtype="S64")
-        self._array(Field("domain_name", "S64", "1", "what the domain is"), ("domain",), names)
+        self._array(Field("domain_name", "S", "1", "what the domain is"), ("domain",), _texts(header.domain_names))
         for field in ROW_FIELDS:
             self._growing(field, ("round", "participant"), (participants,))
         for field in DOMAIN_FIELDS:
@@ -212,7 +212,7 @@ class MetricsWriter:
         self._array(field, dims, empty, **layout)
 
     def _array(self, field: Field, dims: tuple[str, ...], values: NDArray[Any], **layout: Any) -> None:
-        dataset = self.file.create_dataset(field.name, data=values, dtype=field.dtype, **layout)
+        dataset = self.file.create_dataset(field.name, data=values, **layout)
         for axis, name in enumerate(dims):
             dataset.dims[axis].attach_scale(self.file[name])
         self._describe(dataset, field)
@@ -249,13 +249,12 @@ def read(path: Path) -> RunMetrics:
     """
     file, closed = _open(path)
     with file:
-        attributes = {name: _plain(value) for name, value in file.attrs.items()}
-        if attributes.get("format") != FORMAT:
+        if file.attrs.get("format") != FORMAT.encode():
             raise UserError(f"{path}: not a metrics file of fedh2l_mpi")
-        if attributes.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(
-                f"{path}: has schema {attributes.get('schema_version')!r}, this version reads schema {SCHEMA_VERSION}"
-            )
+        schema = file.attrs.get("schema_version")
+        if schema != SCHEMA_VERSION:
+            raise UserError(f"{path}: has schema {schema}, this version reads schema {SCHEMA_VERSION}")
+        attributes = {name: _plain(value) for name, value in file.attrs.items()}
         growing = [field.name for field in ROW_FIELDS + DOMAIN_FIELDS]
         # A kill inside a flush may leave the arrays a round apart: what all of them have is the truth.
         rounds = min(file[name].shape[0] for name in ["round", *growing])
@@ -281,6 +280,11 @@ def _open(path: Path) -> tuple["h5py.File", bool]:
             return h5py.File(path, "r", swmr=True), False
         except OSError as error:
             raise UserError(f"{path}: cannot be read as HDF5: {error}") from None
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
+    """UTF-8 of a fixed length that holds the longest: SWMR allows no other strings."""
+    return np.array([value.encode() for value in values], dtype=np.bytes_)
 
 
 def _plain(value: Any) -> str | int:

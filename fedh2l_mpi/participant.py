@@ -95,11 +95,6 @@ class Participant:
         """Trainable and frozen parameters of the model."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    @property
-    def shared_bytes(self) -> int:
-        """What one copy of the model is on the wire: all parameters and floating-point buffers [bytes]."""
-        return sum(value.nbytes for value in self.model.state_dict().values() if value.is_floating_point())
-
     def begin(self, round_index: int, phase: int) -> None:
         """Enter a training phase: train mode, and the random numbers of the forward passes (dropout) that belong to it.
 
@@ -154,7 +149,18 @@ class Participant:
         self._noted.setdefault(name, []).append(value.detach())
 
     def noted_means(self) -> dict[str, float]:
-        """Mean of each scalar noted since the last call, which it forgets; a name never noted is not there."""
+        """Mean of each scalar noted since the last call, which it forgets; a name never noted is not there.
+
+        Raises
+        ------
+        RuntimeError
+            If one is not finite: a diverged participant would teach nothing to the others.
+        """
         means = {name: float(torch.stack(values).double().mean()) for name, values in self._noted.items()}
         self._noted = {}
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                raise RuntimeError(
+                    f"participant {self.index} diverged: {name} is {mean}; a smaller optimizer.lr may help"
+                )
         return means

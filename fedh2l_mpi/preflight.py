@@ -12,11 +12,12 @@ from fedh2l_mpi.console import size
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.sources import open_source
 from fedh2l_mpi.exchange import message_bytes
+from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.topology import Topology
 from fedh2l_mpi.world import Hosting
 
-# Weights, one gradient of each loss and their combination, and Adam's two moments (SGD keeps at most one).
-COPIES = {"adam": 6, "sgd": 5}
+# Weights and the optimiser's state: Adam keeps two moments, SGD at most a velocity.
+COPIES = {"adam": 3, "sgd": 2}
 
 
 def check(config: Config) -> RenderableType:
@@ -27,13 +28,14 @@ def check(config: Config) -> RenderableType:
     UserError
         If data, models or graph do not fit the config, as a run would.
     """
-    topology = Topology(config.topology, config.size, config.seed)
+    topology = Topology(config.topology, config.size, config.seed, config.rounds)
     source = open_source(config.data.name, config.data.root)
     plan = federation.plan(config, source)
-    sizes = {}
-    for name in sorted({config.architecture(index) for index in range(config.size)}):
-        state = models.build(name, source.channels, source.side, source.classes, seed=0)
-        sizes[name] = sum(parameter.numel() for parameter in state.parameters())
+    zoo = {
+        name: models.build(name, source.channels, source.side, source.classes, seed=0)
+        for name in sorted({config.architecture(index) for index in range(config.size)})
+    }
+    sizes = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in zoo.items()}
 
     report = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     degrees = topology.graph(0).degrees()
@@ -41,7 +43,7 @@ def check(config: Config) -> RenderableType:
     samples = plan.seed_samples_per_round
     message = message_bytes(1, samples, plan.classes)
     a_round = int(degrees.sum()) * message
-    sharing = sum(int(degree) * 4 * sizes[config.architecture(index)] for index, degree in enumerate(degrees))
+    sharing = sum(int(degree) * shared_bytes(zoo[config.architecture(index)]) for index, degree in enumerate(degrees))
     image = plan.image_bytes()
     rows = {
         "participants": f"{config.size}: "
@@ -73,9 +75,9 @@ def check(config: Config) -> RenderableType:
 
 
 def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks: int) -> int:
-    """Largest rank's tensors that live as long as the run [bytes]; the activations of a step are not counted."""
+    """Largest rank's data, models and optimisers, and one step's two gradients; not the activations [bytes]."""
     image = plan.image_bytes() + 8
-    shared = image * (len(plan.seed) + plan.domains * len(plan.test_rows))
+    shared = image * (len(plan.seed) + plan.domains * len(plan.test_rows)) + 8 * max(sizes.values())
     hosting, largest = Hosting(config.size, ranks), 0
     for rank in range(ranks):
         own = 0

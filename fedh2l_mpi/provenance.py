@@ -26,13 +26,15 @@ def git_revision() -> str:
     """Commit of the checkout that the package runs from, with `-dirty` if it has changes; `unknown` outside one."""
     git = ["git", "-C", str(PACKAGE)]
     try:
+        # An installed package may lie inside somebody else's checkout.
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=10)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         changes = subprocess.run(
             [*git, "status", "--porcelain", "--", str(PACKAGE)], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    if commit.returncode or changes.returncode:
+    if tracked.returncode or commit.returncode or changes.returncode:
         return "unknown"
     return commit.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
 

@@ -68,9 +68,12 @@ def choose(out: str | None, name: str) -> RunDirectory:
         candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in itertools.count(1))
         return RunDirectory(next(path for path in candidates if not path.exists()))
     directory = RunDirectory(Path(out))
-    if directory.path.exists() and not directory.path.is_dir():
-        raise UserError(f"--out: {directory.path} is a file, must be a directory or new")
-    for taken in (directory.metrics, directory.config):
-        if taken.exists():
-            raise UserError(f"--out: {directory.path} holds a run already ({taken.name}); choose another directory")
+    try:
+        if directory.path.exists() and not directory.path.is_dir():
+            raise UserError(f"--out: {directory.path} is a file, must be a directory or new")
+        for taken in (directory.metrics, directory.config):
+            if taken.exists():
+                raise UserError(f"--out: {directory.path} holds a run already ({taken.name}); choose another directory")
+    except OSError as error:
+        raise UserError(f"--out: {directory.path} cannot be used: {error.strerror}") from None
     return directory

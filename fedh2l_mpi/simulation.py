@@ -23,6 +23,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.sources import open_source
 from fedh2l_mpi.exchange import Exchange
+from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.recorder import Recorder
 from fedh2l_mpi.run_directory import RunDirectory
@@ -61,7 +62,7 @@ class Simulation:
         world.handshake(
             {
                 "seed set": self.federation.seed_set.digest(),
-                "graph": self.topology.graph(0).digest(),
+                "graph": self.topology.digest(),
                 "config": hashlib.sha256(config.to_yaml().encode()).digest(),
                 "code version": provenance.source_digest(),
             }
@@ -186,7 +187,7 @@ class Simulation:
     def _load(self) -> None:
         """This rank's data, models and graph."""
         config = self.config
-        self.topology = Topology(config.topology, config.size, config.seed)
+        self.topology = Topology(config.topology, config.size, config.seed, config.rounds)
         source = open_source(config.data.name, config.data.root)
         self.plan = federation.plan(config, source)
         hosted = self.hosting.of(self.world.rank)
@@ -215,7 +216,7 @@ class Simulation:
             {
                 "architecture": participant.architecture,
                 "parameters": participant.parameter_count,
-                "parameter_bytes": participant.shared_bytes,
+                "parameter_bytes": shared_bytes(participant.model),
                 "private_samples": len(participant.private),
                 "own_domain": self.plan.own_domain(participant.index),
                 "rank": self.world.rank,

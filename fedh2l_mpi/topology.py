@@ -52,15 +52,24 @@ class Graph:
 class Topology:
     """The graph of every round: drawn once, or redrawn every `redraw_every` rounds from the seed.
 
+    Every graph of the run is drawn once at the start, so that a draw that fails does so before the first round.
+
     Raises
     ------
     UserError
         If no such graph exists for this number of participants.
     """
 
-    def __init__(self, config: TopologyConfig, participants: int, seed: int) -> None:
+    def __init__(self, config: TopologyConfig, participants: int, seed: int, rounds: int) -> None:
         self._config, self._participants, self._seed = config, participants, seed
+        every = config.redraw_every or rounds
+        digests = [draw(config, participants, seed, drawing).digest() for drawing in range(-(-rounds // every))]
+        self._digest = hashlib.sha256(b"".join(digests)).digest()
         self._drawn = (0, draw(config, participants, seed, 0))
+
+    def digest(self) -> bytes:
+        """SHA-256 of all graphs of the run."""
+        return self._digest
 
     def graph(self, round_index: int) -> Graph:
         """The graph of a round."""

@@ -23,6 +23,9 @@ T = TypeVar("T")
 LAUNCHERS = (
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("mpirun", "PMI_SIZE", "PMI_RANK"),
+    ("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("flux run", "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     ("sbatch", "SLURM_NTASKS", "SLURM_PROCID"),
 )
@@ -203,7 +206,9 @@ class World:
             if idle is not None:
                 idle()
             if time.monotonic() - begin > deadline_s:
-                late = sorted({owner for request, owner in zip(pending, owners, strict=True) if not request.Test()})
+                late = sorted(
+                    {owner for request, owner in zip(pending, owners, strict=True) if not request.Get_status()}
+                )
                 if late:
                     names = ", ".join(f"rank {rank}" for rank in late)
                     raise LateRankError(f"no {what} from {names} within {deadline_s:g} s (exchange.deadline_s)")
@@ -328,11 +333,13 @@ def assign_device(world: World, config: DevicesConfig) -> str:
     local_rank, local_size = (node.rank, node.size) if node is not None else (0, 1)
     visible = torch.cuda.device_count()
     device = world.together(lambda: choose_device(config, local_rank, local_size, visible))
-    uuid = str(torch.cuda.get_device_properties(device).uuid) if device != "cpu" else ""
+    uuid = ""
+    if device != "cpu":
+        # Before the first call that needs CUDA: that one would open a context on device 0 for every rank.
+        torch.cuda.set_device(device)
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
     uuids = node.allgather(uuid) if node is not None else [uuid]
     world.together(lambda: check_devices_apart(uuids, config.share))
     if node is not None:
         node.Free()
-    if device != "cpu":
-        torch.cuda.set_device(device)
     return device

@@ -17,6 +17,11 @@ def channels_second(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
 
+def shared_bytes(model: nn.Module) -> int:
+    """What one copy of the model is on the wire: all parameters and floating-point buffers [bytes]."""
+    return sum(value.nbytes for value in model.state_dict().values() if value.is_floating_point())
+
+
 class FlatParameters:
     """Moves a model's trainable parameters into one vector of which they become views, channels last.
 

@@ -36,15 +36,18 @@ def build(name: str, channels: int, side: int, classes: int, seed: int) -> nn.Mo
                 f"models: {name!r} cannot be built for images of {channels} x {side} x {side} and {classes} classes: "
                 f"{error}"
             ) from error
-    if not isinstance(model, nn.Module):
-        raise UserError(f"models: {name!r} gave a {type(model).__name__}, must be a torch.nn.Module")
-    _check_output(name, model, (2, channels, side, side), (2, classes))
+        if not isinstance(model, nn.Module):
+            raise UserError(f"models: {name!r} gave a {type(model).__name__}, must be a torch.nn.Module")
+        # Still under the seed: lazy modules draw their weights in their first forward pass.
+        _check_output(name, model, (2, channels, side, side), (2, classes))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"models: {name!r} has no parameter to train")
     return model
 
 
 @torch.no_grad()
 def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: tuple[int, ...]) -> None:
-    # In eval mode: no random number is drawn and no running statistic moves.
+    # In eval mode: no running statistic moves.
     model.eval()
     try:
         got = model(torch.zeros(images))
@@ -63,7 +66,7 @@ def _users_own(name: str) -> type[nn.Module]:
         raise UserError(f"models: got {name!r}; known: {', '.join(ZOO)}, or your own as package.module:Class{hint}")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError, SyntaxError) as error:
         raise UserError(
             f"models: {name!r}: cannot import {module_name}: {error}; run from its folder, or set PYTHONPATH"
         ) from error

@@ -60,15 +60,23 @@ def test_rows_must_be_finite_and_sum_to_one(value):
 def test_hosted_participants_hand_over_directly_in_participant_order():
     graph = Graph(4, [(0, 2), (0, 1), (1, 2)])
     exchange = Exchange(World(None), Hosting(4, 1), samples=3, classes=2, deadline_s=1.0)
-    published = {i: torch.full((3, 2), float(i)) for i in range(4)}
+    published = {i: torch.tensor([[i / 4, 1 - i / 4]] * 3) for i in range(4)}
     exchange.start(0, graph, published)
     theirs = exchange.finish()
-    assert theirs[0][:, 0, 0].tolist() == [1.0, 2.0]
-    assert theirs[2][:, 0, 0].tolist() == [0.0, 1.0]
+    assert theirs[0][:, 0, 0].tolist() == [0.25, 0.5]
+    assert theirs[2][:, 0, 0].tolist() == [0.0, 0.25]
     assert tuple(theirs[3].shape) == (0, 3, 2)
     edge = message_bytes(1, 3, 2)
     assert exchange.ledger.sent == exchange.ledger.received == {0: 2 * edge, 1: 2 * edge, 2: 2 * edge, 3: 0}
     assert exchange.ledger.mpi_sent == 0
+
+
+def test_what_stays_on_a_rank_is_checked_like_what_leaves_it():
+    # Otherwise a diverged participant would end a run or not, depending on the number of ranks.
+    exchange = Exchange(World(None), Hosting(2, 1), samples=3, classes=2, deadline_s=1.0)
+    diverged = torch.full((3, 2), torch.nan)
+    with pytest.raises(RuntimeError, match="posteriors of participant 1, seed sample 0: .* is not finite"):
+        exchange.start(0, Graph(2, []), {0: torch.full((3, 2), 0.5), 1: diverged})
 
 
 def test_finishing_what_was_not_started_is_a_fault():

@@ -89,3 +89,9 @@ def test_cosine_and_conflict():
     apart = InnerProducts.of(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     assert (apart.cosine.item(), apart.conflict.item()) == (0.0, 0.0)
     assert InnerProducts.of(torch.zeros(2), torch.ones(2)).cosine.item() == 0.0
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-8, 1.0, 1e8, 1e15])
+def test_the_cosine_of_opposite_gradients_is_minus_one_at_any_size(size):
+    gradient = torch.tensor([size, -2 * size])
+    assert InnerProducts.of(gradient, -gradient).cosine.item() == pytest.approx(-1.0)

@@ -29,7 +29,7 @@ def header():
         attributes={"config": "rounds: 2\n" * 500, "seed": 7, "git_revision": "unknown", "versions": '{"é": 1}'},
         participants=[
             {
-                "architecture": "lenet5",
+                "architecture": "lenet5" if i else "a.very.long." + 10 * "packagé." + "name:Modél",
                 "parameters": 10 + i,
                 "parameter_bytes": 40,
                 "private_samples": 5,
@@ -106,7 +106,7 @@ def test_the_reader_gives_back_what_was_written(written, header):
     assert run.attributes["config"] == header.attributes["config"]
     assert run.attributes["versions"] == '{"é": 1}'
     assert run.attributes["seed"] == 7
-    assert run["architecture"].tolist() == [b"lenet5"] * 3
+    assert [name.decode() for name in run["architecture"]] == [row["architecture"] for row in header.participants]
     assert np.array_equal(run["label_histogram"], header.label_histogram)
     assert run["accuracy"][1].tolist() == [[0.5, 0.25], [0.5, 1.25], [0.5, 2.25]]
     assert run["graph_since_round"].tolist() == [0, 0]

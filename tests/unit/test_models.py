@@ -58,6 +58,20 @@ def test_unused_and_frozen_parameters_do_no_harm():
     assert gradient[:6].abs().max() > 0.0
 
 
+def test_weights_that_a_lazy_model_draws_in_its_first_pass_follow_the_seed_too(tmp_path, monkeypatch):
+    (tmp_path / "lazy_models.py").write_text(
+        "from torch import nn\n"
+        "class Lazy(nn.Sequential):\n"
+        "    def __init__(self, channels, side, classes): super().__init__(nn.Flatten(), nn.LazyLinear(classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        one = build("lazy_models:Lazy", 1, 8, 10, seed=4)[1].weight
+        torch.rand(3)
+        assert torch.equal(one, build("lazy_models:Lazy", 1, 8, 10, seed=4)[1].weight)
+
+
 def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
     (tmp_path / "users_models.py").write_text(
         "from torch import nn\n"
@@ -70,6 +84,8 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
         "    def __init__(self, **sizes): super().__init__(**sizes, extra=1)\n"
         "class WrongArguments(nn.Module):\n"
         "    def __init__(self, width): super().__init__()\n"
+        "class NothingToLearn(Good):\n"
+        "    def __init__(self, **sizes): super().__init__(**sizes); self.requires_grad_(False)\n"
         "def not_a_model(**sizes): return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -78,6 +94,8 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
         "users_models:WrongShape": r"\(2, 11\), must be logits \(2, 10\)",
         "users_models:WrongArguments": "cannot be built",
         "users_models:not_a_model": "gave a int",
+        "users_models:NothingToLearn": "has no parameter to train",
+        ".users_models:Good": "cannot import .users_models",
         "users_models:Missing": "has no Missing",
         "no_such_module:Model": "cannot import no_such_module",
         "lenet": "did you mean 'lenet5'",

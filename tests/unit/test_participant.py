@@ -10,6 +10,7 @@ from fedh2l_mpi.data.federation import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.models import build
+from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
 
 
@@ -180,6 +181,13 @@ def test_a_mutual_step_is_the_formula():
     assert participant.noted_means()["loss_distillation"] == pytest.approx(distillation.item(), rel=1e-5)
 
 
+def test_a_diverged_participant_is_named():
+    participant = learner()
+    participant.note("loss_private", torch.tensor(float("nan")))
+    with pytest.raises(RuntimeError, match="participant 0 diverged: loss_private is nan"):
+        participant.noted_means()
+
+
 def test_scores_are_accuracy_and_cross_entropy_and_nan_on_nothing():
     participant = learner()
     some = samples(300, seed=5)
@@ -195,5 +203,5 @@ def test_scores_are_accuracy_and_cross_entropy_and_nan_on_nothing():
 def test_what_sharing_parameters_would_send_counts_running_statistics_too():
     participant = learner("cnn")
     floats = sum(v.numel() for v in participant.model.state_dict().values() if v.is_floating_point())
-    assert participant.shared_bytes == 4 * floats
+    assert shared_bytes(participant.model) == 4 * floats
     assert floats == participant.parameter_count + 2 * (16 + 32)

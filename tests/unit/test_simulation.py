@@ -38,7 +38,7 @@ def plain_fedh2l(settings: config.Config) -> np.ndarray:
     plan = federation.plan(settings, digits())
     everyone = range(settings.size)
     loaded = federation.load(plan, everyone, torch.device("cpu"))
-    near = Topology(settings.topology, settings.size, settings.seed).graph(0).neighbours
+    near = Topology(settings.topology, settings.size, settings.seed, settings.rounds).graph(0).neighbours
     seeds = [torch_seed(settings.seed, Purpose.INITIALISATION, index) for index in everyone]
     models = [build(settings.architecture(index), 1, 8, 10, seeds[index]) for index in everyone]
     optimizers = [torch.optim.Adam(model.parameters(), lr=settings.optimizer.lr) for model in models]

@@ -50,12 +50,13 @@ def test_a_ring_of_two_has_one_edge():
 @pytest.mark.parametrize("kind", ["random_regular", "erdos_renyi", "small_world"])
 def test_a_random_graph_follows_the_seed_and_the_redraw(kind):
     config = TopologyConfig(kind=kind, redraw_every=3)
-    one, same, other = (Topology(config, 20, seed) for seed in (1, 1, 2))
+    one, same, other = (Topology(config, 20, seed, rounds=7) for seed in (1, 1, 2))
     assert [one.graph(r).edges for r in range(7)] == [same.graph(r).edges for r in range(7)]
     assert one.graph(0).edges != other.graph(0).edges
     assert one.graph(0) is one.graph(2)
     assert one.graph(2).edges != one.graph(3).edges
     assert [r for r in range(8) if one.is_redrawn(r)] == [0, 3, 6]
+    assert one.digest() == same.digest() != other.digest()
     # Back to an earlier round: the same graph again.
     assert one.graph(0).edges == same.graph(0).edges
 
@@ -64,6 +65,12 @@ def test_edges_of_an_erdos_renyi_graph_come_with_their_probability():
     config = TopologyConfig(kind="erdos_renyi", probability=0.3, connected=False)
     edges = [len(draw(config, 40, seed, 0).edges) for seed in range(30)]
     assert np.mean(edges) == pytest.approx(0.3 * 40 * 39 / 2, rel=0.05)
+
+
+def test_a_redraw_that_will_fail_is_refused_before_the_first_round():
+    config = TopologyConfig(kind="erdos_renyi", probability=0.4, tries=1, redraw_every=1)
+    with pytest.raises(UserError, match="none of 1 seeded draws"):
+        Topology(config, 4, 6, rounds=20)
 
 
 def test_a_graph_that_is_hardly_ever_connected_is_refused_after_its_tries():

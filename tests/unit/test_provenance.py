@@ -1,0 +1,49 @@
+"""Which code made a run."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fedh2l_mpi
+from fedh2l_mpi import provenance
+
+PACKAGE = Path(fedh2l_mpi.__file__).parent
+ASK = "from fedh2l_mpi.provenance import git_revision, source_digest; print(git_revision(), source_digest().hex())"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def ask(folder: Path) -> list[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ASK], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_the_revision_is_that_of_our_own_checkout_only(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "fedh2l_mpi", ignore=shutil.ignore_patterns("__pycache__"))
+    assert ask(tmp_path)[0] == "unknown"
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("fedh2l_mpi\n__pycache__\n")
+    git(tmp_path, "add", ".gitignore")
+    git(tmp_path, "commit", "-qm", "somebody else's project, with ours installed inside")
+    assert ask(tmp_path)[0] == "unknown"
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "ours")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert ask(tmp_path)[0] == commit
+    (tmp_path / "fedh2l_mpi" / "errors.py").write_text("")
+    assert provenance.source_digest().hex() != ask_digest_of_changed(tmp_path)
+
+
+def ask_digest_of_changed(folder: Path) -> str:
+    # errors.py is empty now: only provenance, which does not need it, can still be imported.
+    revision, digest = ask(folder)
+    assert revision.endswith("-dirty")
+    return digest
