@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedh2l_mpi import config as configuration
+from fedh2l_mpi import config_file
+from fedh2l_mpi.config import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.world import Launch, World
 
@@ -124,7 +125,7 @@ def execute(command: Command, world: World) -> None:
         _print_keys()
     elif command.check:
         launch = Launch.of(os.environ)
-        config = configuration.load(command.config, command.overrides).resolved(launch.size, launch.launched)
+        config = config_file.load(command.config, command.overrides).resolved(launch.size, launch.launched)
         from fedh2l_mpi import console, preflight
 
         console.output().print(preflight.check(config), highlight=False, soft_wrap=True)
@@ -145,7 +146,7 @@ def _plot(command: PlotCommand) -> None:
 
 def _run(command: RunCommand, world: World) -> None:
     config = world.from_first(
-        lambda: configuration.load(command.config, command.overrides).resolved(world.size, world.launched)
+        lambda: config_file.load(command.config, command.overrides).resolved(world.size, world.launched)
     )
     # Read by OpenMP when torch is imported; other counts than the config's would be used until it is told.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
@@ -175,6 +176,6 @@ def _ignore(round_index: int, table: object) -> None:
 
 
 def _print_keys() -> None:
-    for key in configuration.describe_keys():
+    for key in describe_keys():
         default = json.dumps(key.default)
         print(f"{key.name}: {default}\n    {key.allowed}\n    {key.meaning}")

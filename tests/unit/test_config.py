@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedh2l_mpi import config
+from fedh2l_mpi import config, config_file
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 
@@ -54,7 +54,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 )
 def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
     with pytest.raises(UserError, match=says) as error:
-        config.load(None, [override])
+        config_file.load(None, [override])
     assert "\n" not in str(error.value)
 
 
@@ -72,20 +72,20 @@ def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, says):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=f"wrong.yaml: {says}"):
-        config.load(path)
+        config_file.load(path)
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the config: No such file"):
-        config.load(tmp_path / "nothing.yaml")
+        config_file.load(tmp_path / "nothing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
-        config.load(tmp_path / "binary.yaml")
+        config_file.load(tmp_path / "binary.yaml")
 
 
 def test_several_mistakes_are_all_told_at_once():
     with pytest.raises(UserError) as error:
-        config.load(None, ["rounds=0", "seed=-1"])
+        config_file.load(None, ["rounds=0", "seed=-1"])
     assert "rounds: got 0" in str(error.value)
     assert "seed: got -1" in str(error.value)
 
@@ -93,7 +93,9 @@ def test_several_mistakes_are_all_told_at_once():
 def test_an_override_wins_over_the_file(tmp_path):
     path = tmp_path / "some.yaml"
     path.write_text("rounds: 3\ntopology: {kind: star}\n")
-    loaded = config.load(path, ["rounds=7", "topology.kind=random_regular", "topology.degree=4", "optimizer.lr=1e-4"])
+    loaded = config_file.load(
+        path, ["rounds=7", "topology.kind=random_regular", "topology.degree=4", "optimizer.lr=1e-4"]
+    )
     assert (loaded.rounds, loaded.topology.kind, loaded.topology.degree, loaded.optimizer.lr) == (
         7,
         "random_regular",
@@ -103,10 +105,10 @@ def test_an_override_wins_over_the_file(tmp_path):
 
 
 def test_the_resolved_text_loads_back_to_the_same_config(tmp_path):
-    original = config.load(None, ["topology.kind=small_world", "models={0: mlp, 1: cnn}", "participants=2"])
+    original = config_file.load(None, ["topology.kind=small_world", "models={0: mlp, 1: cnn}", "participants=2"])
     path = tmp_path / "config.yaml"
     path.write_text(original.to_yaml())
-    assert config.load(path) == original
+    assert config_file.load(path) == original
 
 
 def test_a_config_cannot_be_changed():
@@ -122,7 +124,7 @@ def test_every_key_has_a_meaning_and_what_is_allowed():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_is_complete_and_says_what_it_shows(path):
-    config.load(path)
+    config_file.load(path)
     text = path.read_text()
     assert text.startswith("#")
     for word in ("Shows:", "Cost:", "Expected:"):
@@ -135,7 +137,7 @@ def test_every_shipped_config_is_complete_and_says_what_it_shows(path):
 
 
 def test_the_first_config_is_the_built_in_default():
-    assert config.load(CONFIGS / "digits_ring.yaml") == Config()
+    assert config_file.load(CONFIGS / "digits_ring.yaml") == Config()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from fedh2l_mpi import config
+from fedh2l_mpi import config, config_file
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.partition import own_domain
 from fedh2l_mpi.data.rotation import rotate
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def settings(*overrides: str) -> config.Config:
-    return config.load(None, overrides).resolved(1, launched=False)
+    return config_file.load(None, overrides).resolved(1, launched=False)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -165,7 +165,7 @@ def test_quantity_skew_gives_unlike_sizes_of_like_labels():
 
 
 def test_domains_are_dealt_in_turn_or_mixed():
-    part = config.load(None, ["data.partition.domains=3"]).data.partition
+    part = config_file.load(None, ["data.partition.domains=3"]).data.partition
     assert [own_domain(index, part) for index in range(5)] == [0, 1, 2, 0, 1]
     plan = federation.plan(settings("data.partition.kind=iid", "participants=2"), digits())
     assert [plan.own_domain(0), plan.own_domain(1)] == [-1, -1]

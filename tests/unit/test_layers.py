@@ -19,7 +19,8 @@ LAYERS = [
     ["participant"],
     ["recorder", "exchange"],
     ["world", "metrics", "run_directory", "topology", "gradients", "optimizers", "objectives", "data", "models"],
-    ["provenance", "config", "streams"],
+    ["provenance", "config_file"],
+    ["config", "streams"],
     ["errors", "__init__"],
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -62,7 +63,7 @@ def test_mpi_is_imported_where_ranks_meet_and_nowhere_else():
 
 def test_a_single_process_never_imports_mpi_nor_what_it_does_not_need(tmp_path):
     code = (
-        "import sys; from fedh2l_mpi import cli, world, config\n"
+        "import sys; from fedh2l_mpi import cli, world\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'a wrong config must be told at once'\n"
         "command = cli.parse(['--quiet', '--set', 'rounds=1', '--out', sys.argv[1]])\n"
         "cli.execute(command, world.connect({}))\n"

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fedh2l_mpi import config, metrics
+from fedh2l_mpi import config_file, metrics
 from fedh2l_mpi.analysis.plot import plot
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
@@ -17,7 +17,7 @@ from fedh2l_mpi.world import World
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = RunDirectory(tmp_path_factory.mktemp("plot") / "run")
-    settings = config.load(None, ["rounds=4", "evaluation.every=2"]).resolved(1, launched=False)
+    settings = config_file.load(None, ["rounds=4", "evaluation.every=2"]).resolved(1, launched=False)
     Simulation(settings, World(None), directory).run(lambda round_index, table: None)
     return directory
 

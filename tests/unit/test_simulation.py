@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from fedh2l_mpi import config, metrics
+from fedh2l_mpi import config, config_file, metrics
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.models import build
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "digits_ring.json"
 
 
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
-    settings = config.load(None, overrides).resolved(1, launched=False)
+    settings = config_file.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
     Simulation(settings, World(None), directory).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
@@ -104,7 +104,7 @@ def plain_fedh2l(settings: config.Config) -> np.ndarray:
 def test_the_simulator_computes_what_a_plain_loop_computes(tmp_path, topology):
     overrides = ["rounds=4", topology, "method.local_steps=4", "method.mutual_steps=5", "seed=3"]
     ours = run(tmp_path / "run", *overrides)["loss"][-1]
-    expected = plain_fedh2l(config.load(None, overrides).resolved(1, launched=False))
+    expected = plain_fedh2l(config_file.load(None, overrides).resolved(1, launched=False))
     # Other memory layouts and summation orders: equal up to rounding, which 36 steps have amplified.
     assert ours == pytest.approx(expected, rel=2e-3)
 

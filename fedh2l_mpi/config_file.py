@@ -1,0 +1,144 @@
+"""A YAML file and dotted overrides to a Config; every mistake told by its dotted key, what was got, what is allowed."""
+
+import difflib
+import typing
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from fedh2l_mpi.config import Config, Section, describe_keys
+from fedh2l_mpi.errors import UserError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error instead of a silent last-one-wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, again in line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file, with dotted overrides put over it; without a file, the built-in default.
+
+    Parameters
+    ----------
+    path : path or None
+        A YAML file.
+    overrides : sequence of str
+        Items like `"topology.degree=3"`; the value is read as YAML.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or parsed, or a value is wrong; the message has one line for each mistake.
+    """
+    raw = _read_yaml(Path(path)) if path is not None else {}
+    where = f"{path}: " if path is not None else ""
+    for item in overrides:
+        _override(raw, item)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(detail) for detail in error.errors()))
+        raise UserError(where + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the config is not UTF-8 text") from None
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: got a {type(raw).__name__}, must be a mapping of keys to values")
+    return raw
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"--set {item!r}: must look like section.key=value")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"--set {item!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        if raw.get(parent) is None:
+            raw[parent] = {}
+        raw = raw[parent]
+        if not isinstance(raw, dict):
+            raise UserError(f"--set {item!r}: {parent} is a value, not a section")
+    raw[last] = value
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    section: type[Section] = Config
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return []
+        section = field.annotation
+    return list(section.model_fields)
+
+
+def _did_you_mean(word: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
+
+
+_BOUNDS = {
+    "greater_than": ("gt", "must be > {}"),
+    "greater_than_equal": ("ge", "must be >= {}"),
+    "less_than": ("lt", "must be < {}"),
+    "less_than_equal": ("le", "must be <= {}"),
+}
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """One pydantic error as `dotted.key: got value, what is allowed`."""
+    kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
+    # Names that pydantic adds for the branches of a union are no keys of the file.
+    parts = [str(part) for part in detail["loc"] if "[" not in str(part)]
+    where = ".".join(parts)
+    if kind == "extra_forbidden":
+        known = _known_keys(detail["loc"][:-1])
+        everywhere = [key.name for key in describe_keys() if key.name.split(".")[-1] == parts[-1]]
+        hint = _did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
+        return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
+    if kind == "literal_error":
+        known = list(typing.get_args(_annotation(detail["loc"])))
+        return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{_did_you_mean(got, known)}"
+    if kind in _BOUNDS:
+        key, text = _BOUNDS[kind]
+        return f"{where}: got {got!r}, {text.format(context[key])}"
+    if kind in ("unused_key", "needed_key", "rotation_range"):
+        return f"{where}.{detail['msg']}" if where else detail["msg"]
+    if kind == "model_type":
+        return f"{where}: got {got!r}, must be a section of keys and values"
+    return f"{where}: got {got!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _annotation(location: Sequence[int | str]) -> Any:
+    section: Any = Config
+    for part in location:
+        section = section.model_fields[str(part)].annotation
+    return section
