@@ -42,6 +42,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
+        """One update, in the order of operations of torch.optim.Adam: another order would give other last bits."""
         beta1, beta2 = self.config.betas
         self.steps += 1
         if self.config.weight_decay:

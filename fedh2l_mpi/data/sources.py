@@ -142,6 +142,7 @@ class IdxTable:
     side: int
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """As in ImageTable; one pass over the whole file, since only its end tells whether it is sound."""
         order = np.argsort(rows, kind="stable")
         picked = np.empty((len(rows), 1, self.side, self.side), dtype=np.uint8)
         chunk = 2048
