@@ -1,6 +1,7 @@
 """`python -m fedh2l_mpi`: hand over to the command line; end the whole job if any rank fails."""
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -9,7 +10,15 @@ import traceback
 from typing import NoReturn
 
 from fedh2l_mpi import cli
-from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_LATE, EXIT_USER, LateRankError, UserError
+from fedh2l_mpi.errors import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_LATE,
+    EXIT_USER,
+    DivergedError,
+    LateRankError,
+    UserError,
+)
 from fedh2l_mpi.world import Launch, World, connect
 
 SILENT_RANKS_STAY_S = 5.0
@@ -40,28 +49,40 @@ def main() -> NoReturn:
         if world.comm is not None and not error.agreed:
             world.abort(EXIT_USER)
         sys.exit(EXIT_USER)
-    except LateRankError as error:
-        _say(f"{world}, {world.at}: {error}", speaks=True)
-        world.abort(EXIT_LATE)
+    except (LateRankError, DivergedError) as error:
+        _say(f"{world}, {world.at}: {error}")
+        world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`... --keys | head`); standard output cannot be flushed any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
     except KeyboardInterrupt:
-        _say(f"{world}, {world.at}: interrupted", speaks=True)
+        _say(f"{world}, {world.at}: interrupted")
         world.abort(EXIT_INTERRUPTED)
     except BaseException as error:
-        # A rank that just left would leave the others waiting for it for ever: sys.exit() too ends the job.
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
-        _say(f"{world}, {world.at}: failed with {type(error).__name__}: {error}", speaks=True)
-        traceback.print_exc()
-        world.abort(code or EXIT_FAULT)
+        _end_after(error, world)
     sys.exit(0)
 
 
-def _say(message: str, speaks: bool) -> None:
+def _end_after(error: BaseException, world: World) -> None:
+    """Tell of an error that nobody expected, and end the job: a rank that just left would leave the others waiting."""
+    # sys.exit() from inside a run, too, is such an error, be it with code 0.
+    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
+    if type(error).__module__.startswith("mpi4py") and (dead := world.dead_ranks(patience_s=2.0)):
+        # The one that MPI fails on is not the one to blame.
+        _say(f"{world}, {world.at}: MPI failed, because {' and '.join(dead)} has died: killed, or out of memory")
+    else:
+        _say(f"{world}, {world.at}: failed with {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
+    world.abort(code or EXIT_FAULT)
+
+
+def _say(message: str, speaks: bool = True) -> None:
+    """Print an error, and leave it in the rank's log where there is one."""
     if speaks:
         print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
+        log = logging.getLogger("fedh2l_mpi")
+        if log.handlers:
+            log.error(message, extra={"file_only": True})
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python -m fedh2l_mpi --help lists the options)")
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:

@@ -58,7 +58,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
+        beside = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f" (did you mean {path.with_name(near[0])}?)" if near else ""
+        raise UserError(f"{path}: cannot read the config: {error.strerror}{hint}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: the config is not UTF-8 text") from None
     try:
@@ -74,6 +77,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(raw: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
+    key = key.strip()
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {item!r}: must look like section.key=value")
     try:

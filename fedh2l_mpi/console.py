@@ -70,7 +70,7 @@ class Progress:
             done = round_index + 1
             left = (now - self._begin) / done * (self._rounds - done)
             line = (
-                f"round {done} of {self._rounds}: private {_mean(table_PW, 'loss_private'):.3f} nats, "
+                f"{done} of {self._rounds} rounds: private {_mean(table_PW, 'loss_private'):.3f} nats, "
                 f"mutual {_mean(table_PW, 'loss_distillation'):.3f} nats, all-domain {self._accuracy:.3f}, "
                 f"{timing} per participant, {_duration(left)} left"
             )
@@ -128,7 +128,7 @@ def result_table(run: metrics.RunMetrics) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    title = f"after round {run.rounds}; accuracies on test data"
+    title = f"after {run.rounds} rounds; accuracies on test data"
     caption = "as params: what sharing models would have sent, one copy over every edge in every round"
     # As wide as 80 columns allow.
     table = Table(
@@ -209,8 +209,8 @@ def _bar() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("round"),
         MofNCompleteColumn(),
+        TextColumn("rounds"),
         BarColumn(bar_width=20),
         TextColumn("all-domain {task.fields[accuracy]}  {task.fields[phases]}  left"),
         TimeRemainingColumn(),

@@ -18,5 +18,9 @@ class UserError(ValueError):
         self.agreed = agreed
 
 
+class DivergedError(RuntimeError):
+    """A participant's numbers are no longer finite: the whole job ends, exit code 1."""
+
+
 class LateRankError(RuntimeError):
     """A rank did not answer before the deadline: the whole job ends, exit code 86."""

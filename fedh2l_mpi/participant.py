@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedh2l_mpi import objectives, optimizers
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models.flat import FlatParameters
 from fedh2l_mpi.streams import Purpose, generator, torch_seed
 
@@ -153,14 +154,14 @@ class Participant:
 
         Raises
         ------
-        RuntimeError
+        DivergedError
             If one is not finite: a diverged participant would teach nothing to the others.
         """
         means = {name: float(torch.stack(values).double().mean()) for name, values in self._noted.items()}
         self._noted = {}
         for name, mean in means.items():
             if not math.isfinite(mean):
-                raise RuntimeError(
+                raise DivergedError(
                     f"participant {self.index} diverged: {name} is {mean}; a smaller optimizer.lr may help"
                 )
         return means

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -31,6 +32,9 @@ def check(config: Config) -> RenderableType:
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     source = open_source(config.data.name, config.data.root)
     plan = federation.plan(config, source)
+    for table in (source.train, source.test):
+        # One pass over each file: a damaged download is found now.
+        table.images(np.zeros(1, dtype=np.int64))
     zoo = {
         name: models.build(name, source.channels, source.side, source.classes, seed=0)
         for name in sorted({config.architecture(index) for index in range(config.size)})

@@ -97,7 +97,7 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
     if config.kind == "ring":
         return Graph(participants, ((i, (i + 1) % participants) for i in range(participants)))
     if config.kind == "edge_list":
-        return _read_edges(Path(str(config.path)), participants, config.connected)
+        return _read_edges(Path(str(config.path)).expanduser(), participants, config.connected)
     _check_fits(config, participants)
     if config.kind not in RANDOM_KINDS:
         return Graph(participants, _fixed(config, participants).edges)
@@ -166,7 +166,7 @@ def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"topology.path: cannot read {path}: {error}") from None
+        raise UserError(f"topology.path: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     edges: dict[Edge, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.config import DevicesConfig
@@ -98,6 +99,22 @@ class World:
         self.launched = launched
         self.host = socket.gethostname()
         self.at = "start-up"
+        # Host and pid of every rank, to tell who has died when MPI reports a failure.
+        self._processes = self.collect((self.host, os.getpid()))
+
+    def dead_ranks(self, patience_s: float) -> list[str]:
+        """The ranks on this host whose process has ended, in words; those on other hosts cannot be seen.
+
+        Parameters
+        ----------
+        patience_s : float
+            How long to look until one is found [s]: MPI may notice before the process is all gone.
+        """
+        here = [(rank, pid) for rank, (host, pid) in enumerate(self._processes) if host == self.host]
+        until = time.monotonic() + patience_s
+        while not (dead := [(rank, pid) for rank, pid in here if not _is_running(pid)]) and time.monotonic() < until:
+            time.sleep(0.02)
+        return [f"rank {rank} (host {self.host}, pid {pid})" for rank, pid in dead]
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.size} (host {self.host}, pid {os.getpid()})"
@@ -226,6 +243,15 @@ class World:
             # The whole job, not only our duplicate of its communicator.
             MPI.COMM_WORLD.Abort(code)
         os._exit(code)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; a killed one that its launcher has not yet noticed does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")
 
 
 def connect(environ: Mapping[str, str] = os.environ) -> World:

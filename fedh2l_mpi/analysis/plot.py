@@ -46,20 +46,28 @@ def plot(run: metrics.RunMetrics, out: Path) -> None:
 
 
 def _curves(axes: "Axes", run: metrics.RunMetrics, evaluated: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     rounds = run["round"][evaluated] + 1
-    for name, label, colour, style in (
+    curves = [
         ("accuracy_own", "own domain", GREY, "--"),
-        ("accuracy_all", "all domains", BLUE, "-"),
+        ("accuracy_all", "all domains (band: lowest to highest)", BLUE, "-"),
         ("accuracy_worst", "worst domain", ORANGE, ":"),
-    ):
+    ]
+    if len(run["domain"]) == 1:
+        curves = [("accuracy_all", "test set (band: lowest to highest)", BLUE, "-")]
+    for name, label, colour, style in curves:
         values_RP = run[name][evaluated]
         axes.plot(rounds, values_RP.mean(axis=1), style, color=colour, label=label, marker="o", markersize=3)
         if name == "accuracy_all":
             axes.fill_between(rounds, values_RP.min(axis=1), values_RP.max(axis=1), color=colour, alpha=0.15, lw=0)
-    axes.set(xlabel="round", ylabel="test accuracy", title="mean over participants (band: all of them)")
+    axes.set(xlabel="rounds", ylabel="test accuracy", title="mean over participants")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(rounds) == 1:
+        axes.set_xticks(rounds)
     axes.title.set_fontsize("medium")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize="small")
 
 
 def _matrix(axes: "Axes", run: metrics.RunMetrics, last: int) -> None:
@@ -67,10 +75,11 @@ def _matrix(axes: "Axes", run: metrics.RunMetrics, last: int) -> None:
     image = axes.imshow(accuracy_PD, aspect="auto", cmap="cividis", vmax=1.0)
     names = [name.decode() for name in run["domain_name"]]
     # "rotated 15 deg" for every column would not fit: what all have in common goes to the axis.
-    turned = all(name.startswith("rotated ") and name.endswith(" deg") for name in names)
+    turned = len(names) > 1 and all(name.startswith("rotated ") and name.endswith(" deg") for name in names)
     ticks = [name.removeprefix("rotated ").removesuffix(" deg") for name in names] if turned else names
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set(xlabel="domain (rotation in degrees)" if turned else "domain", title=f"accuracy after round {last + 1}")
+    axes.set_xticks(range(len(ticks)), ticks if len(ticks) > 1 else [""])
+    label = "domain (rotation in degrees; bold: own)" if turned else "domain" if len(ticks) > 1 else "test set"
+    axes.set(xlabel=label, title=f"accuracy after {last + 1} rounds")
     axes.title.set_fontsize("medium")
     if len(accuracy_PD) <= NUMBERED:
         architectures = [name.decode() for name in run["architecture"]]
@@ -79,7 +88,10 @@ def _matrix(axes: "Axes", run: metrics.RunMetrics, last: int) -> None:
         for i, row in enumerate(accuracy_PD):
             for domain, value in enumerate(row):
                 colour = "black" if value > middle else "white"
-                axes.text(domain, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize="x-small")
+                weight = "bold" if domain == run["own_domain"][i] and len(row) > 1 else "normal"
+                axes.text(
+                    domain, i, f"{value:.2f}", ha="center", va="center", color=colour, size="x-small", weight=weight
+                )
     else:
         axes.set_ylabel("participant")
         axes.figure.colorbar(image, ax=axes, label="test accuracy")

@@ -103,7 +103,9 @@ def _check_disjoint(shares: list[Share]) -> None:
 
 def _deal(labels: Rows, part: PartitionConfig, participants: int, draw: np.random.Generator) -> list[Rows]:
     each = part.samples_per_participant or len(labels) // participants
-    if each * participants > len(labels) or each == 0:
+    if each == 0:
+        raise UserError(f"participants: got {participants}, but there are only {len(labels)} training samples")
+    if each * participants > len(labels):
         raise UserError(
             f"data.partition.samples_per_participant: {participants} participants with {each} samples each need "
             f"{each * participants}, the training data have {len(labels)}"

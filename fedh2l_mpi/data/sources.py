@@ -88,7 +88,8 @@ IDX_PARTS = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 WHERE_TO_GET = {
-    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/ has the four files",
+    "mnist": "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+    "t10k-labels-idx1-ubyte.gz, each under https://ossci-datasets.s3.amazonaws.com/mnist/",
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist has the four files; Debian's package "
     "dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist",
 }
@@ -110,9 +111,10 @@ def idx(name: str, root: str | None) -> Source:
         raise UserError(
             f"data.root: got null and FEDH2L_DATA is not set; give the folder of the IDX files ({WHERE_TO_GET[name]})"
         )
-    folder = Path(root) if root is not None else Path(str(base)) / name
+    folder = Path(root).expanduser() if root is not None else Path(str(base)).expanduser() / name
     if not folder.is_dir():
-        raise UserError(f"data.root: {folder} is not a folder; it must hold the IDX files ({WHERE_TO_GET[name]})")
+        where = "data.root" if root is not None else f"data.root (null, so $FEDH2L_DATA/{name})"
+        raise UserError(f"{where}: {folder} is not a folder; it must hold the IDX files ({WHERE_TO_GET[name]})")
     tables = {part: _idx_table(folder, name, *files) for part, files in IDX_PARTS.items()}
     sides = {table.side for table in tables.values()}
     if len(sides) != 1:

@@ -78,6 +78,9 @@ def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, says):
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the config: No such file"):
         config_file.load(tmp_path / "nothing.yaml")
+    (tmp_path / "rotated.yaml").touch()
+    with pytest.raises(UserError, match="did you mean .*/rotated.yaml"):
+        config_file.load(tmp_path / "rotatd.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         config_file.load(tmp_path / "binary.yaml")

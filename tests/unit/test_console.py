@@ -70,6 +70,6 @@ def test_a_batch_log_has_a_line_for_each_evaluation(caplog, monkeypatch):
         progress.round(0, np.stack([quiet_row]))
         progress.round(1, np.stack([row]))
     (line,) = caplog.messages
-    assert line.startswith("round 2 of 4: private 0.500 nats")
+    assert line.startswith("2 of 4 rounds: private 0.500 nats")
     assert "all-domain 0.750" in line
     assert "local 100 ms" in line

@@ -176,7 +176,7 @@ def test_domains_are_dealt_in_turn_or_mixed():
     ("overrides", "says"),
     [
         (["data.partition.samples_per_participant=1000"], "4 participants with 1000 samples each need 4000"),
-        (["participants=2000"], "2000 participants with 0 samples each"),
+        (["participants=2000"], "participants: got 2000, but there are only 1438"),
         (["participants=1400", "seed_set.share=0.9"], "seed_set.share: 0.9 .* leaves participant 0 no private data"),
         (["seed_set.share=0.0"], "seed_set.share: 0.0 gives an empty seed set"),
         (["seed_set.samples_per_round=400"], "samples_per_round: got 400, but the seed set has 288"),

@@ -8,6 +8,7 @@ from torch import nn
 from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.data.federation import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
+from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.models import build
 from fedh2l_mpi.models.flat import shared_bytes
@@ -184,7 +185,7 @@ def test_a_mutual_step_is_the_formula():
 def test_a_diverged_participant_is_named():
     participant = learner()
     participant.note("loss_private", torch.tensor(float("nan")))
-    with pytest.raises(RuntimeError, match="participant 0 diverged: loss_private is nan"):
+    with pytest.raises(DivergedError, match="participant 0 diverged: loss_private is nan"):
         participant.noted_means()
 
 
