@@ -78,7 +78,7 @@ def _matrix(axes: "Axes", run: metrics.RunMetrics, last: int) -> None:
     turned = len(names) > 1 and all(name.startswith("rotated ") and name.endswith(" deg") for name in names)
     ticks = [name.removeprefix("rotated ").removesuffix(" deg") for name in names] if turned else names
     axes.set_xticks(range(len(ticks)), ticks if len(ticks) > 1 else [""])
-    label = "domain (rotation in degrees; bold: own)" if turned else "domain" if len(ticks) > 1 else "test set"
+    label = "rotation [degrees], bold: own" if turned else "domain" if len(ticks) > 1 else "test set"
     axes.set(xlabel=label, title=f"accuracy after {last + 1} rounds")
     axes.title.set_fontsize("medium")
     if len(accuracy_PD) <= NUMBERED:
