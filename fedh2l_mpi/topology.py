@@ -5,6 +5,7 @@ networkx is imported where a graph is drawn: reading a config and a ring do not 
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,12 @@ class Topology:
     """
 
     def __init__(self, config: TopologyConfig, participants: int, seed: int, rounds: int) -> None:
-        self._config, self._participants, self._seed = config, participants, seed
-        every = config.redraw_every or rounds
-        digests = [draw(config, participants, seed, drawing).digest() for drawing in range(-(-rounds // every))]
+        self._every = config.redraw_every or rounds
+        # Two, because rank 0 may still be writing the round before a redraw.
+        self._drawing = lru_cache(maxsize=2)(lambda drawing: draw(config, participants, seed, drawing))
+        # Backwards, so that the first graphs are the ones kept.
+        digests = [self._drawing(drawing).digest() for drawing in reversed(range(-(-rounds // self._every)))]
         self._digest = hashlib.sha256(b"".join(digests)).digest()
-        self._drawn = (0, draw(config, participants, seed, 0))
 
     def digest(self) -> bytes:
         """SHA-256 of all graphs of the run."""
@@ -73,15 +75,11 @@ class Topology:
 
     def graph(self, round_index: int) -> Graph:
         """The graph of a round."""
-        drawing = round_index // self._config.redraw_every if self._config.redraw_every else 0
-        if self._drawn[0] != drawing:
-            self._drawn = (drawing, draw(self._config, self._participants, self._seed, drawing))
-        return self._drawn[1]
+        return self._drawing(round_index // self._every)
 
     def is_redrawn(self, round_index: int) -> bool:
         """Whether this round is the first of its graph."""
-        every = self._config.redraw_every
-        return round_index == 0 or (every is not None and round_index % every == 0)
+        return round_index % self._every == 0
 
 
 def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> Graph:

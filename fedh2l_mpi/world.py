@@ -78,7 +78,7 @@ class Hosting:
 
 
 class World:
-    """The ranks of this run, seen from one of them.
+    """The ranks of this run, seen from one of them. Building it is **collective**.
 
     Attributes
     ----------

@@ -15,7 +15,7 @@ def posterior_of(participant: int, round_index: int, samples: int, classes: int)
     return torch.randn(samples, classes, generator=draw).softmax(dim=1)
 
 
-def exchange_rounds(comm, graphs: list[Graph], samples: int, classes: int) -> Exchange:
+def assert_rounds_arrive(comm, graphs: list[Graph], samples: int, classes: int) -> Exchange:
     """Run one round for each graph, checking on every rank what each of its participants receives."""
     world, participants = World(comm), len(graphs[0].neighbours)
     hosting = Hosting(participants, world.size)
@@ -39,7 +39,7 @@ def exchange_rounds(comm, graphs: list[Graph], samples: int, classes: int) -> Ex
 @pytest.mark.parametrize(("samples", "classes"), [(1, 10), (100, 10), (10_000, 10), (1_000, 1_000)])
 def test_every_size_of_message_arrives_on_a_ring(comm, samples, classes):
     ring = Graph(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
-    exchange = exchange_rounds(comm, [ring] * 3, samples, classes)
+    exchange = assert_rounds_arrive(comm, [ring] * 3, samples, classes)
     # One participant a rank: what the ledger says is what went through MPI.
     assert exchange.ledger.sent[comm.rank] * 3 == exchange.ledger.mpi_sent
     assert exchange.ledger.sent[comm.rank] == 2 * message_bytes(1, samples, classes)
@@ -50,20 +50,20 @@ def test_graphs_may_change_every_round_and_leave_participants_alone(comm):
     draw = np.random.default_rng(0)
     pairs = [(i, j) for i in range(7) for j in range(i)]
     graphs = [Graph(7, [pair for pair in pairs if draw.random() < share]) for share in (0.3, 1.0, 0.0, 0.5, 0.1)]
-    exchange_rounds(comm, graphs, samples=50, classes=10)
+    assert_rounds_arrive(comm, graphs, samples=50, classes=10)
 
 
 @pytest.mark.mpi(ranks=3)
 def test_hosting_packs_one_message_for_each_pair_of_ranks(comm):
     complete = Graph(6, [(i, j) for i in range(6) for j in range(i)])
-    exchange = exchange_rounds(comm, [complete], samples=20, classes=10)
+    exchange = assert_rounds_arrive(comm, [complete], samples=20, classes=10)
     assert exchange.ledger.mpi_sent == 2 * message_bytes(2, 20, 10)
     assert set(exchange.ledger.sent.values()) == {5 * message_bytes(1, 20, 10)}
 
 
 @pytest.mark.mpi(ranks=2)
 def test_two_participants_exchange_over_their_one_edge(comm):
-    exchange_rounds(comm, [Graph(2, [(0, 1)])], samples=5, classes=3)
+    assert_rounds_arrive(comm, [Graph(2, [(0, 1)])], samples=5, classes=3)
 
 
 @pytest.mark.mpi(ranks=3)
