@@ -1,9 +1,10 @@
-"""Posteriors between neighbours: one message per pair of ranks and round, started at publish, completed when needed.
+"""Arrays between neighbours: one message per pair of ranks and round, started at publish, completed when needed.
 
-A message is a header, the list of senders, and one float32 payload (senders, S, C), in one contiguous buffer that is
-never pickled. Participants that one rank hosts hand their arrays over directly.
+A message is a header, the list of senders, and one float32 payload (senders, rows, columns), in one contiguous buffer
+that is never pickled. Participants that one rank hosts hand their arrays over directly. What the array is (posteriors,
+logits, parameters, a user's own) is the method's business: the exchange knows its name and its shape.
 
-Shape letters: S seed samples, C classes, N neighbours.
+Shape letters: N neighbours.
 """
 
 import struct
@@ -24,27 +25,67 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 MAGIC = b"FH2L"
-VERSION = 1
+VERSION = 2
 FLOAT32 = 0
-# magic, version, codec, number of senders, round, rows, classes, CRC-32 of senders and payload
-HEADER = struct.Struct("<4sHHIqIII")
+# magic, version, codec, name of the array, number of senders, round, rows, columns, CRC-32 of senders and payload
+HEADER = struct.Struct("<4sHH16sIqIII")
 # Rows of posteriors must sum to 1 within what float32 softmax and 1,000 classes leave of it.
 ROW_SUM_TOLERANCE = 1e-3
 TAGS = 2**14
 
 
-def message_bytes(senders: int, samples: int, classes: int) -> int:
-    """Size of a message with the posteriors of `senders` participants [bytes]."""
-    return HEADER.size + 4 * senders + 4 * senders * samples * classes
+@dataclass(frozen=True)
+class ArraySpec:
+    """What every participant publishes in a round: a float32 array of one name and one shape.
+
+    Attributes
+    ----------
+    name : str
+        Such as `posteriors`, 16 bytes at most; sender and receiver must agree on it.
+    rows, columns : int
+        Its shape, the same for every participant and round.
+    sums_to_one : bool
+        Whether every row is a probability distribution: checked where it is sent and where it arrives.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    sums_to_one: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name.encode()) <= 16:
+            raise ValueError(f"name: got {self.name!r}, must be 1 to 16 bytes long")
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"shape of {self.name}: got {self.rows} x {self.columns}, must be at least 1 x 1")
+
+    def message_bytes(self, senders: int = 1) -> int:
+        """Size of a message with the arrays of `senders` participants [bytes]."""
+        return HEADER.size + 4 * senders + 4 * senders * self.rows * self.columns
+
+    def check(self, payload: NDArray[np.float32], senders: Sequence[int]) -> None:
+        """Refuse arrays (senders, rows, columns) that are not finite, or not distributions where they must be."""
+        if self.sums_to_one:
+            # A NaN or an infinity anywhere in a row makes its sum NaN or infinite: one pass finds all three faults.
+            wrong = ~(np.abs(payload.sum(axis=-1) - 1.0) <= ROW_SUM_TOLERANCE)
+            fault = "is not finite or does not sum to 1"
+        else:
+            # Finite terms of float32 cannot overflow a sum of float64, so it is finite exactly where every term is.
+            wrong = ~np.isfinite(payload.sum(axis=-1, dtype=np.float64))
+            fault = "is not finite"
+        if wrong.any():
+            which, row = np.argwhere(wrong)[0]
+            shown = np.array2string(payload[which, row], threshold=20, separator=", ")
+            raise RuntimeError(f"{self.name} of participant {senders[which]}, row {row}: {shown} {fault}")
 
 
 class Message:
     """One message's buffer, with views of its parts."""
 
-    def __init__(self, senders: Sequence[int], samples: int, classes: int) -> None:
-        self.senders = list(senders)
-        self.shape = (len(self.senders), samples, classes)
-        self.buffer = np.zeros(message_bytes(*self.shape), dtype=np.uint8)
+    def __init__(self, senders: Sequence[int], array: ArraySpec) -> None:
+        self.senders, self.array = list(senders), array
+        self.shape = (len(self.senders), array.rows, array.columns)
+        self.buffer = np.zeros(array.message_bytes(len(self.senders)), dtype=np.uint8)
         body = self.buffer[HEADER.size :]
         self._listed: NDArray[np.int32] = body[: 4 * len(self.senders)].view(np.int32)
         self.payload: NDArray[np.float32] = body[4 * len(self.senders) :].view(np.float32).reshape(self.shape)
@@ -52,48 +93,40 @@ class Message:
     def seal(self, round_index: int) -> None:
         """Write header and senders for the payload as it stands."""
         self._listed[:] = self.senders
-        header = HEADER.pack(MAGIC, VERSION, FLOAT32, self.shape[0], round_index, *self.shape[1:], self._checksum())
+        name = self.array.name.encode()
+        header = HEADER.pack(
+            MAGIC, VERSION, FLOAT32, name, self.shape[0], round_index, *self.shape[1:], self._checksum()
+        )
         self.buffer[: HEADER.size] = np.frombuffer(header, dtype=np.uint8)
 
     def check(self, round_index: int, received_bytes: int) -> None:
-        """Refuse anything but sound posteriors of the expected participants for this round.
+        """Refuse anything but sound arrays of the expected name and participants for this round.
 
         Raises
         ------
         RuntimeError
-            With what differs: size, magic, version, round, shape, senders, checksum, finiteness or row sums.
+            With what differs: size, magic, version, name, round, shape, senders, checksum, finiteness or row sums.
         """
         if received_bytes != self.buffer.nbytes:
             raise RuntimeError(f"size: got {received_bytes} bytes, expected {self.buffer.nbytes}")
-        magic, version, codec, count, got_round, rows, classes, checksum = HEADER.unpack_from(self.buffer.data)
+        magic, version, codec, name, count, got_round, rows, columns, checksum = HEADER.unpack_from(self.buffer.data)
         got = {
             "magic": (magic, MAGIC),
             "version": (version, VERSION),
             "codec": (codec, FLOAT32),
+            "array": (name.rstrip(b"\0"), self.array.name.encode()),
             "round": (got_round, round_index),
-            "shape": ((count, rows, classes), self.shape),
+            "shape": ((count, rows, columns), self.shape),
             "senders": (self._listed.tolist(), self.senders),
             "checksum": (checksum, self._checksum()),
         }
         for what, (value, expected) in got.items():
             if value != expected:
                 raise RuntimeError(f"{what}: got {value!r}, expected {expected!r}")
-        check_posteriors(self.payload, self.senders)
+        self.array.check(self.payload, self.senders)
 
     def _checksum(self) -> int:
         return zlib.crc32(self.buffer[HEADER.size :].data)
-
-
-def check_posteriors(payload: NDArray[np.float32], senders: Sequence[int]) -> None:
-    """Refuse posteriors (senders, S, C) that are not finite or whose rows do not sum to 1."""
-    # A NaN or an infinity anywhere in a row makes its sum NaN or infinite, so one pass finds all three faults.
-    wrong = ~(np.abs(payload.sum(axis=-1) - 1.0) <= ROW_SUM_TOLERANCE)
-    if wrong.any():
-        which, row = np.argwhere(wrong)[0]
-        raise RuntimeError(
-            f"posteriors of participant {senders[which]}, seed sample {row}: {payload[which, row].tolist()} "
-            "is not finite or does not sum to 1"
-        )
 
 
 @dataclass(frozen=True)
@@ -109,8 +142,8 @@ class _Route:
 class Ledger:
     """Bytes that crossed edges of the graph in the last round, by hosted participant, and bytes given to MPI in all.
 
-    An edge is charged the message that would carry one participant's posteriors alone, whether or not it crosses a
-    rank: the traffic of the method does not depend on hosting.
+    An edge is charged the message that would carry one participant's array alone, whether or not it crosses a rank: the
+    traffic of the method does not depend on hosting.
     """
 
     sent: dict[int, int] = field(default_factory=dict)
@@ -123,15 +156,14 @@ class Exchange:
 
     Parameters
     ----------
-    samples, classes : int
-        S and C, the same on every rank (the handshake has seen to that).
+    array : ArraySpec
+        What participants publish, the same on every rank (the handshake has seen to that).
     deadline_s : float
         Longest wait for another rank [s].
     """
 
-    def __init__(self, world: World, hosting: Hosting, samples: int, classes: int, deadline_s: float) -> None:
-        self._world, self._hosting = world, hosting
-        self._samples, self._classes = samples, classes
+    def __init__(self, world: World, hosting: Hosting, array: ArraySpec, deadline_s: float) -> None:
+        self._world, self._hosting, self._array = world, hosting, array
         self._deadline_s = deadline_s
         self._hosted = hosting.of(world.rank)
         self._comm = world.comm.Dup() if world.comm is not None else None
@@ -149,15 +181,22 @@ class Exchange:
         Parameters
         ----------
         published : mapping
-            From each hosted participant to its posteriors, float32 tensor (S, C) in host memory.
+            From each hosted participant to its array, float32 tensor (rows, columns) in host memory.
 
         Raises
         ------
         RuntimeError
-            If they are not posteriors: checked here too, because what one rank hosts never crosses MPI.
+            If they are not what the specification says: checked here too, because what one rank hosts never crosses
+            MPI.
         """
-        for participant, posteriors_SC in published.items():
-            check_posteriors(posteriors_SC.numpy()[None], [participant])
+        expected = (self._array.rows, self._array.columns)
+        for participant, array in published.items():
+            if tuple(array.shape) != expected or array.dtype != torch.float32:
+                raise RuntimeError(
+                    f"{self._array.name} of participant {participant}: got {array.dtype} {tuple(array.shape)}, "
+                    f"expected torch.float32 {expected}"
+                )
+            self._array.check(array.numpy()[None], [participant])
         if graph is not self._graph:
             self._graph, self._routes = graph, self._plan_routes(graph)
         self._round, self._published = round_index, published
@@ -178,7 +217,7 @@ class Exchange:
             self._receives[0].Get_status()
 
     def finish(self, idle: Callable[[], None] | None = None) -> dict[int, Tensor]:
-        """Wait for the round's messages: each hosted participant's neighbours' posteriors, in participant order.
+        """Wait for the round's messages: each hosted participant's neighbours' arrays, in participant order.
 
         Parameters
         ----------
@@ -188,7 +227,7 @@ class Exchange:
         Returns
         -------
         dict
-            From participant to float32 tensor (N, S, C) in host memory; N = 0 for an isolated participant.
+            From participant to float32 tensor (N, rows, columns) in host memory; N = 0 for an isolated participant.
 
         Raises
         ------
@@ -206,18 +245,23 @@ class Exchange:
                 # A copy: the buffer is reused by the next round.
                 arrived[participant] = torch.from_numpy(route.incoming.payload[slot].copy())
         theirs = {}
-        edge_bytes = message_bytes(1, self._samples, self._classes)
+        edge_bytes = self._array.message_bytes()
         for participant in self._hosted:
             near = self._graph.neighbours[participant]
             theirs[participant] = (
                 torch.stack([arrived[neighbour] for neighbour in near])
                 if near
-                else torch.empty(0, self._samples, self._classes)
+                else torch.empty(0, self._array.rows, self._array.columns)
             )
             # Edges are undirected: as much comes in as goes out.
             self.ledger.sent[participant] = self.ledger.received[participant] = len(near) * edge_bytes
         self._published = {}
         return theirs
+
+    def close_round(self) -> Ledger:
+        """The round's ledger; a round that exchanges nothing has an empty one."""
+        ledger, self.ledger = self.ledger, Ledger(mpi_sent=self.ledger.mpi_sent)
+        return ledger
 
     def _wait(self, idle: Callable[[], None] | None) -> None:
         if not self._receives:
@@ -225,7 +269,7 @@ class Exchange:
         ranks = [route.rank for route in self._routes]
         requests = [*self._receives, *self._sends]
         self._receives, self._sends = [], []
-        what = f"posteriors of round {self._round}"
+        what = f"{self._array.name} of round {self._round}"
         sizes = self._world.wait(requests, ranks + ranks, self._deadline_s, what, idle)
         # A message longer than its buffer has raised MPI_ERR_TRUNCATE; a shorter one is MPI's silent case.
         for route, received_bytes in zip(self._routes, sizes, strict=False):
@@ -247,8 +291,8 @@ class Exchange:
         return [
             _Route(
                 rank,
-                Message(sorted(outgoing[rank]), self._samples, self._classes),
-                Message(sorted(incoming[rank]), self._samples, self._classes),
+                Message(sorted(outgoing[rank]), self._array),
+                Message(sorted(incoming[rank]), self._array),
             )
             for rank in sorted(outgoing)
         ]

@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from fedh2l_mpi.errors import LateRankError, UserError
-from fedh2l_mpi.exchange import Exchange, Message, message_bytes
+from fedh2l_mpi.exchange import ArraySpec, Exchange, Message
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
+
+
+def posteriors(samples: int, classes: int) -> ArraySpec:
+    return ArraySpec("posteriors", samples, classes, sums_to_one=True)
 
 
 def posterior_of(participant: int, round_index: int, samples: int, classes: int) -> torch.Tensor:
@@ -19,7 +23,7 @@ def assert_rounds_arrive(comm, graphs: list[Graph], samples: int, classes: int) 
     """Run one round for each graph, checking on every rank what each of its participants receives."""
     world, participants = World(comm), len(graphs[0].neighbours)
     hosting = Hosting(participants, world.size)
-    exchange = Exchange(world, hosting, samples, classes, deadline_s=30.0)
+    exchange = Exchange(world, hosting, posteriors(samples, classes), deadline_s=30.0)
     for round_index, graph in enumerate(graphs):
         published = {i: posterior_of(i, round_index, samples, classes) for i in hosting.of(world.rank)}
         exchange.start(round_index, graph, published)
@@ -42,7 +46,7 @@ def test_every_size_of_message_arrives_on_a_ring(comm, samples, classes):
     exchange = assert_rounds_arrive(comm, [ring] * 3, samples, classes)
     # One participant a rank: what the ledger says is what went through MPI.
     assert exchange.ledger.sent[comm.rank] * 3 == exchange.ledger.mpi_sent
-    assert exchange.ledger.sent[comm.rank] == 2 * message_bytes(1, samples, classes)
+    assert exchange.ledger.sent[comm.rank] == 2 * posteriors(samples, classes).message_bytes()
 
 
 @pytest.mark.mpi(ranks=3)
@@ -57,8 +61,8 @@ def test_graphs_may_change_every_round_and_leave_participants_alone(comm):
 def test_hosting_packs_one_message_for_each_pair_of_ranks(comm):
     complete = Graph(6, [(i, j) for i in range(6) for j in range(i)])
     exchange = assert_rounds_arrive(comm, [complete], samples=20, classes=10)
-    assert exchange.ledger.mpi_sent == 2 * message_bytes(2, 20, 10)
-    assert set(exchange.ledger.sent.values()) == {5 * message_bytes(1, 20, 10)}
+    assert exchange.ledger.mpi_sent == 2 * posteriors(20, 10).message_bytes(2)
+    assert set(exchange.ledger.sent.values()) == {5 * posteriors(20, 10).message_bytes()}
 
 
 @pytest.mark.mpi(ranks=2)
@@ -69,7 +73,7 @@ def test_two_participants_exchange_over_their_one_edge(comm):
 @pytest.mark.mpi(ranks=3)
 def test_a_silent_rank_is_named_when_the_deadline_has_passed(comm):
     world = World(comm)
-    exchange = Exchange(world, Hosting(3, 3), 5, 3, deadline_s=1.0)
+    exchange = Exchange(world, Hosting(3, 3), posteriors(5, 3), deadline_s=1.0)
     ring = Graph(3, [(0, 1), (1, 2), (2, 0)])
     if world.rank != 1:
         exchange.start(0, ring, {world.rank: posterior_of(world.rank, 0, 5, 3)})
@@ -88,7 +92,7 @@ def test_a_silent_rank_is_named_when_the_deadline_has_passed(comm):
     ("fault", "says"),
     [
         ("round", "message of round 4 from rank 0: round: got 5, expected 4"),
-        ("nan", "message of round 4 from rank 0: posteriors of participant 0, seed sample 1: .* is not finite"),
+        ("nan", "message of round 4 from rank 0: posteriors of participant 0, row 1: .* is not finite"),
         ("bit", "message of round 4 from rank 0: checksum: got"),
         ("short", "message of round 4 from rank 0: size: got 40 bytes"),
     ],
@@ -96,13 +100,13 @@ def test_a_silent_rank_is_named_when_the_deadline_has_passed(comm):
 def test_a_wrong_message_is_refused_by_its_receiver(comm, fault, says):
     world, edge = World(comm), Graph(2, [(0, 1)])
     if world.rank == 1:
-        exchange = Exchange(world, Hosting(2, 2), 5, 3, deadline_s=20.0)
+        exchange = Exchange(world, Hosting(2, 2), posteriors(5, 3), deadline_s=20.0)
         exchange.start(4, edge, {1: posterior_of(1, 4, 5, 3)})
         with pytest.raises(RuntimeError, match=says):
             exchange.finish()
         return
     own = comm.Dup()
-    message = Message([0], 5, 3)
+    message = Message([0], posteriors(5, 3))
     message.payload[0] = posterior_of(0, 4, 5, 3).numpy()
     if fault == "nan":
         message.payload[0, 1, 0] = np.nan

@@ -4,27 +4,30 @@ import numpy as np
 import pytest
 import torch
 
-from fedh2l_mpi.exchange import HEADER, Exchange, Message, check_posteriors, message_bytes
+from fedh2l_mpi.exchange import HEADER, ArraySpec, Exchange, Message
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
+POSTERIORS = ArraySpec("posteriors", 5, 10, sums_to_one=True)
+SMALL = ArraySpec("posteriors", 3, 2, sums_to_one=True)
+
 
 def sealed(round_index: int = 3) -> Message:
-    message = Message([1, 4], samples=5, classes=10)
+    message = Message([1, 4], POSTERIORS)
     message.payload[:] = 0.1
     message.seal(round_index)
     return message
 
 
 def test_a_message_that_arrives_as_it_was_sent_is_accepted():
-    sent, received = sealed(), Message([1, 4], 5, 10)
+    sent, received = sealed(), Message([1, 4], POSTERIORS)
     received.buffer[:] = sent.buffer
     received.check(3, sent.buffer.nbytes)
     assert np.array_equal(received.payload, sent.payload)
-    assert sent.buffer.nbytes == message_bytes(2, 5, 10) == HEADER.size + 2 * 4 + 2 * 5 * 10 * 4
+    assert sent.buffer.nbytes == POSTERIORS.message_bytes(2) == HEADER.size + 2 * 4 + 2 * 5 * 10 * 4
 
 
-@pytest.mark.parametrize("byte", range(0, message_bytes(2, 5, 10), 7))
+@pytest.mark.parametrize("byte", range(0, POSTERIORS.message_bytes(2), 7))
 def test_any_flipped_byte_is_noticed(byte):
     message = sealed()
     message.buffer[byte] ^= 0x10
@@ -38,47 +41,83 @@ def test_a_message_of_another_round_size_or_sender_is_refused():
         message.check(4, message.buffer.nbytes)
     with pytest.raises(RuntimeError, match=r"size: got 10 bytes, expected"):
         message.check(3, 10)
-    other = Message([1, 5], 5, 10)
+    other = Message([1, 5], POSTERIORS)
     other.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match=r"senders: got \[1, 4\], expected \[1, 5\]"):
         other.check(3, message.buffer.nbytes)
-    shape = Message([1, 4], 10, 5)
+    shape = Message([1, 4], ArraySpec("posteriors", 10, 5, sums_to_one=True))
     shape.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match="shape: got"):
         shape.check(3, message.buffer.nbytes)
+    logits = Message([1, 4], ArraySpec("logits", 5, 10))
+    logits.buffer[:] = message.buffer
+    with pytest.raises(RuntimeError, match="array: got b'posteriors', expected b'logits'"):
+        logits.check(3, message.buffer.nbytes)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.3])
 def test_rows_must_be_finite_and_sum_to_one(value):
     payload = np.full((2, 5, 10), 0.1, dtype=np.float32)
-    check_posteriors(payload, [1, 4])
+    POSTERIORS.check(payload, [1, 4])
     payload[1, 2, 3] = value
-    with pytest.raises(RuntimeError, match="participant 4, seed sample 2: .* is not finite or does not sum to 1"):
-        check_posteriors(payload, [1, 4])
+    with pytest.raises(RuntimeError, match="participant 4, row 2: .* is not finite or does not sum to 1"):
+        POSTERIORS.check(payload, [1, 4])
 
 
 def test_hosted_participants_hand_over_directly_in_participant_order():
     graph = Graph(4, [(0, 2), (0, 1), (1, 2)])
-    exchange = Exchange(World(None), Hosting(4, 1), samples=3, classes=2, deadline_s=1.0)
+    exchange = Exchange(World(None), Hosting(4, 1), SMALL, deadline_s=1.0)
     published = {i: torch.tensor([[i / 4, 1 - i / 4]] * 3) for i in range(4)}
     exchange.start(0, graph, published)
     theirs = exchange.finish()
     assert theirs[0][:, 0, 0].tolist() == [0.25, 0.5]
     assert theirs[2][:, 0, 0].tolist() == [0.0, 0.25]
     assert tuple(theirs[3].shape) == (0, 3, 2)
-    edge = message_bytes(1, 3, 2)
+    edge = SMALL.message_bytes()
     assert exchange.ledger.sent == exchange.ledger.received == {0: 2 * edge, 1: 2 * edge, 2: 2 * edge, 3: 0}
     assert exchange.ledger.mpi_sent == 0
 
 
 def test_what_stays_on_a_rank_is_checked_like_what_leaves_it():
     # Otherwise a diverged participant would end a run or not, depending on the number of ranks.
-    exchange = Exchange(World(None), Hosting(2, 1), samples=3, classes=2, deadline_s=1.0)
+    exchange = Exchange(World(None), Hosting(2, 1), SMALL, deadline_s=1.0)
     diverged = torch.full((3, 2), torch.nan)
-    with pytest.raises(RuntimeError, match="posteriors of participant 1, seed sample 0: .* is not finite"):
+    with pytest.raises(RuntimeError, match="posteriors of participant 1, row 0: .* is not finite"):
         exchange.start(0, Graph(2, []), {0: torch.full((3, 2), 0.5), 1: diverged})
 
 
 def test_finishing_what_was_not_started_is_a_fault():
     with pytest.raises(RuntimeError, match="before start"):
-        Exchange(World(None), Hosting(1, 1), 3, 2, 1.0).finish()
+        Exchange(World(None), Hosting(1, 1), SMALL, 1.0).finish()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_any_other_array_must_be_finite_however_large_its_numbers(value):
+    parameters = ArraySpec("parameters", 1, 1000)
+    payload = np.full((2, 1, 1000), 3e38, dtype=np.float32)
+    parameters.check(payload, [0, 3])
+    payload[1, 0, 999] = value
+    with pytest.raises(RuntimeError, match="parameters of participant 3, row 0: .* is not finite"):
+        parameters.check(payload, [0, 3])
+
+
+@pytest.mark.parametrize("array", [torch.zeros(3, 2, dtype=torch.float64), torch.zeros(2, 3)])
+def test_only_the_announced_shape_and_type_is_published(array):
+    exchange = Exchange(World(None), Hosting(1, 1), ArraySpec("logits", 3, 2), deadline_s=1.0)
+    with pytest.raises(RuntimeError, match=r"logits of participant 0: got .*, expected torch.float32 \(3, 2\)"):
+        exchange.start(0, Graph(1, []), {0: array})
+
+
+def test_an_array_has_a_short_name_and_is_not_empty():
+    with pytest.raises(ValueError, match="must be 1 to 16 bytes long"):
+        ArraySpec("a name that is far too long", 1, 1)
+    with pytest.raises(ValueError, match="must be at least 1 x 1"):
+        ArraySpec("logits", 0, 10)
+
+
+def test_a_round_without_exchange_has_an_empty_ledger():
+    exchange = Exchange(World(None), Hosting(2, 1), SMALL, deadline_s=1.0)
+    exchange.start(0, Graph(2, [(0, 1)]), {i: torch.full((3, 2), 0.5) for i in range(2)})
+    exchange.finish()
+    assert exchange.close_round().sent == {0: SMALL.message_bytes(), 1: SMALL.message_bytes()}
+    assert exchange.close_round().sent == {}
