@@ -40,10 +40,48 @@ class FlatParameters:
             parameter.data = channels_second(stored.view(channels_last(parameter).shape))
             first += parameter.numel()
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """d loss / d parameters as a new flat vector; 0 for a parameter that `loss` does not depend on."""
-        return self._flatten(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
+    def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
+        """d loss / d parameters as a new flat vector; 0 for a parameter that `loss` does not depend on.
+
+        `again` keeps what a further gradient through the same forward pass needs.
+        """
+        return self._flatten(
+            torch.autograd.grad(loss, self._parameters, retain_graph=again or None, materialize_grads=True)
+        )
 
     @staticmethod
     def _flatten(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         return torch.cat([channels_last(tensor).reshape(-1) for tensor in tensors])
+
+
+class SharedState:
+    """What parameter-sharing methods exchange of a model: trainable parameters and floating-point buffers, one vector.
+
+    The buffers are BatchNorm's running means and variances: they are averaged like parameters. Counters stay local.
+
+    Parameters
+    ----------
+    parameters : FlatParameters
+        Of `model`.
+    """
+
+    def __init__(self, model: nn.Module, parameters: FlatParameters) -> None:
+        self._parameters = parameters
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+    @property
+    def size(self) -> int:
+        """Numbers in the vector."""
+        return len(self._parameters.vector) + sum(buffer.numel() for buffer in self._buffers)
+
+    @torch.no_grad()
+    def read(self) -> Tensor:
+        """A copy, (size,), on the model's device."""
+        return torch.cat([self._parameters.vector, *(buffer.reshape(-1) for buffer in self._buffers)])
+
+    @torch.no_grad()
+    def write(self, state: Tensor) -> None:
+        """Take over a vector (size,)."""
+        parts = [self._parameters.vector, *self._buffers]
+        for part, values in zip(parts, state.split([part.numel() for part in parts]), strict=True):
+            part.copy_(values.view_as(part))

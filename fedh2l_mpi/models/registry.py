@@ -1,37 +1,49 @@
-"""An architecture's name to a freshly initialised model."""
+"""An architecture's name to a model, freshly initialised or with weights from a file."""
 
 import difflib
+import functools
 import importlib
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import nn
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.models import vision
+from fedh2l_mpi.models import weights as pretrained
 from fedh2l_mpi.models.zoo import ZOO
 
+# What a model raises that does not fit the images; torchvision's say so by assertions.
+_MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
 
-def build(name: str, channels: int, side: int, classes: int, seed: int) -> nn.Module:
-    """A model on the CPU whose initial weights depend on `seed` alone.
+
+def build(name: str, channels: int, side: int, classes: int, seed: int, weights: str | None = None) -> nn.Module:
+    """A model on the CPU whose weights depend on `seed`, and on the file of pretrained ones, alone.
 
     Parameters
     ----------
     name : str
-        A name of the zoo, or `package.module:Class`; the class is called with `channels`, `side` and `classes` and
-        must map float32 images (B, channels, side, side) to logits (B, classes).
+        A name of the zoo, `torchvision:NAME`, or `package.module:Class`; the class is called with `channels`, `side`
+        and `classes` and must map float32 images (B, channels, side, side) to logits (B, classes).
     seed : int
         Of the initialisation; the global generator is left as it was.
+    weights : str, optional
+        Path of a state dict that replaces the initial weights, except those of a final classifier for another number
+        of classes.
 
     Raises
     ------
     UserError
-        If the name is unknown, the class cannot be built, or its output has another shape.
+        If the name is unknown, the class cannot be built, its output has another shape, or the weights do not fit.
     """
-    kind = ZOO.get(name) or _users_own(name)
+    kind = _kind(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = kind(channels=channels, side=side, classes=classes)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except UserError:  # a ValueError too, and says already what is wrong
+            raise
+        except _MISFITS as error:
             raise UserError(
                 f"models: {name!r} cannot be built for images of {channels} x {side} x {side} and {classes} classes: "
                 f"{error}"
@@ -42,7 +54,21 @@ def build(name: str, channels: int, side: int, classes: int, seed: int) -> nn.Mo
         _check_output(name, model, (2, channels, side, side), (2, classes))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"models: {name!r} has no parameter to train")
+    if weights is not None:
+        pretrained.load(model, name, weights, classes)
     return model
+
+
+def check_weights(weights: Iterable[str], architectures: Collection[str]) -> None:
+    """Raise `UserError` if `weights`, a map by architecture, has a key that is none of the run's architectures."""
+    for name in weights:
+        if name not in architectures:
+            near = difflib.get_close_matches(name, architectures, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(
+                f"weights: got a file for {name!r}; architectures of this run: "
+                f"{', '.join(sorted(set(architectures)))}{hint}"
+            )
 
 
 @torch.no_grad()
@@ -51,11 +77,17 @@ def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: 
     model.eval()
     try:
         got = model(torch.zeros(images))
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except _MISFITS as error:
         raise UserError(f"models: {name!r} fails on images of shape {images}: {error}") from error
     if not isinstance(got, torch.Tensor) or tuple(got.shape) != logits:
         shape = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
         raise UserError(f"models: {name!r} maps images {images} to {shape}, must be logits {logits}")
+
+
+def _kind(name: str) -> Callable[..., nn.Module]:
+    if name.startswith(vision.PREFIX):
+        return functools.partial(vision.build, name)
+    return ZOO.get(name) or _users_own(name)
 
 
 def _users_own(name: str) -> type[nn.Module]:
@@ -63,7 +95,10 @@ def _users_own(name: str) -> type[nn.Module]:
     if not colon or not module_name or not class_name:
         near = difflib.get_close_matches(name, ZOO, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"models: got {name!r}; known: {', '.join(ZOO)}, or your own as package.module:Class{hint}")
+        raise UserError(
+            f"models: got {name!r}; known: {', '.join(ZOO)}, torchvision:NAME, or your own as "
+            f"package.module:Class{hint}"
+        )
     try:
         module = importlib.import_module(module_name)
     except (ImportError, TypeError, ValueError, SyntaxError) as error:

@@ -6,6 +6,10 @@ then has a quarter of the work.
 
 from torch import Tensor, nn
 
+from fedh2l_mpi.models.mobilenet import MobileNet
+from fedh2l_mpi.models.residual import ResNet8, ResNet18
+from fedh2l_mpi.models.vit import VisionTransformer
+
 
 class Mlp(nn.Module):
     """Two hidden layers, 128 and 64 wide."""
@@ -80,50 +84,12 @@ class Cnn(nn.Module):
         return self.layers(images_BKHH)
 
 
-class _Residual(nn.Module):
-    """relu(x + conv(relu(conv(x)))), with batch normalisation, and a 1 x 1 convolution where the shape changes."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.path = nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.path(x) + self.shortcut(x)).relu()
-
-
-class ResNet8(nn.Module):
-    """A residual network of 8 weight layers, 16, 32 and 64 channels wide, with global average pooling.
-
-    Source: He, Zhang, Ren and Sun, "Deep residual learning for image recognition", 2016, section 4.2 with n = 1.
-    """
-
-    def __init__(self, channels: int, side: int, classes: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1, bias=False),
-            nn.BatchNorm2d(16),
-            nn.ReLU(inplace=True),
-            _Residual(16, 16, stride=1),
-            _Residual(16, 32, stride=2),
-            _Residual(32, 64, stride=2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(64, classes),
-        )
-
-    def forward(self, images_BKHH: Tensor) -> Tensor:
-        return self.layers(images_BKHH)
-
-
-ZOO: dict[str, type[nn.Module]] = {"mlp": Mlp, "lenet5": LeNet5, "cnn": Cnn, "resnet8": ResNet8}
+ZOO: dict[str, type[nn.Module]] = {
+    "mlp": Mlp,
+    "lenet5": LeNet5,
+    "cnn": Cnn,
+    "resnet8": ResNet8,
+    "resnet18": ResNet18,
+    "mobilenet": MobileNet,
+    "vit": VisionTransformer,
+}

@@ -1,5 +1,7 @@
-"""The zoo, flat storage, and a user's own architecture."""
+"""The zoo, flat storage, a user's own architecture, and pretrained weights."""
 
+import logging
+import subprocess
 import sys
 
 import pytest
@@ -7,13 +9,25 @@ import torch
 from torch import nn
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.models import build
+from fedh2l_mpi.models import build, check_weights
 from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # Threads that wait for each other on a busy machine make these small models tens of times slower.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize(("channels", "side", "classes"), [(1, 8, 10), (1, 28, 10), (3, 32, 100), (3, 64, 7)])
+@pytest.mark.parametrize(
+    ("channels", "side", "classes"), [(1, 8, 10), (1, 28, 10), (3, 32, 100), (3, 64, 7), (3, 224, 65)]
+)
 def test_every_architecture_fits_the_input(name, channels, side, classes):
     model = build(name, channels, side, classes, seed=0)
     assert model(torch.randn(3, channels, side, side)).shape == (3, classes)
@@ -21,6 +35,69 @@ def test_every_architecture_fits_the_input(name, channels, side, classes):
 
 def test_lenet5_on_mnist_has_the_known_number_of_parameters():
     assert sum(p.numel() for p in build("lenet5", 1, 28, 10, seed=0).parameters()) == 61_706
+
+
+def test_resnet18_has_the_known_number_of_parameters_and_a_stem_that_spares_small_images():
+    assert sum(p.numel() for p in build("resnet18", 3, 224, 1000, seed=0).parameters()) == 11_689_512
+    # The known number of the usual network for CIFAR-10: a 3 x 3 stem, 64 * 3 * 40 weights fewer, and 10 classes.
+    small = build("resnet18", 3, 32, 10, seed=0)
+    assert sum(p.numel() for p in small.parameters()) == 11_173_962
+    assert small.layer1(small.maxpool(small.conv1(torch.zeros(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("side", [1, 8, 17, 28, 29, 30, 31, 32, 33, 65, 224])
+def test_the_transformer_covers_every_pixel_with_at_most_eight_patches_a_side(side):
+    embedding = VisionTransformer(channels=1, side=side, classes=2).embedding
+    nn.init.ones_(embedding.weight)
+    nn.init.zeros_(embedding.bias)
+    patches = embedding(torch.ones(1, 1, side, side))
+    assert patches.shape[-1] == patches.shape[-2] <= 8
+    # A sum of ones over every patch counts the pixels.
+    assert patches[0, 0].sum() == side * side
+
+
+def test_the_transformers_attention_is_pytorchs():
+    own, reference = _Attention(width=16, heads=4), nn.MultiheadAttention(16, 4, batch_first=True)
+    reference.load_state_dict(
+        {
+            "in_proj_weight": own.into.weight,
+            "in_proj_bias": own.into.bias,
+            "out_proj.weight": own.out.weight,
+            "out_proj.bias": own.out.bias,
+        }
+    )
+    x_BTE = torch.randn(3, 5, 16)
+    torch.testing.assert_close(own(x_BTE), reference(x_BTE, x_BTE, x_BTE)[0])
+
+
+def test_the_transformer_computes_the_same_in_training_and_in_evaluation():
+    model, images = build("vit", 1, 28, 10, seed=0), torch.randn(4, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(model.train()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet", "vit"])
+def test_training_twice_gives_the_same_bits(name):
+    images, labels = torch.randn(4, 1, 16, 16), torch.arange(4)
+    ends = []
+    for _ in range(2):
+        model = build(name, 1, 16, 10, seed=3).train()
+        flat = FlatParameters(model)
+        for _ in range(3):
+            flat.vector.add_(flat.gradient(nn.functional.cross_entropy(model(images), labels)), alpha=-0.01)
+        ends.append(flat.vector)
+    assert torch.equal(*ends)
+
+
+def test_the_zoo_loads_neither_the_compiler_nor_torchvision():
+    # Seconds and hundreds of megabytes on every rank.
+    code = (
+        "import sys; from fedh2l_mpi.models import build; from fedh2l_mpi.models.zoo import ZOO\n"
+        "for name in ZOO: build(name, 1, 8, 10, seed=0)\n"
+        "print([m for m in ('torch._dynamo', 'torchvision') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
 
 
 def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator_alone():
@@ -33,19 +110,30 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator
     assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet8"])
-def test_flat_storage_changes_neither_the_function_nor_the_gradient(name):
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet8", "resnet18", "mobilenet", "vit"])
+def test_flat_storage_changes_neither_the_function_nor_the_gradient(name, frozen):
     plain, flat = build(name, 3, 16, 10, seed=0).train(), build(name, 3, 16, 10, seed=0).train()
+    if frozen:
+        for model in (plain, flat):
+            parameters = list(model.parameters())
+            for parameter in parameters[: len(parameters) // 2]:
+                parameter.requires_grad_(False)
     vector = FlatParameters(flat)
     images = torch.randn(4, 3, 16, 16)
     labels = torch.arange(4)
-    expected = torch.autograd.grad(nn.functional.cross_entropy(plain(images), labels), list(plain.parameters()))
+    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(nn.functional.cross_entropy(plain(images), labels), trained)
     gradient = vector.gradient(nn.functional.cross_entropy(flat(images), labels))
     # Written through the vector, read through the parameters: the same order, and the same values.
     with torch.no_grad():
         vector.vector.copy_(gradient)
-    for parameter, value in zip(flat.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.detach(), value, rtol=1e-4, atol=1e-6)
+    values = iter(expected)
+    for parameter, own in zip(flat.parameters(), plain.parameters(), strict=True):
+        if own.requires_grad:
+            torch.testing.assert_close(parameter.detach(), next(values), rtol=1e-4, atol=1e-5)
+        else:
+            assert torch.equal(parameter, own)
 
 
 def test_unused_and_frozen_parameters_do_no_harm():
@@ -104,3 +192,94 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=says):
             build(name, 1, 8, 10, seed=0)
     sys.modules.pop("users_models")
+
+
+def _saved(folder, content):
+    torch.save(content, folder / "weights.pt")
+    return str(folder / "weights.pt")
+
+
+def test_weights_from_a_file_replace_the_initial_ones_bit_for_bit(tmp_path):
+    theirs = build("cnn", 1, 8, 10, seed=1).state_dict()
+    packings = [
+        theirs,
+        {"state_dict": theirs, "epoch": 3},
+        {"model": theirs},
+        {f"module.{key}": value for key, value in theirs.items()},
+        {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")},
+    ]
+    for packing in packings:
+        ours = build("cnn", 1, 8, 10, seed=2, weights=_saved(tmp_path, packing)).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_classifier_for_other_classes_keeps_its_seeded_initial_values_and_the_log_says_so(tmp_path, caplog):
+    path = _saved(tmp_path, build("resnet18", 1, 8, 1000, seed=1).state_dict())
+    theirs, fresh = (build("resnet18", 1, 8, *rest).state_dict() for rest in ((1000, 1), (7, 2)))
+    with caplog.at_level(logging.INFO, logger="fedh2l_mpi"):
+        ours = build("resnet18", 1, 8, 7, seed=2, weights=path).state_dict()
+    assert all(torch.equal(ours[key], (fresh if key.startswith("fc.") else theirs)[key]) for key in ours)
+    assert "120 of 122 entries" in caplog.text
+    assert "initial values kept: fc.weight, fc.bias" in caplog.text
+
+
+def test_weights_fit_a_users_own_architecture_too(tmp_path, monkeypatch):
+    (tmp_path / "weighed_models.py").write_text(
+        "from torch import nn\n"
+        "class Own(nn.Sequential):\n"
+        "    def __init__(self, channels, side, classes): super().__init__(nn.Flatten(), nn.LazyLinear(classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = _saved(tmp_path, {"1.weight": torch.ones(10, 64), "1.bias": torch.zeros(10)})
+    assert build("weighed_models:Own", 1, 8, 10, seed=4, weights=path)[1].weight.min() == 1.0
+
+
+def test_weights_that_do_not_fit_are_refused_by_name_and_shape(tmp_path):
+    theirs = build("mlp", 1, 8, 10, seed=1).state_dict()
+    missing = {key: value for key, value in theirs.items() if key != "layers.3.bias"}
+    for content, says in [
+        (missing, r"weights\.mlp: .*1 missing: layers\.3\.bias \(64,\)$"),
+        ({**theirs, "extra": torch.zeros(3)}, r"1 unexpected: extra \(3,\)$"),
+        # Other images: the first layer differs, and no classifier is meant.
+        (build("mlp", 1, 12, 10, seed=1).state_dict(), r"layers\.1\.weight \(128, 144\), must be \(128, 64\)$"),
+        # The classifier of a wider network differs in more than its classes.
+        ({**theirs, "layers.5.weight": torch.zeros(9, 65)}, r"layers\.5\.weight \(9, 65\), must be \(10, 64\)$"),
+        (build("cnn", 1, 8, 10, seed=1).state_dict(), r"2 missing: .*; 12 unexpected: .* and 8 more; 3 of another"),
+        ([1, 2], "holds a list, must be a state dict"),
+        ({}, "holds a dict, must be a state dict"),
+        ({"layers": 3}, "'layers': int"),
+        (nn.Linear(2, 2), r"cannot be read as weights \(UnpicklingError\): it is damaged, or holds more than tensors"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            build("mlp", 1, 8, 10, seed=0, weights=_saved(tmp_path, content))
+
+
+def test_only_one_module_may_differ_by_the_number_of_classes(tmp_path, monkeypatch):
+    (tmp_path / "two_heads.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Sequential):\n"
+        "    def __init__(self, channels, side, classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, classes), nn.BatchNorm1d(classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = _saved(tmp_path, build("two_heads:Two", 1, 8, 9, seed=0).state_dict())
+    with pytest.raises(UserError, match=r"6 of another shape: 1\.weight \(9, 64\), must be \(10, 64\)"):
+        build("two_heads:Two", 1, 8, 10, seed=0, weights=path)
+
+
+def test_a_missing_or_damaged_file_of_weights_is_the_users_to_mend(tmp_path):
+    path = _saved(tmp_path, build("mlp", 1, 8, 10, seed=1).state_dict())
+    whole = (tmp_path / "weights.pt").read_bytes()
+    for damaged in (b"", b"not weights at all", whole[: len(whole) // 2], whole[:100] + bytes(50) + whole[150:]):
+        (tmp_path / "weights.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"weights\.mlp: .*weights\.pt' cannot be read as weights"):
+            build("mlp", 1, 8, 10, seed=0, weights=path)
+    for nowhere in (str(tmp_path), str(tmp_path / "no.pt")):
+        with pytest.raises(UserError, match="is no file"):
+            build("mlp", 1, 8, 10, seed=0, weights=nowhere)
+
+
+def test_weights_for_an_architecture_that_is_not_in_the_run_are_refused():
+    check_weights({"cnn": "a.pt"}, ["mlp", "cnn", "mlp"])
+    with pytest.raises(UserError, match=r"got a file for 'lenet'; .* lenet5, mlp \(did you mean 'lenet5'\?\)"):
+        check_weights({"lenet": "a.pt"}, ("mlp", "lenet5", "mlp"))
