@@ -2,18 +2,18 @@
 
 from collections import Counter
 
-import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from fedh2l_mpi import models
+from fedh2l_mpi import methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.console import size
 from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.federation import Labelled
 from fedh2l_mpi.data.sources import open_source
-from fedh2l_mpi.exchange import message_bytes
 from fedh2l_mpi.models.flat import shared_bytes
+from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Topology
 from fedh2l_mpi.world import Hosting
 
@@ -29,14 +29,16 @@ def check(config: Config) -> RenderableType:
     UserError
         If data, models or graph do not fit the config, as a run would.
     """
+    models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     source = open_source(config.data.name, config.data.root)
     plan = federation.plan(config, source)
-    for table in (source.train, source.test):
-        # One pass over each file: a damaged download is found now.
-        table.images(np.zeros(1, dtype=np.int64))
+    method = methods.build(config)
+    # A damaged download is found now; a pack's two tables are one.
+    for table in [source.train] if source.train is source.test else [source.train, source.test]:
+        table.verify()
     zoo = {
-        name: models.build(name, source.channels, source.side, source.classes, seed=0)
+        name: models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
         for name in sorted({config.architecture(index) for index in range(config.size)})
     }
     sizes = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in zoo.items()}
@@ -45,29 +47,35 @@ def check(config: Config) -> RenderableType:
     degrees = topology.graph(0).degrees()
     private = [len(share.private) for share in plan.shares]
     samples = plan.seed_samples_per_round
-    message = message_bytes(1, samples, plan.classes)
+    array = method.array(_stand_in(config, plan, zoo[config.architecture(0)]), samples, plan.classes)
+    message = array.message_bytes() if array is not None else 0
     a_round = int(degrees.sum()) * message
+    exchanges = sum(map(method.exchanges_in, range(config.rounds)))
     sharing = sum(int(degree) * shared_bytes(zoo[config.architecture(index)]) for index, degree in enumerate(degrees))
     image = plan.image_bytes()
+    tests, pooled = [len(test) for test in plan.tests], method.pools_private_data
     rows = {
         "participants": f"{config.size}: "
         + ", ".join(f"{n} x {name}" for name, n in Counter(map(config.architecture, range(config.size))).items()),
         "parameters": ", ".join(f"{name} {count:,}" for name, count in sizes.items()),
         "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}",
+        "domains": ", ".join(plan.domain_names),
         "private samples": f"{_range(min(private), max(private))} a participant",
         "seed set": f"{len(plan.seed)} samples, {samples} a round, {size(len(plan.seed) * (image + 8))} once",
-        "test samples": f"{len(plan.test_rows)} in each domain",
+        "test samples": f"{_range(min(tests), max(tests))} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
         f"degree {_range(degrees.min(), degrees.max())}"
         + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
         "traffic": f"{size(message)} an edge and direction; {size(a_round)} a round, "
-        f"{size(a_round * config.rounds)} in {config.rounds} rounds",
+        f"{size(a_round * exchanges)} in {exchanges} rounds"
+        if array is not None
+        else f"none: method {config.method.name} exchanges nothing",
         "sharing parameters": f"{size(sharing)} a round, {sharing / a_round:.1f} times as much"
         if a_round
-        else "no edges, no traffic",
+        else f"{size(sharing)} a round",
         "memory of a rank": "; ".join(
-            f"with {ranks} rank{'s' if ranks > 1 else ''} {size(_memory(config, plan, sizes, ranks))}"
+            f"with {ranks} rank{'s' if ranks > 1 else ''} {size(_memory(config, plan, sizes, ranks, pooled))}"
             for ranks in sorted({1, config.size})
         )
         + " for data, models and optimisers, plus some 300 MiB for Python and PyTorch",
@@ -78,15 +86,24 @@ def check(config: Config) -> RenderableType:
     return Group(report, "the config is sound")
 
 
-def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks: int) -> int:
+def _stand_in(config: Config, plan: federation.Plan, model: torch.nn.Module) -> Participant:
+    """A participant without data: for what a method wants to know of a model."""
+    source = plan.source
+    blank = Labelled(torch.zeros(1, source.channels, source.side, source.side), torch.zeros(1, dtype=torch.int64))
+    return Participant(0, config.architecture(0), model, blank, blank, config.optimizer, config.evaluation, config.seed)
+
+
+def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks: int, pooled: bool) -> int:
     """Largest rank's data, models and optimisers, and one step's two gradients; not the activations [bytes]."""
     image = plan.image_bytes() + 8
-    shared = image * (len(plan.seed) + plan.domains * len(plan.test_rows)) + 8 * max(sizes.values())
+    shared = image * (len(plan.seed) + sum(map(len, plan.tests))) + 8 * max(sizes.values())
+    if pooled:
+        shared += image * sum(len(share.private) for share in plan.shares)
     hosting, largest = Hosting(config.size, ranks), 0
     for rank in range(ranks):
         own = 0
         for index in hosting.of(rank):
-            held = len(plan.shares[index].private) + len(plan.shares[index].validation)
+            held = len(plan.shares[index].validation) + (0 if pooled else len(plan.shares[index].private))
             own += image * held + 4 * COPIES[config.optimizer.name] * sizes[config.architecture(index)]
         largest = max(largest, own)
     return shared + largest

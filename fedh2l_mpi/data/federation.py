@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.data.partition import Rows, Samples, Share, own_domain, partition
-from fedh2l_mpi.data.rotation import rotate
+from fedh2l_mpi.data.partition import (
+    Rows,
+    Samples,
+    Share,
+    kept_for_testing,
+    own_domain,
+    partition,
+    partition_natural,
+)
+from fedh2l_mpi.data.rotation import rotate, rotations
 from fedh2l_mpi.data.seed_set import SeedSet
-from fedh2l_mpi.data.sources import ImageTable, Source
+from fedh2l_mpi.data.sources import ImageTable, NaturalDomains, Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.streams import Purpose, generator
 
@@ -23,14 +31,53 @@ PIECE = 128
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """From stored values to what a model sees, `(value / full_scale - mean) / std`; float32 (K, 1, 1) on one device."""
+
+    full_scale: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def of(source: Source, device: torch.device) -> "Normalisation":
+        """The one that belongs to a data set."""
+        full_scale, mean, std = (
+            torch.tensor(value, dtype=torch.float32, device=device).reshape(-1, 1, 1)
+            for value in (source.full_scale, source.mean, source.std)
+        )
+        return Normalisation(full_scale, mean, std)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 (N, K, H, W), channels last, of uint8 or float32 images."""
+        # Channels last is the order in which convolutions are fastest on a CPU, and no slower on a GPU.
+        scaled = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        return scaled.div_(self.full_scale).sub_(self.mean).div_(self.std)
+
+
+@dataclass(frozen=True)
 class Labelled:
-    """Images float32 (N, K, H, W), normalised, and labels int64 (N,), on one device."""
+    """Images and labels on one device.
+
+    Attributes
+    ----------
+    images : float32 or uint8 (N, K, H, W), channels last
+        Normalised float32, or as they are stored: photographs would take four times the memory as float32.
+    labels : int64 (N,)
+    normalisation : Normalisation or None
+        What `inputs` does to uint8 images; None where they are normalised already.
+    """
 
     images: Tensor
     labels: Tensor
+    normalisation: Normalisation | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def inputs(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """What a model sees of `rows`: float32 (rows, K, H, W), normalised, channels last."""
+        images = self.images[rows]
+        return images if self.normalisation is None else self.normalisation(images)
 
 
 @dataclass(frozen=True)
@@ -41,7 +88,7 @@ class Plan:
     source: Source
     shares: list[Share]
     seed: Samples
-    test_rows: NDArray[np.int64]
+    tests: list[Samples]
 
     @property
     def classes(self) -> int:
@@ -49,7 +96,7 @@ class Plan:
 
     @property
     def domains(self) -> int:
-        return self.config.data.partition.domains
+        return len(self.domain_names)
 
     @property
     def seed_samples_per_round(self) -> int:
@@ -58,13 +105,14 @@ class Plan:
 
     @property
     def domain_names(self) -> list[str]:
-        """Such as `rotated 15 deg`, one per domain."""
-        step = self.config.data.partition.rotation_step_deg
-        return [f"rotated {step * domain:g} deg" for domain in range(self.domains)]
+        """The data's own, or such as `rotated 15 deg`; one per domain."""
+        if self.source.domains is not None:
+            return list(self.source.domains.names)
+        return [f"rotated {angle:g} deg" for angle in rotations(self.config.data.partition)]
 
     def own_domain(self, participant: int) -> int:
         """The participant's domain; -1 where it holds a mix of all."""
-        return own_domain(participant, self.config.data.partition)
+        return own_domain(participant, self.config.data.partition, self.domains)
 
     def label_histogram(self) -> NDArray[np.int64]:
         """int64 (P, C): each participant's private training samples of each class."""
@@ -74,8 +122,8 @@ class Plan:
         ).astype(np.int64)
 
     def image_bytes(self) -> int:
-        """Size of one image as it is held in memory, float32 [bytes]."""
-        return 4 * self.source.channels * self.source.side**2
+        """Size of one image as it is held in memory: float32, photographs uint8 [bytes]."""
+        return (4 if self.source.domains is None else 1) * self.source.channels * self.source.side**2
 
 
 def plan(config: Config, source: Source) -> Plan:
@@ -86,7 +134,17 @@ def plan(config: Config, source: Source) -> Plan:
     UserError
         If the data do not suffice for what the config asks.
     """
-    shares = partition(source.train.labels, config)
+    natural, labels = source.domains, source.train.labels
+    if natural is None:
+        domains = len(rotations(config.data.partition))
+        shares = partition(labels, config, domains)
+        originals = _test_rows(config, len(source.test.labels))
+        tests = [Samples(originals, np.full(len(originals), domain)) for domain in range(domains)]
+    else:
+        testing = kept_for_testing(labels, natural, config.data.test_share or 0.0)
+        training = np.setdiff1d(np.arange(len(labels)), np.concatenate(testing))
+        shares = partition_natural(labels, training, natural, config)
+        tests = [_capped(rows, domain, natural, config) for domain, rows in enumerate(testing)]
     pooled = Samples.join(share.seed for share in shares)
     if len(pooled) == 0:
         raise UserError(
@@ -103,7 +161,7 @@ def plan(config: Config, source: Source) -> Plan:
             f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples; "
             "take fewer (null: all), or raise seed_set.share"
         )
-    return Plan(config, source, shares, pooled, _test_rows(config, len(source.test.labels)))
+    return Plan(config, source, shares, pooled, tests)
 
 
 def _test_rows(config: Config, available: int) -> NDArray[np.int64]:
@@ -114,6 +172,18 @@ def _test_rows(config: Config, available: int) -> NDArray[np.int64]:
             f"evaluation.test_samples_per_domain: got {wanted}, but {config.data.name} has {available} test samples"
         )
     return np.sort(generator(0, Purpose.TEST_SAMPLES).permutation(available)[:wanted])
+
+
+def _capped(rows: Rows, domain: int, natural: NaturalDomains, config: Config) -> Samples:
+    """A domain's test rows, as many as the config wants; drawn as in `_test_rows`."""
+    wanted = config.evaluation.test_samples_per_domain or len(rows)
+    if wanted > len(rows):
+        raise UserError(
+            f"evaluation.test_samples_per_domain: got {wanted}, but domain {natural.names[domain]!r} has {len(rows)} "
+            "test samples; take fewer (null: all), or raise data.test_share"
+        )
+    chosen = np.sort(generator(0, Purpose.TEST_SAMPLES, domain).permutation(rows)[:wanted])
+    return Samples(chosen, np.full(wanted, domain))
 
 
 @dataclass(frozen=True)
@@ -129,41 +199,55 @@ class Federation:
     tests: list[Labelled]
 
 
-def load(plan: Plan, hosted: Iterable[int], device: torch.device) -> Federation:
-    """Read, rotate, normalise and place on `device` what the `hosted` participants need, in one pass over each file."""
-    hosted = list(hosted)
-    parts = [plan.seed]
-    for participant in hosted:
-        parts += [plan.shares[participant].private, plan.shares[participant].validation]
-    seed, *others = _read(plan, plan.source.train, parts, device)
-    config = plan.config
-    unrotated = np.zeros(len(plan.test_rows), dtype=np.int64)
+def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool = False) -> Federation:
+    """Read, rotate, normalise and place on `device` what the `hosted` participants need, in one pass over each file.
+
+    `pooled` gives everyone everybody's private data, as one set that all participants of this rank share.
+    """
+    hosted, config = list(hosted), plan.config
+    private = [plan.shares[participant].private for participant in hosted]
+    if pooled:
+        private = [Samples.join(share.private for share in plan.shares)]
+    validation = [plan.shares[participant].validation for participant in hosted]
+    seed, *others = _read(plan, plan.source.train, [plan.seed, *private, *validation], device)
+    own = others[: len(private)] if not pooled else others[:1] * len(hosted)
     return Federation(
-        private=dict(zip(hosted, others[0::2], strict=True)),
-        validation=dict(zip(hosted, others[1::2], strict=True)),
-        seed_set=SeedSet(seed.images, seed.labels, plan.seed_samples_per_round, config.seed),
-        tests=_read(
-            plan, plan.source.test, [Samples(plan.test_rows, unrotated + d) for d in range(plan.domains)], device
-        ),
+        private=dict(zip(hosted, own, strict=True)),
+        validation=dict(zip(hosted, others[len(private) :], strict=True)),
+        seed_set=SeedSet(seed, plan.seed_samples_per_round, plan.classes, config.seed_set, config.seed),
+        tests=_read(plan, plan.source.test, plan.tests, device),
     )
 
 
 def _read(plan: Plan, table: ImageTable, parts: list[Samples], device: torch.device) -> list[Labelled]:
-    """The samples of each part, from one pass over the table's file."""
+    """The samples of each part; of images that are turned, from one pass over the table's file."""
+    labels = [torch.from_numpy(table.labels[part.rows]).to(device) for part in parts]
+    normalisation = Normalisation.of(plan.source, device)
+    if plan.source.domains is not None:
+        images = [_stored(plan, table, part.rows, device) for part in parts]
+        return [Labelled(*both, normalisation) for both in zip(images, labels, strict=True)]
     rows, where = np.unique(np.concatenate([part.rows for part in parts]), return_inverse=True)
     pixels = table.images(rows)
-    read, first = [], 0
-    for part in parts:
-        images = _prepare(plan, pixels, where[first : first + len(part)], part.domains).to(device)
-        read.append(Labelled(images, torch.from_numpy(table.labels[part.rows]).to(device)))
-        first += len(part)
-    return read
+    splits = np.split(where, np.cumsum([len(part) for part in parts])[:-1])
+    images = [_turned(plan, pixels, at, part.domains).to(device) for at, part in zip(splits, parts, strict=True)]
+    return [Labelled(*both) for both in zip(images, labels, strict=True)]
 
 
-def _prepare(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -> Tensor:
+def _stored(plan: Plan, table: ImageTable, rows: Rows, device: torch.device) -> Tensor:
+    """`rows` of the table as they are, uint8 (N, K, H, W)."""
+    source, order = plan.source, np.argsort(rows, kind="stable")
+    shape = (len(rows), source.channels, source.side, source.side)
+    stored = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+    # In pieces, and in the order of the file: host memory holds a piece beside what the device holds.
+    for piece in np.split(order, range(PIECE, len(order), PIECE)):
+        stored[torch.from_numpy(piece).to(device)] = torch.from_numpy(table.images(rows[piece])).to(device)
+    return stored
+
+
+def _turned(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -> Tensor:
     """Rows of `pixels` as float32 (N, K, H, W): scaled, turned to their domains, normalised, channels last."""
-    source, step = plan.source, plan.config.data.partition.rotation_step_deg
-    # Channels last is the order in which convolutions are fastest on a CPU, and no slower on a GPU.
+    source, angles = plan.source, rotations(plan.config.data.partition)
+    normalisation = Normalisation.of(source, torch.device("cpu"))
     shape = (len(rows), source.channels, source.side, source.side)
     prepared = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
     for domain in np.unique(domains):
@@ -171,6 +255,6 @@ def _prepare(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -
         # In pieces: large temporary arrays would stay with the process as holes in its heap.
         for piece in np.split(of_domain, range(PIECE, len(of_domain), PIECE)):
             images = torch.from_numpy(pixels[rows[piece]]).to(torch.float32).div_(source.full_scale)
-            images = rotate(images, float(domain) * step)
-            prepared[torch.from_numpy(piece)] = images.sub_(source.mean).div_(source.std)
+            images = rotate(images, angles[domain])
+            prepared[torch.from_numpy(piece)] = images.sub_(normalisation.mean).div_(normalisation.std)
     return prepared

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, PartitionConfig
+from fedh2l_mpi.data.sources import NaturalDomains
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.streams import Purpose, generator
 
@@ -45,8 +46,8 @@ class Share:
     seed: Samples
 
 
-def partition(labels: Rows, config: Config) -> list[Share]:
-    """Each participant's private, validation and seed samples; no training row is used twice.
+def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
+    """Each participant's private, validation and seed samples, where any row may be seen in any domain.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ def partition(labels: Rows, config: Config) -> list[Share]:
         Class of every training row.
     config : Config
         A resolved config.
+    domains : int
+        D.
 
     Raises
     ------
@@ -66,19 +69,84 @@ def partition(labels: Rows, config: Config) -> list[Share]:
     for participant, rows in enumerate(held):
         split = generator(config.seed, Purpose.SPLIT, participant)
         rows = split.permutation(rows)
-        domains = (
-            split.integers(part.domains, size=len(rows))
-            if part.kind == "iid"
-            else np.full(len(rows), participant % part.domains)
+        seen = (
+            split.integers(domains, size=len(rows)) if part.kind == "iid" else np.full(len(rows), participant % domains)
         )
-        shares.append(_split(Samples(rows, domains.astype(np.int64)), participant, config))
+        shares.append(_split(Samples(rows, seen.astype(np.int64)), participant, config))
     _check_disjoint(shares)
     return shares
 
 
-def own_domain(participant: int, part: PartitionConfig) -> int:
+def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config: Config) -> list[Share]:
+    """As `partition`, where every row belongs to one domain: a participant holds rows of its own domain only.
+
+    The kinds deal each domain's rows among the participants that share it; `iid` deals all rows, whatever their domain.
+
+    Parameters
+    ----------
+    labels : int64 (N,)
+        Class of every row of the table.
+    rows : int64
+        The rows for training.
+    domains : NaturalDomains
+        Of every row of the table.
+    config : Config
+        A resolved config.
+    """
+    part, everyone = config.data.partition, range(config.size)
+    held: dict[int, Rows] = {}
+    if part.kind == "iid":
+        dealt = _deal(labels[rows], part, config.size, generator(config.seed, Purpose.PARTITION))
+        held = {participant: rows[picked] for participant, picked in enumerate(dealt)}
+    else:
+        for domain, name in enumerate(domains.names):
+            own = rows[domains.of_row[rows] == domain]
+            # With fewer participants than domains, the others are for testing only.
+            sharers = everyone[domain :: len(domains.names)]
+            draw = generator(config.seed, Purpose.PARTITION, domain)
+            dealt = _deal(labels[own], part, len(sharers), draw, f" of domain {name!r}") if sharers else []
+            held |= {participant: own[picked] for participant, picked in zip(sharers, dealt, strict=True)}
+    shares = []
+    for participant in everyone:
+        mine = generator(config.seed, Purpose.SPLIT, participant).permutation(held[participant])
+        shares.append(_split(Samples(mine, domains.of_row[mine]), participant, config))
+    _check_disjoint(shares)
+    return shares
+
+
+def kept_for_testing(labels: Rows, domains: NaturalDomains, share: float) -> list[Rows]:
+    """Each domain's rows kept for testing: `share` of every class in it, the same whatever the run's seed.
+
+    A class with at least two images in a domain has at least one on either side.
+
+    Raises
+    ------
+    UserError
+        If a domain has no image to test on.
+    """
+    classes = int(labels.max()) + 1
+    kept = []
+    for domain, name in enumerate(domains.names):
+        own = np.flatnonzero(domains.of_row == domain)
+        parts = [np.empty(0, dtype=np.int64)]
+        for label in range(classes):
+            group = own[labels[own] == label]
+            if len(group) > 1:
+                count = min(max(round(share * len(group)), 1), len(group) - 1)
+                draw = generator(0, Purpose.TEST_SAMPLES, domain, label)
+                parts.append(draw.permutation(group)[:count])
+        kept.append(np.sort(np.concatenate(parts)))
+        if len(kept[-1]) == 0:
+            raise UserError(
+                f"data.test_share: {share} leaves domain {name!r} no test image, as none of its classes has two "
+                f"images (it has {len(own)} in all); add images, or take the domain out of the pack"
+            )
+    return kept
+
+
+def own_domain(participant: int, part: PartitionConfig, domains: int) -> int:
     """The domain that `participant` holds; -1 where each holds a mix of all (kind `iid` over several domains)."""
-    return -1 if part.kind == "iid" and part.domains > 1 else participant % part.domains
+    return -1 if part.kind == "iid" and domains > 1 else participant % domains
 
 
 def _split(samples: Samples, participant: int, config: Config) -> Share:
@@ -101,14 +169,19 @@ def _check_disjoint(shares: list[Share]) -> None:
         raise RuntimeError("the partition gave a training row to two parts")
 
 
-def _deal(labels: Rows, part: PartitionConfig, participants: int, draw: np.random.Generator) -> list[Rows]:
+def _deal(
+    labels: Rows, part: PartitionConfig, participants: int, draw: np.random.Generator, where: str = ""
+) -> list[Rows]:
+    """Positions in `labels` for each of the participants; `where` completes "the training data" in a message."""
     each = part.samples_per_participant or len(labels) // participants
     if each == 0:
-        raise UserError(f"participants: got {participants}, but there are only {len(labels)} training samples")
+        raise UserError(
+            f"participants: got {participants}{where}, but there are only {len(labels)} training samples{where}"
+        )
     if each * participants > len(labels):
         raise UserError(
             f"data.partition.samples_per_participant: {participants} participants with {each} samples each need "
-            f"{each * participants}, the training data have {len(labels)}"
+            f"{each * participants}, the training data{where} have {len(labels)}"
         )
     kinds: dict[str, Callable[[], list[Rows]]] = {
         "domains": lambda: _equal(labels, participants, each, draw),

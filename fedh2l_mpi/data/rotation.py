@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from fedh2l_mpi.config import PartitionConfig
+
 
 def rotate(images_NCHW: Tensor, degrees: float) -> Tensor:
     """The images turned counter-clockwise about their centre; what enters from outside is 0.
@@ -27,3 +29,10 @@ def rotate(images_NCHW: Tensor, degrees: float) -> Tensor:
     turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
     grid = affine_grid(turn.expand(len(images_NCHW), 2, 3), list(images_NCHW.shape), align_corners=False)
     return grid_sample(images_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def rotations(part: PartitionConfig) -> list[float]:
+    """The angle of every domain of data that have none of their own [degrees]."""
+    if part.domains is None or part.rotation_step_deg is None:
+        raise RuntimeError("data.partition: the data have domains of their own, so none are made by rotation")
+    return [domain * part.rotation_step_deg for domain in range(part.domains)]

@@ -1,4 +1,4 @@
-"""Readers: labelled images by row, from scikit-learn's digits and from IDX files.
+"""Readers: labelled images by row, from scikit-learn's digits, from IDX files, and (in pack.py) from a pack.
 
 Shape letters: N rows, C channels, H height, W width.
 """
@@ -31,12 +31,30 @@ class ImageTable(Protocol):
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 (len(rows), C, H, W), in the order of `rows`."""
 
+    def verify(self) -> None:
+        """Read all images once; a UserError if the file is damaged."""
+
+
+@dataclass(frozen=True)
+class NaturalDomains:
+    """Domains that data come with: their names, and the domain of every row, int64 (N,)."""
+
+    names: tuple[str, ...]
+    of_row: NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Source:
     """A data set: a training and a test table of square images, and how to bring pixels to zero mean, unit variance.
 
     A pixel becomes `(value / full_scale - mean) / std`.
+
+    Attributes
+    ----------
+    mean, std : float, or a tuple with one for each channel
+    domains : NaturalDomains or None
+        None: the data have no domains of their own, rotations stand in for them. Otherwise `train` and `test` are one
+        table, which the config's `data.test_share` splits.
     """
 
     name: str
@@ -44,10 +62,11 @@ class Source:
     channels: int
     side: int
     full_scale: float
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
     train: ImageTable
     test: ImageTable
+    domains: NaturalDomains | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,9 @@ class ArrayTable:
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self.pixels[rows]
+
+    def verify(self) -> None:
+        """Nothing can be wrong with it."""
 
 
 def digits() -> Source:
@@ -132,6 +154,11 @@ def open_source(name: str, root: str | None) -> Source:
     UserError
         If a file is missing or damaged.
     """
+    if name == "pack":
+        # h5py's 11 MiB are for the ranks that need them.
+        from fedh2l_mpi.data.pack import open_pack
+
+        return open_pack(root)
     return digits() if name == "digits" else idx(name, root)
 
 
@@ -160,6 +187,10 @@ class IdxTable:
                 taken = until
             _check_end(file, self.path)
         return picked
+
+    def verify(self) -> None:
+        """One pass over the file, whatever rows are asked for."""
+        self.images(np.zeros(1, dtype=np.int64))
 
 
 def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> IdxTable:

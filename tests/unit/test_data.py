@@ -1,5 +1,6 @@
 """Readers, partitions, domains and the seed set, on real digits and on IDX files written here."""
 
+import dataclasses
 import gzip
 import struct
 
@@ -166,7 +167,7 @@ def test_quantity_skew_gives_unlike_sizes_of_like_labels():
 
 def test_domains_are_dealt_in_turn_or_mixed():
     part = config_file.load(None, ["data.partition.domains=3"]).data.partition
-    assert [own_domain(index, part) for index in range(5)] == [0, 1, 2, 0, 1]
+    assert [own_domain(index, part, 3) for index in range(5)] == [0, 1, 2, 0, 1]
     plan = federation.plan(settings("data.partition.kind=iid", "participants=2"), digits())
     assert [plan.own_domain(0), plan.own_domain(1)] == [-1, -1]
     assert set(plan.shares[0].private.domains.tolist()) == {0, 1, 2, 3}
@@ -226,7 +227,7 @@ def test_a_rank_reads_the_private_data_of_its_participants_and_nothing_else():
         type(source)(**{**source.__dict__, "train": Watched(source.train.labels, source.train.pixels)}),
         plan.shares,
         plan.seed,
-        plan.test_rows,
+        plan.tests,
     )
     loaded = federation.load(watched, [2], CPU)
     share = plan.shares[2]
@@ -258,13 +259,15 @@ def test_every_rank_holds_the_same_seed_set_and_draws_the_same_subset():
         assert torch.equal(a.labels, b.labels)
         assert len(a) == 40
     assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
-    swapped = type(one)(one.images.flip(0), one.labels.flip(0), 40, one.seed)
+    backwards = federation.Labelled(one.samples.images.flip(0), one.samples.labels.flip(0))
+    swapped = dataclasses.replace(one, samples=backwards)
     assert swapped.digest() != one.digest()
 
 
 def test_every_seed_is_tested_on_the_same_originals_in_every_domain():
     plans = [federation.plan(settings(f"seed={s}", "evaluation.test_samples_per_domain=9"), digits()) for s in (0, 1)]
-    assert np.array_equal(plans[0].test_rows, plans[1].test_rows)
+    for one, other in zip(plans[0].tests, plans[1].tests, strict=True):
+        assert np.array_equal(one.rows, other.rows)
     tests = federation.load(plans[0], [0], CPU).tests
     assert len(tests) == 4
     assert all(torch.equal(test.labels, tests[0].labels) for test in tests)
