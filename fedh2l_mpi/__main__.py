@@ -43,7 +43,7 @@ def main() -> NoReturn:
             time.sleep(SILENT_RANKS_STAY_S)
         sys.exit(EXIT_USER)
     try:
-        cli.execute(command, world)
+        code = cli.execute(command, world)
     except UserError as error:
         _say(str(error), speaks=world.rank == 0 or not error.agreed)
         if world.comm is not None and not error.agreed:
@@ -61,7 +61,7 @@ def main() -> NoReturn:
         world.abort(EXIT_INTERRUPTED)
     except BaseException as error:
         _end_after(error, world)
-    sys.exit(0)
+    sys.exit(code)
 
 
 def _end_after(error: BaseException, world: World) -> None:

@@ -19,9 +19,13 @@ Simulate FedH2L: participants with unlike models and unlike data learn from each
 Without CONFIG the built-in default runs: scikit-learn's digits, one rotation per participant, on a ring.
 Under mpirun or srun the ranks share the participants; a single process hosts them all, with the same numbers.
 
-  python -m fedh2l_mpi plot RUN [--out FILE]   draws a run: see `python -m fedh2l_mpi plot --help`"""
+  python -m fedh2l_mpi plot RUN [--out FILE]   draws a run: see `python -m fedh2l_mpi plot --help`
+  python -m fedh2l_mpi pack FOLDER OUT.h5      makes one file of photographs: see `python -m fedh2l_mpi pack --help`
+  python -m fedh2l_mpi sweep SWEEP.yaml        runs many and compares them: `python -m fedh2l_mpi sweep --help`"""
 EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
+SWEEP_EPILOG = """\
+exit codes: 0 done, 2 a mistake in what was asked, 1 some runs failed and the others are done, 130 interrupted"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,35 @@ class PlotCommand:
     out: Path | None
 
 
-Command = RunCommand | PlotCommand
+@dataclass(frozen=True)
+class PackCommand:
+    """Make one file of a folder of photographs."""
+
+    root: Path
+    out: Path
+    layout: str
+    side: int
+    grey: bool
+    workers: int | None
+    strict: bool
+    quiet: bool
+
+
+@dataclass(frozen=True)
+class SweepCommand:
+    """Run every element of a sweep, or one of them, or only list them."""
+
+    sweep: Path
+    overrides: tuple[str, ...]
+    out: Path
+    list: bool
+    index: int | None
+    jobs: int
+    ranks: int | None
+    quiet: bool
+
+
+Command = RunCommand | PlotCommand | PackCommand | SweepCommand
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +101,10 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     words = list(arguments)
     if words[:1] == ["plot"]:
         return _parse_plot(words[1:], speaks)
+    if words[:1] == ["pack"]:
+        return _parse_pack(words[1:], speaks)
+    if words[:1] == ["sweep"]:
+        return _parse_sweep(words[1:], speaks)
     parser = _parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
     parser.add_argument(
@@ -100,6 +136,61 @@ def _parse_plot(words: list[str], speaks: bool) -> PlotCommand:
     return PlotCommand(options.run, options.out)
 
 
+def _parse_pack(words: list[str], speaks: bool) -> PackCommand:
+    meaning = (
+        "Decode, resize and crop the photographs of ROOT/<domain>/<class>/ into one HDF5 file, for data.name: pack.\n"
+        "Unreadable ones are skipped and listed. OUT appears only when it is complete."
+    )
+    parser = _parser("python -m fedh2l_mpi pack", meaning, speaks)
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of <domain>/<class>/*.{jpg,jpeg,png,bmp,webp}")
+    parser.add_argument("out", type=Path, metavar="OUT", help="HDF5 file to make; must not exist")
+    parser.add_argument("--layout", default="domains", metavar="NAME", help="domains, the only one there is (default)")
+    parser.add_argument("--side", type=int, default=224, metavar="S", help="side of the square images [pixels] (224)")
+    parser.add_argument("--grey", action="store_true", help="one channel instead of three")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: the CPUs at hand)")
+    parser.add_argument("--strict", action="store_true", help="end at the first unreadable picture, with no file")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    options = parser.parse_args(words)
+    return PackCommand(**vars(options))
+
+
+def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
+    meaning = (
+        "Run every combination that a sweep file names, each as a run of its own in DIR, and compare them in a table.\n"
+        "The same command again runs what has not finished. Ready ones are in configs/sweeps/."
+    )
+    parser = _parser("python -m fedh2l_mpi sweep", meaning, speaks, SWEEP_EPILOG)
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="YAML file: base, set, axes, elements, table")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key of every element's config (repeatable)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep (default: runs/<sweep>)")
+    parser.add_argument("--list", action="store_true", help="list the elements with their numbers and states")
+    parser.add_argument(
+        "--index", type=int, metavar="K", help="run element K only (from 0), for job arrays; prints no table"
+    )
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="elements that run at a time (1)")
+    parser.add_argument(
+        "--ranks", type=_positive, metavar="R", help="MPI ranks of each run (default: one process, without mpirun)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors; the table is in DIR")
+    options = parser.parse_args(words)
+    options.out = options.out or Path("runs") / options.sweep.stem
+    return SweepCommand(**{**vars(options), "overrides": tuple(options.overrides)})
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number >= 1")
+    return number
+
+
 def _parser(program: str, description: str, speaks: bool, epilog: str | None = None) -> _Parser:
     parser = _Parser(
         prog=program,
@@ -117,10 +208,14 @@ def needs_world(command: Command) -> bool:
     return isinstance(command, RunCommand) and not (command.check or command.keys)
 
 
-def execute(command: Command, world: World) -> None:
-    """Do what was asked. **Collective** for a run."""
+def execute(command: Command, world: World) -> int:
+    """Do what was asked, and the exit code. **Collective** for a run."""
+    if isinstance(command, SweepCommand):
+        return _sweep(command)
     if isinstance(command, PlotCommand):
         _plot(command)
+    elif isinstance(command, PackCommand):
+        _pack(command)
     elif command.keys:
         _print_keys()
     elif command.check:
@@ -131,6 +226,24 @@ def execute(command: Command, world: World) -> None:
         console.output().print(preflight.check(config), highlight=False, soft_wrap=True)
     else:
         _run(command, world)
+    return 0
+
+
+def _sweep(command: SweepCommand) -> int:
+    launch = Launch.of(os.environ)
+    # A batch script's own shell is one process, whatever number of tasks the job has.
+    if launch.size > 1 and launch.launcher != "sbatch":
+        raise UserError(
+            f"sweep: {launch.launcher} started {launch.size} processes, must be one, which starts the runs itself; "
+            f"use --ranks {launch.size} for runs of {launch.size} ranks each"
+        )
+    from fedh2l_mpi import sweep, sweep_file
+
+    elements = sweep_file.load(command.sweep, command.overrides, command.ranks)
+    if command.list:
+        print(sweep.listing(elements, command.out))
+        return 0
+    return sweep.run(elements, command.out, command.jobs, command.ranks, command.index, command.quiet)
 
 
 def _plot(command: PlotCommand) -> None:
@@ -142,6 +255,24 @@ def _plot(command: PlotCommand) -> None:
     out = command.out or path.with_name("plot.png")
     plot.plot(metrics.read(path), out)
     print(f"plot: {out}")
+
+
+def _pack(command: PackCommand) -> None:
+    from fedh2l_mpi.data import packing
+
+    with packing.progress_bar(command.quiet) as progress:
+        packed = packing.pack(
+            command.root,
+            command.out,
+            command.layout,
+            command.side,
+            command.grey,
+            command.workers,
+            command.strict,
+            progress,
+        )
+    if not command.quiet:
+        print(packed.report())
 
 
 def _run(command: RunCommand, world: World) -> None:
@@ -158,7 +289,8 @@ def _run(command: RunCommand, world: World) -> None:
     speaks = world.rank == 0 and not command.quiet
     simulation = Simulation(config, world, directory)
     console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks)
-    console.log_start(config, world, simulation.description, simulation.plan.label_histogram())
+    plan = simulation.plan
+    console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
     progress = console.Progress(config, command.quiet) if world.rank == 0 else None
     try:
         simulation.run(progress.round if progress else _ignore)

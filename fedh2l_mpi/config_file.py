@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 from fedh2l_mpi.config import Config, Section, describe_keys
 from fedh2l_mpi.errors import UserError
 
+S = typing.TypeVar("S", bound=Section)
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key given twice is an error instead of a silent last-one-wins."""
@@ -43,18 +45,36 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     UserError
         If the file cannot be read or parsed, or a value is wrong; the message has one line for each mistake.
     """
-    raw = _read_yaml(Path(path)) if path is not None else {}
-    where = f"{path}: " if path is not None else ""
+    raw = read_yaml(Path(path)) if path is not None else {}
     for item in overrides:
-        _override(raw, item)
+        put(raw, *parse_override(item), said=f"--set {item!r}")
+    return validate(Config, raw, f"{path}: " if path is not None else "")
+
+
+def validate(section: type[S], raw: object, where: str = "") -> S:
+    """What was read, as a section of which every value has been checked.
+
+    Parameters
+    ----------
+    section : type
+        `Config`, or the section that another file holds.
+    where : str
+        Put before the message, such as the file's name and a colon.
+
+    Raises
+    ------
+    UserError
+        If a value is wrong; the message has one line for each mistake.
+    """
     try:
-        return Config.model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(detail) for detail in error.errors()))
+        lines = list(dict.fromkeys(_explain(detail, section) for detail in error.errors()))
         raise UserError(where + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, nothing checked but that it is one."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -75,27 +95,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _override(raw: dict[str, Any], item: str) -> None:
+def parse_override(item: str) -> tuple[str, Any]:
+    """An item like `"topology.degree=3"` as its dotted key and its value."""
     key, equals, text = item.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {item!r}: must look like section.key=value")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
+        return key, yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(f"--set {item!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
+    """Put a value under its dotted key into what was read from a file; `said` names the request in the message."""
     *parents, last = key.split(".")
     for parent in parents:
-        if raw.get(parent) is None:
-            raw[parent] = {}
+        inner = {} if raw.get(parent) is None else raw[parent]
+        if not isinstance(inner, dict):
+            raise UserError(f"{said}: {parent} is a value, not a section")
+        # A copy: by YAML's anchors, two sections of a file may be one object.
+        raw[parent] = dict(inner)
         raw = raw[parent]
-        if not isinstance(raw, dict):
-            raise UserError(f"--set {item!r}: {parent} is a value, not a section")
     raw[last] = value
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    section: type[Section] = Config
+def _known_keys(location: Sequence[int | str], section: type[Section]) -> list[str]:
     for part in location:
         field = section.model_fields.get(str(part))
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
@@ -104,7 +129,8 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
     return list(section.model_fields)
 
 
-def _did_you_mean(word: object, known: Sequence[str]) -> str:
+def did_you_mean(word: object, known: Sequence[str]) -> str:
+    """A hint at the nearest of the known words, to be put at the end of a message; empty if none is near."""
     near = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
     return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
 
@@ -117,32 +143,34 @@ _BOUNDS = {
 }
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _explain(detail: ErrorDetails, root: type[Section]) -> str:
     """One pydantic error as `dotted.key: got value, what is allowed`."""
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
     # Names that pydantic adds for the branches of a union are no keys of the file.
     parts = [str(part) for part in detail["loc"] if "[" not in str(part)]
     where = ".".join(parts)
     if kind == "extra_forbidden":
-        known = _known_keys(detail["loc"][:-1])
-        everywhere = [key.name for key in describe_keys() if key.name.split(".")[-1] == parts[-1]]
-        hint = _did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
+        known = _known_keys(detail["loc"][:-1], root)
+        keys = describe_keys() if root is Config else ()
+        everywhere = [key.name for key in keys if key.name.split(".")[-1] == parts[-1]]
+        hint = did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
         return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
     if kind == "literal_error":
-        known = list(typing.get_args(_annotation(detail["loc"])))
-        return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{_did_you_mean(got, known)}"
+        known = list(typing.get_args(_annotation(detail["loc"], root)))
+        return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{did_you_mean(got, known)}"
     if kind in _BOUNDS:
         key, text = _BOUNDS[kind]
         return f"{where}: got {got!r}, {text.format(context[key])}"
     if kind in ("unused_key", "needed_key", "rotation_range"):
         return f"{where}.{detail['msg']}" if where else detail["msg"]
+    if kind == "unknown_name":
+        return f"{where}: {detail['msg']}"
     if kind == "model_type":
         return f"{where}: got {got!r}, must be a section of keys and values"
     return f"{where}: got {got!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _annotation(location: Sequence[int | str]) -> Any:
-    section: Any = Config
+def _annotation(location: Sequence[int | str], section: Any) -> Any:
     for part in location:
         section = section.model_fields[str(part)].annotation
     return section

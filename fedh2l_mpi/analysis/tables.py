@@ -1,0 +1,220 @@
+"""Many runs as one table: mean and spread over seeds, differences paired by seed, bytes until an accuracy is reached.
+
+Shape letters: R rounds, P participants, E evaluated rounds.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.console import size
+from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
+
+UNITS = {field.name: field.units for field in ROW_FIELDS}
+HEADINGS = {
+    "accuracy_own": "own\ndomain",
+    "accuracy_all": "all\ndomains",
+    "accuracy_worst": "worst\ndomain",
+    "bytes_sent": "sent",
+    "bytes_received": "received",
+}
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run in a few numbers, means over its participants.
+
+    Attributes
+    ----------
+    values : mapping
+        From a field of the metrics file to its value in the last round; bytes and seconds are summed over the rounds.
+    rounds_E : int64 (E,)
+        Evaluated rounds, counted from 1.
+    accuracy_E, bytes_E : float64 (E,)
+        All-domain accuracy in these rounds, and the bytes that a participant had sent by then.
+    seconds : float
+        Time in the rounds of the slowest rank.
+    """
+
+    seed: int
+    values: Mapping[str, float]
+    rounds_E: NDArray[np.int64]
+    accuracy_E: NDArray[np.float64]
+    bytes_E: NDArray[np.float64]
+    seconds: float
+
+
+def outcome(run: RunMetrics) -> Outcome:
+    """What a finished run came to."""
+    values = {}
+    for field in ROW_FIELDS:
+        values_RP = run[field.name]
+        adds_up = field.units in ("byte", "s")
+        values[field.name] = float((values_RP.sum(axis=0) if adds_up else values_RP[-1]).mean())
+    accuracy_R = run["accuracy_all"].mean(axis=1)
+    evaluated = np.flatnonzero(~np.isnan(accuracy_R))
+    seconds_P = sum(run[name].sum(axis=0) for name, unit in UNITS.items() if unit == "s")
+    # The participants of a rank take turns.
+    seconds = max(float(seconds_P[run["rank"] == rank].sum()) for rank in np.unique(run["rank"]))
+    return Outcome(
+        int(run.attributes["seed"]),
+        values,
+        run["round"][evaluated] + 1,
+        accuracy_R[evaluated],
+        run["bytes_sent"].mean(axis=1).cumsum()[evaluated],
+        seconds,
+    )
+
+
+def bytes_until(run: Outcome, accuracy: float) -> float:
+    """Bytes that a participant had sent when all-domain accuracy was first evaluated at this or more; NaN: never."""
+    reached = np.flatnonzero(run.accuracy_E >= accuracy)
+    return float(run.bytes_E[reached[0]]) if len(reached) else math.nan
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; NaN where there are too few values for either."""
+    mean = float(np.mean(values)) if len(values) else math.nan
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def paired(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[float]:
+    """Differences in all-domain accuracy, ours less theirs, for each seed that both have."""
+    by_seed = {run.seed: run.values["accuracy_all"] for run in theirs}
+    return [run.values["accuracy_all"] - by_seed[run.seed] for run in ours if run.seed in by_seed]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, of which some are of two lines, and cells as text; the first column is the row's name."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str
+
+
+def table(
+    runs_by_row: Mapping[str, Sequence[Outcome]],
+    columns: Sequence[str],
+    reach: Sequence[float] = (),
+    compare_to: str | None = None,
+    title: str = "",
+) -> Table:
+    """A line for each row's runs, which differ in their seeds.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Fields of the metrics file.
+    reach : sequence of float
+        All-domain accuracies; a column each for the bytes it took to reach it.
+    compare_to : str or None
+        A row, to which all others are compared seed by seed.
+    """
+    counts = {len(runs) for runs in runs_by_row.values()}
+    makers: list[tuple[str, Callable[[str, Sequence[Outcome]], str]]] = []
+    if len(counts) > 1:
+        makers.append(("seeds", lambda row, runs: str(len(runs))))
+    makers += [(HEADINGS.get(name, name), _maker_of_field(name)) for name in columns]
+    makers += [(f"sent\nuntil {accuracy:g}", _maker_of_reach(accuracy)) for accuracy in reach]
+    if compare_to is not None:
+        theirs = runs_by_row[compare_to]
+        makers.append((f"less\n{compare_to}", lambda row, runs: _difference(runs, theirs, row == compare_to)))
+    rows = [[row, *(maker(row, runs) for _, maker in makers)] for row, runs in runs_by_row.items()]
+    many = f"{max(counts)} seeds" if max(counts, default=0) > 1 else "one seed"
+    caption = f"after the last round, means over participants; mean ± sample standard deviation over {many}"
+    if compare_to is not None:
+        caption += f"; less {compare_to}: all domains, seed by seed, and in how many seeds it is more"
+    return Table(title, ["", *(heading for heading, _ in makers)], rows, caption)
+
+
+def _maker_of_field(name: str) -> Callable[[str, Sequence[Outcome]], str]:
+    return lambda row, runs: _cell([run.values[name] for run in runs], UNITS[name])
+
+
+def _maker_of_reach(accuracy: float) -> Callable[[str, Sequence[Outcome]], str]:
+    return lambda row, runs: _reached([bytes_until(run, accuracy) for run in runs])
+
+
+def _cell(values: Sequence[float], units: str) -> str:
+    mean, deviation = spread(values)
+    if math.isnan(mean):
+        return NOTHING
+    show: Callable[[float], str] = size if units == "byte" else "{:.3f}".format if units != "s" else "{:.1f}".format
+    # Bytes are often the same for every seed.
+    if math.isnan(deviation) or (units == "byte" and deviation == 0.0):
+        return show(mean)
+    return f"{show(mean)} ± {show(deviation)}"
+
+
+def _reached(values: Sequence[float]) -> str:
+    reached = [value for value in values if not math.isnan(value)]
+    if not reached:
+        return "never" if values else NOTHING
+    return size(float(np.mean(reached))) + (f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else "")
+
+
+def _difference(ours: Sequence[Outcome], theirs: Sequence[Outcome], is_same: bool) -> str:
+    differences = paired(ours, theirs)
+    if is_same or not differences:
+        return NOTHING
+    mean, deviation = spread(differences)
+    around = f" ± {deviation:.3f}" if not math.isnan(deviation) else ""
+    return f"{mean:+.3f}{around} ({sum(value > 0 for value in differences)} of {len(differences)})"
+
+
+def plain(table: Table) -> str:
+    """The table in columns. Never folded or cut: a terminal that is too narrow wraps it, and a log has no edge."""
+    headings = [heading.split("\n") for heading in table.headings]
+    deep = max(map(len, headings))
+    lines = list(zip(*([""] * (deep - len(parts)) + parts for parts in headings), strict=True))
+    lines += [tuple(row) for row in table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for name, *cells in lines:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        texts.append("  ".join([name.ljust(widths[0]), *aligned]))
+    rule = "-" * max(map(len, texts))
+    return "\n".join(filter(None, [table.title, *texts[:deep], rule, *texts[deep:], rule, table.caption]))
+
+
+def markdown(table: Table) -> str:
+    """The table as GitHub shows it."""
+    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *table.rows]
+    text = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+    heading = f"**{table.title}**\n\n" if table.title else ""
+    return f"{heading}{text}\n\n{table.caption}\n"
+
+
+def long_form(
+    runs: Sequence[tuple[str, Mapping[str, str], Outcome]], reach: Sequence[float] = (), axes: Sequence[str] = ()
+) -> str:
+    """A line of CSV for each run, all numbers in full: what any other table can be made of.
+
+    Parameters
+    ----------
+    runs : sequence of (label, place on every axis, outcome)
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    until = [f"bytes_until_{accuracy:g}" for accuracy in reach]
+    writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *until, "seconds"])
+    for label, settings, run in runs:
+        places: list[Any] = [settings.get(axis, "") for axis in axes]
+        values = [_blank(value) for value in (*run.values.values(), *(bytes_until(run, level) for level in reach))]
+        writer.writerow([label, *places, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}"])
+    return text.getvalue()
+
+
+def _blank(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)

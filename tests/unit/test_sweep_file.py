@@ -1,0 +1,178 @@
+"""Sweep files: what they expand to, and what is refused before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from fedh2l_mpi import sweep_file
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.errors import UserError
+
+SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a sweep file, beside a base config with a method of its own."""
+    (tmp_path / "base.yaml").write_text(
+        "rounds: 7\nmethod: {name: fedh2l, local_steps: 3, mutual_steps: 4, combine: sum}\n"
+    )
+
+    def _write(text: str) -> Path:
+        path = tmp_path / "some.yaml"
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def labels(sweep: sweep_file.Sweep) -> list[str]:
+    return [element.label for element in sweep.elements]
+
+
+def test_axes_give_every_combination_the_last_axis_fastest(write):
+    sweep = sweep_file.load(write("axes: {topology.kind: [ring, star], rounds: [1, 2], seed: [0, 5]}"))
+    assert labels(sweep) == [
+        f"topology.kind={kind},rounds={rounds},seed={seed}"
+        for kind in ("ring", "star")
+        for rounds in (1, 2)
+        for seed in (0, 5)
+    ]
+    assert sweep.rows == [f"topology.kind={kind}, rounds={rounds}" for kind in ("ring", "star") for rounds in (1, 2)]
+    last = sweep.elements[-1].config
+    assert (last.topology.kind, last.rounds, last.seed, last.participants) == ("star", 2, 5, 4)
+    assert sweep.elements[-1].settings == {"topology.kind": "star", "rounds": "2"}
+
+
+def test_named_elements_are_crossed_with_the_axes(write):
+    sweep = sweep_file.load(
+        write(
+            "elements:\n  - {name: as it is}\n  - {name: far/away: 2, topology: {kind: random_regular, degree: 2}}\n"
+            "axes: {seed: [0, 1]}\n".replace("far/away: 2", "'far/away: 2'")
+        )
+    )
+    assert labels(sweep) == ["as_it_is,seed=0", "as_it_is,seed=1", "far_away_2,seed=0", "far_away_2,seed=1"]
+    assert sweep.rows == ["as it is", "far/away: 2"]
+    assert sweep.elements[0].config == Config(seed=0, participants=4)
+    assert sweep.elements[2].config.topology.degree == 2
+    assert sweep.elements[2].settings == {"element": "far/away: 2"}
+
+
+def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write):
+    sweep = sweep_file.load(
+        write("base: base.yaml\naxes: {method: [fedh2l, dml, {name: fedmd, warmup_rounds: 2, local_steps: 9}]}")
+    )
+    methods = [element.config.method for element in sweep.elements]
+    assert labels(sweep) == ["fedh2l", "dml", "fedmd,warmup_rounds=2,local_steps=9"]
+    assert [method.combine for method in methods] == ["gem", None, None]
+    assert [(method.local_steps, method.mutual_steps) for method in methods] == [(3, 4), (3, 4), (9, 4)]
+    assert all(element.config.rounds == 7 for element in sweep.elements)
+
+
+def test_a_dotted_key_of_the_method_keeps_the_rest_of_it(write):
+    sweep = sweep_file.load(write("base: base.yaml\naxes: {method.temperature: [1.0, 2.5]}"))
+    assert labels(sweep) == ["method.temperature=1.0", "method.temperature=2.5"]
+    assert [element.config.method.combine for element in sweep.elements] == ["sum", "sum"]
+
+
+def test_the_settings_for_all_go_over_the_base_and_the_command_line_over_both(write):
+    path = write("base: base.yaml\nset: {rounds: 8, method.local_steps: 1}\naxes: {seed: [0]}")
+    config = sweep_file.load(path, ["rounds=9"]).elements[0].config
+    assert (config.rounds, config.method.local_steps, config.method.mutual_steps) == (9, 1, 4)
+
+
+def test_a_sweep_over_seeds_alone_has_one_row_named_after_the_file(write):
+    assert sweep_file.load(write("axes: {seed: [3, 1]}")).rows == ["some"]
+
+
+def test_the_number_of_ranks_changes_no_config(write):
+    path = write("axes: {seed: [0]}")
+    assert sweep_file.load(path, ranks=3).elements == sweep_file.load(path).elements
+    with pytest.raises(UserError, match=r"--ranks: got 5, but participants is 4; use that many or fewer \(in seed=0\)"):
+        sweep_file.load(path, ranks=5)
+
+
+def test_a_very_long_name_becomes_a_short_directory_of_its_own(write):
+    names = ["x" * 300 + end for end in "ab"]
+    one, other = labels(sweep_file.load(write(f"elements: [{{name: {names[0]}}}, {{name: {names[1]}}}]")))
+    assert one != other
+    assert max(len(one), len(other)) < 200
+
+
+def test_two_sections_that_yaml_made_one_object_stay_apart(write):
+    sweep = sweep_file.load(
+        write("elements:\n  - {name: a, topology: &t {kind: star}}\n  - {name: b, topology: *t, topology.tries: 7}\n")
+    )
+    assert [element.config.topology.tries for element in sweep.elements] == [100, 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rounds: 3", r"some.yaml: rounds: unknown key; known here: base, set, axes, elements, table"),
+        ("axis: {seed: [0]}", r"axis: unknown key; .*did you mean 'axes'"),
+        ("{}", "axes, elements: one of them must be given"),
+        ("axes: {seed: []}", r"axes.seed: got \[\]; list should have at least 1 item"),
+        ("axes: {seed: 3}", r"axes.seed: got 3; input should be a valid list"),
+        ("axes: {topology.knid: [ring]}", r"axes.topology.knid: unknown key \(did you mean 'topology.kind'"),
+        ("axes: {seed: [0], temperature: [1]}", r"axes.temperature: unknown key \(did you mean 'method.temperature'"),
+        ("axes: {seed: [0]}\nset: {round: 3}", r"set.round: unknown key \(did you mean 'rounds'"),
+        ("axes: {seed: [0, 1, 0]}", "axes.seed: 0 is given 2 times"),
+        ("axes: {seed: [0]}\nset: {seed: 1}", "set seed: an axis or an element gives this key, too"),
+        ("axes: {method: [dml]}\nset: {method.temperature: 2}", "set method.temperature: every element names its own"),
+        ("axes: {topology: [{kind: ring}], topology.kind: [star]}", "axes: 2 axes give the key topology.kind"),
+        ("elements: [{seed: 1}]", "elements.0.name: got None, must be a name of its own"),
+        ("elements: [{name: a}, {name: a}]", "elements: the name 'a' is given 2 times"),
+        ("elements: [{name: a, sed: 1}]", r"elements.0.sed: unknown key \(did you mean 'seed'"),
+        ("elements: [{name: a, seed: 1}]\naxes: {seed: [0]}", "elements.0.seed: an axis gives this key, too"),
+        ("elements: [{name: a b}, {name: A_b}]", "'a b' and 'A_b' would share the directory A_b; rename one"),
+        ("axes: {seed: [0]}\ntable: {colums: []}", r"table.colums: unknown key; .*did you mean 'columns'"),
+        ("axes: {seed: [0]}\ntable: {columns: [accuracy]}", r"table.columns: got 'accuracy'; known: accuracy_own, "),
+        ("axes: {seed: [0]}\ntable: {reach: [85]}", "table.reach.0: got 85, must be <= 1.0"),
+        ("axes: {method: [dml]}\ntable: {compare_to: dmm}", r"table.compare_to: got 'dmm'; rows: dml .*mean 'dml'"),
+        ("base: nowhere.yaml\naxes: {seed: [0]}", "nowhere.yaml: cannot read the config"),
+        ("axes: {seed: [0]}\naxes: {seed: [1]}", "not valid YAML: key 'axes' is given twice"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name_and_key(write, text, says):
+    with pytest.raises(UserError, match=says) as error:
+        sweep_file.load(write(text))
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_that_no_element_would_heed_is_refused(write):
+    path = write("elements: [{name: a, rounds: 1}, {name: b}]\naxes: {seed: [0]}")
+    for override in ("seed=1", "rounds=2"):
+        with pytest.raises(UserError, match="--set .*: an axis or an element gives this key, too; keep one"):
+            sweep_file.load(path, [override])
+    with pytest.raises(UserError, match=r"--set.sede: unknown key \(did you mean 'seed'"):
+        sweep_file.load(path, ["sede=1"])
+
+
+def test_the_mistakes_of_all_elements_are_told_at_once_each_of_them_once(write):
+    with pytest.raises(UserError) as error:
+        sweep_file.load(
+            write(
+                "axes: {topology.degree: [2], rounds: [0, 1], method: [dmm], seed: [0, 1, 2]}\nset: {participants: 0}"
+            )
+        )
+    lines = str(error.value).split("\n  ")[1:]
+    assert len(lines) == 4
+    assert any(
+        line.startswith("rounds: got 0, must be >= 1 (in topology.degree=2,rounds=0,dmm,seed=0") for line in lines
+    )
+    assert any("did you mean 'dml'" in line and line.endswith("and 3 more)") for line in lines)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
+def test_every_shipped_sweep_is_sound_and_says_what_it_shows(path):
+    sweep = sweep_file.load(path, ["data.root=/data"])
+    assert {element.config.seed for element in sweep.elements} == {0, 1, 2, 3, 4}
+    assert len(sweep.elements) == 5 * len(sweep.rows)
+    for word in ("Shows:", "Cost:", "Data:"):
+        assert word in path.read_text()
+    assert f"{len(sweep.elements)} runs" in path.read_text()
+
+
+def test_there_are_ready_sweeps():
+    assert {path.stem for path in SWEEPS} >= {"methods", "topologies", "label_skew", "seed_size"}

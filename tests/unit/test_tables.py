@@ -1,0 +1,150 @@
+"""Tables and curves of many runs: every number worked out by hand."""
+
+import csv
+import io
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedh2l_mpi.analysis import curves, tables
+from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
+
+
+def run_of(**given: list[list[float]]) -> RunMetrics:
+    """A run of 3 rounds and 2 participants on one rank; what is not given is 0."""
+    arrays = {field.name: np.zeros((3, 2)) for field in ROW_FIELDS}
+    arrays |= {name: np.array(values, dtype=float) for name, values in given.items()}
+    arrays |= {"round": np.arange(3), "rank": np.array([0, 0])}
+    return RunMetrics({"seed": 7}, arrays, True)
+
+
+def outcome(seed: int, accuracy: list[float], sent: list[float] | None = None) -> Outcome:
+    """A run evaluated in every round."""
+    values = {field.name: 0.0 for field in ROW_FIELDS} | {"accuracy_all": accuracy[-1]}
+    sent_R = np.array(sent or [0.0] * len(accuracy))
+    values["bytes_sent"] = float(sent_R.sum())
+    rounds = np.arange(len(accuracy)) + 1
+    return Outcome(seed, values, rounds, np.array(accuracy), sent_R.cumsum(), 1.5)
+
+
+def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
+    unknown = [math.nan, math.nan]
+    found = tables.outcome(
+        run_of(
+            accuracy_all=[[0.3, 0.5], unknown, [0.6, 0.4]],
+            accuracy_own=[[0.9, 0.9], unknown, [0.8, 0.6]],
+            bytes_sent=[[10, 30], [10, 30], [10, 30]],
+            seconds_local=[[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]],
+        )
+    )
+    assert found.seed == 7
+    # The last round, though the first was better for the own domain; 3 rounds of 10 and 30 bytes are 30 and 90.
+    assert found.values["accuracy_own"] == pytest.approx(0.7)
+    assert found.values["accuracy_all"] == pytest.approx(0.5)
+    assert found.values["bytes_sent"] == pytest.approx(60)
+    assert found.rounds_E.tolist() == [1, 3]
+    assert found.accuracy_E.tolist() == pytest.approx([0.4, 0.5])
+    assert found.bytes_E.tolist() == pytest.approx([20, 60])
+    # Both participants took turns on one rank.
+    assert found.seconds == pytest.approx(9.0)
+
+
+def test_the_slowest_rank_tells_how_long_a_run_took():
+    run = run_of(seconds_local=[[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+    run.arrays["rank"] = np.array([0, 1])
+    assert tables.outcome(run).seconds == pytest.approx(6.0)
+
+
+def test_bytes_are_counted_until_the_first_evaluation_that_reaches_the_accuracy():
+    run = outcome(0, [0.5, 0.8, 0.7, 0.9], sent=[100, 100, 100, 100])
+    assert tables.bytes_until(run, 0.8) == 200
+    assert tables.bytes_until(run, 0.85) == 400
+    assert math.isnan(tables.bytes_until(run, 0.95))
+
+
+def test_the_spread_is_that_of_a_sample():
+    # Squared distances from 2: 1, 0, 1; divided by n - 1 = 2.
+    assert tables.spread([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    mean, deviation = tables.spread([0.5])
+    assert (mean, math.isnan(deviation)) == (0.5, True)
+
+
+def test_differences_are_paired_by_seed_whatever_their_order():
+    ours = [outcome(0, [0.9]), outcome(1, [0.8]), outcome(2, [0.1])]
+    theirs = [outcome(1, [0.6]), outcome(0, [0.8])]
+    assert tables.paired(ours, theirs) == pytest.approx([0.1, 0.2])
+
+
+ROWS = {
+    "base": [outcome(0, [0.5, 0.80], [512, 512]), outcome(1, [0.5, 0.70], [512, 512])],
+    "better": [outcome(0, [0.5, 0.82], [2048, 2048]), outcome(1, [0.7, 0.68], [2048, 2048])],
+    "silent": [outcome(1, [0.6, 0.76])],
+    "none yet": [],
+}
+
+
+def test_a_table_shows_mean_and_spread_bytes_and_paired_differences():
+    table = tables.table(ROWS, ["accuracy_all", "bytes_sent"], [0.7, 0.8, 0.99], "base", "A title")
+    assert [heading.replace("\n", " ") for heading in table.headings] == [
+        *("", "seeds", "all domains", "sent", "sent until 0.7", "sent until 0.8", "sent until 0.99", "less base")
+    ]
+    # Standard deviation of two values a, b: |a - b| / sqrt(2), so 0.071, 0.099 and, of the differences +-0.02, 0.028.
+    assert [list(row) for row in table.rows] == [
+        ["base", "2", "0.750 ± 0.071", "1 KiB", "1 KiB", "1 KiB (1 of 2)", "never", "-"],
+        ["better", "2", "0.750 ± 0.099", "4 KiB", "3 KiB", "4 KiB (1 of 2)", "never", "+0.000 ± 0.028 (1 of 2)"],
+        ["silent", "1", "0.760", "0 B", "0 B", "never", "never", "+0.060 (1 of 1)"],
+        ["none yet", "0", "-", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_rows_with_the_same_number_of_seeds_need_no_column_for_it():
+    table = tables.table({"one": [outcome(0, [0.5])]}, ["accuracy_all"])
+    assert list(table.headings) == ["", "all\ndomains"]
+    assert list(table.rows[0]) == ["one", "0.500"]
+    assert "one seed" in table.caption
+
+
+def test_the_plain_table_is_aligned_and_never_cut():
+    lines = tables.plain(tables.table(ROWS, ["accuracy_all"], title="A title")).splitlines()
+    assert lines[0] == "A title"
+    assert {len(line) for line in lines[1:9]} == {len("none yet  seeds  0.750 ± 0.071")}
+    assert lines[4] == "base          2  0.750 ± 0.071"
+
+
+def test_the_markdown_table_is_githubs():
+    text = tables.markdown(tables.table({"a|b": [outcome(0, [0.5])]}, ["accuracy_all"], title="T"))
+    assert text.startswith("**T**\n\n|  | all domains |\n| --- | ---: |\n| a\\|b | 0.500 |\n\n")
+
+
+def test_the_long_form_has_a_line_for_each_run_with_all_numbers_in_full():
+    run = outcome(3, [0.5, 1 / 3], [512, 512])
+    text = tables.long_form([("a,seed=3", {"rounds": "2"}, run)], [0.5, 0.9], ["element", "rounds"])
+    (line,) = csv.DictReader(io.StringIO(text.replace("rounds,seed", "axis rounds,seed")))
+    assert (line["label"], line["element"], line["axis rounds"], line["seed"]) == ("a,seed=3", "", "2", "3")
+    assert float(line["accuracy_all"]) == 1 / 3
+    assert (line["bytes_until_0.5"], line["bytes_until_0.9"], line["seconds"]) == ("512.0", "", "1.500")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 30])
+def test_curves_are_drawn_for_few_rows_and_many(tmp_path, rows):
+    many = {f"row {i}": [outcome(s, [0.1 * s, 0.2 * s], [i, i]) for s in range(3)] for i in range(rows)}
+    curves.plot({**many, "none yet": []}, "A title", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_curves_that_cannot_be_written_are_told(tmp_path):
+    with pytest.raises(UserError, match="cannot write the curves"):
+        curves.plot({"a": [outcome(0, [0.5])]}, "", tmp_path / "nowhere" / "curves.png")
+
+
+def test_tables_need_neither_torch_nor_mpi_nor_matplotlib():
+    code = (
+        "import sys; from fedh2l_mpi.analysis import tables, curves; from fedh2l_mpi import sweep_file\n"
+        "assert not {'torch', 'mpi4py', 'matplotlib'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
