@@ -1,5 +1,6 @@
 """The configuration: validated and immutable; every field has a unit, a range and one line of meaning."""
 
+import difflib
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -23,15 +24,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]]) -> Section:
-    """Refuse a key that the section's `kind` does not use, and fill in the defaults of the keys that it does.
+def _fill(section: Section, **defaults: object) -> None:
+    """Put a default where a key is null. A frozen section's own validators may still do so."""
+    for key, value in defaults.items():
+        if getattr(section, key) is None:
+            object.__setattr__(section, key, value)
+
+
+def _check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]], kind_key: str = "kind") -> Section:
+    """Refuse a key that the section's kind does not use, and fill in the defaults of the keys that it does.
 
     Parameters
     ----------
     uses : mapping
         From each kind to its own keys and their defaults; `...` as a default means the key must be given.
+    kind_key : str
+        The key that holds the kind.
     """
-    kind: str = section.kind  # type: ignore[attr-defined]
+    kind: str = getattr(section, kind_key)
     own = uses.get(kind, {})
     for key in sorted({key for keys in uses.values() for key in keys}):
         value = getattr(section, key)
@@ -39,16 +49,22 @@ def _check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]])
             users = ", ".join(sorted(k for k, keys in uses.items() if key in keys))
             raise PydanticCustomError(
                 "unused_key",
-                "{key}: got {value}, but kind {kind} does not use it (used by: {users}); remove it or set it to null",
-                {"key": key, "value": repr(value), "kind": repr(kind), "users": users},
+                "{key}: got {value}, but {what} {kind} does not use it (used by: {users}); remove it or set it to null",
+                {"key": key, "value": repr(value), "what": kind_key, "kind": repr(kind), "users": users},
             )
         if key in own and value is None:
             if own[key] is ...:
                 raise PydanticCustomError(
-                    "needed_key", "{key}: must be given for kind {kind}", {"key": key, "kind": repr(kind)}
+                    "needed_key",
+                    "{key}: must be given for {what} {kind}",
+                    {"key": key, "what": kind_key, "kind": repr(kind)},
                 )
-            object.__setattr__(section, key, own[key])
+            _fill(section, **{key: own[key]})
     return section
+
+
+# Rotations of data that have no domains of their own.
+DOMAINS, ROTATION_STEP_DEG = 4, 20.0
 
 
 class PartitionConfig(Section):
@@ -59,9 +75,14 @@ class PartitionConfig(Section):
         description="domains: equal IID shares, participant i holds domain i mod domains; dirichlet, shards: "
         "label skew; quantity: unequal sizes; iid: equal shares, every domain mixed in each",
     )
-    domains: Count = Field(4, description="number of domains D (rotations); 1 leaves the images as they are")
-    rotation_step_deg: float = Field(
-        20.0, ge=-180.0, le=180.0, description="domain d is rotated by d times this angle [degrees, counter-clockwise]"
+    domains: Count | None = Field(
+        None, description="number of domains D (rotations, 4); 1 leaves the images as they are; a pack has its own"
+    )
+    rotation_step_deg: float | None = Field(
+        None,
+        ge=-180.0,
+        le=180.0,
+        description="domain d is rotated by d times this angle (20) [degrees, counter-clockwise]; not for a pack",
     )
     samples_per_participant: Count | None = Field(
         None, description="training samples per participant (mean for kind quantity), seed share included; null: all"
@@ -82,16 +103,15 @@ class PartitionConfig(Section):
             self,
             {"dirichlet": {"alpha": 0.5}, "quantity": {"alpha": 1.0}, "shards": {"shards_per_participant": 2}},
         )
-        if abs((self.domains - 1) * self.rotation_step_deg) >= 180.0:
+        domains, step = (
+            self.domains or DOMAINS,
+            ROTATION_STEP_DEG if self.rotation_step_deg is None else self.rotation_step_deg,
+        )
+        if abs((domains - 1) * step) >= 180.0:
             raise PydanticCustomError(
                 "rotation_range",
                 "{key}: {domains} domains of {step} degrees reach {total}, must be under 180 (a 6 turned round is a 9)",
-                {
-                    "key": "rotation_step_deg",
-                    "domains": self.domains,
-                    "step": self.rotation_step_deg,
-                    "total": (self.domains - 1) * self.rotation_step_deg,
-                },
+                {"key": "rotation_step_deg", "domains": domains, "step": step, "total": (domains - 1) * step},
             )
         return self
 
@@ -99,19 +119,55 @@ class PartitionConfig(Section):
 class DataConfig(Section):
     """Where the samples come from."""
 
-    name: Literal["digits", "mnist", "fashion_mnist"] = Field("digits", description="data set")
-    root: str | None = Field(None, description="folder of the IDX files; null: $FEDH2L_DATA/<name>. digits needs none")
+    name: Literal["digits", "mnist", "fashion_mnist", "pack"] = Field(
+        "digits", description="data set; pack: photographs in one HDF5 file, made by `python -m fedh2l_mpi pack`"
+    )
+    root: str | None = Field(
+        None, description="folder of the IDX files, or the pack; null: $FEDH2L_DATA/<name>. digits needs none"
+    )
+    test_share: float | None = Field(
+        None, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed (0.2)"
+    )
+    augmentation: Literal["none", "affine", "photo"] = Field(
+        "none",
+        description="of private minibatches, drawn anew for each: affine (rotation, scale, shift: see views), photo "
+        "(random resized crop, flip, colour)",
+    )
     partition: PartitionConfig = PartitionConfig()
 
     @model_validator(mode="after")
-    def _root_of_files(self) -> "DataConfig":
+    def _keys_of_name(self) -> "DataConfig":
         if self.name == "digits" and self.root is not None:
             raise PydanticCustomError(
                 "unused_key",
                 "root: got {root}, but digits ship with scikit-learn; set it to null",
                 {"root": repr(self.root)},
             )
+        if self.name != "pack":
+            if self.test_share is not None:
+                raise PydanticCustomError(
+                    "unused_key",
+                    "test_share: got {value}, but {name} has its own test part; set it to null",
+                    {"value": self.test_share, "name": repr(self.name)},
+                )
+            # A copy: the section may be the default that all configs share.
+            partition = self.partition.model_copy()
+            _fill(partition, domains=DOMAINS, rotation_step_deg=ROTATION_STEP_DEG)
+            object.__setattr__(self, "partition", partition)
+            return self
+        for key in ("domains", "rotation_step_deg"):
+            value = getattr(self.partition, key)
+            if value is not None:
+                raise PydanticCustomError(
+                    "unused_key",
+                    "partition.{key}: got {value}, but a pack brings its own domains; set it to null",
+                    {"key": key, "value": value},
+                )
+        _fill(self, test_share=0.2)
         return self
+
+
+VIEWS = ("none", "affine", "mixup", "both", "photo")
 
 
 class SeedSetConfig(Section):
@@ -123,6 +179,31 @@ class SeedSetConfig(Section):
         None, description="seed samples S drawn for a round's exchange [samples]; null: the whole seed set"
     )
     labelled: Switch = Field(True, description="whether the seed labels are used; false drops the seed cross-entropy")
+    views: Literal["none", "affine", "mixup", "both", "photo"] = Field(
+        "none",
+        description="how a round's seed samples are transformed, the same for every participant: affine (rotation, "
+        "scale, shift), mixup (of pairs), both, photo (crop, flip, colour)",
+    )
+    view_rotation_deg: float | None = Field(
+        None, ge=0.0, le=180.0, description="largest turn either way, affine and both (15) [degrees]"
+    )
+    view_scale: float | None = Field(
+        None, ge=0.0, lt=1.0, description="largest change of size either way, affine and both (0.1)"
+    )
+    view_shift: float | None = Field(
+        None, ge=0.0, lt=1.0, description="largest shift along each axis, affine and both (0.05) [of the image's side]"
+    )
+    mixup_alpha: float | None = Field(
+        None, gt=0.0, le=1e3, description="a pair's weights are Beta(alpha, alpha), mixup and both (0.4)"
+    )
+
+    @model_validator(mode="after")
+    def _keys_of_views(self) -> "SeedSetConfig":
+        affine: dict[str, object] = {"view_rotation_deg": 15.0, "view_scale": 0.1, "view_shift": 0.05}
+        mixup: dict[str, object] = {"mixup_alpha": 0.4}
+        uses = {"affine": affine, "mixup": mixup, "both": {**affine, **mixup}}
+        _check_kind_keys(self, uses, kind_key="views")
+        return self
 
 
 class TopologyConfig(Section):
@@ -167,18 +248,103 @@ class TopologyConfig(Section):
 RANDOM_KINDS = ("erdos_renyi", "random_regular", "small_world")
 
 
-class MethodConfig(Section):
-    """How participants learn."""
+# The keys that a method uses beyond the steps, and their defaults.
+_DISTILLATION: dict[str, object] = {"temperature": 1.0, "weight_kd": 1.0, "publish": "start"}
+METHOD_KEYS: dict[str, dict[str, object]] = {
+    "independent": {},
+    "seed_supervised": {"weight_ce": 1.0, "combine": "gem"},
+    "pooled": {"weight_ce": 1.0, "combine": "gem"},
+    "fedh2l": {
+        **_DISTILLATION,
+        "weight_ce": 1.0,
+        "combine": "gem",
+        "divergence": "forward_kl",
+        "teachers": "each",
+        "warmup_rounds": 0,
+        "ramp_rounds": 0,
+    },
+    "dml": {**_DISTILLATION, "weight_ce": 1.0},
+    "fedmd": {"warmup_rounds": 5},
+    "distributed_distillation": dict(_DISTILLATION),
+    "d_psgd": {"publish": "after_local"},
+    "fedavg": {},
+    "fedprox": {"proximal": 0.01},
+}
 
-    name: Literal["fedh2l"] = Field("fedh2l", description="learning method")
+
+class MethodConfig(Section):
+    """How participants learn. Every method makes the same number of optimiser steps a round, E + M."""
+
+    name: str = Field(
+        "fedh2l", description="learning method: " + ", ".join(METHOD_KEYS) + ", or your own as package.module:Class"
+    )
     local_steps: Natural = Field(10, description="E, optimiser steps on private data a round [steps]")
     mutual_steps: Natural = Field(10, description="M, steps on private and seed data a round [steps]")
-    temperature: float = Field(1.0, ge=0.01, le=1000.0, description="T, softens the exchanged posteriors")
-    weight_ce: float = Field(1.0, ge=0.0, le=1e6, description="w_ce, weight of the seed set's cross-entropy")
-    weight_kd: float = Field(1.0, ge=0.0, le=1e6, description="w_kd, weight of the mutual distillation")
-    combine: Literal["gem", "project", "pcgrad", "sum"] = Field(
-        "gem", description="how the private and the seed gradient become one step"
+    publish: Literal["start", "after_local"] | None = Field(
+        None, description="when a round's exchange starts: before or after the local phase (start; d_psgd: after_local)"
     )
+    temperature: float | None = Field(None, ge=0.01, le=1000.0, description="T, softens the exchanged posteriors (1.0)")
+    weight_ce: float | None = Field(
+        None, ge=0.0, le=1e6, description="w_ce, weight of the seed set's cross-entropy (1.0)"
+    )
+    weight_kd: float | None = Field(None, ge=0.0, le=1e6, description="w_kd, weight of the mutual distillation (1.0)")
+    combine: Literal["gem", "project", "pcgrad", "sum", "gem_neighbours"] | None = Field(
+        None,
+        description="how the private and the seed gradient become one step (gem); gem_neighbours: a constraint for "
+        "every neighbour",
+    )
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] | None = Field(
+        None, description="between a teacher's posterior and the own one (forward_kl: KL(teacher || own))"
+    )
+    teachers: Literal["each", "mean", "seed_accuracy", "confidence", "median", "trimmed_mean"] | None = Field(
+        None,
+        description="what the neighbours teach: each (mean of their divergences), mean (divergence to their mean), "
+        "weighted by seed_accuracy or confidence, median, trimmed_mean (each)",
+    )
+    warmup_rounds: Natural | None = Field(
+        None, description="first rounds without an exchange, on seed labels only (0; fedmd: 5) [rounds]"
+    )
+    ramp_rounds: Natural | None = Field(
+        None, description="rounds after the warm-up in which w_kd rises linearly to its value (0) [rounds]"
+    )
+    proximal: float | None = Field(
+        None, ge=0.0, le=1e6, description="mu, weight of fedprox's pull towards the last average (0.01)"
+    )
+    options: dict[str, Any] | None = Field(None, description="for your own method: passed on as they are")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        module, colon, kind = name.partition(":")
+        if name in METHOD_KEYS or (colon and module and kind):
+            return name
+        near = difflib.get_close_matches(name, METHOD_KEYS, n=1)
+        raise PydanticCustomError(
+            "unknown_name",
+            "got {name}; known: {known}, or your own as package.module:Class{hint}",
+            {
+                "name": repr(name),
+                "known": ", ".join(METHOD_KEYS),
+                "hint": f" (did you mean {near[0]!r}?)" if near else "",
+            },
+        )
+
+    @model_validator(mode="after")
+    def _keys_of_method(self) -> "MethodConfig":
+        _check_kind_keys(
+            self, {**METHOD_KEYS, **({} if self.name in METHOD_KEYS else {self.name: {"options": {}}})}, "name"
+        )
+        if self.combine == "gem_neighbours" and self.name != "fedh2l":
+            raise PydanticCustomError(
+                "unused_key",
+                "combine: gem_neighbours needs neighbours, but {name} has none to constrain; use gem",
+                {"name": repr(self.name)},
+            )
+        if self.options is not None and self.name in METHOD_KEYS:
+            raise PydanticCustomError(
+                "unused_key", "options: are for your own method, not for {name}; remove them", {"name": repr(self.name)}
+            )
+        return self
 
 
 class OptimizerConfig(Section):
@@ -251,7 +417,10 @@ class Config(Section):
     models: tuple[str, ...] | dict[int, str] = Field(
         ("lenet5", "mlp", "cnn"),
         description="architectures: a list cycled over the participants, or a map from every participant to one; "
-        "lenet5, mlp, cnn, resnet8 or package.module:Class",
+        "lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, torchvision:NAME or package.module:Class",
+    )
+    weights: dict[str, str] = Field(
+        {}, description="pretrained weights: a map from an architecture to the file of its state dict"
     )
     topology: TopologyConfig = TopologyConfig()
     method: MethodConfig = MethodConfig()

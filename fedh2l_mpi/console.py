@@ -102,14 +102,16 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def log_start(config: Config, world: World, description: list[dict[str, Any]], histogram_PC: NDArray[np.int64]) -> None:
+def log_start(
+    config: Config, world: World, description: list[dict[str, Any]], histogram_PC: NDArray[np.int64], domains: int
+) -> None:
     """Write into the log which process this is, and on rank 0 who learns where, on what."""
     log.info(str(world))
     if world.rank != 0:
         return
     part = config.data.partition
     log.info(
-        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {part.domains} "
+        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {domains} "
         f"domains), {config.method.name}, {config.rounds} rounds, seed {config.seed}"
     )
     for index, row in enumerate(description[:LISTED]):

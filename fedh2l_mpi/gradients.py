@@ -7,6 +7,7 @@ no rule needs more than these three numbers, and none of them leaves the device.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,27 @@ COMBINERS: dict[str, Callable[[InnerProducts], Weights]] = {
     "pcgrad": pcgrad,
     "sum": plain_sum,
 }
+
+
+def nearest_in_cone(gram_KK: Tensor) -> Tensor:
+    """Weights (K,) of K gradients in the vector nearest to their sum that has a non-negative inner product with each.
+
+    With Gram matrix G, the vector is sum_k (1 + v_k) g_k, and v >= 0 minimises |A (v + 1)|^2 where A^T A = G: a small
+    non-negative least-squares problem, solved by SciPy on the host. `gem` is the closed form for two.
+
+    Parameters
+    ----------
+    gram_KK : float tensor (K, K)
+        Inner products of the gradients.
+
+    Source: Lopez-Paz and Ranzato, "Gradient episodic memory", 2017, equations 8 to 12.
+    """
+    from scipy.optimize import nnls
+
+    values, vectors = np.linalg.eigh(gram_KK.double().cpu().numpy())
+    root = np.sqrt(values.clip(min=0))[:, None] * vectors.T
+    multipliers, _ = nnls(root, -root.sum(axis=1))
+    return torch.from_numpy(1 + multipliers).to(gram_KK)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

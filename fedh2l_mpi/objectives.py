@@ -3,22 +3,24 @@
 Shape letters: B minibatch, C classes, N neighbours.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def cross_entropy(own_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Mean over the minibatch of -log softmax(own_logits)[label], in nats.
+def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the minibatch of -log softmax(own_logits)[class], in nats.
 
     Parameters
     ----------
     own_logits_BC : float tensor (B, C)
         Scores before softmax.
-    labels_B : int64 tensor (B,)
-        Classes.
+    targets : int64 tensor (B,) or float tensor (B, C)
+        Classes, or a distribution over them.
     """
-    return functional.cross_entropy(own_logits_BC, labels_B)
+    return functional.cross_entropy(own_logits_BC, targets)
 
 
 def posteriors(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:
@@ -26,8 +28,48 @@ def posteriors(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits_BC / temperature).softmax(dim=-1)
 
 
-def mutual_distillation(own_logits_BC: Tensor, theirs_NBC: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean of KL(neighbour || own) over neighbours and samples, in nats; 0 without neighbours.
+def forward_kl(own_log_BC: Tensor, theirs_NBC: Tensor) -> Tensor:
+    """KL(neighbour || own) of each neighbour and sample, (N, B), in nats: what a neighbour finds likely, I should."""
+    # xlogy, not p * log p: a one-hot posterior has zeros, and 0 * log 0 is NaN.
+    return (torch.xlogy(theirs_NBC, theirs_NBC) - theirs_NBC * own_log_BC).sum(dim=-1)
+
+
+def reverse_kl(own_log_BC: Tensor, theirs_NBC: Tensor) -> Tensor:
+    """KL(own || neighbour) of each neighbour and sample, (N, B), in nats: own may choose one of a neighbour's modes.
+
+    A neighbour's zeros count as `FLOOR`, or a one-hot neighbour would be infinitely far.
+    """
+    return (own_log_BC.exp() * (own_log_BC - theirs_NBC.clamp(min=FLOOR).log())).sum(dim=-1)
+
+
+def jensen_shannon(own_log_BC: Tensor, theirs_NBC: Tensor) -> Tensor:
+    """Mean of the divergences of neighbour and own from their mean, (N, B), in nats; log 2 at most.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+    """
+    own_BC = own_log_BC.exp()
+    middle_log_NBC = ((own_BC + theirs_NBC) / 2).clamp(min=FLOOR).log()
+    theirs = torch.xlogy(theirs_NBC, theirs_NBC) - theirs_NBC * middle_log_NBC
+    own = own_BC * (own_log_BC - middle_log_NBC)
+    return (theirs + own).sum(dim=-1) / 2
+
+
+FLOOR = 1e-7
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+}
+
+
+def mutual_distillation(
+    own_logits_BC: Tensor,
+    theirs_NBC: Tensor,
+    temperature: float = 1.0,
+    divergence: str = "forward_kl",
+    weights_NB: Tensor | None = None,
+) -> Tensor:
+    """Mean over neighbours and samples of a divergence, KL(neighbour || own) by default, in nats; 0 without neighbours.
 
     A mean over neighbours, not a sum: the weight of distillation must not grow with the degree. The caller scales by
     the squared temperature, which keeps the gradient's size independent of T.
@@ -40,6 +82,10 @@ def mutual_distillation(own_logits_BC: Tensor, theirs_NBC: Tensor, temperature: 
         Neighbours' posteriors at the same temperature, rows summing to 1.
     temperature : float
         T, applied to `own_logits_BC`.
+    divergence : str
+        A name of DIVERGENCES.
+    weights_NB : float tensor (N, B)
+        Of each neighbour on each sample, summing to 1 over neighbours; None: all alike.
 
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, for T squared; Zhang et al.,
     "Deep mutual learning", 2018, for peers as each other's teachers.
@@ -47,7 +93,14 @@ def mutual_distillation(own_logits_BC: Tensor, theirs_NBC: Tensor, temperature: 
     if len(theirs_NBC) == 0:
         # Not a constant: an unlabelled seed set without neighbours still needs a (vanishing) gradient.
         return own_logits_BC[:0].sum()
-    theirs_NBC = theirs_NBC.detach()
     own_log_BC = (own_logits_BC / temperature).log_softmax(dim=-1)
-    # xlogy, not p * log p: a one-hot posterior has zeros, and 0 * log 0 is NaN.
-    return (torch.xlogy(theirs_NBC, theirs_NBC) - theirs_NBC * own_log_BC).sum(dim=-1).mean()
+    apart_NB = DIVERGENCES[divergence](own_log_BC, theirs_NBC.detach())
+    return apart_NB.mean() if weights_NB is None else (weights_NB * apart_NB).sum(dim=0).mean()
+
+
+def logit_distance(own_logits_BC: Tensor, consensus_BC: Tensor) -> Tensor:
+    """Mean absolute difference of logits.
+
+    Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019.
+    """
+    return functional.l1_loss(own_logits_BC, consensus_BC.detach())

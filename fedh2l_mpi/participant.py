@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fedh2l_mpi import objectives, optimizers
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
+from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.data.federation import Labelled
 from fedh2l_mpi.errors import DivergedError
-from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models.flat import FlatParameters, SharedState
 from fedh2l_mpi.streams import Purpose, generator, torch_seed
 
 
@@ -67,6 +68,15 @@ class Participant:
         Disjoint samples on the device.
     seed : int
         The run's seed.
+    augment : callable or None
+        Transforms the images of every private minibatch.
+
+    Attributes
+    ----------
+    shared_state : SharedState
+        What parameter-sharing methods exchange.
+    kept : dict of str to Tensor
+        What a method has to remember about this participant, from one phase or round to the next.
     """
 
     def __init__(
@@ -79,15 +89,18 @@ class Participant:
         optimizer: OptimizerConfig,
         evaluation: EvaluationConfig,
         seed: int,
+        augment: Augmentation | None = None,
     ) -> None:
         self.index, self.architecture = index, architecture
         self.private, self.validation = private, validation
         self.device = private.images.device
         self.model = model.to(self.device)
         self.parameters = FlatParameters(self.model)
+        self.shared_state = SharedState(self.model, self.parameters)
+        self.kept: dict[str, Tensor] = {}
         self.optimizer = optimizers.build(self.parameters.vector, optimizer)
         self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
-        self._seed, self._seed_batch_size = seed, optimizer.seed_batch_size
+        self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
         self._forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
 
@@ -107,14 +120,18 @@ class Participant:
 
     def private_loss(self) -> Tensor:
         """Cross-entropy on the next private minibatch, in nats; gradients flow into the model."""
+        position = self.minibatches.position
         rows = self.minibatches.next().to(self.device)
-        loss = objectives.cross_entropy(self.model(self.private.images[rows]), self.private.labels[rows])
+        images = self.private.inputs(rows)
+        if self._augment is not None:
+            images = self._augment(images, generator(self._seed, Purpose.AUGMENTATION, self.index, position))
+        loss = objectives.cross_entropy(self.model(images), self.private.labels[rows])
         self.note("loss_private", loss)
         return loss
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """d loss / d parameters, flat."""
-        return self.parameters.gradient(loss)
+    def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
+        """d loss / d parameters, flat; `again` if another gradient through the same forward pass will follow."""
+        return self.parameters.gradient(loss, again)
 
     def step(self, gradient: Tensor) -> None:
         """One update by the participant's optimiser, which lives as long as the run."""
@@ -136,11 +153,18 @@ class Participant:
         return torch.cat([self.model(piece) for piece in images_NKHW.split(self._forward_size)])
 
     @torch.no_grad()
+    def _logits_of(self, samples: Labelled) -> Tensor:
+        """Scores (N, C) of labelled samples, whose images are normalised piece by piece."""
+        self.model.eval()
+        starts = range(0, len(samples), self._forward_size)
+        return torch.cat([self.model(samples.inputs(slice(at, at + self._forward_size))) for at in starts])
+
+    @torch.no_grad()
     def score(self, samples: Labelled) -> Score:
         """Accuracy and loss on labelled samples, in eval mode."""
         if len(samples) == 0:
             return Score(math.nan, math.nan)
-        logits_NC = self.logits(samples.images)
+        logits_NC = self._logits_of(samples)
         hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
         loss = objectives.cross_entropy(logits_NC, samples.labels)
         return Score(int(hits) / len(samples), float(loss))

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedh2l_mpi import methods, metrics, models, provenance
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.sources import open_source
-from fedh2l_mpi.exchange import Exchange
+from fedh2l_mpi.exchange import Exchange, Ledger
+from fedh2l_mpi.methods import Round
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.recorder import Recorder
@@ -64,11 +67,13 @@ class Simulation:
                 "seed set": self.federation.seed_set.digest(),
                 "graph": self.topology.digest(),
                 "config": hashlib.sha256(config.to_yaml().encode()).digest(),
+                "exchanged array": repr(self.array).encode(),
                 "code version": provenance.source_digest(),
             }
         )
-        deadline_s = config.exchange.deadline_s
-        self.exchange = Exchange(world, self.hosting, self.plan.seed_samples_per_round, self.plan.classes, deadline_s)
+        self.exchange = None
+        if self.array is not None:
+            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s)
         self.description = self._describe()
         world.from_first(lambda: directory.create(config.to_yaml()))
         self.writer = metrics.MetricsWriter(directory.metrics, self._header()) if world.rank == 0 else None
@@ -102,29 +107,30 @@ class Simulation:
 
     def _round(self, round_index: int) -> None:
         clock = Clock(self.device)
-        graph = self.topology.graph(round_index)
-        seed = self.federation.seed_set.of_round(round_index)
+        now = Round(
+            round_index,
+            self.topology.graph(round_index),
+            self.federation.seed_set.of_round(round_index),
+            self.private_samples,
+        )
 
-        published = {}
-        for participant in self._each(round_index, "publish"):
-            with clock.of(participant, "publish"):
-                published[participant.index] = self.method.publish(participant, seed)
-        with clock.shared(self.participants, "publish"):
-            self.exchange.start(round_index, graph, published)
+        if self.method.publishes_first:
+            self._publish(now, clock)
 
         for participant in self._each(round_index, "local phase"):
             with clock.of(participant, "local"):
-                self.method.local_phase(participant, round_index)
-            self.exchange.progress()
+                self.method.local_phase(participant, now)
+            if self.exchange is not None:
+                self.exchange.progress()
             self.recorder.poll()
 
-        self.world.at = f"round {round_index}, waiting for neighbours"
-        with clock.shared(self.participants, "wait"):
-            theirs = self.exchange.finish(idle=self.recorder.poll)
+        if not self.method.publishes_first:
+            self._publish(now, clock)
+        theirs = self._wait(now, clock)
 
         for participant in self._each(round_index, "mutual phase"):
             with clock.of(participant, "mutual"):
-                self.method.mutual_phase(participant, seed, theirs[participant.index])
+                self.method.mutual_phase(participant, now, theirs[participant.index])
             self.recorder.poll()
 
         scores: dict[int, dict[str, Any]] = {}
@@ -135,7 +141,27 @@ class Simulation:
                 self.recorder.poll()
 
         self.world.at = f"round {round_index}, recording"
-        self.recorder.record(round_index, self._rows(graph, clock, scores))
+        self.recorder.record(round_index, self._rows(now.graph, clock, scores))
+
+    def _publish(self, now: Round, clock: "Clock") -> None:
+        """Every participant's array, and the messages on their way."""
+        if self.exchange is None or not self.method.exchanges_in(now.index):
+            return
+        published = {}
+        for participant in self._each(now.index, "publish"):
+            with clock.of(participant, "publish"):
+                published[participant.index] = self.method.publish(participant, now)
+        with clock.shared(self.participants, "publish"):
+            self.exchange.start(now.index, now.graph, published)
+
+    def _wait(self, now: Round, clock: "Clock") -> dict[int, Tensor]:
+        """What the neighbours have published, by participant; nothing in a round without exchange."""
+        if self.exchange is None or not self.method.exchanges_in(now.index):
+            rows, columns = (self.array.rows, self.array.columns) if self.array is not None else (0, 0)
+            return {participant.index: torch.empty(0, rows, columns) for participant in self.participants}
+        self.world.at = f"round {now.index}, waiting for neighbours"
+        with clock.shared(self.participants, "wait"):
+            return self.exchange.finish(idle=self.recorder.poll)
 
     def _each(self, round_index: int, phase: str) -> Iterator[Participant]:
         """The participants hosted here; keeps `world.at` up to date for the message if one of them fails."""
@@ -163,14 +189,15 @@ class Simulation:
     def _rows(self, graph: Graph, clock: "Clock", scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
         """One row per hosted participant."""
         unknown = [float("nan")] * self.plan.domains
+        ledger = self.exchange.close_round() if self.exchange is not None else Ledger()
         rows = []
         for participant in self.participants:
             index = participant.index
             values: dict[str, Any] = {
                 **participant.noted_means(),
                 **{f"seconds_{phase}": seconds for phase, seconds in clock.seconds[index].items()},
-                "bytes_sent": self.exchange.ledger.sent[index],
-                "bytes_received": self.exchange.ledger.received[index],
+                "bytes_sent": ledger.sent.get(index, 0),
+                "bytes_received": ledger.received.get(index, 0),
                 "degree": len(graph.neighbours[index]),
                 **scores.get(index, {}),
             }
@@ -187,28 +214,36 @@ class Simulation:
     def _load(self) -> None:
         """This rank's data, models and graph."""
         config = self.config
+        models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
         self.topology = Topology(config.topology, config.size, config.seed, config.rounds)
         source = open_source(config.data.name, config.data.root)
         self.plan = federation.plan(config, source)
         hosted = self.hosting.of(self.world.rank)
-        self.federation = federation.load(self.plan, hosted, self.device)
         self.method = methods.build(config)
+        self.federation = federation.load(self.plan, hosted, self.device, self.method.pools_private_data)
+        self.private_samples = tuple(len(share.private) for share in self.plan.shares)
         self.participants = []
         for index in hosted:
             architecture = config.architecture(index)
-            seed = torch_seed(config.seed, Purpose.INITIALISATION, index)
+            # Averages of weights make sense where all began with the same.
+            first = 0 if self.method.shares_parameters else index
+            seed = torch_seed(config.seed, Purpose.INITIALISATION, first)
+            weights = config.weights.get(architecture)
             self.participants.append(
                 Participant(
                     index,
                     architecture,
-                    models.build(architecture, source.channels, source.side, source.classes, seed),
+                    models.build(architecture, source.channels, source.side, source.classes, seed, weights),
                     self.federation.private[index],
                     self.federation.validation[index],
                     config.optimizer,
                     config.evaluation,
                     config.seed,
+                    AUGMENTATIONS[config.data.augmentation],
                 )
             )
+        samples, classes = self.plan.seed_samples_per_round, self.plan.classes
+        self.array = self.method.array(self.participants[0], samples, classes)
 
     def _describe(self) -> list[dict[str, Any]]:
         """Who learns where: the metrics file's participant fields, and the pid, of all participants, on every rank."""

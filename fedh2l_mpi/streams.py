@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     TOPOLOGY = 8
     FORWARD_NOISE = 9
     TEST_SAMPLES = 10
+    SEED_VIEWS = 11
+    AUGMENTATION = 12
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

@@ -1,5 +1,6 @@
 """From a data set's files to each participant's tensors.
 
-sources (read images and labels), partition (who holds which rows), rotation (domains), seed_set (the shared samples),
+sources (read images and labels), pack and packing (photographs in one file), partition (who holds which rows), rotation
+(domains), augmentation (random transformations), seed_set (the shared samples, and each round's views of them),
 federation (all of it put together for the participants that a rank hosts).
 """

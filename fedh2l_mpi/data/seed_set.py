@@ -1,25 +1,48 @@
-"""The seed set: the same samples in the same order on every participant, and each round's subset of them.
+"""The seed set: the same samples in the same order on every participant, and each round's subset and views of them.
 
-Shape letters: A all seed samples, S seed samples of a round, K channels, H height, W width.
+A seed set that is learned by heart teaches little: every teacher's posterior on it is nearly one-hot. Views change that
+for no byte more: every participant transforms the round's samples by the same random numbers, drawn from (seed, round),
+so posteriors are exchanged on inputs that nobody has seen before.
+
+Shape letters: A all seed samples, S seed samples of a round, K channels, H height, W width, C classes.
 """
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedh2l_mpi.config import SeedSetConfig
+from fedh2l_mpi.data.augmentation import Affine, Photo
 from fedh2l_mpi.streams import Purpose, generator
+
+if TYPE_CHECKING:
+    from fedh2l_mpi.data.federation import Labelled
+
+# Views of round 0 that are hashed on the CPU: enough to notice another library that transforms in another way.
+HASHED_VIEWS = 16
 
 
 @dataclass(frozen=True)
 class SeedRound:
-    """The seed samples of one round: images float32 (S, K, H, W), labels int64 (S,)."""
+    """The seed samples of one round, as every participant sees them.
+
+    Attributes
+    ----------
+    images : float32 (S, K, H, W)
+    labels : int64 (S,)
+        Classes; of a mixed pair, the class of its heavier half.
+    targets : int64 (S,) or float32 (S, C)
+        What the cross-entropy aims at: the classes, or a mixed pair's two classes with their weights.
+    """
 
     round: int
     images: Tensor
     labels: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,33 +50,86 @@ class SeedRound:
 
 @dataclass(frozen=True)
 class SeedSet:
-    """All seed samples: images float32 (A, K, H, W), labels int64 (A,)."""
+    """All seed samples, and how a round's are drawn from them and transformed.
 
-    images: Tensor
-    labels: Tensor
+    Attributes
+    ----------
+    samples : Labelled
+        A samples on the device.
+    samples_per_round : int
+        S.
+    classes : int
+        C.
+    seed : int
+        The run's seed.
+    """
+
+    samples: "Labelled"
     samples_per_round: int
+    classes: int
+    config: SeedSetConfig
     seed: int
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.samples)
 
     @property
     def nbytes(self) -> int:
         """What handing the set to one participant costs once [bytes]."""
-        return self.images.nbytes + self.labels.nbytes
+        return self.samples.images.nbytes + self.samples.labels.nbytes
 
     def digest(self) -> bytes:
-        """SHA-256 of samples, labels and their order: equal digests mean the same seed set."""
-        sha = hashlib.sha256(repr((tuple(self.images.shape), self.samples_per_round)).encode())
-        sha.update(self.images.cpu().contiguous().numpy().data)
-        sha.update(self.labels.cpu().numpy().data)
+        """SHA-256 of samples, labels, their order and their views: equal digests mean the same seed set."""
+        images, labels = self.samples.images, self.samples.labels
+        sha = hashlib.sha256(repr((tuple(images.shape), self.samples_per_round, self.classes, self.config)).encode())
+        sha.update(images.cpu().contiguous().numpy().data)
+        sha.update(labels.cpu().numpy().data)
+        # On the CPU, whatever the device: a GPU of another kind may round the last bit in another way.
+        first = self.samples.inputs(slice(0, HASHED_VIEWS)).cpu()
+        seen = self._viewed(SeedRound(0, first, labels[:HASHED_VIEWS].cpu(), labels[:HASHED_VIEWS].cpu()))
+        sha.update(seen.images.contiguous().numpy().data)
+        sha.update(seen.targets.contiguous().numpy().data)
         return sha.digest()
 
     def of_round(self, round_index: int) -> SeedRound:
-        """The round's subset, drawn from (seed, round): the same on every participant."""
-        if self.samples_per_round == len(self):
-            return SeedRound(round_index, self.images, self.labels)
-        draw = generator(self.seed, Purpose.SEED_SUBSET, round_index)
-        chosen = np.sort(draw.choice(len(self), self.samples_per_round, replace=False))
-        rows = torch.from_numpy(chosen).to(self.images.device)
-        return SeedRound(round_index, self.images[rows], self.labels[rows])
+        """The round's subset and its views, drawn from (seed, round): the same on every participant."""
+        rows: Tensor | slice = slice(None)
+        if self.samples_per_round < len(self):
+            draw = generator(self.seed, Purpose.SEED_SUBSET, round_index)
+            chosen = np.sort(draw.choice(len(self), self.samples_per_round, replace=False))
+            rows = torch.from_numpy(chosen).to(self.samples.labels.device)
+        labels = self.samples.labels[rows]
+        return self._viewed(SeedRound(round_index, self.samples.inputs(rows), labels, labels))
+
+    def _viewed(self, seed: SeedRound) -> SeedRound:
+        """The round's samples transformed as `seed_set.views` says."""
+        config, draw = self.config, generator(self.seed, Purpose.SEED_VIEWS, seed.round)
+        images, labels, targets = seed.images, seed.labels, seed.targets
+        if config.views in ("affine", "both"):
+            images = Affine(config.view_rotation_deg or 0.0, config.view_scale or 0.0, config.view_shift or 0.0)(
+                images, draw
+            )
+        if config.views == "photo":
+            images = Photo()(images, draw)
+        if config.views in ("mixup", "both"):
+            images, labels, targets = mixup(images, labels, self.classes, config.mixup_alpha or 1.0, draw)
+        return SeedRound(seed.round, images, labels, targets)
+
+
+def mixup(
+    images: Tensor, labels: Tensor, classes: int, alpha: float, draw: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each image mixed with another: images (S, K, H, W), labels of the heavier halves (S,), targets (S, C).
+
+    The own weight is max(b, 1 - b) with b drawn from Beta(alpha, alpha).
+
+    Source: Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: beyond empirical risk minimization", 2018.
+    """
+    partner = torch.from_numpy(draw.permutation(len(labels))).to(labels.device)
+    share = draw.beta(alpha, alpha, len(labels))
+    own = torch.from_numpy(np.maximum(share, 1 - share)).to(images)
+    weight = own.view(-1, 1, 1, 1)
+    mixed = weight * images + (1 - weight) * images[partner]
+    one_hot = torch.nn.functional.one_hot(labels, classes).to(images.dtype)
+    targets = own.view(-1, 1) * one_hot + (1 - own.view(-1, 1)) * one_hot[partner]
+    return mixed, labels, targets

@@ -3,16 +3,19 @@
 Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
 """
 
+import torch
 from torch import Tensor
 
-from fedh2l_mpi import objectives
+from fedh2l_mpi import objectives, teachers
 from fedh2l_mpi.config import MethodConfig
-from fedh2l_mpi.data.seed_set import SeedRound
-from fedh2l_mpi.gradients import COMBINERS, InnerProducts
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.exchange import ArraySpec
+from fedh2l_mpi.methods.method import Method, Round
 from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.teachers import Teachers
 
 
-class FedH2L:
+class FedH2L(Method):
     """Publish posteriors, learn from private data, then from private data and the neighbours' posteriors together.
 
     Source: Li, Zhou, Wang, Mi and Hospedales, "FedH2L: Federated learning with model and statistical heterogeneity",
@@ -20,42 +23,66 @@ class FedH2L:
     """
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
-        self._config, self._labelled = config, labelled
-        self._combine = COMBINERS[config.combine]
+        super().__init__(config, labelled)
+        self._temperature = config.temperature or 1.0
+        if not labelled:
+            if config.teachers == "seed_accuracy":
+                raise UserError("method.teachers: got 'seed_accuracy', but seed_set.labelled is false")
+            if config.warmup_rounds:
+                raise UserError("method.warmup_rounds: needs seed labels, but seed_set.labelled is false")
 
-    def publish(self, participant: Participant, seed: SeedRound) -> Tensor:
+    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
+        return ArraySpec("posteriors", samples, classes, sums_to_one=True)
+
+    def exchanges_in(self, round_index: int) -> bool:
+        return round_index >= (self.config.warmup_rounds or 0)
+
+    def publish(self, participant: Participant, now: Round) -> Tensor:
         """Posteriors on the round's seed samples, float32 (S, C) in host memory: all that ever leaves a participant."""
-        logits_SC = participant.logits(seed.images)
-        return objectives.posteriors(logits_SC, self._config.temperature).float().cpu().contiguous()
+        logits_SC = participant.logits(now.seed.images)
+        return objectives.posteriors(logits_SC, self._temperature).float().cpu().contiguous()
 
-    def local_phase(self, participant: Participant, round_index: int) -> None:
-        """E steps on private minibatches."""
-        participant.begin(round_index, phase=0)
-        for _ in range(self._config.local_steps):
-            participant.step(participant.gradient(participant.private_loss()))
-
-    def mutual_phase(self, participant: Participant, seed: SeedRound, theirs_NSC: Tensor) -> None:
+    def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps, each along a combination of the private and the seed gradient at the same weights."""
-        participant.begin(seed.round, phase=1)
-        theirs_NSC = theirs_NSC.to(participant.device)
-        for rows_B in participant.seed_minibatches(len(seed), seed.round, self._config.mutual_steps):
+        participant.begin(now.index, phase=1)
+        theirs_NSC = theirs.to(participant.device)
+        taught = teachers.choose(self.config.teachers or "each", theirs_NSC, now.seed.labels)
+        weight_kd = self.weight_kd(now.index)
+        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())
-            g_seed = participant.gradient(self._seed_loss(participant, seed, rows_B, theirs_NSC[:, rows_B]))
-            products = InnerProducts.of(g_private, g_seed)
-            participant.note("gradient_cosine", products.cosine)
-            participant.note("conflict_rate", products.conflict)
-            a, b = self._combine(products)
-            participant.step(g_private.mul_(a).add_(g_seed.mul_(b)))
+            losses = self._seed_losses(participant, now, rows_B, taught, weight_kd)
+            if self.config.combine == "gem_neighbours":
+                self.step_within_cone(participant, g_private, [participant.gradient(loss, True) for loss in losses])
+            else:
+                self.combined_step(participant, g_private, participant.gradient(torch.stack(losses).sum()))
 
-    def _seed_loss(self, participant: Participant, seed: SeedRound, rows_B: Tensor, theirs_NBC: Tensor) -> Tensor:
-        """w_ce CE(seed minibatch) + w_kd T^2 mean over neighbours of KL(theirs || own), in nats."""
-        temperature = self._config.temperature
-        own_logits_BC = participant.model(seed.images[rows_B])
-        distillation = objectives.mutual_distillation(own_logits_BC, theirs_NBC, temperature)
-        participant.note("loss_distillation", distillation)
-        loss = self._config.weight_kd * temperature**2 * distillation
-        if self._labelled:
-            supervised = objectives.cross_entropy(own_logits_BC, seed.labels[rows_B])
+    def weight_kd(self, round_index: int) -> float:
+        """w_kd of a round: 0 in the warm-up, then rising linearly over the ramp to its value."""
+        since = round_index - (self.config.warmup_rounds or 0)
+        if since < 0:
+            return 0.0
+        return (self.config.weight_kd or 0.0) * min(1.0, (since + 1) / ((self.config.ramp_rounds or 0) + 1))
+
+    def _seed_losses(
+        self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers, weight_kd: float
+    ) -> list[Tensor]:
+        """The terms of w_ce CE + w_kd T^2 mean over teachers of KL(teacher || own), in nats.
+
+        With a constraint for every neighbour, each neighbour's part of the mean is a term of its own.
+        """
+        own_logits_BC = participant.model(now.seed.images[rows_B])
+        losses = []
+        if self.labelled:
+            supervised = objectives.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
             participant.note("loss_seed", supervised)
-            loss = loss + self._config.weight_ce * supervised
-        return loss
+            losses.append((self.config.weight_ce or 0.0) * supervised)
+        minibatch = taught.on(rows_B)
+        parts = minibatch.apart() if self.config.combine == "gem_neighbours" else [minibatch]
+        distillations = [self._distillation(own_logits_BC, part) for part in parts]
+        participant.note("loss_distillation", torch.stack(distillations).sum())
+        return losses + [weight_kd * self._temperature**2 * distillation for distillation in distillations]
+
+    def _distillation(self, own_logits_BC: Tensor, taught: Teachers) -> Tensor:
+        return objectives.mutual_distillation(
+            own_logits_BC, taught.posteriors, self._temperature, self.config.divergence or "forward_kl", taught.weights
+        )

@@ -134,7 +134,7 @@ def test_every_shipped_config_is_complete_and_says_what_it_shows(path):
         assert word in text
     missing = {
         section: set(fields) - set(yaml.safe_load(text)[section])
-        for section, fields in {"topology": ["kind"], "method": ["name", "combine"], "data": ["name"]}.items()
+        for section, fields in {"topology": ["kind"], "method": ["name"], "data": ["name"]}.items()
     }
     assert not any(missing.values())
 

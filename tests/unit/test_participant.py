@@ -1,5 +1,7 @@
 """A participant, FedH2L's phases, and the traps that a learner can fall into."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from fedh2l_mpi.data.federation import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.methods.fedh2l import FedH2L
+from fedh2l_mpi.methods.method import Round
 from fedh2l_mpi.models import build
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
+from fedh2l_mpi.topology import Graph
 
 
 def samples(count: int, seed: int = 0) -> Labelled:
@@ -27,9 +31,9 @@ def learner(model: nn.Module | str = "mlp", index: int = 0, **optimizer: object)
     )
 
 
-def seed_round(count: int = 40, round_index: int = 0) -> SeedRound:
+def a_round(round_index: int = 0, count: int = 40) -> Round:
     some = samples(count, seed=2)
-    return SeedRound(round_index, some.images, some.labels)
+    return Round(round_index, Graph(2, [(0, 1)]), SeedRound(round_index, some.images, some.labels, some.labels))
 
 
 class WithDropout(nn.Module):
@@ -76,7 +80,7 @@ def test_published_posteriors_are_float32_rows_that_sum_to_one_and_change_nothin
     participant = learner("cnn")
     before = {name: value.clone() for name, value in participant.model.state_dict().items()}
     participant.model.train()
-    published = FedH2L(MethodConfig(), labelled=True).publish(participant, seed_round())
+    published = FedH2L(MethodConfig(), labelled=True).publish(participant, a_round())
     assert (published.dtype, tuple(published.shape), published.requires_grad) == (torch.float32, (40, 10), False)
     assert (published.sum(dim=1) - 1).abs().max() < 1e-6
     assert all(torch.equal(before[name], value) for name, value in participant.model.state_dict().items())
@@ -85,18 +89,18 @@ def test_published_posteriors_are_float32_rows_that_sum_to_one_and_change_nothin
 def test_posteriors_are_those_of_eval_mode():
     # In train mode, batch statistics would make a sample's posterior depend on its companions.
     participant, method = learner("cnn"), FedH2L(MethodConfig(local_steps=5), labelled=True)
-    method.local_phase(participant, 0)
-    seed = seed_round()
-    alone = SeedRound(0, seed.images[:1], seed.labels[:1])
-    torch.testing.assert_close(method.publish(participant, seed)[:1], method.publish(participant, alone))
+    method.local_phase(participant, a_round())
+    alone = a_round(count=40)
+    alone = replace(alone, seed=replace(alone.seed, images=alone.seed.images[:1]))
+    torch.testing.assert_close(method.publish(participant, a_round())[:1], method.publish(participant, alone))
 
 
 def test_the_optimiser_lives_as_long_as_the_run():
     participant = learner()
     method = FedH2L(MethodConfig(local_steps=3, mutual_steps=2), labelled=True)
     for round_index in range(4):
-        method.local_phase(participant, round_index)
-        method.mutual_phase(participant, seed_round(round_index=round_index), torch.full((1, 40, 10), 0.1))
+        method.local_phase(participant, a_round(round_index))
+        method.mutual_phase(participant, a_round(round_index), torch.full((1, 40, 10), 0.1))
     assert participant.optimizer.steps == 4 * (3 + 2)
     assert participant.minibatches.position == 4 * (3 + 2)
 
@@ -109,9 +113,9 @@ def test_dropout_is_the_same_whoever_else_is_hosted():
         method = FedH2L(MethodConfig(local_steps=3), labelled=True)
         for round_index in range(2):
             if disturbed:
-                method.local_phase(other, round_index)
+                method.local_phase(other, a_round(round_index))
                 torch.rand(5)
-            method.local_phase(participant, round_index)
+            method.local_phase(participant, a_round(round_index))
         return participant.parameters.vector.clone()
 
     assert torch.equal(weights(False), weights(True))
@@ -134,7 +138,7 @@ def test_dropout_differs_between_participants_and_rounds():
 def test_an_isolated_participant_learns_from_seed_labels_without_nan():
     participant = learner()
     method = FedH2L(MethodConfig(local_steps=0, mutual_steps=5), labelled=True)
-    method.mutual_phase(participant, seed_round(), torch.empty(0, 40, 10))
+    method.mutual_phase(participant, a_round(), torch.empty(0, 40, 10))
     means = participant.noted_means()
     assert means["loss_distillation"] == 0.0
     assert means["loss_seed"] > 0.0
@@ -144,10 +148,10 @@ def test_an_isolated_participant_learns_from_seed_labels_without_nan():
 def test_an_unlabelled_seed_set_teaches_by_posteriors_alone():
     participant = learner()
     method = FedH2L(MethodConfig(local_steps=0, mutual_steps=3), labelled=False)
-    method.mutual_phase(participant, seed_round(), torch.full((2, 40, 10), 0.1))
+    method.mutual_phase(participant, a_round(), torch.full((2, 40, 10), 0.1))
     assert "loss_seed" not in participant.noted_means()
     # And without neighbours there is nothing to learn from it, which is no error either.
-    method.mutual_phase(participant, seed_round(), torch.empty(0, 40, 10))
+    method.mutual_phase(participant, a_round(), torch.empty(0, 40, 10))
     assert torch.isfinite(participant.parameters.vector).all()
 
 
@@ -157,7 +161,8 @@ def test_a_mutual_step_is_the_formula():
     participant = learner(name="sgd", lr=0.1)
     reference = build("mlp", 1, 8, 10, seed=1).train()
     theirs = torch.rand(2, 40, 10).softmax(dim=-1)
-    seed = seed_round()
+    now = a_round()
+    seed = now.seed
     (seed_rows,) = learner().seed_minibatches(40, 0, 1)
     private_rows = learner().minibatches.next()
 
@@ -176,7 +181,7 @@ def test_a_mutual_step_is_the_formula():
     loss.backward()
     expected = [parameter.detach() - 0.1 * parameter.grad for parameter in reference.parameters()]
 
-    FedH2L(config, labelled=True).mutual_phase(participant, seed, theirs)
+    FedH2L(config, labelled=True).mutual_phase(participant, now, theirs)
     for parameter, value in zip(participant.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value, rtol=1e-5, atol=1e-7)
     assert participant.noted_means()["loss_distillation"] == pytest.approx(distillation.item(), rel=1e-5)

@@ -140,7 +140,7 @@ def test_a_finished_run_holds_everything_a_later_analysis_needs(tmp_path):
         assert not np.isnan(result[name]).any(), name
     assert (np.abs(result["gradient_cosine"]) <= 1).all()
     assert result["degree"].tolist() == [[3, 1, 1, 1]] * 3
-    assert (result["bytes_sent"] == result["degree"] * (36 + 4 * 288 * 10)).all()
+    assert (result["bytes_sent"] == result["degree"] * (48 + 4 + 4 * 288 * 10)).all()
     assert result["graph_edges"].tolist() == [[0, 1], [0, 2], [0, 3]]
     assert config.Config.model_validate(yaml.safe_load(result.attributes["config"])).rounds == 3
     for name in ("git_revision", "versions", "started", "seed_set_digest", "seed_set_bytes", "threads", "ranks"):

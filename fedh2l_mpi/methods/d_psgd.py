@@ -1,0 +1,50 @@
+"""Decentralised SGD: gossip averaging of parameters."""
+
+from torch import Tensor
+
+from fedh2l_mpi.exchange import ArraySpec
+from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.topology import Graph
+
+
+class DPsgd(Method):
+    """E + M steps on private data; parameters are averaged with the neighbours', by the graph's Metropolis weights.
+
+    x_i <- x_i + sum over neighbours j of w_ij (x_j - x_i), where x_i, x_j in the bracket are as published. Published
+    after the local steps, this is local SGD with gossip; with `publish: start`, the average is of the weights before
+    them, as in the paper, and the exchange is hidden behind them. The optimiser's moments stay local; BatchNorm's
+    running statistics are averaged like parameters.
+
+    Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?", 2017, algorithm 1; Xiao,
+    Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007, for the weights.
+    """
+
+    shares_parameters = True
+
+    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
+        return ArraySpec("parameters", 1, participant.shared_state.size)
+
+    def publish(self, participant: Participant, now: Round) -> Tensor:
+        """Parameters and running statistics, float32 (1, size)."""
+        state = participant.shared_state.read().float()
+        participant.kept["published"] = state
+        return state.cpu()[None]
+
+    def local_phase(self, participant: Participant, now: Round) -> None:
+        """E + M steps on private minibatches."""
+        participant.begin(now.index, phase=0)
+        self.private_steps(participant, self.config.local_steps + self.config.mutual_steps)
+
+    def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
+        """The average."""
+        state, published = participant.shared_state.read(), participant.kept["published"]
+        for neighbour, parameters in zip(now.graph.neighbours[participant.index], theirs, strict=True):
+            weight = metropolis_weight(now.graph, participant.index, neighbour)
+            state += weight * (parameters[0].to(participant.device) - published)
+        participant.shared_state.write(state)
+
+
+def metropolis_weight(graph: Graph, i: int, j: int) -> float:
+    """1 / (1 + the larger degree of two neighbours): symmetric; with the rest of 1 for oneself, doubly stochastic."""
+    return 1 / (1 + max(len(graph.neighbours[i]), len(graph.neighbours[j])))

@@ -1,0 +1,129 @@
+"""What the round loop asks of a method, and what most methods do when asked.
+
+Shape letters: N neighbours, K gradients, W weights of the model; a published array has rows and columns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedh2l_mpi.config import MethodConfig
+from fedh2l_mpi.data.seed_set import SeedRound
+from fedh2l_mpi.exchange import ArraySpec
+from fedh2l_mpi.gradients import COMBINERS, InnerProducts, nearest_in_cone
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.topology import Graph
+
+
+@dataclass(frozen=True)
+class Round:
+    """What all participants know about a round.
+
+    Attributes
+    ----------
+    index : int
+        From 0.
+    graph : Graph
+        Who is whose neighbour.
+    seed : SeedRound
+        The round's seed samples, as everyone sees them.
+    private_samples : tuple of int
+        How many private training samples each participant has, (P,).
+    """
+
+    index: int
+    graph: Graph
+    seed: SeedRound
+    private_samples: tuple[int, ...] = ()
+
+
+class Method:
+    """A learning method; one object serves all participants of a rank, so what it remembers belongs into them.
+
+    A subclass says what is exchanged (`array`, `publish`) and how participants learn (`local_phase`, `mutual_phase`).
+    For a fair comparison, both phases together make `local_steps + mutual_steps` optimiser steps in every round.
+
+    Parameters
+    ----------
+    config : MethodConfig
+        The section `method` of the config.
+    labelled : bool
+        Whether the seed labels may be used.
+    """
+
+    # Parameters are exchanged: all participants need one architecture, and begin with the same weights.
+    shares_parameters = False
+    # Everyone averages with everyone: the graph must be complete.
+    needs_complete_graph = False
+    # Everyone trains on everybody's private data: an upper bound, which breaks privacy.
+    pools_private_data = False
+
+    def __init__(self, config: MethodConfig, labelled: bool) -> None:
+        self.config, self.labelled = config, labelled
+
+    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec | None:
+        """Name and shape of what a participant publishes in a round; None: nothing is ever exchanged.
+
+        Parameters
+        ----------
+        participant : Participant
+            Any one; for those that share parameters, all are alike.
+        samples, classes : int
+            S, seed samples of a round, and C.
+        """
+        return None
+
+    def exchanges_in(self, round_index: int) -> bool:
+        """Whether participants publish in this round; must depend on the round alone."""
+        return True
+
+    @property
+    def publishes_first(self) -> bool:
+        """Whether the exchange starts before the local phase, which then hides it, or after it."""
+        return self.config.publish != "after_local"
+
+    def publish(self, participant: Participant, now: Round) -> Tensor:
+        """The array that goes to the neighbours, float32 (rows, columns) in host memory."""
+        raise NotImplementedError(f"{type(self).__name__} has an array to exchange, but does not say which numbers")
+
+    def local_phase(self, participant: Participant, now: Round) -> None:
+        """E steps on private minibatches."""
+        participant.begin(now.index, phase=0)
+        self.private_steps(participant, self.config.local_steps)
+
+    def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
+        """M steps with what the neighbours sent.
+
+        Parameters
+        ----------
+        theirs : float32 tensor (N, rows, columns)
+            In host memory, in the order of `now.graph.neighbours[participant.index]`; N = 0 without neighbours, and
+            in a round without exchange.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how participants learn from each other")
+
+    @staticmethod
+    def private_steps(participant: Participant, steps: int) -> None:
+        """Optimiser steps on private minibatches."""
+        for _ in range(steps):
+            participant.step(participant.gradient(participant.private_loss()))
+
+    def combined_step(self, participant: Participant, g_private: Tensor, g_seed: Tensor) -> None:
+        """One step along the combination of the two gradients that `method.combine` names; `sum` where none."""
+        products = self._noted_products(participant, g_private, g_seed)
+        a, b = COMBINERS[self.config.combine or "sum"](products)
+        participant.step(g_private.mul_(a).add_(g_seed.mul_(b)))
+
+    def step_within_cone(self, participant: Participant, g_private: Tensor, g_terms: list[Tensor]) -> None:
+        """One step along the vector nearest to the sum of all that, to first order, raises none of their losses."""
+        gradients_KW = torch.stack([g_private, *g_terms])
+        self._noted_products(participant, g_private, gradients_KW[1:].sum(dim=0))
+        participant.step(nearest_in_cone(gradients_KW @ gradients_KW.T) @ gradients_KW)
+
+    @staticmethod
+    def _noted_products(participant: Participant, g_private: Tensor, g_seed: Tensor) -> InnerProducts:
+        products = InnerProducts.of(g_private, g_seed)
+        participant.note("gradient_cosine", products.cosine)
+        participant.note("conflict_rate", products.conflict)
+        return products

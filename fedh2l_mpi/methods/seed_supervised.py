@@ -1,0 +1,31 @@
+"""Private data and the labelled seed set, without each other's posteriors: what the seed labels alone are worth."""
+
+from torch import Tensor
+
+from fedh2l_mpi import objectives
+from fedh2l_mpi.config import MethodConfig
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.participant import Participant
+
+
+class SeedSupervised(Method):
+    """E steps on private data, M steps on private data and the seed set's labels; nothing is exchanged.
+
+    It is FedH2L without distillation: the same samples, steps and combination of gradients.
+    """
+
+    def __init__(self, config: MethodConfig, labelled: bool) -> None:
+        super().__init__(config, labelled)
+        if not labelled:
+            raise UserError(f"seed_set.labelled: got False, but method {config.name!r} learns from the seed labels")
+
+    def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
+        """M steps, each along a combination of the private and the seed gradient at the same weights."""
+        participant.begin(now.index, phase=1)
+        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
+            g_private = participant.gradient(participant.private_loss())
+            supervised = objectives.cross_entropy(participant.model(now.seed.images[rows_B]), now.seed.targets[rows_B])
+            participant.note("loss_seed", supervised)
+            g_seed = participant.gradient((self.config.weight_ce or 0.0) * supervised)
+            self.combined_step(participant, g_private, g_seed)

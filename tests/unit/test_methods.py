@@ -1,0 +1,319 @@
+"""Every method against its formula, on learners small enough to do by hand or with torch.optim."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from fedh2l_mpi import config_file, methods
+from fedh2l_mpi.config import METHOD_KEYS, EvaluationConfig, MethodConfig, OptimizerConfig
+from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.seed_set import SeedRound
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.methods import METHODS, Method, Round
+from fedh2l_mpi.methods.d_psgd import metropolis_weight
+from fedh2l_mpi.models import build
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.topology import Graph
+
+cross_entropy = nn.functional.cross_entropy
+STAR = Graph(4, [(0, 1), (0, 2), (0, 3)])
+
+
+def samples(count: int, seed: int = 0) -> Labelled:
+    draw = torch.Generator().manual_seed(seed)
+    return Labelled(torch.randn(count, 1, 8, 8, generator=draw), torch.randint(10, (count,), generator=draw))
+
+
+def learner(index: int = 0, architecture: str = "mlp", seed: int = 1) -> Participant:
+    return Participant(
+        index,
+        architecture,
+        build(architecture, 1, 8, 10, seed=seed),
+        samples(64, seed=index),
+        samples(10, 1),
+        OptimizerConfig(name="sgd", lr=0.1),
+        EvaluationConfig(),
+        seed=0,
+    )
+
+
+def a_round(index: int = 0, graph: Graph = STAR) -> Round:
+    some = samples(40, seed=2)
+    return Round(index, graph, SeedRound(index, some.images, some.labels, some.labels), (64, 64, 128, 64))
+
+
+def method(name: str, labelled: bool = True, **keys: object) -> Method:
+    settings = MethodConfig(name=name, **{"local_steps": 0, "mutual_steps": 1, **keys})
+    return METHODS[name](settings, labelled)
+
+
+def test_every_method_of_the_config_exists_and_no_other():
+    assert set(METHODS) == set(METHOD_KEYS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_makes_the_same_number_of_optimiser_steps(name):
+    participant, learning = learner(), method(name, local_steps=3, mutual_steps=4)
+    array = learning.array(participant, samples=40, classes=10)
+    for index in range(7):
+        now = a_round(index)
+        theirs = torch.empty(0, *((array.rows, array.columns) if array else (0, 0)))
+        learning.local_phase(participant, now)
+        if array and learning.exchanges_in(index):
+            own = learning.publish(participant, now)
+            assert (own.dtype, tuple(own.shape)) == (torch.float32, (array.rows, array.columns))
+            theirs = torch.stack([own] * 3)
+        learning.mutual_phase(participant, now, theirs)
+        assert participant.optimizer.steps == 7 * (index + 1)
+    assert torch.isfinite(participant.parameters.vector).all()
+
+
+def one_step(learning: Method, theirs: torch.Tensor) -> list[torch.Tensor]:
+    """The change of the weights by one mutual step of SGD at rate 0.1, as a gradient."""
+    participant = learner()
+    before = [parameter.detach().clone() for parameter in participant.model.parameters()]
+    learning.mutual_phase(participant, a_round(), theirs)
+    return [(b - p.detach()) / 0.1 for b, p in zip(before, participant.model.parameters(), strict=True)]
+
+
+def gradient_of(loss_of) -> list[torch.Tensor]:
+    """The gradient of `loss_of(model, private images, labels, seed images, labels, seed rows)` by autograd alone."""
+    participant, now = learner(), a_round()
+    model = build("mlp", 1, 8, 10, seed=1).train()
+    (rows,) = participant.seed_minibatches(40, 0, 1)
+    private, private_rows = participant.private, participant.minibatches.next()
+    loss_of(
+        model, private.images[private_rows], private.labels[private_rows], now.seed.images[rows],
+        now.seed.labels[rows], rows,
+    ).backward()  # fmt: skip
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+
+
+def assert_equal(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
+
+
+def kl(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return nn.functional.kl_div(logits.log_softmax(1), teacher, reduction="batchmean")
+
+
+def posteriors(count: int) -> torch.Tensor:
+    return torch.randn(count, 40, 10, generator=torch.Generator().manual_seed(5)).softmax(-1)
+
+
+def test_independent_learns_from_private_data_alone():
+    got = one_step(method("independent"), torch.empty(0, 0, 0))
+    assert_equal(got, gradient_of(lambda f, x, y, sx, sy, rows: cross_entropy(f(x), y)))
+
+
+@pytest.mark.parametrize("name", ["seed_supervised", "pooled"])
+def test_seed_supervised_adds_the_seed_labels(name):
+    got = one_step(method(name, combine="sum", weight_ce=0.5), torch.empty(0, 0, 0))
+    assert_equal(
+        got, gradient_of(lambda f, x, y, sx, sy, rows: cross_entropy(f(x), y) + 0.5 * cross_entropy(f(sx), sy))
+    )
+
+
+def test_dml_learns_on_the_seed_set_from_the_sum_of_its_neighbours():
+    theirs = posteriors(3)
+    got = one_step(method("dml", weight_kd=2.0), theirs)
+    assert_equal(
+        got,
+        gradient_of(
+            lambda f, x, y, sx, sy, rows: cross_entropy(f(sx), sy) + 2.0 * sum(kl(f(sx), t[rows]) for t in theirs)
+        ),
+    )
+
+
+def test_distributed_distillation_never_looks_at_seed_labels():
+    theirs = posteriors(2)
+
+    def loss(f, x, y, sx, sy, rows):
+        return cross_entropy(f(x), y) + sum(kl(f(sx), t[rows]) for t in theirs) / 2
+
+    assert_equal(one_step(method("distributed_distillation"), theirs), gradient_of(loss))
+    assert_equal(one_step(method("distributed_distillation", labelled=False), theirs), gradient_of(loss))
+
+
+def test_fedmd_digests_the_mean_of_all_logits_then_revisits_private_data():
+    learning, participant, now = method("fedmd", local_steps=2, mutual_steps=1, warmup_rounds=0), learner(), a_round()
+    model = build("mlp", 1, 8, 10, seed=1).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    theirs = torch.randn(2, 40, 10, generator=torch.Generator().manual_seed(3))
+    consensus = (model(now.seed.images).detach() + theirs[0] + theirs[1]) / 3
+    (rows,) = learner().seed_minibatches(40, 0, 1)
+    batches = learner().minibatches
+    losses = [lambda: (model(now.seed.images[rows]) - consensus[rows]).abs().mean()]
+    for _ in range(2):
+        private_rows = batches.next()
+        losses.append(
+            lambda at=private_rows: cross_entropy(model(participant.private.images[at]), participant.private.labels[at])
+        )
+    for loss in losses:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    learning.publish(participant, now)
+    learning.local_phase(participant, now)
+    learning.mutual_phase(participant, now, theirs)
+    assert_equal([p.detach() for p in participant.model.parameters()], [p.detach() for p in model.parameters()])
+
+
+def test_fedmd_begins_with_the_seed_labels_and_no_exchange():
+    learning = method("fedmd", warmup_rounds=2)
+    assert [learning.exchanges_in(index) for index in range(4)] == [False, False, True, True]
+    got = one_step(learning, torch.empty(0, 40, 10))
+    assert_equal(got, gradient_of(lambda f, x, y, sx, sy, rows: cross_entropy(f(sx), sy)))
+
+
+def test_metropolis_weights_leave_a_share_for_oneself_and_are_symmetric():
+    assert metropolis_weight(STAR, 0, 1) == metropolis_weight(STAR, 1, 0) == 1 / 4
+    shares = [1 - sum(metropolis_weight(STAR, i, j) for j in STAR.neighbours[i]) for i in range(4)]
+    assert shares == pytest.approx([1 / 4, 3 / 4, 3 / 4, 3 / 4])
+
+
+def averaged(learning: Method, architecture: str = "mlp") -> tuple[list[torch.Tensor], list[torch.Tensor], Graph]:
+    """Everyone's states before and after a round of averaging without a step, on the method's graph."""
+    graph = Graph(4, [(i, j) for i in range(4) for j in range(i)]) if learning.needs_complete_graph else STAR
+    now = a_round(graph=graph)
+    everyone = [learner(index, architecture, seed=index) for index in range(4)]
+    published = [learning.publish(participant, now) for participant in everyone]
+    before = [participant.shared_state.read() for participant in everyone]
+    for participant in everyone:
+        theirs = [published[j] for j in graph.neighbours[participant.index]]
+        learning.mutual_phase(participant, now, torch.stack(theirs))
+    return before, [participant.shared_state.read() for participant in everyone], graph
+
+
+def test_d_psgd_multiplies_by_the_metropolis_matrix_and_keeps_the_mean():
+    before, after, graph = averaged(method("d_psgd"), architecture="cnn")
+    for i in range(4):
+        expected = before[i].clone()
+        for j in graph.neighbours[i]:
+            expected += metropolis_weight(graph, i, j) * (before[j] - before[i])
+        torch.testing.assert_close(after[i], expected)
+    torch.testing.assert_close(torch.stack(after).mean(0), torch.stack(before).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_d_psgd_published_at_the_start_averages_the_weights_before_the_local_steps():
+    # Lian et al.: x <- W x - rate * gradient, the gradient at the weights before the average.
+    learning = method("d_psgd", publish="start", local_steps=1, mutual_steps=0)
+    assert learning.publishes_first
+    one, other, now = learner(0), learner(1, seed=2), a_round(graph=Graph(2, [(0, 1)]))
+    before = one.shared_state.read()
+    learning.publish(one, now)
+    theirs = other.shared_state.read()
+    learning.local_phase(one, now)
+    moved = one.shared_state.read() - before
+    learning.mutual_phase(one, now, theirs[None, None])
+    torch.testing.assert_close(one.shared_state.read(), (before + theirs) / 2 + moved)
+
+
+def test_fedavg_weighs_by_private_samples_and_leaves_everyone_with_the_same_bits():
+    before, after, _ = averaged(method("fedavg"), architecture="cnn")
+    counts = (64, 64, 128, 64)
+    expected = sum(n / 320 * state for n, state in zip(counts, before, strict=True))
+    torch.testing.assert_close(after[0], expected)
+    assert all(torch.equal(after[0], state) for state in after)
+
+
+def test_running_statistics_are_averaged_like_parameters():
+    participants = [learner(index, "cnn") for index in range(2)]
+    for index, participant in enumerate(participants):
+        participant.model.layers[1].running_mean.fill_(float(index))
+    now = Round(0, Graph(2, [(0, 1)]), a_round().seed, (64, 64))
+    learning = method("fedavg")
+    published = [learning.publish(participant, now) for participant in participants]
+    learning.mutual_phase(participants[0], now, published[1][None])
+    assert participants[0].model.layers[1].running_mean.tolist() == [0.5] * 16
+
+
+def test_fedprox_pulls_towards_the_last_average():
+    pulled, free = learner(), learner()
+    method("fedprox", local_steps=2, mutual_steps=0, proximal=5.0).local_phase(pulled, a_round())
+    method("fedprox", local_steps=2, mutual_steps=0, proximal=0.0).local_phase(free, a_round())
+    start = learner().parameters.vector
+    # By hand: the first steps agree; the second gets mu (w - w_0) added, w - w_0 being the first step.
+    first = learner()
+    method("fedprox", local_steps=1, mutual_steps=0).local_phase(first, a_round())
+    torch.testing.assert_close(
+        pulled.parameters.vector, free.parameters.vector - 0.1 * 5.0 * (first.parameters.vector - start)
+    )
+
+
+def test_the_weight_of_distillation_warms_up_then_rises():
+    learning = method("fedh2l", warmup_rounds=2, ramp_rounds=3, weight_kd=2.0)
+    assert [learning.weight_kd(index) for index in range(7)] == [0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [learning.exchanges_in(index) for index in range(4)] == [False, False, True, True]
+
+
+def test_constraints_for_every_neighbour_change_nothing_where_none_is_violated():
+    # A teacher that is the learner itself has a vanishing gradient, and private data that are the seed set agree.
+    def weights(combine: str) -> torch.Tensor:
+        participant, now = learner(), a_round()
+        every = torch.arange(64) % 40
+        participant.private = Labelled(now.seed.images[every], now.seed.labels[every])
+        theirs = torch.stack([method("fedh2l").publish(participant, now)] * 2)
+        method("fedh2l", combine=combine).mutual_phase(participant, now, theirs)
+        return participant.parameters.vector
+
+    torch.testing.assert_close(weights("gem_neighbours"), weights("sum"), rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_within_the_cone_of_constraints_raises_no_loss():
+    participant, now, theirs = learner(), a_round(), posteriors(3)
+    gradients = []
+    learning = method("fedh2l", combine="gem_neighbours", weight_kd=20.0)
+    inner = learning.step_within_cone
+    learning.step_within_cone = lambda p, g, terms: (gradients.extend([g, *terms]), inner(p, g, terms))
+    before = participant.parameters.vector.clone()
+    learning.mutual_phase(participant, now, theirs)
+    assert len(gradients) == 1 + 1 + 3
+    direction = (before - participant.parameters.vector) / 0.1
+    for gradient in gradients:
+        assert float(gradient @ direction) >= -1e-4 * float(gradient.norm() * direction.norm())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["method.name=d_psgd"], "all participants need one architecture, but models gives cnn, lenet5, mlp"),
+        (["method.name=fedavg", "models=[mlp]"], "topology.kind: got 'ring', but method 'fedavg' averages over all"),
+        (["method.name=seed_supervised", "seed_set.labelled=false"], "seed_set.labelled: got False"),
+        (["method.name=pooled", "seed_set.labelled=false"], "seed_set.labelled: got False"),
+        (["method.teachers=seed_accuracy", "seed_set.labelled=false"], "method.teachers: got 'seed_accuracy'"),
+        (["method.warmup_rounds=2", "seed_set.labelled=false"], "method.warmup_rounds: needs seed labels"),
+        (["method.name=no_such_module:Kind"], "method.name: 'no_such_module:Kind': cannot import no_such_module"),
+        (["method.name=json:JSONDecoder"], "must be a subclass of fedh2l_mpi.methods.Method"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_refused_with_the_reason(settings, says):
+    config = config_file.load(None, settings).resolved(1, launched=False)
+    with pytest.raises(UserError) as error:
+        methods.build(config)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["method.name=fedhl2"], "method.name: got 'fedhl2'; known: independent, .*did you mean 'fedh2l'"),
+        (["method.name=independent", "method.temperature=2"], "method.temperature: got 2.0, but name 'independent'"),
+        (["method.name=dml", "method.combine=gem"], "method.combine: got 'gem', but name 'dml' does not use it"),
+        (["method.name=pooled", "method.combine=gem_neighbours"], "gem_neighbours needs neighbours"),
+        (["method.options={a: 1}"], "method.options: are for your own method, not for 'fedh2l'"),
+    ],
+)
+def test_keys_that_a_method_does_not_use_are_refused_by_name(settings, says):
+    with pytest.raises(UserError, match=says):
+        config_file.load(None, settings)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_cites_its_source_or_is_a_bound_of_our_own(name):
+    ours = {"independent", "seed_supervised", "pooled"}
+    assert name in ours or "Source:" in (inspect.getdoc(METHODS[name]) or "")
