@@ -45,7 +45,7 @@ ROW_FIELDS = (
     Field("accuracy_validation", "f8", "1", "accuracy on validation data held back from the private data"),
     Field("loss_private", "f8", "nats", "cross-entropy on private minibatches, mean over the round's steps"),
     Field("loss_seed", "f8", "nats", "cross-entropy on seed minibatches, mean over the mutual steps"),
-    Field("loss_distillation", "f8", "nats", "KL(neighbour || own) on seed minibatches, mean over the mutual steps"),
+    Field("loss_distillation", "f8", "nats", "distance from the neighbours on seed minibatches (of logits for fedmd)"),
     Field("gradient_cosine", "f8", "1", "cosine between private and seed gradient, mean over the mutual steps"),
     Field("conflict_rate", "f8", "1", "share of mutual steps whose two gradients have a negative inner product"),
     Field("seconds_publish", "f8", "s", "time for the posteriors on the seed samples, and for starting the exchange"),

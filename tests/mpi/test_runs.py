@@ -47,6 +47,25 @@ def test_every_number_of_ranks_and_both_mpis_give_the_same_bits(tmp_path, settin
         assert_same(alone, run(settings, tmp_path / f"openmpi-{ranks}", ranks, other))
 
 
+SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.every=4"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["method.name=d_psgd", "models=[cnn]", "topology.kind=random_regular", "topology.degree=2"],
+        ["method.name=fedprox", "models=[cnn]", "topology.kind=complete", "data.partition.kind=quantity"],
+        ["method.name=fedmd", "method.warmup_rounds=1", "seed_set.views=both", "data.augmentation=affine"],
+        ["method.name=pooled", "seed_set.views=affine"],
+    ],
+    ids=["d_psgd", "fedprox", "fedmd, views, augmentation", "pooled"],
+)
+def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings):
+    arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]
+    alone = run(arguments, tmp_path / "alone")
+    assert_same(alone, run(arguments, tmp_path / "ranks-3", 3))
+
+
 def test_sixteen_ranks_without_any_argument_run_the_default_config(tmp_path):
     # Exactly `mpirun -n 16 python -m fedh2l_mpi`; its 40 rounds take two cores some time.
     ended = launch([], ranks=16, timeout=240, cwd=tmp_path)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from fedh2l_mpi.gradients import COMBINERS, InnerProducts
+from fedh2l_mpi.gradients import COMBINERS, InnerProducts, gem, nearest_in_cone
 
 
 def combine(rule: str, g_private: torch.Tensor, g_seed: torch.Tensor) -> torch.Tensor:
@@ -95,3 +95,39 @@ def test_cosine_and_conflict():
 def test_the_cosine_of_opposite_gradients_is_minus_one_at_any_size(size):
     gradient = torch.tensor([size, -2 * size])
     assert InnerProducts.of(gradient, -gradient).cosine.item() == pytest.approx(-1.0)
+
+
+def random_gradients(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_nearest_vector_in_the_cone_of_two_is_gem(seed):
+    gradients = random_gradients(2, seed)
+    a, b = gem(InnerProducts.of(*gradients))
+    expected = a * gradients[0] + b * gradients[1]
+    found = nearest_in_cone(gradients @ gradients.T) @ gradients
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("count", [3, 6])
+def test_the_nearest_vector_in_a_cone_is_feasible_and_no_feasible_one_is_nearer(seed, count):
+    gradients = random_gradients(count, seed)
+    found = nearest_in_cone(gradients @ gradients.T) @ gradients
+    assert (gradients @ found).min() >= -1e-8
+    # The projection onto a convex cone: the rest is orthogonal to it, and has no positive product with the cone.
+    rest = gradients.sum(dim=0) - found
+    assert float(rest @ found) == pytest.approx(0.0, abs=1e-7)
+    from scipy.optimize import linprog
+
+    worst = linprog(-rest.numpy(), A_ub=-gradients.numpy(), b_ub=[0.0] * count, bounds=[(-1, 1)] * 7)
+    assert -worst.fun <= 1e-6
+
+
+def test_a_vanishing_or_repeated_gradient_is_an_ordinary_case():
+    gradients = random_gradients(2, 0)[[0, 1, 1, 1]]
+    gradients[3] = 0.0
+    found = nearest_in_cone(gradients @ gradients.T) @ gradients
+    assert torch.isfinite(found).all()
+    assert (gradients @ found).min() >= -1e-8

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from fedh2l_mpi.objectives import cross_entropy, mutual_distillation, posteriors
+from fedh2l_mpi.objectives import (
+    DIVERGENCES,
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    logit_distance,
+    mutual_distillation,
+    posteriors,
+    reverse_kl,
+)
 
 OWN = torch.tensor([[2.0, 0.0, -1.0]])
 
@@ -89,3 +98,57 @@ def test_temperature_softens_and_its_square_keeps_the_size_of_the_gradient():
         (temperature**2 * mutual_distillation(own, posteriors(logits, temperature)[None], temperature)).backward()
         sizes.append(own.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+def hard_cases() -> tuple[torch.Tensor, torch.Tensor]:
+    """Own logits and neighbours' posteriors with zeros, certainties and extremes."""
+    logits = torch.tensor([[0.0, 0.0, 0.0], [2.0, -1.0, 0.5], [80.0, -80.0, 0.0]])
+    theirs = torch.tensor([[[1.0, 0.0, 0.0], [0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]])
+    return logits, theirs
+
+
+def test_divergences_by_hand():
+    own = torch.tensor([[0.5, 0.5]]).log()
+    theirs = torch.tensor([[[0.25, 0.75]]])
+    assert forward_kl(own, theirs).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), abs=1e-6)
+    assert reverse_kl(own, theirs).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-6)
+    m = (0.375, 0.625)
+    expected = 0.5 * (0.25 * math.log(0.25 / m[0]) + 0.75 * math.log(0.75 / m[1]))
+    expected += 0.5 * (0.5 * math.log(0.5 / m[0]) + 0.5 * math.log(0.5 / m[1]))
+    assert jensen_shannon(own, theirs).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence_vanishes_at_agreement_is_positive_elsewhere_and_has_finite_gradients(name):
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    same = mutual_distillation(logits, logits.softmax(-1)[None], divergence=name)
+    assert same.item() == pytest.approx(0.0, abs=1e-6)
+    logits, theirs = hard_cases()
+    logits.requires_grad_()
+    loss = mutual_distillation(logits, theirs, divergence=name)
+    loss.backward()
+    assert loss.item() > 0.1
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_jensen_shannon_is_symmetric_and_bounded_by_log_2():
+    p, q = (torch.rand(5, 3).softmax(-1) for _ in range(2))
+    one, other = jensen_shannon(p.log(), q[None]), jensen_shannon(q.log(), p[None])
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    logits, theirs = hard_cases()
+    assert jensen_shannon(logits.log_softmax(-1), theirs).max().item() <= math.log(2) + 1e-6
+
+
+def test_weights_decide_how_much_each_neighbour_counts():
+    logits, theirs = torch.zeros(1, 2), torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]])
+    weights = torch.tensor([[0.25], [0.75]])
+    assert mutual_distillation(logits, theirs, weights_NB=weights).item() == pytest.approx(0.25 * math.log(2))
+
+
+def test_logit_distance_is_the_mean_absolute_difference():
+    own = torch.tensor([[1.0, -2.0], [0.0, 4.0]], requires_grad=True)
+    consensus = torch.tensor([[0.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    distance = logit_distance(own, consensus)
+    distance.backward()
+    assert distance.item() == pytest.approx((1 + 2 + 1 + 3) / 4)
+    assert consensus.grad is None

@@ -1,0 +1,40 @@
+"""MNIST without its test images: settings can be tuned on the result, and the test set stays unseen.
+
+    python -m benchmarks.validation_split MNIST_FOLDER OUT_FOLDER
+
+The last sixth of the training images become the test files of OUT_FOLDER, the others its training files.
+"""
+
+import argparse
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable, open_source
+
+
+def write(folder: Path, part: str, table: ImageTable, rows: np.ndarray) -> None:
+    """The rows as two IDX files, uncompressed."""
+    images_name, labels_name = IDX_PARTS[part]
+    images = table.images(rows)[:, 0]
+    (folder / images_name).write_bytes(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
+    labels = table.labels[rows].astype(np.uint8)
+    (folder / labels_name).write_bytes(struct.pack(">II", 0x801, len(labels)) + labels.tobytes())
+
+
+def main() -> None:
+    """Read, split, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", help="folder of the four IDX files")
+    parser.add_argument("out", type=Path, help="a new folder")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True)
+    table = open_source("mnist", options.root).train
+    kept = len(table.labels) * 5 // 6
+    write(options.out, "train", table, np.arange(kept))
+    write(options.out, "test", table, np.arange(kept, len(table.labels)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What the README shows must work as it stands."""
+
+import re
+import textwrap
+from pathlib import Path
+
+from conftest import launch
+
+from fedh2l_mpi import metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def block_after(heading: str) -> str:
+    """The first indented block after a line of the README that contains `heading`."""
+    text = (ROOT / "README.md").read_text().split(heading, 1)[1]
+    block = re.search(r"(?:^ {4}.*\n|^\n)+", text[text.index("\n    ") + 1 :], re.MULTILINE)
+    assert block is not None
+    return textwrap.dedent(block.group()).strip() + "\n"
+
+
+def test_the_example_of_a_method_of_ones_own_is_short_and_learns(tmp_path):
+    example = block_after("`my_methods.py`")
+    assert len(example.splitlines()) <= 30
+    (tmp_path / "my_methods.py").write_text(example)
+    settings = ["method.name=my_methods:Boldest", "method.options.weight=0.5", "rounds=12"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    ended = launch([*words, "--quiet", "--out", "run"], cwd=tmp_path, environ={"PYTHONPATH": str(ROOT)})
+    assert ended.code == 0, ended.err
+    run = metrics.read(tmp_path / "run" / "metrics.h5")
+    assert (run["bytes_sent"] == 2 * (48 + 4 + 4 * 288 * 10)).all()
+    # Alone, participants reach 0.58 in so many rounds.
+    assert run["accuracy_all"][-1].mean() > 0.7
+
+
+def test_the_example_of_a_model_of_ones_own_runs(tmp_path):
+    (tmp_path / "my_models.py").write_text(block_after("`my_models.py`"))
+    ended = launch(
+        ["--set", "models=[my_models:Net, cnn]", "--set", "rounds=1", "--quiet", "--out", "run"],
+        cwd=tmp_path,
+        environ={"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.code == 0, ended.err
+    names = metrics.read(tmp_path / "run" / "metrics.h5")["architecture"].tolist()
+    assert names == [b"my_models:Net", b"cnn"] * 2
+
+
+def test_every_path_that_the_readme_names_exists():
+    text = (ROOT / "README.md").read_text() + (ROOT / "RESULTS.md").read_text()
+    for path in set(re.findall(r"\b(?:configs|benchmarks|tests|fedh2l_mpi)/[\w./]+\w", text)):
+        assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path

@@ -1,0 +1,154 @@
+"""Augmentation and the seed set's views: shared randomness, closed forms, and what must never differ between ranks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedh2l_mpi.config import SeedSetConfig
+from fedh2l_mpi.data.augmentation import Affine, Photo
+from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.rotation import rotate
+from fedh2l_mpi.data.seed_set import SeedSet, mixup
+
+KINDS = ["affine", "mixup", "both", "photo"]
+
+
+def pictures(count: int, channels: int = 1, side: int = 28) -> torch.Tensor:
+    """A bright square on a dark ground, a little different in every picture, with normalised values."""
+    images = torch.full((count, channels, side, side), -0.5)
+    for index in range(count):
+        images[index, :, side // 4 : side // 2 + index % 4, side // 3 : side // 2] = 1.5 + index / count
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def seed_set(views: str = "none", per_round: int = 24, seed: int = 0, **keys: object) -> SeedSet:
+    samples = Labelled(pictures(40), torch.arange(40) % 10)
+    return SeedSet(samples, per_round, 10, SeedSetConfig(views=views, **keys), seed)
+
+
+class Fixed:
+    """A generator whose uniform draws are always the same share of the range."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def uniform(self, low, high, size):
+        return np.full(size, low + self.share * (high - low))
+
+    def random(self, size):
+        return np.full(size, self.share)
+
+
+def test_an_affine_of_nothing_leaves_the_images_as_they_are():
+    images = pictures(5)
+    same = Affine(0.0, 0.0, 0.0)(images, np.random.default_rng(0))
+    torch.testing.assert_close(same, images, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_turn_is_the_rotation_that_makes_the_domains(share):
+    images = pictures(4)
+    turned = Affine(30.0, 0.0, 0.0)(images, Fixed(share))
+    # Rotation works on a dark ground of 0.
+    expected = rotate(images + 0.5, -30.0 if share == 0.0 else 30.0) - 0.5
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-4)
+
+
+def test_a_shift_by_whole_pixels_moves_the_picture():
+    images = pictures(3, side=20)
+    shifted = Affine(0.0, 0.0, 0.1)(images, Fixed(1.0))
+    # The grid moves by a tenth of 20 pixels, so what is seen moves up and to the left by 2.
+    expected = torch.full_like(images, -0.5)
+    expected[:, :, :-2, :-2] = images[:, :, 2:, 2:]
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=1e-4)
+
+
+def test_what_comes_in_from_outside_is_the_ground_not_grey():
+    images = pictures(8)
+    moved = Affine(45.0, 0.2, 0.3)(images, np.random.default_rng(1))
+    assert moved.amin() == pytest.approx(-0.5, abs=1e-5)
+    assert moved[:, :, 0, 0].max() == pytest.approx(-0.5, abs=1e-5)
+
+
+def test_a_flipped_whole_crop_without_colour_is_the_mirror_image():
+    images = pictures(3, channels=3)
+    mirrored = Photo(area=1.0, ratio=1.0, colour=0.0)(images, Fixed(0.25))
+    torch.testing.assert_close(mirrored, images.flip(-1), rtol=0, atol=1e-4)
+
+
+def test_a_crop_never_leaves_the_picture():
+    # Values that rise to the right: whatever the crop, no value comes from outside.
+    ramp = torch.linspace(0, 1, 28).expand(64, 3, 28, 28).contiguous()
+    seen = Photo(area=0.3, colour=0.0)(ramp, np.random.default_rng(2))
+    assert seen.amin() >= -1e-5
+    assert seen.amax() <= 1 + 1e-5
+    assert (seen[:, 0, 0].diff(dim=-1).sign().abs().sum(dim=-1) > 20).all(), "a crop was stretched beyond the edge"
+
+
+def test_colours_keep_their_mean_but_for_brightness():
+    images = torch.rand(16, 3, 8, 8)
+    seen = Photo(area=1.0, ratio=1.0, colour=0.3)(images, Fixed(0.75))
+    shift = seen.mean(dim=(1, 2, 3)) - images.mean(dim=(1, 2, 3))
+    assert shift == pytest.approx(0.15, abs=1e-4)
+
+
+def test_mixup_is_the_weighted_pair_and_its_targets_say_so():
+    images, labels = pictures(12), torch.arange(12) % 10
+    mixed, kept, targets = mixup(images, labels, 10, 0.4, np.random.default_rng(3))
+    draw = np.random.default_rng(3)
+    partner, share = draw.permutation(12), draw.beta(0.4, 0.4, 12)
+    own = np.maximum(share, 1 - share)
+    for i in range(12):
+        expected = own[i] * images[i] + (1 - own[i]) * images[partner[i]]
+        torch.testing.assert_close(mixed[i], expected, rtol=0, atol=1e-5)
+        assert targets[i, labels[i]] >= 0.5 - 1e-6
+    assert torch.equal(kept, labels)
+    assert targets.sum(dim=1) == pytest.approx(1.0, abs=1e-6)
+    logits = torch.randn(12, 10)
+    both = [nn.functional.cross_entropy(logits, y, reduction="none") for y in (labels, labels[partner])]
+    expected = (torch.from_numpy(own) * both[0] + torch.from_numpy(1 - own) * both[1]).mean()
+    assert nn.functional.cross_entropy(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("views", KINDS)
+def test_everyone_draws_the_same_views_and_every_round_others(views):
+    one, other = seed_set(views), seed_set(views)
+    for index in (0, 5):
+        assert torch.equal(one.of_round(index).images, other.of_round(index).images)
+        assert torch.equal(one.of_round(index).targets, other.of_round(index).targets)
+    assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
+    assert not torch.equal(one.of_round(0).images, seed_set(views, seed=1).of_round(0).images)
+
+
+@pytest.mark.parametrize("views", KINDS)
+def test_views_change_which_samples_are_drawn_in_no_way(views):
+    plain, viewed = seed_set().of_round(3), seed_set(views).of_round(3)
+    assert torch.equal(plain.labels, viewed.labels)
+    assert viewed.images.shape == plain.images.shape
+    assert not torch.equal(plain.images, viewed.images)
+    assert viewed.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_without_views_a_round_holds_the_samples_themselves():
+    whole = seed_set(per_round=40)
+    assert torch.equal(whole.of_round(0).images, pictures(40))
+
+
+def test_the_digest_tells_views_seeds_and_settings_apart():
+    variants = [
+        seed_set(),
+        *(seed_set(kind) for kind in KINDS),
+        seed_set("affine", view_rotation_deg=5.0),
+        seed_set("affine", seed=1),
+        seed_set("mixup", mixup_alpha=1.0),
+        seed_set(per_round=23),
+    ]
+    assert len({variant.digest() for variant in variants}) == len(variants)
+    assert seed_set("affine").digest() == seed_set("affine").digest()
+    swapped = seed_set()
+    order = torch.tensor([1, 0, *range(2, 40)])
+    samples = Labelled(swapped.samples.images[order], swapped.samples.labels[order])
+    assert replace(swapped, samples=samples).digest() != swapped.digest()

@@ -1,0 +1,89 @@
+"""Whom to believe: numbers worked out by hand, and what a bad teacher can do."""
+
+import math
+
+import pytest
+import torch
+
+from fedh2l_mpi import teachers
+from fedh2l_mpi.objectives import mutual_distillation
+
+LABELS = torch.tensor([0, 1])
+SURE = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+UNSURE = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
+WRONG = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+
+
+def test_each_takes_all_alike_and_their_parts_add_up():
+    theirs = torch.stack([SURE, UNSURE, WRONG])
+    taught = teachers.choose("each", theirs, LABELS)
+    assert taught.weights is None
+    logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    whole = mutual_distillation(logits, taught.posteriors)
+    parts = [mutual_distillation(logits, one.posteriors, weights_NB=one.weights) for one in taught.apart()]
+    assert len(parts) == 3
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_the_divergence_from_the_mean_has_the_gradient_of_the_mean_divergence():
+    # KL(p || q) is linear in p but for p's own entropy, which has no gradient.
+    theirs = torch.rand(3, 2, 2).softmax(-1)
+    gradients = []
+    for kind in ("each", "mean"):
+        logits = torch.zeros(2, 2, requires_grad=True)
+        mutual_distillation(logits, teachers.choose(kind, theirs, LABELS).posteriors).backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_seed_accuracy_silences_who_gets_all_wrong():
+    taught = teachers.choose("seed_accuracy", torch.stack([SURE, WRONG]), LABELS)
+    assert taught.weights.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert teachers.choose("seed_accuracy", torch.stack([WRONG, WRONG]), LABELS).weights.tolist() == [[0.5] * 2] * 2
+
+
+def test_confidence_weighs_by_what_the_entropy_leaves():
+    taught = teachers.choose("confidence", torch.stack([SURE, UNSURE, WRONG]), LABELS)
+    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)
+    expected = (1 - entropy) / (2 - entropy)
+    assert taught.weights[:, 0].tolist() == pytest.approx([expected, 0.0, 1 - expected], abs=1e-6)
+    assert teachers.choose("confidence", torch.stack([UNSURE, UNSURE]), LABELS).weights.tolist() == [[0.5] * 2] * 2
+
+
+def test_median_and_trimmed_mean_ignore_a_liar_among_three():
+    theirs = torch.stack([SURE, SURE, WRONG])
+    for kind in ("median", "trimmed_mean"):
+        torch.testing.assert_close(teachers.choose(kind, theirs, LABELS).posteriors[0], SURE)
+    # The mean does not.
+    assert teachers.choose("mean", theirs, LABELS).posteriors[0, 0, 0].item() == pytest.approx(0.6)
+
+
+def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two():
+    theirs = torch.tensor([0.1, 0.2, 0.6, 0.9])[:, None, None] * torch.tensor([1.0, 0.0])
+    theirs = theirs + torch.tensor([0.0, 1.0]) * (1 - theirs.sum(-1, keepdim=True))
+    assert teachers.choose("median", theirs, LABELS).posteriors[0, 0].tolist() == pytest.approx([0.4, 0.6])
+
+
+def test_five_neighbours_lose_the_lowest_and_the_highest():
+    shares = torch.tensor([0.0, 0.2, 0.3, 0.4, 1.0])
+    theirs = torch.stack([shares, 1 - shares], dim=-1)[:, None]
+    assert teachers.choose("trimmed_mean", theirs, LABELS).posteriors[0, 0].tolist() == pytest.approx([0.3, 0.7])
+
+
+@pytest.mark.parametrize("kind", teachers.CHOICES)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+def test_every_choice_gives_distributions_for_any_number_of_neighbours(kind, count):
+    theirs = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    taught = teachers.choose(kind, theirs, LABELS)
+    assert taught.posteriors.sum(-1).flatten().tolist() == pytest.approx([1.0] * 2 * len(taught.posteriors))
+    if taught.weights is not None:
+        assert taught.weights.sum(0).tolist() == pytest.approx([1.0, 1.0])
+    logits = torch.zeros(2, 2, requires_grad=True)
+    minibatch = taught.on(torch.tensor([1, 0]))
+    mutual_distillation(logits, minibatch.posteriors, weights_NB=minibatch.weights).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_contradictory_certainties_teach_nothing_by_their_median():
+    theirs = torch.eye(3)[:, None]
+    assert teachers.choose("median", theirs, LABELS).posteriors[0, 0].tolist() == pytest.approx([1 / 3] * 3)
