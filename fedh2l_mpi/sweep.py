@@ -150,7 +150,7 @@ def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
     a, b = _flat(ours.model_dump()), _flat(theirs.model_dump())
     # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
     elsewhere = () if ours.data.name == "pack" else ("data.root",)
-    ignored = ("devices.", "exchange.", *elsewhere)
+    ignored = ("devices.", "exchange.deadline_s", *elsewhere)
     return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key) and not key.startswith(ignored)]
 
 

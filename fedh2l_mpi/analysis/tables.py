@@ -129,11 +129,16 @@ def table(
         theirs = runs_by_row[compare_to]
         makers.append((f"less\n{compare_to}", lambda row, runs: _difference(runs, theirs, row == compare_to)))
     rows = [[row, *(maker(row, runs) for _, maker in makers)] for row, runs in runs_by_row.items()]
-    many = f"{max(counts)} seeds" if max(counts, default=0) > 1 else "one seed"
-    caption = f"after the last round, means over participants; mean ± sample standard deviation over {many}"
+    many = "the seeds" if len(counts) > 1 else f"{max(counts)} seeds" if max(counts) > 1 else "one seed"
+    notes = [f"After the last round, means over participants; mean ± sample standard deviation over {many}."]
+    if reach:
+        notes.append(
+            "Sent until: by a participant, until all-domain accuracy was first evaluated at this or more; "
+            "(1 of 2): in one of two seeds it ever was."
+        )
     if compare_to is not None:
-        caption += f"; less {compare_to}: all domains, seed by seed, and in how many seeds it is more"
-    return Table(title, ["", *(heading for heading, _ in makers)], rows, caption)
+        notes.append(f"Less {compare_to}: all-domain accuracy, seed by seed; (1 of 2): more in one of two seeds.")
+    return Table(title, ["", *(heading for heading, _ in makers)], rows, "\n".join(notes))
 
 
 def _maker_of_field(name: str) -> Callable[[str, Sequence[Outcome]], str]:

@@ -2,39 +2,26 @@
 
 from torch import Tensor
 
-from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.method import ParameterMethod, Round
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Graph
 
 
-class DPsgd(Method):
+class DPsgd(ParameterMethod):
     """E + M steps on private data; parameters are averaged with the neighbours', by the graph's Metropolis weights.
 
     x_i <- x_i + sum over neighbours j of w_ij (x_j - x_i), where x_i, x_j in the bracket are as published. Published
     after the local steps, this is local SGD with gossip; with `publish: start`, the average is of the weights before
-    them, as in the paper, and the exchange is hidden behind them. The optimiser's moments stay local; BatchNorm's
-    running statistics are averaged like parameters.
+    them, as in the paper, and the exchange is hidden behind them.
 
     Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?", 2017, algorithm 1; Xiao,
     Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007, for the weights.
     """
 
-    shares_parameters = True
-
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("parameters", 1, participant.shared_state.size)
-
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Parameters and running statistics, float32 (1, size)."""
-        state = participant.shared_state.read().float()
-        participant.kept["published"] = state
-        return state.cpu()[None]
-
-    def local_phase(self, participant: Participant, now: Round) -> None:
-        """E + M steps on private minibatches."""
-        participant.begin(now.index, phase=0)
-        self.private_steps(participant, self.config.local_steps + self.config.mutual_steps)
+        """Parameters and running statistics, kept to take the differences from."""
+        participant.kept["published"] = participant.shared_state.read()
+        return super().publish(participant, now)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """The average."""

@@ -6,39 +6,25 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 from torch import Tensor
 
 from fedh2l_mpi import objectives
-from fedh2l_mpi.config import MethodConfig
-from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.method import PosteriorMethod, Round
 from fedh2l_mpi.participant import Participant
 
 
-class DistributedDistillation(Method):
+class DistributedDistillation(PosteriorMethod):
     """E steps on private data, then M on private data and the neighbours' posteriors; seed labels are never used.
 
     Source: Bistritz, Mann and Bambos, "Distributed distillation for on-device learning", 2020. There, soft decisions
     are averaged over the graph from step to step; here the neighbours' posteriors are taken as they are.
     """
 
-    def __init__(self, config: MethodConfig, labelled: bool) -> None:
-        super().__init__(config, labelled)
-        self._temperature = config.temperature or 1.0
-
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("posteriors", samples, classes, sums_to_one=True)
-
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Posteriors on the round's seed samples, float32 (S, C)."""
-        logits_SC = participant.logits(now.seed.images)
-        return objectives.posteriors(logits_SC, self._temperature).float().cpu().contiguous()
-
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own), gradients plainly added."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
-        scale = (self.config.weight_kd or 0.0) * self._temperature**2
+        scale = (self.config.weight_kd or 0.0) * self.temperature**2
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())
             own_logits_BC = participant.model(now.seed.images[rows_B])
-            distillation = objectives.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self._temperature)
+            distillation = objectives.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)
             self.combined_step(participant, g_private, participant.gradient(scale * distillation))

@@ -6,13 +6,11 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 from torch import Tensor
 
 from fedh2l_mpi import objectives
-from fedh2l_mpi.config import MethodConfig
-from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.method import PosteriorMethod, Round
 from fedh2l_mpi.participant import Participant
 
 
-class DeepMutualLearning(Method):
+class DeepMutualLearning(PosteriorMethod):
     """E steps on private data, then M on the seed set alone: its labels, plus the divergences of all neighbours.
 
     Neither are gradients combined, nor is the sum over neighbours divided by their number.
@@ -21,26 +19,14 @@ class DeepMutualLearning(Method):
     posteriors that are exchanged once a round instead of at every step.
     """
 
-    def __init__(self, config: MethodConfig, labelled: bool) -> None:
-        super().__init__(config, labelled)
-        self._temperature = config.temperature or 1.0
-
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("posteriors", samples, classes, sums_to_one=True)
-
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Posteriors on the round's seed samples, float32 (S, C)."""
-        logits_SC = participant.logits(now.seed.images)
-        return objectives.posteriors(logits_SC, self._temperature).float().cpu().contiguous()
-
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
-        scale = (self.config.weight_kd or 0.0) * self._temperature**2 * len(theirs_NSC)
+        scale = (self.config.weight_kd or 0.0) * self.temperature**2 * len(theirs_NSC)
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             own_logits_BC = participant.model(now.seed.images[rows_B])
-            distillation = objectives.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self._temperature)
+            distillation = objectives.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)
             loss = scale * distillation
             if self.labelled:

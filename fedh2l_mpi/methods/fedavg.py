@@ -3,39 +3,24 @@
 import torch
 from torch import Tensor
 
-from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.method import ParameterMethod, Round
 from fedh2l_mpi.participant import Participant
 
 
-class FedAvg(Method):
+class FedAvg(ParameterMethod):
     """E + M steps on private data from the common weights, then everybody's mean, weighted by private samples.
 
     Without a server, everyone sends its parameters to everyone: the graph must be complete. Sums are taken in the order
-    of participants, so all end with the same bits. The optimiser's moments stay local; BatchNorm's running statistics
-    are averaged like parameters.
+    of participants, so all end with the same bits.
 
     Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
     """
 
-    shares_parameters = True
     needs_complete_graph = True
-
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("parameters", 1, participant.shared_state.size)
 
     @property
     def publishes_first(self) -> bool:
         return False
-
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Parameters and running statistics, float32 (1, size)."""
-        return participant.shared_state.read().float().cpu()[None]
-
-    def local_phase(self, participant: Participant, now: Round) -> None:
-        """E + M steps on private minibatches."""
-        participant.begin(now.index, phase=0)
-        self.private_steps(participant, self.config.local_steps + self.config.mutual_steps)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """The weighted mean of all."""

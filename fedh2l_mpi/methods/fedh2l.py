@@ -9,13 +9,12 @@ from torch import Tensor
 from fedh2l_mpi import objectives, teachers
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.method import PosteriorMethod, Round
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.teachers import Teachers
 
 
-class FedH2L(Method):
+class FedH2L(PosteriorMethod):
     """Publish posteriors, learn from private data, then from private data and the neighbours' posteriors together.
 
     Source: Li, Zhou, Wang, Mi and Hospedales, "FedH2L: Federated learning with model and statistical heterogeneity",
@@ -24,23 +23,14 @@ class FedH2L(Method):
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)
-        self._temperature = config.temperature or 1.0
         if not labelled:
             if config.teachers == "seed_accuracy":
                 raise UserError("method.teachers: got 'seed_accuracy', but seed_set.labelled is false")
             if config.warmup_rounds:
                 raise UserError("method.warmup_rounds: needs seed labels, but seed_set.labelled is false")
 
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("posteriors", samples, classes, sums_to_one=True)
-
     def exchanges_in(self, round_index: int) -> bool:
         return round_index >= (self.config.warmup_rounds or 0)
-
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Posteriors on the round's seed samples, float32 (S, C) in host memory: all that ever leaves a participant."""
-        logits_SC = participant.logits(now.seed.images)
-        return objectives.posteriors(logits_SC, self._temperature).float().cpu().contiguous()
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps, each along a combination of the private and the seed gradient at the same weights."""
@@ -80,9 +70,9 @@ class FedH2L(Method):
         parts = minibatch.apart() if self.config.combine == "gem_neighbours" else [minibatch]
         distillations = [self._distillation(own_logits_BC, part) for part in parts]
         participant.note("loss_distillation", torch.stack(distillations).sum())
-        return losses + [weight_kd * self._temperature**2 * distillation for distillation in distillations]
+        return losses + [weight_kd * self.temperature**2 * distillation for distillation in distillations]
 
     def _distillation(self, own_logits_BC: Tensor, taught: Teachers) -> Tensor:
         return objectives.mutual_distillation(
-            own_logits_BC, taught.posteriors, self._temperature, self.config.divergence or "forward_kl", taught.weights
+            own_logits_BC, taught.posteriors, self.temperature, self.config.divergence or "forward_kl", taught.weights
         )

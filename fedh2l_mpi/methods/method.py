@@ -1,6 +1,7 @@
 """What the round loop asks of a method, and what most methods do when asked.
 
-Shape letters: N neighbours, K gradients, W weights of the model; a published array has rows and columns.
+Shape letters: N neighbours, S seed samples of the round, C classes, K gradients, W weights of the model; a published
+array has rows and columns.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedh2l_mpi import objectives
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.exchange import ArraySpec
@@ -127,3 +129,41 @@ class Method:
         participant.note("gradient_cosine", products.cosine)
         participant.note("conflict_rate", products.conflict)
         return products
+
+
+class PosteriorMethod(Method):
+    """A method whose participants publish their posteriors on the round's seed samples, and nothing else."""
+
+    @property
+    def temperature(self) -> float:
+        """T, of the posteriors that are published and of the own ones that are compared with them."""
+        return self.config.temperature or 1.0
+
+    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
+        return ArraySpec("posteriors", samples, classes, sums_to_one=True)
+
+    def publish(self, participant: Participant, now: Round) -> Tensor:
+        """softmax(logits / T) in eval mode, float32 (S, C) in host memory: all that ever leaves a participant."""
+        logits_SC = participant.logits(now.seed.images)
+        return objectives.posteriors(logits_SC, self.temperature).float().cpu().contiguous()
+
+
+class ParameterMethod(Method):
+    """A method whose participants publish parameters, and average them instead of learning from the seed set.
+
+    BatchNorm's running statistics are averaged like parameters; the optimiser's moments stay local.
+    """
+
+    shares_parameters = True
+
+    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
+        return ArraySpec("parameters", 1, participant.shared_state.size)
+
+    def publish(self, participant: Participant, now: Round) -> Tensor:
+        """Parameters and running statistics, float32 (1, size) in host memory."""
+        return participant.shared_state.read().float().cpu()[None]
+
+    def local_phase(self, participant: Participant, now: Round) -> None:
+        """E + M steps on private minibatches."""
+        participant.begin(now.index, phase=0)
+        self.private_steps(participant, self.config.local_steps + self.config.mutual_steps)

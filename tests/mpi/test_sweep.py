@@ -169,7 +169,7 @@ def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path, sweep)
 
 
 def test_a_killed_run_starts_again_and_what_was_there_is_kept(tmp_path, sweep):
-    command, out = sweep(rounds="200"), tmp_path / "out"
+    command, out = sweep(rounds="80"), tmp_path / "out"
     process = start([mpich().python, "-m", "fedh2l_mpi", *command, "--jobs", "2"])
     try:
         os.kill(wait_for_pid(out / LABELS[1]), signal.SIGKILL)
@@ -179,13 +179,13 @@ def test_a_killed_run_starts_again_and_what_was_there_is_kept(tmp_path, sweep):
     assert process.returncode == 1, said + errors
     assert "1 of 4 runs failed:\n  plain,seed=1: ended by SIGKILL" in errors
     kept = metrics.read(out / LABELS[1] / "metrics.h5").rounds
-    assert 1 <= kept < 200
+    assert 1 <= kept < 80
     again = launch(command)
     assert again.code == 0, again.err
     assert "3 of 4 runs have finished before" in again.out
     assert "plain,seed=1 had not finished: starts again" in again.out
     assert metrics.read(out / f"{LABELS[1]}.unfinished-1" / "metrics.h5").rounds == kept
-    assert metrics.read(out / LABELS[1] / "metrics.h5").rounds == 200
+    assert metrics.read(out / LABELS[1] / "metrics.h5").rounds == 80
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
@@ -221,7 +221,7 @@ def test_two_sweeps_at_once_share_the_work(tmp_path, sweep):
 
 
 def test_a_run_whose_sweep_was_killed_is_waited_for_and_left_alone_by_an_array_job(tmp_path, sweep):
-    command, out = sweep(rounds="200"), tmp_path / "out"
+    command, out = sweep(rounds="80"), tmp_path / "out"
     program = [mpich().python, "-m", "fedh2l_mpi"]
     killed = start([*program, *command])
     run = wait_for_pid(out / LABELS[0])
