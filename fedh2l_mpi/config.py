@@ -167,9 +167,6 @@ class DataConfig(Section):
         return self
 
 
-VIEWS = ("none", "affine", "mixup", "both", "photo")
-
-
 class SeedSetConfig(Section):
     """The small labelled set that every participant holds and on which posteriors are exchanged."""
 
@@ -180,7 +177,7 @@ class SeedSetConfig(Section):
     )
     labelled: Switch = Field(True, description="whether the seed labels are used; false drops the seed cross-entropy")
     views: Literal["none", "affine", "mixup", "both", "photo"] = Field(
-        "none",
+        "affine",
         description="how a round's seed samples are transformed, the same for every participant: affine (rotation, "
         "scale, shift), mixup (of pairs), both, photo (crop, flip, colour)",
     )

@@ -20,7 +20,7 @@ from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Topology
 from fedh2l_mpi.world import World
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "digits_ring.json"
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 
 
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
@@ -109,9 +109,10 @@ def test_the_simulator_computes_what_a_plain_loop_computes(tmp_path, topology):
     assert ours == pytest.approx(expected, rel=2e-3)
 
 
-def test_the_numbers_are_those_recorded(tmp_path):
-    # A change that moves these is a change of the method or of a random stream: record them anew, and say why.
-    golden = json.loads(GOLDEN.read_text())
+@pytest.mark.parametrize("case", GOLDEN)
+def test_the_numbers_are_those_recorded(tmp_path, case):
+    # A change that moves these is a change of a method or of a random stream: tests/golden/record.py, and say why.
+    golden = GOLDEN[case]
     got = run(tmp_path / "run", *golden["overrides"])
     for name, values in golden["arrays"].items():
         assert got[name][-1] == pytest.approx(np.array(values), rel=5e-3, abs=1e-3), name
