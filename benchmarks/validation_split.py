@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable, open_source
+from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable
 
 
 def write(folder: Path, part: str, table: ImageTable, rows: np.ndarray) -> None:

@@ -107,14 +107,7 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_sweep(words[1:], speaks)
     parser = _parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override a key of the config (repeatable)",
-    )
+    _add_set(parser, "the config")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<config>-<time>)")
     parser.add_argument(
         "--check", action="store_true", help="validate config, data and graph, tell memory and traffic; train nothing"
@@ -161,14 +154,7 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     )
     parser = _parser("python -m fedh2l_mpi sweep", meaning, speaks, SWEEP_EPILOG)
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="YAML file: base, set, axes, elements, table")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override a key of every element's config (repeatable)",
-    )
+    _add_set(parser, "every element's config")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep (default: runs/<sweep>)")
     parser.add_argument("--list", action="store_true", help="list the elements with their numbers and states")
     parser.add_argument(
@@ -182,6 +168,17 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     options = parser.parse_args(words)
     options.out = options.out or Path("runs") / options.sweep.stem
     return SweepCommand(**{**vars(options), "overrides": tuple(options.overrides)})
+
+
+def _add_set(parser: _Parser, whose: str) -> None:
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help=f"override a key of {whose} (repeatable)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -237,9 +234,9 @@ def _sweep(command: SweepCommand) -> int:
             f"sweep: {launch.launcher} started {launch.size} processes, must be one, which starts the runs itself; "
             f"use --ranks {launch.size} for runs of {launch.size} ranks each"
         )
-    from fedh2l_mpi import sweep, sweep_file
+    from fedh2l_mpi import sweep
 
-    elements = sweep_file.load(command.sweep, command.overrides, command.ranks)
+    elements = sweep.load(command.sweep, command.overrides, command.ranks)
     if command.list:
         print(sweep.listing(elements, command.out))
         return 0

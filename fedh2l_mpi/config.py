@@ -42,6 +42,7 @@ def _check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]],
         The key that holds the kind.
     """
     kind: str = getattr(section, kind_key)
+    what = "method" if kind_key == "name" else kind_key
     own = uses.get(kind, {})
     for key in sorted({key for keys in uses.values() for key in keys}):
         value = getattr(section, key)
@@ -50,14 +51,14 @@ def _check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]],
             raise PydanticCustomError(
                 "unused_key",
                 "{key}: got {value}, but {what} {kind} does not use it (used by: {users}); remove it or set it to null",
-                {"key": key, "value": repr(value), "what": kind_key, "kind": repr(kind), "users": users},
+                {"key": key, "value": repr(value), "what": what, "kind": repr(kind), "users": users},
             )
         if key in own and value is None:
             if own[key] is ...:
                 raise PydanticCustomError(
                     "needed_key",
                     "{key}: must be given for {what} {kind}",
-                    {"key": key, "what": kind_key, "kind": repr(kind)},
+                    {"key": key, "what": what, "kind": repr(kind)},
                 )
             _fill(section, **{key: own[key]})
     return section

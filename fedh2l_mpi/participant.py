@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedh2l_mpi import objectives, optimizers
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import Augmentation
-from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models.flat import FlatParameters, SharedState
 from fedh2l_mpi.streams import Purpose, generator, torch_seed

@@ -10,8 +10,8 @@ from fedh2l_mpi import methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.console import size
 from fedh2l_mpi.data import federation
-from fedh2l_mpi.data.federation import Labelled
-from fedh2l_mpi.data.sources import open_source
+from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Topology

@@ -23,7 +23,7 @@ from fedh2l_mpi import methods, metrics, models, provenance
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
-from fedh2l_mpi.data.sources import open_source
+from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.exchange import Exchange, Ledger
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.models.flat import shared_bytes

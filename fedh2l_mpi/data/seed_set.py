@@ -9,7 +9,6 @@ Shape letters: A all seed samples, S seed samples of a round, K channels, H heig
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +16,8 @@ from torch import Tensor
 
 from fedh2l_mpi.config import SeedSetConfig
 from fedh2l_mpi.data.augmentation import Affine, Photo
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.streams import Purpose, generator
-
-if TYPE_CHECKING:
-    from fedh2l_mpi.data.federation import Labelled
 
 # Views of round 0 that are hashed on the CPU: enough to notice another library that transforms in another way.
 HASHED_VIEWS = 16
@@ -64,7 +61,7 @@ class SeedSet:
         The run's seed.
     """
 
-    samples: "Labelled"
+    samples: Labelled
     samples_per_round: int
     classes: int
     config: SeedSetConfig

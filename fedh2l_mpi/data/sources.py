@@ -1,4 +1,4 @@
-"""Readers: labelled images by row, from scikit-learn's digits, from IDX files, and (in pack.py) from a pack.
+"""Readers: labelled images by row, from scikit-learn's digits and from IDX files.
 
 Shape letters: N rows, C channels, H height, W width.
 """
@@ -144,22 +144,6 @@ def idx(name: str, root: str | None) -> Source:
     classes = 1 + max(int(table.labels.max()) for table in tables.values())
     mean, std = NORMALISATION[name]
     return Source(name, classes, 1, sides.pop(), 255.0, mean, std, train=tables["train"], test=tables["test"])
-
-
-def open_source(name: str, root: str | None) -> Source:
-    """The data set that the config names.
-
-    Raises
-    ------
-    UserError
-        If a file is missing or damaged.
-    """
-    if name == "pack":
-        # h5py's 11 MiB are for the ranks that need them.
-        from fedh2l_mpi.data.pack import open_pack
-
-        return open_pack(root)
-    return digits() if name == "digits" else idx(name, root)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from sklearn.datasets import load_digits
 
 from fedh2l_mpi import config, config_file
 from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.data.partition import own_domain
 from fedh2l_mpi.data.rotation import rotate
-from fedh2l_mpi.data.sources import ArrayTable, digits, idx, open_source
+from fedh2l_mpi.data.sources import ArrayTable, digits, idx
 from fedh2l_mpi.errors import UserError
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ LAYERS = [
     ["cli"],
     ["preflight", "sweep"],
     ["analysis"],
-    ["console", "sweep_file"],
+    ["console"],
     ["simulation"],
     ["methods"],
     ["participant"],

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedh2l_mpi import config_file, methods
 from fedh2l_mpi.config import METHOD_KEYS, EvaluationConfig, MethodConfig, OptimizerConfig
-from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import METHODS, Method, Round
@@ -302,8 +302,8 @@ def test_a_method_that_does_not_fit_is_refused_with_the_reason(settings, says):
     ("settings", "says"),
     [
         (["method.name=fedhl2"], "method.name: got 'fedhl2'; known: independent, .*did you mean 'fedh2l'"),
-        (["method.name=independent", "method.temperature=2"], "method.temperature: got 2.0, but name 'independent'"),
-        (["method.name=dml", "method.combine=gem"], "method.combine: got 'gem', but name 'dml' does not use it"),
+        (["method.name=independent", "method.temperature=2"], "method.temperature: got 2.0, but method 'independent'"),
+        (["method.name=dml", "method.combine=gem"], "method.combine: got 'gem', but method 'dml' does not use it"),
         (["method.name=pooled", "method.combine=gem_neighbours"], "gem_neighbours needs neighbours"),
         (["method.options={a: 1}"], "method.options: are for your own method, not for 'fedh2l'"),
     ],

@@ -20,8 +20,8 @@ from sklearn.datasets import load_digits
 
 from fedh2l_mpi import cli, config, config_file, metrics
 from fedh2l_mpi.data import federation, packing
+from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.data.pack import open_pack
-from fedh2l_mpi.data.sources import open_source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.world import World

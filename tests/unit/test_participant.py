@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
-from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.methods.fedh2l import FedH2L

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedh2l_mpi.config import SeedSetConfig
 from fedh2l_mpi.data.augmentation import Affine, Photo
-from fedh2l_mpi.data.federation import Labelled
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.seed_set import SeedSet, mixup
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedh2l_mpi import sweep_file
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.sweep.file import Sweep, load
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 
@@ -26,12 +26,12 @@ def write(tmp_path):
     return _write
 
 
-def labels(sweep: sweep_file.Sweep) -> list[str]:
+def labels(sweep: Sweep) -> list[str]:
     return [element.label for element in sweep.elements]
 
 
 def test_axes_give_every_combination_the_last_axis_fastest(write):
-    sweep = sweep_file.load(write("axes: {topology.kind: [ring, star], rounds: [1, 2], seed: [0, 5]}"))
+    sweep = load(write("axes: {topology.kind: [ring, star], rounds: [1, 2], seed: [0, 5]}"))
     assert labels(sweep) == [
         f"topology.kind={kind},rounds={rounds},seed={seed}"
         for kind in ("ring", "star")
@@ -45,7 +45,7 @@ def test_axes_give_every_combination_the_last_axis_fastest(write):
 
 
 def test_named_elements_are_crossed_with_the_axes(write):
-    sweep = sweep_file.load(
+    sweep = load(
         write(
             "elements:\n  - {name: as it is}\n  - {name: far/away: 2, topology: {kind: random_regular, degree: 2}}\n"
             "axes: {seed: [0, 1]}\n".replace("far/away: 2", "'far/away: 2'")
@@ -59,7 +59,7 @@ def test_named_elements_are_crossed_with_the_axes(write):
 
 
 def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write):
-    sweep = sweep_file.load(
+    sweep = load(
         write("base: base.yaml\naxes: {method: [fedh2l, dml, {name: fedmd, warmup_rounds: 2, local_steps: 9}]}")
     )
     methods = [element.config.method for element in sweep.elements]
@@ -70,37 +70,37 @@ def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write)
 
 
 def test_a_dotted_key_of_the_method_keeps_the_rest_of_it(write):
-    sweep = sweep_file.load(write("base: base.yaml\naxes: {method.temperature: [1.0, 2.5]}"))
+    sweep = load(write("base: base.yaml\naxes: {method.temperature: [1.0, 2.5]}"))
     assert labels(sweep) == ["method.temperature=1.0", "method.temperature=2.5"]
     assert [element.config.method.combine for element in sweep.elements] == ["sum", "sum"]
 
 
 def test_the_settings_for_all_go_over_the_base_and_the_command_line_over_both(write):
     path = write("base: base.yaml\nset: {rounds: 8, method.local_steps: 1}\naxes: {seed: [0]}")
-    config = sweep_file.load(path, ["rounds=9"]).elements[0].config
+    config = load(path, ["rounds=9"]).elements[0].config
     assert (config.rounds, config.method.local_steps, config.method.mutual_steps) == (9, 1, 4)
 
 
 def test_a_sweep_over_seeds_alone_has_one_row_named_after_the_file(write):
-    assert sweep_file.load(write("axes: {seed: [3, 1]}")).rows == ["some"]
+    assert load(write("axes: {seed: [3, 1]}")).rows == ["some"]
 
 
 def test_the_number_of_ranks_changes_no_config(write):
     path = write("axes: {seed: [0]}")
-    assert sweep_file.load(path, ranks=3).elements == sweep_file.load(path).elements
+    assert load(path, ranks=3).elements == load(path).elements
     with pytest.raises(UserError, match=r"--ranks: got 5, but participants is 4; use that many or fewer \(in seed=0\)"):
-        sweep_file.load(path, ranks=5)
+        load(path, ranks=5)
 
 
 def test_a_very_long_name_becomes_a_short_directory_of_its_own(write):
     names = ["x" * 300 + end for end in "ab"]
-    one, other = labels(sweep_file.load(write(f"elements: [{{name: {names[0]}}}, {{name: {names[1]}}}]")))
+    one, other = labels(load(write(f"elements: [{{name: {names[0]}}}, {{name: {names[1]}}}]")))
     assert one != other
     assert max(len(one), len(other)) < 200
 
 
 def test_two_sections_that_yaml_made_one_object_stay_apart(write):
-    sweep = sweep_file.load(
+    sweep = load(
         write("elements:\n  - {name: a, topology: &t {kind: star}}\n  - {name: b, topology: *t, topology.tries: 7}\n")
     )
     assert [element.config.topology.tries for element in sweep.elements] == [100, 7]
@@ -136,7 +136,7 @@ def test_two_sections_that_yaml_made_one_object_stay_apart(write):
 )
 def test_a_wrong_file_is_refused_by_name_and_key(write, text, says):
     with pytest.raises(UserError, match=says) as error:
-        sweep_file.load(write(text))
+        load(write(text))
     assert "\n" not in str(error.value)
 
 
@@ -144,14 +144,14 @@ def test_an_override_that_no_element_would_heed_is_refused(write):
     path = write("elements: [{name: a, rounds: 1}, {name: b}]\naxes: {seed: [0]}")
     for override in ("seed=1", "rounds=2"):
         with pytest.raises(UserError, match="--set .*: an axis or an element gives this key, too; keep one"):
-            sweep_file.load(path, [override])
+            load(path, [override])
     with pytest.raises(UserError, match=r"--set.sede: unknown key \(did you mean 'seed'"):
-        sweep_file.load(path, ["sede=1"])
+        load(path, ["sede=1"])
 
 
 def test_the_mistakes_of_all_elements_are_told_at_once_each_of_them_once(write):
     with pytest.raises(UserError) as error:
-        sweep_file.load(
+        load(
             write(
                 "axes: {topology.degree: [2], rounds: [0, 1], method: [dmm], seed: [0, 1, 2]}\nset: {participants: 0}"
             )
@@ -166,7 +166,7 @@ def test_the_mistakes_of_all_elements_are_told_at_once_each_of_them_once(write):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_every_shipped_sweep_is_sound_and_says_what_it_shows(path):
-    sweep = sweep_file.load(path, ["data.root=/data"])
+    sweep = load(path, ["data.root=/data"])
     assert {element.config.seed for element in sweep.elements} == {0, 1, 2, 3, 4}
     assert len(sweep.elements) == 5 * len(sweep.rows)
     for word in ("Shows:", "Cost:", "Data:"):

@@ -144,7 +144,7 @@ def test_curves_that_cannot_be_written_are_told(tmp_path):
 
 def test_tables_need_neither_torch_nor_mpi_nor_matplotlib():
     code = (
-        "import sys; from fedh2l_mpi.analysis import tables, curves; from fedh2l_mpi import sweep_file\n"
+        "import sys; from fedh2l_mpi.analysis import tables, curves; from fedh2l_mpi import sweep\n"
         "assert not {'torch', 'mpi4py', 'matplotlib'} & set(sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,140 @@
+"""A sweep from its elements to its table: what cannot run is refused, the rest is run, and all of it is compared."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fedh2l_mpi.analysis import curves, tables
+from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
+from fedh2l_mpi.sweep.file import Element, Mistakes, Sweep
+from fedh2l_mpi.sweep.follower import Follower
+from fedh2l_mpi.sweep.place import Place
+from fedh2l_mpi.sweep.runner import Runner
+
+
+def listing(sweep: Sweep, root: Path) -> str:
+    """The elements with their numbers and states, a line each."""
+    width = len(str(len(sweep.elements) - 1))
+    states = [Place(root, element).state() for element in sweep.elements]
+    longest = max(map(len, states))
+    return "\n".join(
+        f"{number:>{width}}  {state:<{longest}}  {element.label}"
+        for number, (state, element) in enumerate(zip(states, sweep.elements, strict=True))
+    )
+
+
+def run(
+    sweep: Sweep, root: Path, jobs: int = 1, ranks: int | None = None, index: int | None = None, quiet: bool = False
+) -> int:
+    """Run what has not finished, and write the table of what has; the exit code.
+
+    Parameters
+    ----------
+    index : int or None
+        Number of the only element to run, without a table; None: all of them.
+
+    Raises
+    ------
+    UserError
+        If there is no such element, a directory holds another config's run, or nothing can be written.
+    """
+    elements = sweep.elements
+    if index is not None:
+        if not 0 <= index < len(elements):
+            raise UserError(f"--index: got {index}, must be from 0 to {len(elements) - 1} (--list shows the elements)")
+        elements = elements[index : index + 1]
+    follower = Follower(quiet)
+    runner = Runner(elements, root, jobs, ranks, follower, waits=index is None)
+    if runner.to_do:
+        check_fit(runner.to_do, sweep.path)
+    try:
+        runner.run()
+    finally:
+        follower.close()
+    if runner.interrupted:
+        print(
+            f"fedh2l_mpi: interrupted with {len(runner.outcomes)} of {len(elements)} runs finished; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    if index is None and runner.outcomes:
+        _conclude(sweep, root, runner.outcomes, quiet)
+    if runner.failed:
+        names = "".join(f"\n  {label}: {reason}" for label, reason in runner.failed.items())
+        print(f"fedh2l_mpi: {len(runner.failed)} of {len(elements)} runs failed:{names}", file=sys.stderr)
+    return EXIT_FAULT if runner.failed else 0
+
+
+def check_fit(elements: Sequence[Element], path: Path) -> None:
+    """Refuse at once what the runs would refuse one by one: data, graphs, models and methods that do not fit.
+
+    A user's own classes are left to their runs: whatever they do at import ends one run, not the sweep.
+
+    Raises
+    ------
+    UserError
+        With a line for each mistake, and the elements that have it.
+    """
+    from fedh2l_mpi import methods
+    from fedh2l_mpi.data import federation
+    from fedh2l_mpi.data.catalogue import open_source
+    from fedh2l_mpi.topology import Topology
+
+    source_of = functools.cache(open_source)
+    planned: set[str] = set()
+    mistakes = Mistakes()
+    for element in elements:
+        config = element.config
+        with mistakes.of(element.label):
+            Topology(config.topology, config.size, config.seed, config.rounds)
+            if config.method.name in methods.METHODS:
+                methods.build(config)
+            source = source_of(config.data.name, config.data.root)
+            # Elements that differ in the method have the same data, dealt in the same way.
+            dealt = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
+            if dealt not in planned:
+                federation.plan(config, source)
+                planned.add(dealt)
+    mistakes.tell(path)
+
+
+def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: bool) -> None:
+    """Print the table, and write it and the curves into the sweep's directory."""
+    finished = [element for element in sweep.elements if element.label in outcomes]
+    by_row = {row: [outcomes[e.label] for e in finished if e.row == row] for row in sweep.rows}
+    asked, title = sweep.table, sweep.table.title or sweep.path.stem
+    table = tables.table(by_row, asked.columns, asked.reach, asked.compare_to, title)
+    axes = list(dict.fromkeys(axis for element in sweep.elements for axis in element.settings))
+    every = [(element.label, element.settings, outcomes[element.label]) for element in finished]
+    written = {
+        "table.md": lambda path: path.write_text(tables.markdown(table), encoding="utf-8"),
+        "table.csv": lambda path: path.write_text(tables.long_form(every, asked.reach, axes), encoding="utf-8"),
+        "curves.png": lambda path: curves.plot(by_row, title, path),
+    }
+    if not quiet:
+        print(f"\n{tables.plain(table)}\n")
+    for name, write in written.items():
+        try:
+            _replace(root / name, write)
+        except UserError as error:
+            # A table without its picture is still a table.
+            print(f"fedh2l_mpi: no {name}: {error}", file=sys.stderr)
+        else:
+            if not quiet:
+                print(f"{name.partition('.')[0]}: {root / name}")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name first: another sweep in this directory may be writing the same one."""
+    new = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(new)
+        new.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""Where an element of a sweep lies, who runs it, and how far it is.
+
+In the sweep's directory, for an element with label L: `L/` is its run directory, `L.yaml` its config, `L.log` what it
+said if it failed. Whoever runs an element holds a lock on its `L.yaml`, and so does the run itself: the operating
+system lets go of it when the last of them has ended, however that came about.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedh2l_mpi import config_file, metrics
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.sweep.file import Element
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Place:
+    """The paths of one element in the sweep's directory."""
+
+    root: Path
+    element: Element
+
+    @property
+    def label(self) -> str:
+        """Name of the element."""
+        return self.element.label
+
+    @property
+    def run(self) -> RunDirectory:
+        """Its run directory."""
+        return RunDirectory(self.root / self.label)
+
+    @property
+    def config(self) -> Path:
+        """What the run is started with, and locked by."""
+        return self.root / f"{self.label}.yaml"
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.root / f"{self.label}.log"
+
+    def finished(self) -> metrics.RunMetrics | None:
+        """The run's metrics, if it has finished.
+
+        Raises
+        ------
+        UserError
+            If its file cannot be read, or what has finished here is another config's run.
+        """
+        if not self.run.metrics.exists():
+            return None
+        run = metrics.read(self.run.metrics)
+        if run.rounds < int(run.attributes["rounds_planned"]):
+            return None
+        theirs = config_file.load(self.run.config)
+        differing = differing_keys(self.element.config, theirs)
+        if differing:
+            raise UserError(
+                f"{self.run.path}: holds a finished run of another config; "
+                + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
+                + "; choose another --out, or move that directory away"
+            )
+        return run
+
+    def lock(self, patience_s: float = 0.0) -> int | None:
+        """A file descriptor that holds the element's lock while it is open; None if another process holds it."""
+        # Not "w": what another process has put there stays, until the lock is ours.
+        descriptor = os.open(self.config, os.O_RDWR | os.O_CREAT, 0o666)
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    os.close(descriptor)
+                    return None
+                time.sleep(POLL_S)
+            except OSError as error:
+                os.close(descriptor)
+                raise UserError(
+                    f"{self.root}: files cannot be locked there ({error.strerror}), so two sweeps could run the same "
+                    "element; choose another --out"
+                ) from None
+            else:
+                return descriptor
+
+    def make_way(self) -> bool:
+        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.
+
+        Here is where such a run would be gone on with instead.
+        """
+        if not self.run.path.exists():
+            return False
+        numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._set_aside())
+        self.run.path.rename(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
+        return True
+
+    def _set_aside(self) -> Iterator[Path]:
+        for path in self.root.iterdir():
+            prefix, _, number = path.name.rpartition(".unfinished-")
+            if prefix == self.label and number.isdigit():
+                yield path
+
+    def state(self) -> str:
+        """finished, running, unfinished or to do, for a list. Changes nothing."""
+        if self.config.exists():
+            with self.config.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return "running"
+        try:
+            if self.finished() is not None:
+                return "finished"
+        except UserError:
+            return "another config's"
+        return "unfinished" if self.run.path.exists() else "to do"
+
+
+def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
+    """Dotted keys that make two runs different, with both values; where and how fast they run does not."""
+    a, b = _flat(ours.model_dump()), _flat(theirs.model_dump())
+    # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
+    elsewhere = () if ours.data.name == "pack" else ("data.root",)
+    ignored = ("devices.", "exchange.deadline_s", *elsewhere)
+    return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key) and not key.startswith(ignored)]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
