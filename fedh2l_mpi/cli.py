@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedh2l_mpi import config_file
-from fedh2l_mpi.config import describe_keys
+from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.world import Launch, World
 

@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fedh2l_mpi.config import Config, Section, describe_keys
+from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 
 S = typing.TypeVar("S", bound=Section)

@@ -25,8 +25,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config import Config, Section, describe_keys
+from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config_file import did_you_mean, parse_override, put, read_yaml, validate
+from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import ROW_FIELDS
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedh2l_mpi import config, config_file
+from fedh2l_mpi import config_file
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -120,7 +121,7 @@ def test_a_config_cannot_be_changed():
 
 
 def test_every_key_has_a_meaning_and_what_is_allowed():
-    keys = list(config.describe_keys())
+    keys = list(describe_keys())
     assert len(keys) > 40
     assert all(key.meaning and key.allowed for key in keys)
 

@@ -32,6 +32,7 @@ LAYERS = [
         "models",
     ],
     ["provenance", "config_file"],
+    ["config_keys"],
     ["config", "streams"],
     ["errors", "__init__"],
 ]
