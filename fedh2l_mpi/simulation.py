@@ -194,6 +194,8 @@ class Simulation:
         for participant in self.participants:
             index = participant.index
             values: dict[str, Any] = {
+                "seconds_publish": 0.0,
+                "seconds_wait": 0.0,
                 **participant.noted_means(),
                 **{f"seconds_{phase}": seconds for phase, seconds in clock.seconds[index].items()},
                 "bytes_sent": ledger.sent.get(index, 0),

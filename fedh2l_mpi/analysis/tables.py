@@ -57,10 +57,11 @@ def outcome(run: RunMetrics) -> Outcome:
     for field in ROW_FIELDS:
         values_RP = run[field.name]
         adds_up = field.units in ("byte", "s")
-        values[field.name] = float((values_RP.sum(axis=0) if adds_up else values_RP[-1]).mean())
+        # Of the rounds without evaluation, there are no seconds of it.
+        values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
-    seconds_P = sum(run[name].sum(axis=0) for name, unit in UNITS.items() if unit == "s")
+    seconds_P = sum(np.nansum(run[name], axis=0) for name, unit in UNITS.items() if unit == "s")
     # The participants of a rank take turns.
     seconds = max(float(seconds_P[run["rank"] == rank].sum()) for rank in np.unique(run["rank"]))
     return Outcome(
