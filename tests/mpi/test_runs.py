@@ -80,13 +80,13 @@ def test_sixteen_ranks_without_any_argument_run_the_default_config(tmp_path):
     assert result["accuracy_all"][-1].mean() > 0.7
 
 
-def test_rotated_mnist_reaches_what_a_separate_reference_reached(tmp_path, mnist):
+def test_rotated_mnist_reaches_more_than_a_separate_reference_without_views(tmp_path, mnist):
     arguments = ["configs/rotated_mnist.yaml", "--set", f"data.root={mnist}"]
     ended = launch([*arguments, "--quiet", "--out", str(tmp_path / "run")], ranks=2, timeout=300)
     assert ended.code == 0, ended.err
     result = metrics.read(tmp_path / "run" / "metrics.h5")
-    # The reference got 0.876, and 0.853 without distillation.
-    assert result["accuracy_all"][-1].mean() >= 0.865
+    # The reference got 0.876 without views, this simulator 0.905 with them; five seeds spread by 0.003.
+    assert result["accuracy_all"][-1].mean() >= 0.89
     assert result["accuracy_own"][-1].mean() >= 0.92
 
 
