@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -288,6 +289,8 @@ def _run(command: RunCommand, world: World) -> None:
     console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks)
     plan = simulation.plan
     console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
+    if simulation.method.caution and world.rank == 0:
+        logging.getLogger("fedh2l_mpi").warning(simulation.method.caution)
     progress = console.Progress(config, command.quiet) if world.rank == 0 else None
     try:
         simulation.run(progress.round if progress else _ignore)

@@ -58,8 +58,10 @@ class Method:
     shares_parameters = False
     # Everyone averages with everyone: the graph must be complete.
     needs_complete_graph = False
-    # Everyone trains on everybody's private data: an upper bound, which breaks privacy.
+    # Everyone trains on everybody's private data.
     pools_private_data = False
+    # What whoever starts a run should be told.
+    caution = ""
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled

@@ -10,3 +10,4 @@ class Pooled(SeedSupervised):
     """
 
     pools_private_data = True
+    caution = "pooled puts everybody's private data in one place: an upper bound, which breaks privacy"

@@ -66,6 +66,13 @@ def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_pat
     assert_same(alone, run(arguments, tmp_path / "ranks-3", 3))
 
 
+def test_pooling_private_data_says_that_it_breaks_privacy(tmp_path):
+    ended = launch(["--set", "method.name=pooled", "--set", "rounds=1", "--out", str(tmp_path / "run")])
+    assert ended.code == 0, ended.err
+    assert ended.out.count("WARNING pooled puts everybody's private data in one place") == 1
+    assert metrics.read(tmp_path / "run" / "metrics.h5")["private_samples"].tolist() == [4 * 258] * 4
+
+
 def test_sixteen_ranks_without_any_argument_run_the_default_config(tmp_path):
     # Exactly `mpirun -n 16 python -m fedh2l_mpi`; its 40 rounds take two cores some time.
     ended = launch([], ranks=16, timeout=240, cwd=tmp_path)
