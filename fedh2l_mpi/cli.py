@@ -285,8 +285,9 @@ def _run(command: RunCommand, world: World) -> None:
     name = Path(command.config).stem if command.config else "default"
     directory = world.from_first(lambda: run_directory.choose(command.out, name))
     speaks = world.rank == 0 and not command.quiet
+    held = console.hold_log()
     simulation = Simulation(config, world, directory)
-    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks)
+    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
     plan = simulation.plan
     console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
     if simulation.method.caution and world.rank == 0:

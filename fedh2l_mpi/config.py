@@ -299,7 +299,7 @@ class MethodConfig(Section):
         "weighted by seed_accuracy or confidence, median, trimmed_mean (each)",
     )
     warmup_rounds: Natural | None = Field(
-        None, description="first rounds without an exchange, on seed labels only (0; fedmd: 5) [rounds]"
+        None, description="first rounds without an exchange, on private data and seed labels (0; fedmd: 5) [rounds]"
     )
     ramp_rounds: Natural | None = Field(
         None, description="rounds after the warm-up in which w_kd rises linearly to its value (0) [rounds]"
@@ -328,10 +328,13 @@ class MethodConfig(Section):
 
     @model_validator(mode="after")
     def _keys_of_method(self) -> "MethodConfig":
-        _check_kind_keys(
-            self, {**METHOD_KEYS, **({} if self.name in METHOD_KEYS else {self.name: {"options": {}}})}, "name"
-        )
-        if self.combine == "gem_neighbours" and self.name != "fedh2l":
+        uses = METHOD_KEYS
+        if self.name not in METHOD_KEYS:
+            # A method of one's own may be made of any of these: it has all their keys, and options besides.
+            every = {key: value for keys in METHOD_KEYS.values() for key, value in keys.items()}
+            uses = {**METHOD_KEYS, self.name: {**every, **METHOD_KEYS["fedh2l"], "options": {}}}
+        _check_kind_keys(self, uses, "name")
+        if self.combine == "gem_neighbours" and self.name in METHOD_KEYS and self.name != "fedh2l":
             raise PydanticCustomError(
                 "unused_key",
                 "combine: gem_neighbours needs neighbours, but {name} has none to constrain; use gem",

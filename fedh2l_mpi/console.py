@@ -4,6 +4,7 @@ rich is imported by the rank that prints, not by the others.
 """
 
 import logging
+import logging.handlers
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,19 @@ class Progress:
             self._bar = None
 
 
-def setup_logging(path: str, rank: int, size: int, speaks: bool) -> None:
-    """Send this rank's log to its file, and to standard output where it `speaks`."""
+def hold_log() -> logging.handlers.MemoryHandler:
+    """Keep what is logged while the run directory does not exist yet; `setup_logging` writes it."""
+    held = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    log.addHandler(held)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return held
+
+
+def setup_logging(
+    path: str, rank: int, size: int, speaks: bool, held: logging.handlers.MemoryHandler | None = None
+) -> None:
+    """Send this rank's log to its file, and to standard output where it `speaks`; first, each `held` message once."""
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if speaks:
         handlers.append(logging.StreamHandler(sys.stdout))
@@ -95,6 +107,11 @@ def setup_logging(path: str, rank: int, size: int, speaks: bool) -> None:
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    if held is not None:
+        log.removeHandler(held)
+        # Every participant of an architecture loads the same file.
+        for record in {record.getMessage(): record for record in reversed(held.buffer)}.values():
+            log.handle(record)
 
 
 def is_terminal() -> bool:

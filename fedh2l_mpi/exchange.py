@@ -9,7 +9,7 @@ Shape letters: N neighbours.
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,9 +66,9 @@ class ArraySpec:
     def check(self, payload: NDArray[np.float32], senders: Sequence[int]) -> None:
         """Refuse arrays (senders, rows, columns) that are not finite, or not distributions where they must be."""
         if self.sums_to_one:
-            # A NaN or an infinity anywhere in a row makes its sum NaN or infinite: one pass finds all three faults.
-            wrong = ~(np.abs(payload.sum(axis=-1) - 1.0) <= ROW_SUM_TOLERANCE)
-            fault = "is not finite or does not sum to 1"
+            # A NaN or an infinity anywhere in a row makes its sum NaN or infinite.
+            wrong = ~(np.abs(payload.sum(axis=-1) - 1.0) <= ROW_SUM_TOLERANCE) | (payload.min(axis=-1) < 0)
+            fault = "is not finite, is negative somewhere, or does not sum to 1"
         else:
             # Finite terms of float32 cannot overflow a sum of float64, so it is finite exactly where every term is.
             wrong = ~np.isfinite(payload.sum(axis=-1, dtype=np.float64))
@@ -136,6 +136,29 @@ class _Route:
     rank: int
     outgoing: Message
     incoming: Message
+
+
+class Received(Mapping[int, Tensor]):
+    """From each hosted participant to its neighbours' arrays, float32 (N, rows, columns), in participant order.
+
+    An item is put together when it is asked for, and must be asked for before the next round starts, which reuses the
+    buffers: the arrays of all neighbours of all participants at once would be P times as many where all are neighbours.
+    """
+
+    def __init__(self, array: ArraySpec, graph: Graph, hosted: range, arrived: Mapping[int, Tensor]) -> None:
+        self._array, self._graph, self._hosted, self._arrived = array, graph, hosted, arrived
+
+    def __getitem__(self, participant: int) -> Tensor:
+        if participant not in self._hosted:
+            raise KeyError(participant)
+        near = [self._arrived[neighbour] for neighbour in self._graph.neighbours[participant]]
+        return torch.stack(near) if near else torch.empty(0, self._array.rows, self._array.columns)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._hosted)
+
+    def __len__(self) -> int:
+        return len(self._hosted)
 
 
 @dataclass
@@ -216,7 +239,7 @@ class Exchange:
         if self._receives:
             self._receives[0].Get_status()
 
-    def finish(self, idle: Callable[[], None] | None = None) -> dict[int, Tensor]:
+    def finish(self, idle: Callable[[], None] | None = None) -> "Received":
         """Wait for the round's messages: each hosted participant's neighbours' arrays, in participant order.
 
         Parameters
@@ -226,7 +249,7 @@ class Exchange:
 
         Returns
         -------
-        dict
+        Received
             From participant to float32 tensor (N, rows, columns) in host memory; N = 0 for an isolated participant.
 
         Raises
@@ -242,21 +265,14 @@ class Exchange:
         arrived = dict(self._published)
         for route in self._routes:
             for slot, participant in enumerate(route.incoming.senders):
-                # A copy: the buffer is reused by the next round.
-                arrived[participant] = torch.from_numpy(route.incoming.payload[slot].copy())
-        theirs = {}
+                arrived[participant] = torch.from_numpy(route.incoming.payload[slot])
         edge_bytes = self._array.message_bytes()
         for participant in self._hosted:
-            near = self._graph.neighbours[participant]
-            theirs[participant] = (
-                torch.stack([arrived[neighbour] for neighbour in near])
-                if near
-                else torch.empty(0, self._array.rows, self._array.columns)
-            )
             # Edges are undirected: as much comes in as goes out.
-            self.ledger.sent[participant] = self.ledger.received[participant] = len(near) * edge_bytes
+            crossed = len(self._graph.neighbours[participant]) * edge_bytes
+            self.ledger.sent[participant] = self.ledger.received[participant] = crossed
         self._published = {}
-        return theirs
+        return Received(self._array, self._graph, self._hosted, arrived)
 
     def close_round(self) -> Ledger:
         """The round's ledger; a round that exchanges nothing has an empty one."""

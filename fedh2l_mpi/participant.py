@@ -19,6 +19,8 @@ from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models.flat import FlatParameters, SharedState
 from fedh2l_mpi.streams import Purpose, generator, torch_seed
 
+REMEDY = "a smaller optimizer.lr may help"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -166,8 +168,10 @@ class Participant:
             return Score(math.nan, math.nan)
         logits_NC = self._logits_of(samples)
         hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
-        loss = objectives.cross_entropy(logits_NC, samples.labels)
-        return Score(int(hits) / len(samples), float(loss))
+        loss = float(objectives.cross_entropy(logits_NC, samples.labels))
+        if not math.isfinite(loss):
+            raise DivergedError(f"participant {self.index} diverged: its loss on held-out data is {loss}; {REMEDY}")
+        return Score(int(hits) / len(samples), loss)
 
     def note(self, name: str, value: Tensor) -> None:
         """Remember a scalar of this step; nothing leaves the device before `noted_means`."""
@@ -185,7 +189,5 @@ class Participant:
         self._noted = {}
         for name, mean in means.items():
             if not math.isfinite(mean):
-                raise DivergedError(
-                    f"participant {self.index} diverged: {name} is {mean}; a smaller optimizer.lr may help"
-                )
+                raise DivergedError(f"participant {self.index} diverged: {name} is {mean}; {REMEDY}")
         return means

@@ -12,6 +12,7 @@ from fedh2l_mpi.console import size
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.data.labelled import Labelled
+from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Topology
@@ -75,10 +76,10 @@ def check(config: Config) -> RenderableType:
         if a_round
         else f"{size(sharing)} a round",
         "memory of a rank": "; ".join(
-            f"with {ranks} rank{'s' if ranks > 1 else ''} {size(_memory(config, plan, sizes, ranks, pooled))}"
-            for ranks in sorted({1, config.size})
+            f"with {ranks} rank{'s' if ranks > 1 else ''} {size(held + _messages(topology, ranks, array))}"
+            for ranks, held in ((n, _memory(config, plan, sizes, n, pooled)) for n in sorted({1, config.size}))
         )
-        + " for data, models and optimisers, plus some 300 MiB for Python and PyTorch",
+        + " for data, models, optimisers and messages, plus some 300 MiB for Python and PyTorch",
         "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
     }
     for name, value in rows.items():
@@ -107,6 +108,22 @@ def _memory(config: Config, plan: federation.Plan, sizes: dict[str, int], ranks:
             own += image * held + 4 * COPIES[config.optimizer.name] * sizes[config.architecture(index)]
         largest = max(largest, own)
     return shared + largest
+
+
+def _messages(topology: Topology, ranks: int, array: ArraySpec | None) -> int:
+    """Largest rank's arrays that are published, sent and received in round 0, and one participant's view of them."""
+    if array is None:
+        return 0
+    near, largest = topology.graph(0).neighbours, 0
+    hosting = Hosting(len(near), ranks)
+    for rank in range(ranks):
+        hosted = hosting.of(rank)
+        crossing = {(i, j) for i in hosted for j in near[i] if hosting.rank_of(j) != rank}
+        received = {j for _, j in crossing}
+        sent = {(i, hosting.rank_of(j)) for i, j in crossing}
+        arrays = len(hosted) + len(received) + len(sent) + max(len(near[i]) for i in hosted)
+        largest = max(largest, arrays * array.message_bytes())
+    return largest
 
 
 def _range(low: int, high: int) -> str:

@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,7 @@ class Simulation:
                 "graph": self.topology.digest(),
                 "config": hashlib.sha256(config.to_yaml().encode()).digest(),
                 "exchanged array": repr(self.array).encode(),
+                "file of weights": models.weights_digest(config.weights),
                 "code version": provenance.source_digest(),
             }
         )
@@ -154,7 +155,7 @@ class Simulation:
         with clock.shared(self.participants, "publish"):
             self.exchange.start(now.index, now.graph, published)
 
-    def _wait(self, now: Round, clock: "Clock") -> dict[int, Tensor]:
+    def _wait(self, now: Round, clock: "Clock") -> Mapping[int, Tensor]:
         """What the neighbours have published, by participant; nothing in a round without exchange."""
         if self.exchange is None or not self.method.exchanges_in(now.index):
             rows, columns = (self.array.rows, self.array.columns) if self.array is not None else (0, 0)
@@ -254,7 +255,7 @@ class Simulation:
                 "architecture": participant.architecture,
                 "parameters": participant.parameter_count,
                 "parameter_bytes": shared_bytes(participant.model),
-                "private_samples": len(participant.private),
+                "private_samples": self.private_samples[participant.index],
                 "own_domain": self.plan.own_domain(participant.index),
                 "rank": self.world.rank,
                 "host": self.world.host,

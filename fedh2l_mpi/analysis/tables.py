@@ -41,6 +41,8 @@ class Outcome:
         All-domain accuracy in these rounds, and the bytes that a participant had sent by then.
     seconds : float
         Time in the rounds of the slowest rank.
+    revision : str
+        Of the code that ran it.
     """
 
     seed: int
@@ -49,6 +51,7 @@ class Outcome:
     accuracy_E: NDArray[np.float64]
     bytes_E: NDArray[np.float64]
     seconds: float
+    revision: str = ""
 
 
 def outcome(run: RunMetrics) -> Outcome:
@@ -71,6 +74,7 @@ def outcome(run: RunMetrics) -> Outcome:
         accuracy_R[evaluated],
         run["bytes_sent"].mean(axis=1).cumsum()[evaluated],
         seconds,
+        str(run.attributes["git_revision"]),
     )
 
 
@@ -214,11 +218,11 @@ def long_form(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     until = [f"bytes_until_{accuracy:g}" for accuracy in reach]
-    writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *until, "seconds"])
+    writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *until, "seconds", "revision"])
     for label, settings, run in runs:
         places: list[Any] = [settings.get(axis, "") for axis in axes]
         values = [_blank(value) for value in (*run.values.values(), *(bytes_until(run, level) for level in reach))]
-        writer.writerow([label, *places, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}"])
+        writer.writerow([label, *places, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision])
     return text.getvalue()
 
 

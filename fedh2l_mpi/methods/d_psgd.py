@@ -12,7 +12,8 @@ class DPsgd(ParameterMethod):
 
     x_i <- x_i + sum over neighbours j of w_ij (x_j - x_i), where x_i, x_j in the bracket are as published. Published
     after the local steps, this is local SGD with gossip; with `publish: start`, the average is of the weights before
-    them, as in the paper, and the exchange is hidden behind them.
+    them, as in the paper, and the exchange is hidden behind them. BatchNorm's running statistics then stay local: old
+    differences put on new variances could make them negative.
 
     Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?", 2017, algorithm 1; Xiao,
     Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007, for the weights.
@@ -26,9 +27,10 @@ class DPsgd(ParameterMethod):
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """The average."""
         state, published = participant.shared_state.read(), participant.kept["published"]
+        averaged = len(participant.parameters.vector) if self.publishes_first else len(state)
         for neighbour, parameters in zip(now.graph.neighbours[participant.index], theirs, strict=True):
             weight = metropolis_weight(now.graph, participant.index, neighbour)
-            state += weight * (parameters[0].to(participant.device) - published)
+            state[:averaged] += weight * (parameters[0].to(participant.device) - published)[:averaged]
         participant.shared_state.write(state)
 
 

@@ -13,10 +13,9 @@ from fedh2l_mpi.participant import Participant
 class DeepMutualLearning(PosteriorMethod):
     """E steps on private data, then M on the seed set alone: its labels, plus the divergences of all neighbours.
 
-    Neither are gradients combined, nor is the sum over neighbours divided by their number.
-
-    Source: Zhang, Xiang, Hospedales and Lu, "Deep mutual learning", 2018, on the seed set as the common data, and with
-    posteriors that are exchanged once a round instead of at every step.
+    Source: Zhang, Xiang, Hospedales and Lu, "Deep mutual learning", 2018. Three things differ: the common data are the
+    seed set, posteriors are exchanged once a round instead of at every step, and the sum over neighbours is not divided
+    by their number (`weight_kd` = 1 / degree does that).
     """
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from fedh2l_mpi import objectives
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.data.seed_set import SeedRound
+from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.gradients import COMBINERS, InnerProducts, nearest_in_cone
-from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.participant import REMEDY, Participant
 from fedh2l_mpi.topology import Graph
 
 
@@ -123,7 +124,10 @@ class Method:
         """One step along the vector nearest to the sum of all that, to first order, raises none of their losses."""
         gradients_KW = torch.stack([g_private, *g_terms])
         self._noted_products(participant, g_private, gradients_KW[1:].sum(dim=0))
-        participant.step(nearest_in_cone(gradients_KW @ gradients_KW.T) @ gradients_KW)
+        gram_KK = gradients_KW @ gradients_KW.T
+        if not torch.isfinite(gram_KK).all():
+            raise DivergedError(f"participant {participant.index} diverged: a gradient is not finite; {REMEDY}")
+        participant.step(nearest_in_cone(gram_KK) @ gradients_KW)
 
     @staticmethod
     def _noted_products(participant: Participant, g_private: Tensor, g_seed: Tensor) -> InnerProducts:
@@ -153,7 +157,8 @@ class PosteriorMethod(Method):
 class ParameterMethod(Method):
     """A method whose participants publish parameters, and average them instead of learning from the seed set.
 
-    BatchNorm's running statistics are averaged like parameters; the optimiser's moments stay local.
+    BatchNorm's running statistics are averaged like parameters, where the average is of current ones; the optimiser's
+    moments stay local.
     """
 
     shares_parameters = True

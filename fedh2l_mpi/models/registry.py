@@ -2,8 +2,11 @@
 
 import difflib
 import functools
+import hashlib
 import importlib
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -71,17 +74,32 @@ def check_weights(weights: Iterable[str], architectures: Collection[str]) -> Non
             )
 
 
+def weights_digest(weights: Mapping[str, str]) -> bytes:
+    """SHA-256 of the files, by architecture: ranks on several nodes may see other files at one path."""
+    sha = hashlib.sha256()
+    for name, path in sorted(weights.items()):
+        sha.update(name.encode() + b"\0")
+        with Path(path).expanduser().open("rb") as file:
+            sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.digest()
+
+
 @torch.no_grad()
 def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: tuple[int, ...]) -> None:
     # In eval mode: no running statistic moves.
     model.eval()
+    given = torch.linspace(-1, 1, math.prod(images)).view(images)
+    before = given.clone()
     try:
-        got = model(torch.zeros(images))
+        got = model(given)
     except _MISFITS as error:
         raise UserError(f"models: {name!r} fails on images of shape {images}: {error}") from error
     if not isinstance(got, torch.Tensor) or tuple(got.shape) != logits:
         shape = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
         raise UserError(f"models: {name!r} maps images {images} to {shape}, must be logits {logits}")
+    if not torch.equal(given, before):
+        # Test images are shared by all participants of a rank: the next one would see what this one has left.
+        raise UserError(f"models: {name!r} changes the images it is given; its first operation must not be in place")
 
 
 def _kind(name: str) -> Callable[..., nn.Module]:

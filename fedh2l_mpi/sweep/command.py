@@ -49,7 +49,7 @@ def run(
     follower = Follower(quiet)
     runner = Runner(elements, root, jobs, ranks, follower, waits=index is None)
     if runner.to_do:
-        check_fit(runner.to_do, sweep.path)
+        check_fit(runner.to_do, sweep.path, jobs)
     try:
         runner.run()
     finally:
@@ -69,7 +69,7 @@ def run(
     return EXIT_FAULT if runner.failed else 0
 
 
-def check_fit(elements: Sequence[Element], path: Path) -> None:
+def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     """Refuse at once what the runs would refuse one by one: data, graphs, models and methods that do not fit.
 
     A user's own classes are left to their runs: whatever they do at import ends one run, not the sweep.
@@ -79,17 +79,24 @@ def check_fit(elements: Sequence[Element], path: Path) -> None:
     UserError
         With a line for each mistake, and the elements that have it.
     """
+    import torch
+
     from fedh2l_mpi import methods
     from fedh2l_mpi.data import federation
     from fedh2l_mpi.data.catalogue import open_source
     from fedh2l_mpi.topology import Topology
 
-    source_of = functools.cache(open_source)
+    source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
     planned: set[str] = set()
     mistakes = Mistakes()
     for element in elements:
         config = element.config
         with mistakes.of(element.label):
+            if jobs > 1 and cuda and config.devices.kind != "cpu" and not config.devices.share:
+                raise UserError(
+                    f"--jobs: got {jobs}, but runs that know nothing of each other would share a GPU; use --jobs 1, "
+                    "one --index for each GPU, devices.kind=cpu, or devices.share=true"
+                )
             Topology(config.topology, config.size, config.seed, config.rounds)
             if config.method.name in methods.METHODS:
                 methods.build(config)
@@ -117,6 +124,13 @@ def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: 
     }
     if not quiet:
         print(f"\n{tables.plain(table)}\n")
+    revisions = sorted({outcome.revision for outcome in outcomes.values()})
+    if len(revisions) > 1:
+        print(
+            f"fedh2l_mpi: these runs are of {len(revisions)} revisions of the code ({', '.join(revisions)}), between "
+            "which numbers may have moved; another --out runs all anew",
+            file=sys.stderr,
+        )
     for name, write in written.items():
         try:
             _replace(root / name, write)

@@ -57,8 +57,10 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=fedprox", "models=[cnn]", "topology.kind=complete", "data.partition.kind=quantity"],
         ["method.name=fedmd", "method.warmup_rounds=1", "seed_set.views=both", "data.augmentation=affine"],
         ["method.name=pooled", "seed_set.views=affine"],
+        ["method.combine=gem_neighbours", "method.teachers=confidence", "topology.kind=complete"],
+        ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
     ],
-    ids=["d_psgd", "fedprox", "fedmd, views, augmentation", "pooled"],
+    ids=["d_psgd", "fedprox", "fedmd, views, augmentation", "pooled", "gem_neighbours, confidence", "d_psgd, start"],
 )
 def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings):
     arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]
@@ -70,7 +72,7 @@ def test_pooling_private_data_says_that_it_breaks_privacy(tmp_path):
     ended = launch(["--set", "method.name=pooled", "--set", "rounds=1", "--out", str(tmp_path / "run")])
     assert ended.code == 0, ended.err
     assert ended.out.count("WARNING pooled puts everybody's private data in one place") == 1
-    assert metrics.read(tmp_path / "run" / "metrics.h5")["private_samples"].tolist() == [4 * 258] * 4
+    assert metrics.read(tmp_path / "run" / "metrics.h5")["private_samples"].tolist() == [258] * 4
 
 
 def test_sixteen_ranks_without_any_argument_run_the_default_config(tmp_path):

@@ -138,7 +138,7 @@ def test_one_element_is_run_in_a_batch_job_of_several_tasks(tmp_path, sweep):
         (["--set", "data={name: mnist, root: /nowhere}"], "/nowhere"),
         (
             ["--set", "models=[lenet5, mlp]", "--set", "method.name=d_psgd", "--set", "method.temperature=null"],
-            "models",
+            "averages parameters",
         ),
     ],
 )

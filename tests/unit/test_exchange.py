@@ -60,7 +60,9 @@ def test_rows_must_be_finite_and_sum_to_one(value):
     payload = np.full((2, 5, 10), 0.1, dtype=np.float32)
     POSTERIORS.check(payload, [1, 4])
     payload[1, 2, 3] = value
-    with pytest.raises(RuntimeError, match="participant 4, row 2: .* is not finite or does not sum to 1"):
+    with pytest.raises(
+        RuntimeError, match="participant 4, row 2: .* is not finite, is negative somewhere, or does not sum to 1"
+    ):
         POSTERIORS.check(payload, [1, 4])
 
 
@@ -121,3 +123,10 @@ def test_a_round_without_exchange_has_an_empty_ledger():
     exchange.finish()
     assert exchange.close_round().sent == {0: SMALL.message_bytes(), 1: SMALL.message_bytes()}
     assert exchange.close_round().sent == {}
+
+
+def test_a_row_that_sums_to_one_with_a_negative_number_is_no_posterior():
+    payload = np.full((2, 5, 10), 0.1, dtype=np.float32)
+    payload[0, 3, :2] = -0.1, 0.3
+    with pytest.raises(RuntimeError, match="posteriors of participant 1, row 3: .* is negative"):
+        POSTERIORS.check(payload, [1, 4])

@@ -10,7 +10,7 @@ from fedh2l_mpi import config_file, methods
 from fedh2l_mpi.config import METHOD_KEYS, EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.methods import METHODS, Method, Round
 from fedh2l_mpi.methods.d_psgd import metropolis_weight
 from fedh2l_mpi.models import build
@@ -211,6 +211,33 @@ def test_d_psgd_published_at_the_start_averages_the_weights_before_the_local_ste
     moved = one.shared_state.read() - before
     learning.mutual_phase(one, now, theirs[None, None])
     torch.testing.assert_close(one.shared_state.read(), (before + theirs) / 2 + moved)
+
+
+def test_published_at_the_start_running_variances_stay_local_and_positive():
+    learning = method("d_psgd", publish="start")
+    now = a_round(graph=Graph(2, [(0, 1)]))
+    one, other = learner(0, "cnn"), learner(1, "cnn", seed=2)
+    norms = [participant.model.layers[1] for participant in (one, other)]
+    norms[0].running_var.fill_(4.0)
+    norms[1].running_var.fill_(0.5)
+    published = [learning.publish(participant, now) for participant in (one, other)]
+    norms[0].running_var.fill_(1.0)  # what local steps have made of it
+    learning.mutual_phase(one, now, published[1][None])
+    assert norms[0].running_var.tolist() == [1.0] * 16
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_by_name():
+    participant, now = learner(3), a_round()
+    participant.private = Labelled(torch.full((64, 1, 8, 8), torch.nan), participant.private.labels)
+    with pytest.raises(DivergedError, match="participant 3 diverged: a gradient is not finite"):
+        method("fedh2l", combine="gem_neighbours").mutual_phase(participant, now, posteriors(3))
+
+
+def test_a_method_of_ones_own_may_be_made_of_any_other():
+    # It has the keys and defaults of all methods, or a subclass would silently learn with weights of 0.
+    settings = MethodConfig(name="mine:Mine", weight_kd=2.0, proximal=0.5)
+    assert (settings.weight_kd, settings.weight_ce, settings.combine, settings.proximal) == (2.0, 1.0, "gem", 0.5)
+    assert (settings.publish, settings.options) == ("start", {})
 
 
 def test_fedavg_weighs_by_private_samples_and_leaves_everyone_with_the_same_bits():

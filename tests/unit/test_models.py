@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.models import build, check_weights
+from fedh2l_mpi.models import build, check_weights, weights_digest
 from fedh2l_mpi.models.flat import FlatParameters
 from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
@@ -283,3 +283,22 @@ def test_weights_for_an_architecture_that_is_not_in_the_run_are_refused():
     check_weights({"cnn": "a.pt"}, ["mlp", "cnn", "mlp"])
     with pytest.raises(UserError, match=r"got a file for 'lenet'; .* lenet5, mlp \(did you mean 'lenet5'\?\)"):
         check_weights({"lenet": "a.pt"}, ("mlp", "lenet5", "mlp"))
+
+
+class InPlace(nn.Sequential):
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(channels * side * side, classes))
+
+
+def test_a_model_that_changes_its_images_is_refused():
+    with pytest.raises(UserError, match="changes the images it is given; its first operation must not be in place"):
+        build(f"{__name__}:InPlace", 1, 8, 10, seed=0)
+
+
+def test_the_digest_of_weights_is_that_of_the_files(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"1")
+    one = weights_digest({"mlp": str(path)})
+    assert one == weights_digest({"mlp": str(path)}) != weights_digest({"cnn": str(path)})
+    path.write_bytes(b"2")
+    assert weights_digest({"mlp": str(path)}) != one

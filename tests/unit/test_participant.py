@@ -206,6 +206,13 @@ def test_scores_are_accuracy_and_cross_entropy_and_nan_on_nothing():
     assert np.isnan(empty.loss)
 
 
+def test_a_model_that_has_blown_up_in_its_last_step_is_no_result():
+    participant = learner()
+    participant.parameters.vector.fill_(torch.inf)
+    with pytest.raises(DivergedError, match="participant 0 diverged: its loss on held-out data is"):
+        participant.score(samples(10))
+
+
 def test_what_sharing_parameters_would_send_counts_running_statistics_too():
     participant = learner("cnn")
     floats = sum(v.numel() for v in participant.model.state_dict().values() if v.is_floating_point())

@@ -20,7 +20,7 @@ def run_of(**given: list[list[float]]) -> RunMetrics:
     arrays = {field.name: np.zeros((3, 2)) for field in ROW_FIELDS}
     arrays |= {name: np.array(values, dtype=float) for name, values in given.items()}
     arrays |= {"round": np.arange(3), "rank": np.array([0, 0])}
-    return RunMetrics({"seed": 7}, arrays, True)
+    return RunMetrics({"seed": 7, "git_revision": "0123abc"}, arrays, True)
 
 
 def outcome(seed: int, accuracy: list[float], sent: list[float] | None = None) -> Outcome:
