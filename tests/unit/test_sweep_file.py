@@ -166,7 +166,8 @@ def test_the_mistakes_of_all_elements_are_told_at_once_each_of_them_once(write):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
 def test_every_shipped_sweep_is_sound_and_says_what_it_shows(path):
-    sweep = load(path, ["data.root=/data"])
+    # The digits of the built-in default lie inside scikit-learn.
+    sweep = load(path, [] if "base: null" in path.read_text() else ["data.root=/data"])
     assert {element.config.seed for element in sweep.elements} == {0, 1, 2, 3, 4}
     assert len(sweep.elements) == 5 * len(sweep.rows)
     for word in ("Shows:", "Cost:", "Data:"):
