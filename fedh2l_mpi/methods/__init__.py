@@ -1,7 +1,5 @@
 """Learning methods, each a small class in its own file, all driven by the same round loop."""
 
-import importlib
-
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods.d_psgd import DPsgd
@@ -14,6 +12,7 @@ from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.methods.method import Method, Round
 from fedh2l_mpi.methods.pooled import Pooled
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
+from fedh2l_mpi.users_own import imported
 
 __all__ = ["METHODS", "Method", "Round", "build"]
 
@@ -56,14 +55,7 @@ def build(config: Config) -> Method:
 
 
 def _users_own(name: str) -> type[Method]:
-    module_name, _, class_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"method.name: {name!r}: cannot import {module_name}: {error}; run from its folder, or set PYTHONPATH"
-        ) from error
-    kind = getattr(module, class_name, None)
+    kind: type[Method] = imported("method.name", name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"method.name: {name!r} must be a subclass of fedh2l_mpi.methods.Method, got {kind!r}")
     return kind

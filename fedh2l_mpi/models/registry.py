@@ -3,7 +3,6 @@
 import difflib
 import functools
 import hashlib
-import importlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import vision
 from fedh2l_mpi.models import weights as pretrained
 from fedh2l_mpi.models.zoo import ZOO
+from fedh2l_mpi.users_own import imported
 
 # What a model raises that does not fit the images; torchvision's say so by assertions.
 _MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
@@ -117,14 +117,5 @@ def _users_own(name: str) -> type[nn.Module]:
             f"models: got {name!r}; known: {', '.join(ZOO)}, torchvision:NAME, or your own as "
             f"package.module:Class{hint}"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"models: {name!r}: cannot import {module_name}: {error}; run from its folder, or set PYTHONPATH"
-        ) from error
-    try:
-        kind: type[nn.Module] = getattr(module, class_name)
-    except AttributeError:
-        raise UserError(f"models: {name!r}: {module_name} has no {class_name}") from None
+    kind: type[nn.Module] = imported("models", name)
     return kind

@@ -31,7 +31,7 @@ LAYERS = [
         "data",
         "models",
     ],
-    ["provenance", "config_file"],
+    ["provenance", "config_file", "users_own"],
     ["config_keys"],
     ["config", "streams"],
     ["errors", "__init__"],
