@@ -1,6 +1,6 @@
 """One learner: its model, its optimiser and its private data, and the few things that every method does with them.
 
-Shape letters: B minibatch, S seed samples, C classes, K channels, H, W pixels.
+Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or confidence bins, H, W pixels.
 """
 
 import math
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedh2l_mpi import objectives, optimizers
+from fedh2l_mpi.calibration import calibration_bins
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
+from fedh2l_mpi.metrics import CONFIDENCE_BINS
 from fedh2l_mpi.models.flat import FlatParameters, SharedState
 from fedh2l_mpi.streams import Purpose, generator, torch_seed
 
@@ -24,10 +27,17 @@ REMEDY = "a smaller optimizer.lr may help"
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy [1] and mean cross-entropy [nats] on a labelled set; NaN on an empty one."""
+    """Accuracy [1] and mean cross-entropy [nats] on a labelled set; NaN on an empty one.
+
+    Attributes
+    ----------
+    calibration_3K : float64 (3, K)
+        From `calibration_bins`.
+    """
 
     accuracy: float
     loss: float
+    calibration_3K: NDArray[np.float64]
 
 
 class Minibatches:
@@ -165,13 +175,14 @@ class Participant:
     def score(self, samples: Labelled) -> Score:
         """Accuracy and loss on labelled samples, in eval mode."""
         if len(samples) == 0:
-            return Score(math.nan, math.nan)
+            return Score(math.nan, math.nan, np.zeros((3, CONFIDENCE_BINS)))
         logits_NC = self._logits_of(samples)
         hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
         loss = float(objectives.cross_entropy(logits_NC, samples.labels))
         if not math.isfinite(loss):
             raise DivergedError(f"participant {self.index} diverged: its loss on held-out data is {loss}; {REMEDY}")
-        return Score(int(hits) / len(samples), loss)
+        bins_3K = calibration_bins(logits_NC, samples.labels, CONFIDENCE_BINS)
+        return Score(int(hits) / len(samples), loss, bins_3K.cpu().numpy())
 
     def note(self, name: str, value: Tensor) -> None:
         """Remember a scalar of this step; nothing leaves the device before `noted_means`."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import methods, metrics, models, provenance
+from fedh2l_mpi import calibration, methods, metrics, models, provenance
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
@@ -96,15 +96,23 @@ class Simulation:
                 self._round(round_index)
             self.world.at = "the end of the run"
             self.recorder.finish()
-        finally:
+            self._close("complete")
+        except KeyboardInterrupt:
+            self._close("stopped")
+            raise
+        except BaseException:
             # Also after a fault: a closed file opens everywhere.
-            if self.writer is not None:
-                self.writer.close()
+            self._close("failed")
+            raise
         used = resource.getrusage(resource.RUSAGE_SELF)
         log.info(
             f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
             extra={"file_only": True},
         )
+
+    def _close(self, state: str) -> None:
+        if self.writer is not None:
+            self.writer.close(state)
 
     def _round(self, round_index: int) -> None:
         clock = Clock(self.device)
@@ -178,6 +186,7 @@ class Simulation:
         scores = [participant.score(test) for test in self.federation.tests]
         accuracy_D = [score.accuracy for score in scores]
         own, mean = self.plan.own_domain(participant.index), sum(accuracy_D) / len(accuracy_D)
+        calibration_3K = np.sum([score.calibration_3K for score in scores], axis=0)
         return {
             "accuracy_D": accuracy_D,
             "loss_D": [score.loss for score in scores],
@@ -185,6 +194,8 @@ class Simulation:
             "accuracy_all": mean,
             "accuracy_worst": min(accuracy_D),
             "accuracy_validation": participant.score(participant.validation).accuracy,
+            "calibration_error": calibration.expected_calibration_error(calibration_3K),
+            "calibration_3K": calibration.reliability(calibration_3K),
         }
 
     def _rows(self, graph: Graph, clock: "Clock", scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
@@ -204,7 +215,8 @@ class Simulation:
                 "degree": len(graph.neighbours[index]),
                 **scores.get(index, {}),
             }
-            rows.append(metrics.pack_row(values, values.get("accuracy_D", unknown), values.get("loss_D", unknown)))
+            by_domain = (values.get("accuracy_D", unknown), values.get("loss_D", unknown))
+            rows.append(metrics.pack_row(values, *by_domain, values.get("calibration_3K")))
         return np.stack(rows)
 
     def _write(self, round_index: int, table: NDArray[np.float64]) -> None:
@@ -278,6 +290,8 @@ class Simulation:
                 "versions": provenance.versions(self.world.mpi_library),
                 "git_revision": provenance.git_revision(),
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "host": self.world.host,
+                "pid": os.getpid(),
                 "seed_set_digest": seed_set.digest().hex(),
                 "seed_set_bytes": seed_set.nbytes,
                 "seed_set_samples": len(seed_set),

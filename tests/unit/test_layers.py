@@ -27,6 +27,7 @@ LAYERS = [
         "gradients",
         "optimizers",
         "objectives",
+        "calibration",
         "teachers",
         "data",
         "models",

@@ -64,7 +64,7 @@ def written(tmp_path, header):
         if round_index == 2:
             writer.add_graph(2, [])
         writer.append(round_index, table(round_index))
-    writer.close()
+    writer.close("complete")
     return path
 
 
@@ -82,7 +82,15 @@ def test_every_array_has_units_a_name_and_named_dimensions(written):
 
 def test_xarray_sees_labelled_arrays_with_what_was_written(written):
     with xarray.open_dataset(written, engine="h5netcdf") as data:
-        assert dict(data.sizes) == {"round": 3, "participant": P, "domain": D, "class": C, "edge": 2, "endpoint": 2}
+        assert dict(data.sizes) == {
+            "round": 3,
+            "participant": P,
+            "domain": D,
+            "class": C,
+            "bin": 10,
+            "edge": 2,
+            "endpoint": 2,
+        }
         assert data["accuracy"].dims == ("round", "participant", "domain")
         assert data["accuracy"].sel(round=2, participant=1).values.tolist() == [0.5, 1.25]
         assert data["accuracy_all"].sel(round=1).values.tolist() == pytest.approx([1.0, 1.1, 1.2])
@@ -120,7 +128,7 @@ def test_the_file_is_readable_while_it_is_written(tmp_path, header):
         # From another process: within one, HDF5 would hand out the writer's own view of the file.
         read = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
         assert json.loads(read.stdout) == [round_index + 1, False, [1.0, round_index], round_index + 1]
-    writer.close()
+    writer.close("complete")
     assert metrics.read(path).closed
 
 
@@ -152,7 +160,9 @@ def test_a_thousand_participants_fit(tmp_path, header):
     rows = np.random.default_rng(0).random((1000, metrics.row_width(D)))
     for round_index in range(5):
         writer.append(round_index, rows)
-    writer.close()
+    writer.close("complete")
     run = metrics.read(tmp_path / "metrics.h5")
     assert np.array_equal(run["accuracy_own"][4], rows[:, 0])
-    assert np.array_equal(run["loss"][4], rows[:, -D:])
+    first = len(metrics.ROW_FIELDS) + D
+    assert np.array_equal(run["loss"][4], rows[:, first : first + D])
+    assert np.array_equal(run["calibration_accuracy"][4], rows[:, -metrics.CONFIDENCE_BINS :])

@@ -1,0 +1,47 @@
+"""The metrics file of a run: its schema, its one writer, its readers. Nobody else knows a dataset's name."""
+
+from fedh2l_mpi.metrics.reader import RunMetrics, look, read
+from fedh2l_mpi.metrics.schema import (
+    ADDED,
+    BIN_FIELDS,
+    CONFIDENCE_BINS,
+    DIMENSIONS,
+    DOMAIN_FIELDS,
+    FIELDS,
+    FORMAT,
+    PARTICIPANT_FIELDS,
+    ROW_FIELDS,
+    SCALES,
+    SCHEMA_VERSION,
+    TIMINGS,
+    Field,
+    pack_row,
+    row_width,
+)
+from fedh2l_mpi.metrics.state import State, state_of
+from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
+
+__all__ = [
+    "ADDED",
+    "BIN_FIELDS",
+    "CONFIDENCE_BINS",
+    "DIMENSIONS",
+    "DOMAIN_FIELDS",
+    "FIELDS",
+    "FORMAT",
+    "PARTICIPANT_FIELDS",
+    "ROW_FIELDS",
+    "SCALES",
+    "SCHEMA_VERSION",
+    "TIMINGS",
+    "Field",
+    "MetricsWriter",
+    "RunHeader",
+    "RunMetrics",
+    "State",
+    "look",
+    "pack_row",
+    "read",
+    "row_width",
+    "state_of",
+]

@@ -1,0 +1,302 @@
+"""Reads metrics files: `read` the whole of a sound one, `look` at whatever there is in any.
+
+Shape letters: R rounds, P participants, D domains.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics.opening import open_for_reading
+from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS, DIMENSIONS, FIELDS, FORMAT, SCALES, SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import h5py
+
+# What h5py raises on a damaged file, depending on where the damage is.
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+GROWING = tuple(name for name, dims in DIMENSIONS.items() if dims[0] == "round")
+# Larger arrays are read again when they are asked for again.
+KEPT_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """What a metrics file holds.
+
+    Attributes
+    ----------
+    attributes : mapping
+        Text or whole numbers.
+    arrays : mapping
+        By name, all with the same number of rounds; those of `look` are read when they are asked for.
+    closed : bool
+        Whether the writer closed the file.
+    problems : list of str
+        What is wrong with the file, a line each; it grows while arrays are read.
+    """
+
+    attributes: Mapping[str, str | int]
+    arrays: Mapping[str, NDArray[Any]]
+    closed: bool
+    problems: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.arrays[name]
+
+    @property
+    def rounds(self) -> int:
+        """Finished rounds."""
+        return len(self.arrays["round"])
+
+    def of_round(self, name: str, row: int) -> NDArray[Any]:
+        """One row of an array over rounds: of a large array, only what is needed is read."""
+        if isinstance(self.arrays, _FileArrays):
+            return self.arrays.of_round(name, row)
+        return self.arrays[name][row]
+
+    def texts(self, name: str) -> list[str]:
+        """A text array as strings."""
+        return [value.decode(errors="replace") for value in self.arrays[name]]
+
+    def close(self) -> None:
+        """Close the file of a run that was looked at; arrays not read yet cannot be read any more."""
+        if isinstance(self.arrays, _FileArrays):
+            self.arrays.close()
+
+
+def read(path: Path) -> RunMetrics:
+    """The whole of a metrics file, also of one that is being written or whose writer was killed.
+
+    Raises
+    ------
+    UserError
+        If it is not a metrics file, of another schema, or damaged.
+    """
+    run = look(path)
+    try:
+        arrays = dict(run.arrays)
+    finally:
+        run.close()
+    if run.problems:
+        raise UserError(f"{path}: {run.problems[0]}")
+    return RunMetrics(run.attributes, arrays, run.closed)
+
+
+def look(path: Path) -> RunMetrics:
+    """Whatever can be shown of a metrics file, and what is wrong with it; arrays are read when they are asked for.
+
+    What cannot be read is NaN (`?` for a text), and a line in `problems`. An array that the run did not record is NaN
+    without one.
+
+    Raises
+    ------
+    UserError
+        If there is nothing to show: no such file, not HDF5, not a run's.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        file, closed = open_for_reading(path)
+        written_by = file.attrs.get("format")
+    except DAMAGE as error:
+        raise UserError(f"{path}: cannot be read as HDF5: {_short(error)}") from None
+    if written_by != FORMAT.encode():
+        file.close()
+        raise UserError(f"{path}: not a metrics file of fedh2l_mpi")
+    problems: list[str] = []
+    attributes = _attributes(file, problems)
+    schema = attributes.get("schema_version")
+    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
+        problems.append(
+            f"has schema {schema}, this version reads schema {SCHEMA_VERSION}: what it knows is shown; a newer "
+            "fedh2l_mpi reads it all"
+        )
+    return RunMetrics(attributes, _FileArrays(file, problems), closed, problems)
+
+
+class _FileArrays(Mapping[str, NDArray[Any]]):
+    """The arrays of an open file, in the shapes that the schema says, whatever the file's own are."""
+
+    def __init__(self, file: "h5py.File", problems: list[str]) -> None:
+        self._file, self._problems = file, problems
+        self._kept: dict[str, NDArray[Any]] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
+        for name in (*(scale.name for scale in SCALES), *DIMENSIONS):
+            self._find(name)
+        found = self._datasets
+        self._sizes = {scale.name: self._size(scale.name) for scale in SCALES}
+        self._sizes["endpoint"] = 2
+        # A kill inside a flush may leave the arrays a round apart: what all of them have is the truth.
+        lengths = [found[name].shape[0] for name in ("round", *GROWING) if name in found]
+        edges = [found[name].shape[0] for name in ("graph_edges", "graph_since_round") if name in found]
+        self._sizes |= {"round": min(lengths, default=0), "edge": min(edges, default=0)}
+        self._check_shapes()
+        self._present, rounds_R = self._rounds()
+        self._sizes["round"] = len(rounds_R)
+        self._kept |= {scale.name: np.arange(self._sizes[scale.name]) for scale in SCALES}
+        self._kept["round"] = rounds_R
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name in self._kept:
+            return self._kept[name]
+        if name not in DIMENSIONS:
+            raise KeyError(name)
+        values = self._values(name)
+        if values.nbytes <= KEPT_BYTES:
+            self._kept[name] = values
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (scale.name for scale in SCALES)
+        yield from DIMENSIONS
+
+    def __len__(self) -> int:
+        return len(SCALES) + len(DIMENSIONS)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def of_round(self, name: str, row: int) -> NDArray[Any]:
+        """One row of an array over rounds."""
+        if name in self._kept or name not in self._datasets:
+            return self[name][row]
+        row = range(self._sizes["round"])[row]
+        at = row if self._present is None else int(self._present[row])
+        try:
+            return np.asarray(self._datasets[name][at])
+        except DAMAGE:
+            # Which rounds can be read, and the line about it, are found by reading the whole.
+            return self[name][row]
+
+    def _find(self, name: str) -> None:
+        try:
+            dataset = self._file[name]
+            # A group has no shape, a scalar no first length, and a damaged type cannot be told.
+            _ = dataset.shape[0], dataset.dtype.kind
+        except DAMAGE as error:
+            if name not in ADDED or name in self._file:
+                self._problems.append(f"array {name!r} is missing or damaged: {_short(error)}")
+        else:
+            self._datasets[name] = dataset
+
+    def _size(self, scale: str) -> int:
+        """Length of a dimension: its scale's, or where that is damaged, that of most arrays."""
+        if scale in self._datasets:
+            return int(self._datasets[scale].shape[0])
+        if scale == "bin":
+            return CONFIDENCE_BINS
+        lengths = [
+            self._datasets[name].shape[dims.index(scale)]
+            for name, dims in DIMENSIONS.items()
+            if scale in dims and name in self._datasets and len(self._datasets[name].shape) == len(dims)
+        ]
+        return max(set(lengths), key=lengths.count) if lengths else 0
+
+    def _check_shapes(self) -> None:
+        for name, dims in DIMENSIONS.items():
+            if name not in self._datasets:
+                continue
+            dataset = self._datasets[name]
+            wanted = tuple(self._sizes[dim] for dim in dims)
+            # Arrays that grow may be ahead of the others by what a kill cut short.
+            fixed = 1 if dims[0] in ("round", "edge") else 0
+            if dataset.dtype.kind != FIELDS[name].dtype[0] or dataset.shape[fixed:] != wanted[fixed:]:
+                self._problems.append(
+                    f"array {name!r} is {dataset.dtype} {dataset.shape}, must be {FIELDS[name].dtype} {wanted}"
+                )
+                del self._datasets[name]
+
+    def _rounds(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        """Rows of the rounds that are there (None: all), and their numbers."""
+        expected = np.arange(self._sizes["round"])
+        if "round" not in self._datasets:
+            return None, expected
+        try:
+            numbers = np.asarray(self._datasets["round"][: len(expected)], dtype=np.int64)
+        except DAMAGE as error:
+            self._problems.append(f"array 'round' is damaged: {_short(error)}")
+            return None, expected
+        present = np.flatnonzero(numbers == expected)
+        if len(present) == len(expected):
+            return None, expected
+        missing = np.flatnonzero(numbers != expected)
+        self._problems.append(f"{len(missing)} rounds are missing: {_ranges(missing)}")
+        return present, present
+
+    def _values(self, name: str) -> NDArray[Any]:
+        dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
+        rows = self._sizes[dims[0]] if self._present is None or dims[0] != "round" else None
+        shape = tuple(self._sizes[dim] for dim in dims)
+        dataset = self._datasets.get(name)
+        if dataset is None:
+            return _unknown(name, kind, shape)
+        try:
+            return np.asarray(dataset[:rows] if rows is not None else dataset[()][self._present])
+        except DAMAGE as error:
+            if dims[0] == "round" and self._present is None:
+                return self._first_rounds(name, kind, shape)
+            self._problems.append(f"array {name!r} is damaged: {_short(error)}")
+            return _unknown(name, kind, shape)
+
+    def _first_rounds(self, name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """An array of which not all rounds can be read: those before the damage."""
+        values = _unknown(name, kind, shape)
+        chunk = (self._datasets[name].chunks or shape)[0]
+        first = 0
+        while first < shape[0]:
+            last = min(first + chunk, shape[0])
+            try:
+                values[first:last] = self._datasets[name][first:last]
+            except DAMAGE:
+                break
+            first = last
+        self._problems.append(f"array {name!r} is damaged: rounds from {first} on cannot be read")
+        return values
+
+
+def _unknown(name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if kind == "S":
+        return np.full(shape, b"?")
+    if name in ("own_domain", "rank"):
+        return np.full(shape, -1)
+    return np.full(shape, math.nan)
+
+
+def _attributes(file: "h5py.File", problems: list[str]) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {}
+    try:
+        names = list(file.attrs)
+    except DAMAGE as error:
+        problems.append(f"attributes cannot be read: {_short(error)}")
+        return attributes
+    for name in names:
+        try:
+            attributes[name] = _plain(file.attrs[name])
+        except DAMAGE as error:
+            problems.append(f"attribute {name!r} is damaged: {_short(error)}")
+    return attributes
+
+
+def _plain(value: Any) -> str | int:
+    return value.decode() if isinstance(value, bytes) else int(value)
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error, without what h5py puts around it."""
+    text = (str(error.args[0]) if error.args else str(error)) or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _ranges(numbers: NDArray[np.int64]) -> str:
+    """3, 7 to 9 and so on; no more than a handful."""
+    pieces = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    texts = [str(piece[0]) if len(piece) == 1 else f"{piece[0]} to {piece[-1]}" for piece in pieces[:5]]
+    return ", ".join(texts) + (" and more" if len(pieces) > 5 else "")

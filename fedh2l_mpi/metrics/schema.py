@@ -1,0 +1,134 @@
+"""Names, dimensions, units and meanings of what is in a metrics file, schema 1.
+
+Shape letters: D domains, K confidence bins.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+FORMAT = "fedh2l_mpi metrics"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One array of the file: its name, element type (S: text), unit (as in UDUNITS; 1 is a pure number), meaning."""
+
+    name: str
+    dtype: str
+    units: str
+    long_name: str
+
+
+# (round, participant): a row of a participant holds these in this order, then accuracy and loss on each domain.
+ROW_FIELDS = (
+    Field("accuracy_own", "f8", "1", "accuracy on the own domain's test set (on all domains, for mixed data)"),
+    Field("accuracy_all", "f8", "1", "accuracy, mean over every domain's test set"),
+    Field("accuracy_worst", "f8", "1", "accuracy on the domain with the lowest"),
+    Field("accuracy_validation", "f8", "1", "accuracy on validation data held back from the private data"),
+    Field("loss_private", "f8", "nats", "cross-entropy on private minibatches, mean over the round's steps"),
+    Field("loss_seed", "f8", "nats", "cross-entropy on seed minibatches, mean over the mutual steps"),
+    Field("loss_distillation", "f8", "nats", "distance from the neighbours on seed minibatches (of logits for fedmd)"),
+    Field("gradient_cosine", "f8", "1", "cosine between private and seed gradient, mean over the mutual steps"),
+    Field("conflict_rate", "f8", "1", "share of mutual steps whose two gradients have a negative inner product"),
+    Field("seconds_publish", "f8", "s", "time for the posteriors on the seed samples, and for starting the exchange"),
+    Field("seconds_local", "f8", "s", "time for the local phase"),
+    Field("seconds_wait", "f8", "s", "time its rank waited for messages, shared among the participants hosted there"),
+    Field("seconds_mutual", "f8", "s", "time for the mutual phase"),
+    Field("seconds_evaluate", "f8", "s", "time for evaluation"),
+    Field("bytes_sent", "i8", "byte", "sent over the edges of the graph, whether or not they cross a rank"),
+    Field("bytes_received", "i8", "byte", "received over the edges of the graph, whether or not they cross a rank"),
+    Field("degree", "i8", "1", "number of neighbours"),
+    Field("calibration_error", "f8", "1", "expected calibration error on the test sets of all domains"),
+)
+# (round, participant, domain)
+DOMAIN_FIELDS = (
+    Field("accuracy", "f8", "1", "accuracy on a domain's test set"),
+    Field("loss", "f8", "nats", "cross-entropy on a domain's test set"),
+)
+# (round, participant, bin): sample shares and means of confidence bin k of K, which is (k/K, (k+1)/K].
+BIN_FIELDS = (
+    Field("calibration_share", "f8", "1", "share of the test samples of all domains whose confidence is in the bin"),
+    Field("calibration_confidence", "f8", "1", "mean confidence (the largest posterior) of the samples in the bin"),
+    Field("calibration_accuracy", "f8", "1", "accuracy on the samples in the bin"),
+)
+CONFIDENCE_BINS = 10
+# (participant)
+PARTICIPANT_FIELDS = (
+    Field("architecture", "S", "1", "name of the model's architecture"),
+    Field("parameters", "i8", "1", "number of parameters of the model"),
+    Field("parameter_bytes", "i8", "byte", "one copy of the model: parameters and floating-point buffers"),
+    Field("private_samples", "i8", "1", "private training samples, without validation and seed samples"),
+    Field("own_domain", "i8", "1", "domain of the private data; -1: a mix of all"),
+    Field("rank", "i8", "1", "MPI rank that hosts the participant"),
+    Field("host", "S", "1", "name of the machine"),
+    Field("device", "S", "1", "torch device"),
+)
+DOMAIN_NAME = Field("domain_name", "S", "1", "what the domain is")
+LABEL_HISTOGRAM = Field("label_histogram", "i8", "1", "private training samples of each class")
+GRAPH_EDGES = Field("graph_edges", "i4", "1", "the two participants that an edge joins")
+GRAPH_SINCE = Field("graph_since_round", "i8", "1", "first round of the graph that an edge belongs to")
+SCALES = (
+    Field("round", "i8", "1", "round, from 0"),
+    Field("participant", "i8", "1", "participant, from 0"),
+    Field("domain", "i8", "1", "domain, from 0"),
+    Field("class", "i8", "1", "class label"),
+    Field("bin", "i8", "1", "confidence bin, from 0"),
+    Field("edge", "i8", "1", "edge of a graph, counted over all graphs of the run"),
+    Field("endpoint", "i8", "1", "end of an edge"),
+)
+# Every array but the scales, with its dimensions.
+DIMENSIONS = {
+    **{field.name: ("round", "participant") for field in ROW_FIELDS},
+    **{field.name: ("round", "participant", "domain") for field in DOMAIN_FIELDS},
+    **{field.name: ("round", "participant", "bin") for field in BIN_FIELDS},
+    **{field.name: ("participant",) for field in PARTICIPANT_FIELDS},
+    "label_histogram": ("participant", "class"),
+    "domain_name": ("domain",),
+    "graph_edges": ("edge", "endpoint"),
+    "graph_since_round": ("edge",),
+}
+FIELDS = {
+    field.name: field
+    for field in (
+        *ROW_FIELDS,
+        *DOMAIN_FIELDS,
+        *BIN_FIELDS,
+        *PARTICIPANT_FIELDS,
+        LABEL_HISTOGRAM,
+        DOMAIN_NAME,
+        GRAPH_EDGES,
+        GRAPH_SINCE,
+    )
+}
+# What the first files of this schema did not have yet.
+ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin"}
+TIMINGS = tuple(field.name for field in ROW_FIELDS if field.units == "s")
+
+
+def row_width(domains: int) -> int:
+    """Numbers in a participant's row."""
+    return len(ROW_FIELDS) + len(DOMAIN_FIELDS) * domains + len(BIN_FIELDS) * CONFIDENCE_BINS
+
+
+def pack_row(
+    values: Mapping[str, float],
+    accuracy_D: Sequence[float],
+    loss_D: Sequence[float],
+    calibration_3K: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """A participant's row, float64 (row_width,); what `values` does not name is NaN, and so is what is None.
+
+    Parameters
+    ----------
+    calibration_3K : float64 (3, K) or None
+        The three BIN_FIELDS for each of the K confidence bins.
+    """
+    if calibration_3K is None:
+        calibration_3K = np.full((len(BIN_FIELDS), CONFIDENCE_BINS), math.nan)
+    fields = (values.get(field.name, math.nan) for field in ROW_FIELDS)
+    return np.array([*fields, *accuracy_D, *loss_D, *calibration_3K.ravel()], dtype=np.float64)

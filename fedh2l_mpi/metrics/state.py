@@ -1,0 +1,69 @@
+"""What became of a run, told from its metrics file alone."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedh2l_mpi.metrics.reader import RunMetrics
+from fedh2l_mpi.metrics.schema import TIMINGS
+
+# A file that nobody closed belongs to a run that goes on, unless it has been silent for this long.
+SILENT_S = 600.0
+SILENT_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class State:
+    """A run's state.
+
+    Attributes
+    ----------
+    word : {"complete", "running", "stopped", "failed", "crashed"}
+        Stopped: ended in order before its last round. Failed: ended by an error, which closed the file. Crashed:
+        killed.
+    rounds, planned : int
+        Finished rounds, and how many there were to be (0: unknown).
+    """
+
+    word: str
+    rounds: int
+    planned: int
+
+    def __str__(self) -> str:
+        if self.word == "complete":
+            return f"complete, {self.rounds} rounds"
+        verb = {"running": "running", "stopped": "stopped", "failed": "failed", "crashed": "crashed"}[self.word]
+        where = "now in" if self.word == "running" else "before" if self.word == "stopped" else "in"
+        return f"{verb} {where} round {self.rounds}: {self.rounds} of {self.planned or '?'} rounds finished"
+
+
+def state_of(run: RunMetrics, path: Path) -> State:
+    """What became of the run whose metrics file this is."""
+    planned = run.attributes.get("rounds_planned", 0)
+    planned = planned if isinstance(planned, int) else 0
+    told = run.attributes.get("state")
+    if told not in ("complete", "stopped", "failed"):
+        if run.closed:
+            # Files from before the state was recorded.
+            told = "complete" if run.rounds == planned else "stopped"
+        else:
+            told = "running" if _goes_on(run, path) else "crashed"
+    return State(str(told), run.rounds, planned)
+
+
+def _goes_on(run: RunMetrics, path: Path) -> bool:
+    pid = run.attributes.get("pid")
+    if run.attributes.get("host") == socket.gethostname() and isinstance(pid, int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass  # another user's: it lives
+        return True
+    rounds_R = sum(np.nansum(run[name], axis=1) for name in TIMINGS) if run.rounds else np.zeros(1)
+    return time.time() - path.stat().st_mtime < max(SILENT_S, SILENT_ROUNDS * float(np.max(rounds_R)))

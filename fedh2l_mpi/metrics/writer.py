@@ -1,0 +1,195 @@
+"""Writes the metrics file, on rank 0, while the run goes on.
+
+The file is in single-writer-multiple-reader mode (SWMR), so that it can be read
+while it is written and after a kill, and in the format of HDF5 1.10, which Debian's h5dump and xarray read. No filter:
+a compressed row per flush would make the file a hundred times larger.
+
+h5py is imported where a file is opened: of all ranks, only the one that writes pays its 11 MiB.
+
+Shape letters: R rounds, P participants, D domains, C classes, E edges.
+"""
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.metrics.content import content_digest
+from fedh2l_mpi.metrics.schema import (
+    BIN_FIELDS,
+    CONFIDENCE_BINS,
+    DIMENSIONS,
+    DOMAIN_FIELDS,
+    DOMAIN_NAME,
+    FORMAT,
+    GRAPH_EDGES,
+    GRAPH_SINCE,
+    LABEL_HISTOGRAM,
+    PARTICIPANT_FIELDS,
+    ROW_FIELDS,
+    SCALES,
+    SCHEMA_VERSION,
+    Field,
+)
+
+if TYPE_CHECKING:
+    import h5py
+
+# Attributes that are known only at the end, and the longest text that each will hold: SWMR allows no new ones.
+LATER = {"state": 16, "ended": 32, "content_digest": 64}
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What is known before round 0.
+
+    Attributes
+    ----------
+    attributes : mapping
+        Attributes of the file: config text, seed, versions, revision, start time and so on; text or numbers.
+    participants : sequence of mapping
+        For each participant a value for each of PARTICIPANT_FIELDS.
+    label_histogram : int64 (P, C)
+    domain_names : sequence of str, D of them
+    """
+
+    attributes: Mapping[str, str | int]
+    participants: Sequence[Mapping[str, Any]]
+    label_histogram: NDArray[np.int64]
+    domain_names: Sequence[str]
+
+
+class MetricsWriter:
+    """The one writer of a run's file, on rank 0.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists: a run is never written over another.
+    """
+
+    def __init__(self, path: Path, header: RunHeader) -> None:
+        import h5py
+
+        participants, domains = len(header.participants), len(header.domain_names)
+        classes = header.label_histogram.shape[1]
+        if path.exists():
+            raise FileExistsError(f"{path} exists: a run is never written over another")
+        # Under another name until it can be read by others.
+        growing = path.with_name(path.name + ".new")
+        self.file = h5py.File(growing, "x", libver=("v110", "v110"))
+        self._domains = domains
+        self._attributes(header.attributes)
+        sizes = {
+            "participant": participants,
+            "domain": domains,
+            "class": classes,
+            "bin": CONFIDENCE_BINS,
+            "endpoint": 2,
+        }
+        grows = {"round": 1024, "edge": 4096}
+        for scale in SCALES:
+            chunk = grows.get(scale.name)
+            layout = {"maxshape": (None,), "chunks": (chunk,)} if chunk else {}
+            self._scale(scale, sizes.get(scale.name, 0), **layout)
+        for field in PARTICIPANT_FIELDS:
+            given = [row[field.name] for row in header.participants]
+            values = _texts(given) if field.dtype.startswith("S") else np.array(given, dtype=field.dtype)
+            self._array(field, values)
+        self._array(LABEL_HISTOGRAM, header.label_histogram)
+        self._array(DOMAIN_NAME, _texts(header.domain_names))
+        for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, GRAPH_EDGES, GRAPH_SINCE):
+            self._growing(field, tuple(sizes[name] for name in DIMENSIONS[field.name][1:]))
+        self.file.flush()
+        # From here on nothing may be created; values may be added and fixed-size attributes changed.
+        self.file.swmr_mode = True
+        growing.rename(path)
+
+    def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
+        """The graph that holds from `since_round` until the next one is added."""
+        first = self.file["edge"].shape[0]
+        total = first + len(edges_E2)
+        new: dict[str, Any] = {
+            "graph_edges": np.array(edges_E2, dtype=np.int32).reshape(-1, 2),
+            "graph_since_round": since_round,
+            "edge": np.arange(first, total),
+        }
+        for name, values in new.items():
+            self.file[name].resize(total, axis=0)
+            if edges_E2:
+                self.file[name][first:] = values
+
+    def append(self, round_index: int, table: NDArray[np.float64]) -> None:
+        """Write and flush a round: its rows survive a kill from here on.
+
+        Parameters
+        ----------
+        table : float64 (P, row_width)
+            Every participant's row, from `pack_row`.
+        """
+        columns: dict[str, Any] = {field.name: table[:, i] for i, field in enumerate(ROW_FIELDS)}
+        at = len(ROW_FIELDS)
+        for fields, size in ((DOMAIN_FIELDS, self._domains), (BIN_FIELDS, CONFIDENCE_BINS)):
+            for field in fields:
+                columns[field.name] = table[:, at : at + size]
+                at += size
+        # The scale comes last: a reader that sees the round's number finds its values.
+        columns["round"] = round_index
+        for name, values in columns.items():
+            dataset = self.file[name]
+            dataset.resize(round_index + 1, axis=0)
+            dataset[round_index] = values
+        self.file.flush()
+
+    def close(self, state: str) -> None:
+        """Close the file: every reader can open it as an ordinary one from here on.
+
+        Parameters
+        ----------
+        state : {"complete", "stopped", "failed"}
+            What became of the run.
+        """
+        ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        for name, value in {"state": state, "ended": ended, "content_digest": content_digest(self.file)}.items():
+            self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
+        self.file.close()
+
+    def _attributes(self, attributes: Mapping[str, str | int]) -> None:
+        given: dict[str, str | int] = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **attributes}
+        for name, value in given.items():
+            # Fixed-length strings: SWMR forbids the others.
+            self.file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
+        for name, length in LATER.items():
+            self.file.attrs[name] = np.array(b"running" if name == "state" else b"", dtype=f"S{length}")
+
+    def _scale(self, field: Field, size: int, **layout: Any) -> None:
+        scale = self.file.create_dataset(field.name, data=np.arange(size), dtype=field.dtype, **layout)
+        scale.make_scale(field.name)
+        self._describe(scale, field)
+
+    def _growing(self, field: Field, shape: tuple[int, ...]) -> None:
+        row_bytes = 8 * max(1, math.prod(shape))
+        rows = max(1, min(256, 2**18 // row_bytes))
+        empty = np.empty((0, *shape), dtype=field.dtype)
+        fill = math.nan if field.dtype.startswith("f") else None
+        self._array(field, empty, maxshape=(None, *shape), chunks=(rows, *shape), fillvalue=fill)
+
+    def _array(self, field: Field, values: NDArray[Any], **layout: Any) -> None:
+        dataset = self.file.create_dataset(field.name, data=values, **layout)
+        for axis, name in enumerate(DIMENSIONS[field.name]):
+            dataset.dims[axis].attach_scale(self.file[name])
+        self._describe(dataset, field)
+
+    def _describe(self, dataset: "h5py.Dataset", field: Field) -> None:
+        dataset.attrs["units"] = np.bytes_(field.units.encode())
+        dataset.attrs["long_name"] = np.bytes_(field.long_name.encode())
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
+    """UTF-8 of a fixed length that holds the longest: SWMR allows no other strings."""
+    return np.array([value.encode() for value in values], dtype=np.bytes_)
