@@ -1,17 +1,16 @@
 """Commands and options of `python -m fedh2l_mpi`, nothing else."""
 
-import argparse
 import json
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
-from fedh2l_mpi import config_file
+from fedh2l_mpi import config_file, offline
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.options import Parser, new_parser, positive
 from fedh2l_mpi.world import Launch, World
 
 DESCRIPTION = """\
@@ -20,9 +19,16 @@ Simulate FedH2L: participants with unlike models and unlike data learn from each
 Without CONFIG the built-in default runs: scikit-learn's digits, one rotation per participant, on a ring.
 Under mpirun or srun the ranks share the participants; a single process hosts them all, with the same numbers.
 
-  python -m fedh2l_mpi plot RUN [--out FILE]   draws a run: see `python -m fedh2l_mpi plot --help`
-  python -m fedh2l_mpi pack FOLDER OUT.h5      makes one file of photographs: see `python -m fedh2l_mpi pack --help`
-  python -m fedh2l_mpi sweep SWEEP.yaml        runs many and compares them: `python -m fedh2l_mpi sweep --help`"""
+Other first words are commands; each has a --help of its own:
+
+  report RUN...          what ran, how well everyone does, what it cost; --html: one page with everything
+  plot RUN               figures for a paper
+  compare RUN...         groups of runs: mean, spread, paired differences with intervals
+  watch RUN              follows a running run
+  export RUN --to KIND   csv, parquet or netcdf
+  validate RUN...        checks metrics files
+  sweep SWEEP.yaml       runs many and compares them
+  pack FOLDER OUT.h5     makes one file of photographs"""
 EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
 SWEEP_EPILOG = """\
@@ -39,14 +45,6 @@ class RunCommand:
     check: bool
     keys: bool
     quiet: bool
-
-
-@dataclass(frozen=True)
-class PlotCommand:
-    """Draw a run."""
-
-    run: Path
-    out: Path | None
 
 
 @dataclass(frozen=True)
@@ -77,18 +75,7 @@ class SweepCommand:
     quiet: bool
 
 
-Command = RunCommand | PlotCommand | PackCommand | SweepCommand
-
-
-class _Parser(argparse.ArgumentParser):
-    speaks = True
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if self.speaks:
-            super()._print_message(message, file)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help lists the options)")
+Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
@@ -100,13 +87,13 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         If the options are wrong.
     """
     words = list(arguments)
-    if words[:1] == ["plot"]:
-        return _parse_plot(words[1:], speaks)
+    if words[:1] and words[0] in offline.COMMANDS:
+        return offline.parse(words[0], words[1:], speaks)
     if words[:1] == ["pack"]:
         return _parse_pack(words[1:], speaks)
     if words[:1] == ["sweep"]:
         return _parse_sweep(words[1:], speaks)
-    parser = _parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
+    parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
     _add_set(parser, "the config")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<config>-<time>)")
@@ -119,23 +106,12 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     return RunCommand(options.config, tuple(options.overrides), options.out, options.check, options.keys, options.quiet)
 
 
-def _parse_plot(words: list[str], speaks: bool) -> PlotCommand:
-    meaning = "Draw learning curves and the accuracy of every participant on every domain."
-    parser = _parser("python -m fedh2l_mpi plot", meaning, speaks)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory or metrics file, also of a running run")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=".png, .svg or .pdf (default: plot.png beside the file)"
-    )
-    options = parser.parse_args(words)
-    return PlotCommand(options.run, options.out)
-
-
 def _parse_pack(words: list[str], speaks: bool) -> PackCommand:
     meaning = (
         "Decode, resize and crop the photographs of ROOT/<domain>/<class>/ into one HDF5 file, for data.name: pack.\n"
         "Unreadable ones are skipped and listed. OUT appears only when it is complete."
     )
-    parser = _parser("python -m fedh2l_mpi pack", meaning, speaks)
+    parser = new_parser("python -m fedh2l_mpi pack", meaning, speaks)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of <domain>/<class>/*.{jpg,jpeg,png,bmp,webp}")
     parser.add_argument("out", type=Path, metavar="OUT", help="HDF5 file to make; must not exist")
     parser.add_argument("--layout", default="domains", metavar="NAME", help="domains, the only one there is (default)")
@@ -153,7 +129,7 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
         "Run every combination that a sweep file names, each as a run of its own in DIR, and compare them in a table.\n"
         "The same command again runs what has not finished. Ready ones are in configs/sweeps/."
     )
-    parser = _parser("python -m fedh2l_mpi sweep", meaning, speaks, SWEEP_EPILOG)
+    parser = new_parser("python -m fedh2l_mpi sweep", meaning, speaks, SWEEP_EPILOG)
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="YAML file: base, set, axes, elements, table")
     _add_set(parser, "every element's config")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep (default: runs/<sweep>)")
@@ -161,9 +137,9 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     parser.add_argument(
         "--index", type=int, metavar="K", help="run element K only (from 0), for job arrays; prints no table"
     )
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="elements that run at a time (1)")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="elements that run at a time (1)")
     parser.add_argument(
-        "--ranks", type=_positive, metavar="R", help="MPI ranks of each run (default: one process, without mpirun)"
+        "--ranks", type=positive, metavar="R", help="MPI ranks of each run (default: one process, without mpirun)"
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors; the table is in DIR")
     options = parser.parse_args(words)
@@ -171,7 +147,7 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     return SweepCommand(**{**vars(options), "overrides": tuple(options.overrides)})
 
 
-def _add_set(parser: _Parser, whose: str) -> None:
+def _add_set(parser: Parser, whose: str) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -180,25 +156,6 @@ def _add_set(parser: _Parser, whose: str) -> None:
         metavar="SECTION.KEY=VALUE",
         help=f"override a key of {whose} (repeatable)",
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number >= 1")
-    return number
-
-
-def _parser(program: str, description: str, speaks: bool, epilog: str | None = None) -> _Parser:
-    parser = _Parser(
-        prog=program,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.speaks = speaks
-    return parser
 
 
 def needs_world(command: Command) -> bool:
@@ -210,9 +167,9 @@ def execute(command: Command, world: World) -> int:
     """Do what was asked, and the exit code. **Collective** for a run."""
     if isinstance(command, SweepCommand):
         return _sweep(command)
-    if isinstance(command, PlotCommand):
-        _plot(command)
-    elif isinstance(command, PackCommand):
+    if isinstance(command, offline.OfflineCommand):
+        return offline.execute(command)
+    if isinstance(command, PackCommand):
         _pack(command)
     elif command.keys:
         _print_keys()
@@ -244,17 +201,6 @@ def _sweep(command: SweepCommand) -> int:
     return sweep.run(elements, command.out, command.jobs, command.ranks, command.index, command.quiet)
 
 
-def _plot(command: PlotCommand) -> None:
-    from fedh2l_mpi import metrics
-    from fedh2l_mpi.analysis import plot
-    from fedh2l_mpi.run_directory import RunDirectory
-
-    path = RunDirectory(command.run).metrics if command.run.is_dir() else command.run
-    out = command.out or path.with_name("plot.png")
-    plot.plot(metrics.read(path), out)
-    print(f"plot: {out}")
-
-
 def _pack(command: PackCommand) -> None:
     from fedh2l_mpi.data import packing
 
@@ -279,7 +225,7 @@ def _run(command: RunCommand, world: World) -> None:
     )
     # Read by OpenMP when torch is imported; other counts than the config's would be used until it is told.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
-    from fedh2l_mpi import console, metrics, run_directory
+    from fedh2l_mpi import console, run_directory
     from fedh2l_mpi.simulation import Simulation
 
     name = Path(command.config).stem if command.config else "default"
@@ -299,8 +245,11 @@ def _run(command: RunCommand, world: World) -> None:
         if progress is not None:
             progress.close()
     if speaks:
+        from fedh2l_mpi.analysis import report, runs
+        from fedh2l_mpi.analysis.summary import summarise
+
         out = console.output()
-        out.print(console.result_table(metrics.read(directory.metrics)))
+        out.print(report.rich_table(report.result_table(summarise(runs.look_at(directory.path)))))
         out.print(f"metrics: {directory.metrics}", highlight=False, soft_wrap=True)
 
 

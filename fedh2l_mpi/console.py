@@ -18,7 +18,6 @@ from fedh2l_mpi.world import World
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.table import Table
 
 log = logging.getLogger("fedh2l_mpi")
 
@@ -142,61 +141,6 @@ def log_start(
         log.info(f"and {len(description) - LISTED} more; metrics.h5 has them all")
 
 
-def result_table(run: metrics.RunMetrics) -> "Table":
-    """The last round of a run, a row per participant and their mean, as a rich table."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = f"after {run.rounds} rounds; accuracies on test data"
-    caption = "as params: what sharing models would have sent, one copy over every edge in every round"
-    # As wide as 80 columns allow.
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption=caption,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for number, name in enumerate(
-        (
-            "participant",
-            "params",
-            "own\ndomain",
-            "all\ndomains",
-            "worst\ndomain",
-            "all, at\nbest val-\nidation",
-            "sent",
-            "as\nparams",
-        )
-    ):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    sent_P = run["bytes_sent"].sum(axis=0)
-    # Sharing parameters sends one copy of the model over every edge in every round.
-    would_P = (run["degree"] * run["parameter_bytes"]).sum(axis=0)
-    numbers_PK = np.stack(
-        [
-            run["parameters"],
-            *(run[name][-1] for name in ("accuracy_own", "accuracy_all", "accuracy_worst")),
-            accuracy_at_best_validation(run),
-            sent_P,
-            would_P,
-        ],
-        axis=1,
-    )
-    for i, row in enumerate(numbers_PK[:LISTED]):
-        table.add_row(f"{i} {run['architecture'][i].decode()}", *_cells(row))
-    table.add_section()
-    table.add_row(f"mean of {len(numbers_PK)}", *_cells(numbers_PK.mean(axis=0)))
-    return table
-
-
-def _cells(row: NDArray[np.float64]) -> list[str]:
-    parameters, *accuracies, sent, would = row
-    return [f"{parameters:,.0f}", *(f"{accuracy:.3f}" for accuracy in accuracies), size(sent), size(would)]
-
-
 def size(count: float) -> str:
     """A number of bytes for a person to read, to three digits."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
@@ -207,21 +151,17 @@ def size(count: float) -> str:
     return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
 
 
-def accuracy_at_best_validation(run: metrics.RunMetrics) -> NDArray[np.float64]:
-    """All-domain accuracy (P,) in the evaluated round whose validation accuracy was highest (the first of equals)."""
-    validation, everywhere = run["accuracy_validation"], run["accuracy_all"]
-    best = np.full(validation.shape[1], np.nan)
-    known = ~np.isnan(validation).all(axis=0)
-    chosen = np.nanargmax(validation[:, known], axis=0)
-    best[known] = everywhere[chosen, np.flatnonzero(known)]
-    return best
-
-
 def output() -> "RichConsole":
     """Where tables are printed: as wide as the terminal, 120 columns in a batch log."""
     from rich.console import Console
 
-    return Console() if is_terminal() else Console(width=120)
+    class Piped(Console):
+        """Leaves it to us what happens where nobody reads any more (`... report RUN | head`)."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Piped() if is_terminal() else Piped(width=120)
 
 
 def _bar() -> Any:

@@ -6,8 +6,9 @@ Shape letters: R rounds, P participants, E evaluated rounds.
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def outcome(run: RunMetrics) -> Outcome:
         accuracy_R[evaluated],
         run["bytes_sent"].mean(axis=1).cumsum()[evaluated],
         seconds,
-        str(run.attributes["git_revision"]),
+        str(run.attributes.get("git_revision", "")),
     )
 
 
@@ -98,12 +99,19 @@ def paired(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[float]:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, of which some are of two lines, and cells as text; the first column is the row's name."""
+    """Headings, of which some are of two lines, and cells as text; the first column is the row's name.
+
+    Attributes
+    ----------
+    bold : collection of (row, column)
+        Cells that stand out; as plain text they have a star.
+    """
 
     title: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str
+    bold: Collection[tuple[int, int]] = ()
 
 
 def table(
@@ -186,7 +194,11 @@ def plain(table: Table) -> str:
     headings = [heading.split("\n") for heading in table.headings]
     deep = max(map(len, headings))
     lines = list(zip(*([""] * (deep - len(parts)) + parts for parts in headings), strict=True))
-    lines += [tuple(row) for row in table.rows]
+    # Room for a star in all cells of its column keeps the digits under each other.
+    starred = {column for _, column in table.bold}
+    for i, row in enumerate(table.rows):
+        stars = ["*" if (i, j) in table.bold else " " if j in starred else "" for j in range(len(row))]
+        lines.append(tuple(cell + star for cell, star in zip(row, stars, strict=True)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
     for name, *cells in lines:
@@ -198,12 +210,99 @@ def plain(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """The table as GitHub shows it."""
-    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *table.rows]
-    text = "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-    )
+    lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *_marked(table, "**{}**".format)]
+    text = "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
     heading = f"**{table.title}**\n\n" if table.title else ""
     return f"{heading}{text}\n\n{table.caption}\n"
+
+
+def _markdown_cell(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _marked(table: Table, mark: Callable[[str], str]) -> list[list[str]]:
+    return [
+        [mark(cell) if (i, j) in table.bold else cell for j, cell in enumerate(row)] for i, row in enumerate(table.rows)
+    ]
+
+
+LATEX_NEEDS = "% needs \\usepackage{booktabs} in the preamble"
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "{}$&#_%"},
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "…": r"\ldots{}",
+    "\n": " ",
+}
+
+
+def latex(table: Table) -> str:
+    """The table for an article, with the rules of booktabs."""
+    escaped = [[_latex(cell) for cell in row] for row in table.rows]
+    rows = _marked(Table("", (), escaped, "", table.bold), r"\textbf{{{}}}".format)
+    body = [" & ".join(row) + r" \\" for row in rows]
+    # After a \\, these would be an option of it.
+    body = ["{}" + line if line[:1] in ("[", "*") else line for line in body]
+    caption = " ".join(filter(None, [table.title and f"{table.title}.", *table.caption.split("\n")]))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(_latex, table.headings)) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{_latex(caption)}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex(cell: str) -> str:
+    text = "".join(LATEX.get(character, character) for character in cell)
+    # A minus, not a hyphen, before a number.
+    return re.sub(r"(^|[ \[])-(?=\d)", r"\1$-$", text)
+
+
+def folded(table: Table, width: int) -> list[Table]:
+    """The table as several that are no wider than this as plain text, each with the rows' names and what fits of the
+    columns; a single column may still be wider.
+    """
+    parts: list[list[int]] = []
+    for column in range(1, len(table.headings)):
+        if parts and _width(_columns(table, [*parts[-1], column])) <= width:
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    found = [_columns(table, part) for part in parts]
+    return [
+        replace(part, title=table.title if i == 0 else "", caption=table.caption if i == len(found) - 1 else "")
+        for i, part in enumerate(found)
+    ]
+
+
+def _columns(table: Table, columns: Sequence[int]) -> Table:
+    chosen = [0, *columns]
+    return Table(
+        "",
+        [table.headings[j] for j in chosen],
+        [[row[j] for j in chosen] for row in table.rows],
+        "",
+        {(i, chosen.index(j)) for i, j in table.bold if j in chosen},
+    )
+
+
+def _width(table: Table) -> int:
+    return max(map(len, plain(table).split("\n")))
 
 
 def long_form(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # What h5py raises on a damaged file, depending on where the damage is.
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 GROWING = tuple(name for name, dims in DIMENSIONS.items() if dims[0] == "round")
+Key = tuple[int | slice | NDArray[np.int64], ...]
 # Larger arrays are read again when they are asked for again.
 KEPT_BYTES = 2**24
 
@@ -57,9 +58,24 @@ class RunMetrics:
 
     def of_round(self, name: str, row: int) -> NDArray[Any]:
         """One row of an array over rounds: of a large array, only what is needed is read."""
+        return self.part(name, (row,))
+
+    def part(self, name: str, key: Key) -> NDArray[Any]:
+        """`self[name][key]`, of which only what is needed is read.
+
+        Parameters
+        ----------
+        key : tuple
+            For each of the first axes a whole number, a slice of positive step or, for one of them at most, an
+            ascending integer array. Each is for its own axis alone.
+        """
         if isinstance(self.arrays, _FileArrays):
-            return self.arrays.of_round(name, row)
-        return self.arrays[name][row]
+            return self.arrays.part(name, key)
+        return _outer(self.arrays[name], key)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether an array was recorded and, as far as it has been read, is undamaged."""
+        return not isinstance(self.arrays, _FileArrays) or self.arrays.is_whole(name)
 
     def texts(self, name: str) -> list[str]:
         """A text array as strings."""
@@ -127,6 +143,8 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
     def __init__(self, file: "h5py.File", problems: list[str]) -> None:
         self._file, self._problems = file, problems
         self._kept: dict[str, NDArray[Any]] = {}
+        # Of arrays over rounds that turned out to be damaged: how many rounds can be read before that.
+        self._good: dict[str, int] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
         for name in (*(scale.name for scale in SCALES), *DIMENSIONS):
             self._find(name)
@@ -148,7 +166,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             return self._kept[name]
         if name not in DIMENSIONS:
             raise KeyError(name)
-        values = self._values(name)
+        values = self.part(name, ())
         if values.nbytes <= KEPT_BYTES:
             self._kept[name] = values
         return values
@@ -164,17 +182,37 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         """Close the file."""
         self._file.close()
 
-    def of_round(self, name: str, row: int) -> NDArray[Any]:
-        """One row of an array over rounds."""
-        if name in self._kept or name not in self._datasets:
-            return self[name][row]
-        row = range(self._sizes["round"])[row]
-        at = row if self._present is None else int(self._present[row])
-        try:
-            return np.asarray(self._datasets[name][at])
-        except DAMAGE:
-            # Which rounds can be read, and the line about it, are found by reading the whole.
-            return self[name][row]
+    def part(self, name: str, key: Key) -> NDArray[Any]:
+        """What `RunMetrics.part` says."""
+        if name in self._kept:
+            return _outer(self._kept[name], key)
+        dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
+        shape = tuple(self._sizes[dim] for dim in dims)
+        key = tuple(_within(part, size) for part, size in zip((*key, *[slice(None)] * len(shape)), shape, strict=False))
+        if name in self._datasets and name not in self._good:
+            try:
+                return self._read(name, key)
+            except DAMAGE as error:
+                if dims[0] == "round":
+                    self._find_damage(name, shape[0])
+                else:
+                    self._problems.append(f"array {name!r} is damaged: {_short(error)}")
+                    del self._datasets[name]
+        unknown = np.broadcast_to(_unknown(name, kind), shape)
+        rows = np.arange(shape[0])[key[0]]
+        readable = rows < self._good.get(name, shape[0] if name in self._datasets else 0)
+        if not readable.any():
+            return np.array(_outer(unknown, key))
+        if rows.ndim == 0:
+            return self._read(name, key)
+        # Rows ascend: those that can be read come first.
+        return np.concatenate(
+            [self._read(name, (rows[readable], *key[1:])), _outer(unknown, (rows[~readable], *key[1:]))]
+        )
+
+    def is_whole(self, name: str) -> bool:
+        """What `RunMetrics.is_whole` says."""
+        return name in self._datasets and name not in self._good
 
     def _find(self, name: str) -> None:
         try:
@@ -182,7 +220,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             # A group has no shape, a scalar no first length, and a damaged type cannot be told.
             _ = dataset.shape[0], dataset.dtype.kind
         except DAMAGE as error:
-            if name not in ADDED or name in self._file:
+            if name not in ADDED or not is_absent(self._file, name):
                 self._problems.append(f"array {name!r} is missing or damaged: {_short(error)}")
         else:
             self._datasets[name] = dataset
@@ -231,43 +269,57 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         self._problems.append(f"{len(missing)} rounds are missing: {_ranges(missing)}")
         return present, present
 
-    def _values(self, name: str) -> NDArray[Any]:
-        dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
-        rows = self._sizes[dims[0]] if self._present is None or dims[0] != "round" else None
-        shape = tuple(self._sizes[dim] for dim in dims)
-        dataset = self._datasets.get(name)
-        if dataset is None:
-            return _unknown(name, kind, shape)
-        try:
-            return np.asarray(dataset[:rows] if rows is not None else dataset[()][self._present])
-        except DAMAGE as error:
-            if dims[0] == "round" and self._present is None:
-                return self._first_rounds(name, kind, shape)
-            self._problems.append(f"array {name!r} is damaged: {_short(error)}")
-            return _unknown(name, kind, shape)
+    def _read(self, name: str, key: Key) -> NDArray[Any]:
+        """What is in the file; raises what h5py raises."""
+        dataset, rows = self._datasets[name], key[0]
+        if DIMENSIONS[name][0] == "round" and self._present is not None:
+            rows = self._present[rows]
+        if not isinstance(rows, np.ndarray) or rows.ndim == 0:
+            return np.asarray(dataset[(rows, *key[1:])])
+        # The span of the rows: h5py takes one array among the indices, and another axis may have that.
+        first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+        return np.asarray(dataset[(slice(first, last + 1), *key[1:])])[rows - first]
 
-    def _first_rounds(self, name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """An array of which not all rounds can be read: those before the damage."""
-        values = _unknown(name, kind, shape)
-        chunk = (self._datasets[name].chunks or shape)[0]
-        first = 0
-        while first < shape[0]:
-            last = min(first + chunk, shape[0])
+    def _find_damage(self, name: str, rounds: int) -> None:
+        step = (self._datasets[name].chunks or (rounds,))[0]
+        for first in range(0, rounds, step):
             try:
-                values[first:last] = self._datasets[name][first:last]
+                self._read(name, (slice(first, min(first + step, rounds)),))
             except DAMAGE:
-                break
-            first = last
-        self._problems.append(f"array {name!r} is damaged: rounds from {first} on cannot be read")
-        return values
+                since = self._kept["round"][first]
+                self._problems.append(f"array {name!r} is damaged: rounds from {since} on cannot be read")
+                self._good[name] = first
+                return
 
 
-def _unknown(name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def is_absent(file: "h5py.File", name: str) -> bool:
+    """Whether a file has nothing of this name; what cannot be told is there."""
+    try:
+        return name not in file
+    except DAMAGE:
+        return False
+
+
+def _unknown(name: str, kind: str) -> bytes | int | float:
     if kind == "S":
-        return np.full(shape, b"?")
-    if name in ("own_domain", "rank"):
-        return np.full(shape, -1)
-    return np.full(shape, math.nan)
+        return b"?"
+    return -1 if name in ("own_domain", "rank") else math.nan
+
+
+def _within(part: int | slice | NDArray[np.int64], size: int) -> int | slice | NDArray[np.int64]:
+    """An index for an axis of this length, as one for any longer axis; IndexError if it is not for this one."""
+    if isinstance(part, slice):
+        start, stop, step = part.indices(size)
+        return slice(start, max(start, stop), step)
+    return range(size)[int(part)] if np.ndim(part) == 0 else np.asarray(part)
+
+
+def _outer(values: NDArray[Any], key: Key) -> NDArray[Any]:
+    """Each index applied to its own axis alone, as h5py does."""
+    # From the last, since a whole number takes its axis away.
+    for axis in reversed(range(len(key))):
+        values = values[(slice(None),) * axis + (key[axis],)]
+    return values
 
 
 def _attributes(file: "h5py.File", problems: list[str]) -> dict[str, str | int]:

@@ -65,5 +65,7 @@ def _goes_on(run: RunMetrics, path: Path) -> bool:
         except OSError:
             pass  # another user's: it lives
         return True
-    rounds_R = sum(np.nansum(run[name], axis=1) for name in TIMINGS) if run.rounds else np.zeros(1)
+    # The last rounds are enough, and quick to read in a large file.
+    last = (slice(-SILENT_ROUNDS, None),)
+    rounds_R = sum(np.nansum(run.part(name, last), axis=1) for name in TIMINGS) if run.rounds else np.zeros(1)
     return time.time() - path.stat().st_mtime < max(SILENT_S, SILENT_ROUNDS * float(np.max(rounds_R)))

@@ -138,13 +138,18 @@ class MetricsWriter:
             for field in fields:
                 columns[field.name] = table[:, at : at + size]
                 at += size
-        # The scale comes last: a reader that sees the round's number finds its values.
-        columns["round"] = round_index
         for name, values in columns.items():
-            dataset = self.file[name]
-            dataset.resize(round_index + 1, axis=0)
-            dataset[round_index] = values
+            self._put(name, round_index, values)
         self.file.flush()
+        # The scale comes last, in a flush of its own: of one flush, a reader may see the new length of an array before
+        # its values. One that looks at the scale first finds the values of every round in it.
+        self._put("round", round_index, round_index)
+        self.file.flush()
+
+    def _put(self, name: str, row: int, values: Any) -> None:
+        dataset = self.file[name]
+        dataset.resize(row + 1, axis=0)
+        dataset[row] = values
 
     def close(self, state: str) -> None:
         """Close the file: every reader can open it as an ordinary one from here on.

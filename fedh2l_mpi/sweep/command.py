@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedh2l_mpi.analysis import curves, tables
+from fedh2l_mpi.analysis import figures, tables
 from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
 from fedh2l_mpi.sweep.file import Element, Mistakes, Sweep
@@ -120,7 +120,7 @@ def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: 
     written = {
         "table.md": lambda path: path.write_text(tables.markdown(table), encoding="utf-8"),
         "table.csv": lambda path: path.write_text(tables.long_form(every, asked.reach, axes), encoding="utf-8"),
-        "curves.png": lambda path: curves.plot(by_row, title, path),
+        "curves.png": lambda path: figures.overlay(by_row, title, path),
     }
     if not quiet:
         print(f"\n{tables.plain(table)}\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedh2l_mpi import config_file, metrics
+from fedh2l_mpi.analysis.grouping import what_counts
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
@@ -129,11 +130,8 @@ class Place:
 
 def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
     """Dotted keys that make two runs different, with both values; where and how fast they run does not."""
-    a, b = _flat(ours.model_dump()), _flat(theirs.model_dump())
-    # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
-    elsewhere = () if ours.data.name == "pack" else ("data.root",)
-    ignored = ("devices.", "exchange.deadline_s", *elsewhere)
-    return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key) and not key.startswith(ignored)]
+    a, b = what_counts(_flat(ours.model_dump())), what_counts(_flat(theirs.model_dump()))
+    return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)]
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["preflight", "sweep"],
+    ["preflight", "sweep", "offline"],
     ["analysis"],
     ["console"],
     ["simulation"],
@@ -33,7 +33,7 @@ LAYERS = [
         "models",
     ],
     ["provenance", "config_file", "users_own"],
-    ["config_keys"],
+    ["config_keys", "options"],
     ["config", "streams"],
     ["errors", "__init__"],
 ]

@@ -1,60 +1,357 @@
-"""The picture of a run: what is drawn, and what cannot be."""
+"""Figures: the numbers in them worked out by hand, nothing cut off, what cannot be drawn told."""
 
+import re
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from fedh2l_mpi import config_file, metrics
-from fedh2l_mpi.analysis.plot import plot
+from fedh2l_mpi import metrics
+from fedh2l_mpi.analysis import figures
+from fedh2l_mpi.analysis.figures import domains, graph, phases, reliability, style, traffic
+from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.world import World
+
+NAN = np.nan
+ODD = [b"a$b$<&>", "été_neuf".encode(), b"torchvision:mobilenet_v3_large"]
+SIZES = {"round": 4, "endpoint": 2, "class": 10, "bin": 10}
+
+
+def made(folder, participants=3, domain_names=(b"art & <b>", b"a$x$b"), **given) -> Run:
+    """A run of 4 rounds, evaluated after the second and the last, on a ring; what is not given is drawn by lot."""
+    edges = [(i, (i + 1) % participants) for i in range(participants)] if participants > 1 else []
+    sizes = {**SIZES, "participant": participants, "domain": len(domain_names), "edge": len(edges)}
+    lots = np.random.default_rng(0)
+    arrays = {scale: np.arange(size) for scale, size in sizes.items()}
+    arrays |= {name: lots.uniform(0.1, 0.9, [sizes[dim] for dim in dims]) for name, dims in metrics.DIMENSIONS.items()}
+    arrays |= {
+        "domain_name": np.array(domain_names),
+        "architecture": np.array([ODD[i % 3] for i in range(participants)]),
+        "own_domain": np.arange(participants) % len(domain_names),
+        "rank": np.arange(participants),
+        "graph_edges": np.array(edges, dtype=np.int32).reshape(-1, 2),
+        "graph_since_round": np.zeros(len(edges), np.int64),
+        "bytes_sent": np.full((4, participants), 1024),
+        "degree": np.full((4, participants), 2),
+        "parameter_bytes": np.full(participants, 8192),
+    }
+    for name in ("accuracy", "loss", "accuracy_own", "accuracy_all", "accuracy_worst"):
+        arrays[name][[0, 2]] = NAN
+    arrays |= {name: np.array(values) for name, values in given.items()}
+    config = {"method": {"name": "fedh2l"}}
+    return Run(folder / "metrics.h5", metrics.RunMetrics({"rounds_planned": 4}, arrays, True), config)
+
+
+def with_arrays(run, **arrays) -> Run:
+    changed = {**run.metrics.arrays, **{name: np.asarray(values) for name, values in arrays.items()}}
+    return replace(run, metrics=metrics.RunMetrics(run.metrics.attributes, changed, True))
+
+
+def unknown(run, *names) -> Run:
+    return with_arrays(run, **{name: np.full(run.metrics[name].shape, NAN) for name in names})
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = RunDirectory(tmp_path_factory.mktemp("plot") / "run")
-    settings = config_file.load(None, ["rounds=4", "evaluation.every=2"]).resolved(1, launched=False)
-    Simulation(settings, World(None), directory).run(lambda round_index, table: None)
-    return directory
+def run(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("plot"))
 
 
-@pytest.mark.parametrize(("ending", "starts"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
-def test_a_run_becomes_a_picture_of_each_kind(finished, tmp_path, ending, starts):
-    plot(metrics.read(finished.metrics), tmp_path / f"plot.{ending}")
-    assert (tmp_path / f"plot.{ending}").read_bytes().startswith(starts)
+@pytest.mark.parametrize("participants", [1, 6, 60])
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_nothing_of_a_figure_is_cut_off_or_ends_in_a_warning(tmp_path, name, participants):
+    one_domain = participants == 1
+    run = made(tmp_path, participants, [b"all"] if one_domain else [b"a$x$b", b"art & <b>", b"Real World", b"d"])
+    if one_domain and name in ("bytes", "graph"):
+        pytest.skip("one participant has nobody to send to")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = figures.draw(run, name, figures.COLUMN_MM)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches()
+    assert width * 25.4 == pytest.approx(figures.COLUMN_MM)
+    box = figure.get_tightbbox()
+    assert box.x0 >= -0.01
+    assert box.y0 >= -0.01
+    assert box.x1 <= width + 0.01
+    assert box.y1 <= height + 0.01
 
 
-def test_the_command_draws_beside_the_file_and_loads_no_torch(finished):
+def test_every_axis_has_a_label_and_every_text_can_be_read(run):
+    for name in figures.FIGURES:
+        figure = figures.draw(run, name)
+        for axes in figure.axes:
+            if axes.axison and name not in ("overview", "domains"):
+                stands_above = axes.get_xaxis().get_tick_params()["labelbottom"] is False
+                assert axes.get_xlabel() or stands_above or axes.get_label() == "<colorbar>", name
+        sizes = {text.get_size() for text in figure.findobj(lambda artist: hasattr(artist, "get_fontfamily"))}
+        assert min(sizes) >= 7, name
+
+
+def test_all_figures_become_files_with_their_fonts(run, tmp_path):
+    plotted = figures.plot(run, ["all"], tmp_path / "all", "pdf")
+    assert [path.name for path in plotted.files] == [f"{name}.pdf" for name in figures.FIGURES]
+    assert not plotted.skipped
+    for path in plotted.files:
+        pdf = path.read_bytes()
+        assert pdf.startswith(b"%PDF")
+        assert b"/FontFile2" in pdf
+        assert b"/Type3" not in pdf
+
+
+def test_a_file_is_what_its_ending_says(run, tmp_path):
+    figures.plot(run, ["bytes"], tmp_path / "plot.png", "pdf")
+    figures.plot(run, ["bytes"], tmp_path / "plot.svg")
+    png, svg = (tmp_path / "plot.png").read_bytes(), (tmp_path / "plot.svg").read_text()
+    assert png.startswith(b"\x89PNG")
+    # 85 mm at 300 dots per inch.
+    assert int.from_bytes(png[16:20]) == 1003
+    assert svg.startswith("<?xml")
+    assert "<text" not in svg
+
+
+def test_the_same_run_gives_the_same_file(run, tmp_path):
+    for ending in figures.ENDINGS:
+        for copy in ("a", "b"):
+            figures.plot(run, ["bytes"], tmp_path / f"{copy}.{ending}")
+        assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+
+
+def test_figures_on_a_page_take_its_colours_and_share_no_ids(run):
+    svgs = [figures.inline_svg(figures.draw(run, name), f'{name} of "<run>"') for name in ("domains", "graph", "bytes")]
+    ids = [name for svg in svgs for name in re.findall(r'\bid="([^"]*)"', svg)]
+    assert len(ids) == len(set(ids)) > 100
+    assert set(re.findall(r"(?:url\(|href=\")#([^)\"]*)", "".join(svgs))) <= set(ids)
+    for svg in svgs:
+        root = ElementTree.fromstring(svg)
+        assert (root.tag, root.get("role"), root.get("aria-label")[-10:]) == ("svg", "img", 'of "<run>"')
+        assert root.get("viewBox").startswith("0 0 ")
+        assert not {"width", "height"} & set(root.keys())
+        assert "currentColor" in svg
+        for unwanted in ("#000000", "http", "<style", "DejaVu", "<?xml", "<!"):
+            assert unwanted not in svg
+    assert ">tested on: domain (outlined: own)<" in svgs[0]
+    # On their cells, numbers must stay dark or light whatever the page is.
+    assert "fill: #111111" in svgs[0]
+    assert svgs[2] == figures.inline_svg(figures.draw(run, "bytes"), 'bytes of "<run>"')
+
+
+def test_a_user_s_own_settings_change_nothing_and_are_left_alone(run):
+    import matplotlib
+
+    plain = figures.inline_svg(figures.draw(run, "bytes"), "")
+    with matplotlib.rc_context({"font.size": 20.0, "text.usetex": True, "axes.grid": True}):
+        assert figures.inline_svg(figures.draw(run, "bytes"), "") == plain
+        assert matplotlib.rcParams["text.usetex"]
+
+
+def test_accuracy_is_drawn_over_what_was_sent_and_parameters_would_cost(run):
+    axes = figures.draw(run, "bytes").axes[0]
+    accuracy, sharing = axes.get_lines()
+    # 1,024 bytes a round, evaluated after rounds 2 and 4; sharing sends two copies of 8,192 bytes in each of four.
+    assert accuracy.get_xdata().tolist() == [2048, 4096]
+    assert accuracy.get_ydata() == pytest.approx(run.metrics["accuracy_all"][[1, 3]].mean(axis=1))
+    assert sharing.get_xdata()[0] == 4 * 2 * 8192
+    assert sharing.get_label() == "sharing parameters instead: 64 KiB"
+
+
+@pytest.mark.parametrize(("low", "high"), [(300, 300), (2048, 65536), (1e5, 3e12), (1e9, 2e9)])
+def test_an_axis_of_bytes_has_a_few_round_ticks(run, low, high):
+    axes = figures.draw(run, "bytes").axes[0]
+    traffic.bytes_axis(axes, low, high, ticks=5)
+    ticks = axes.get_xticks()
+    assert 2 <= len(ticks) <= 5
+    assert axes.get_xlim()[0] < low <= high < axes.get_xlim()[1]
+
+
+def test_an_edge_carries_what_its_ends_divide_among_theirs(run):
+    # A path 0-1-2: participant 1 shares its 60 bytes out over two edges.
+    run = with_arrays(run, graph_edges=[[0, 1], [1, 2]], graph_since_round=[0, 0], bytes_sent=[[10, 60, 30], [1, 2, 4]])
+    edges_E2, since = graph.last_graph(run)
+    assert graph.edge_bytes(run, edges_E2, np.array([0])).tolist() == [10 + 30, 30 + 30]
+    assert graph.edge_bytes(run, edges_E2, np.array([0, 1])).tolist() == [42, 65]
+    assert since == 0
+
+
+def test_a_redrawn_graph_is_the_last_one_with_its_own_rounds(run):
+    run = with_arrays(
+        run,
+        graph_edges=[[0, 1], [1, 2], [0, 2]],
+        graph_since_round=[0, 0, 3],
+        bytes_sent=np.array([[9, 9, 9]] * 3 + [[512, 0, 512]]),
+    )
+    edges_E2, since = graph.last_graph(run)
+    assert (edges_E2.tolist(), since) == ([[0, 2]], 3)
+    legend = figures.draw(run, "graph").legends[0]
+    assert legend.get_title().get_text() == "sent over an edge, both ways,\nround 4"
+    assert [text.get_text() for text in legend.get_texts()] == ["1 KiB each"]
+
+
+def test_the_hub_of_a_star_is_in_its_centre_and_a_ring_is_a_circle_in_its_own_order():
+    star = graph.layout(5, np.array([[2, 0], [2, 1], [2, 3], [2, 4]]))
+    assert star[2].tolist() == [0, 0]
+    assert np.linalg.norm(star[[0, 1, 3, 4]], axis=1) == pytest.approx(1)
+    ring_E2 = np.array([[0, 2], [2, 4], [4, 1], [1, 3], [3, 0]])
+    ring = graph.layout(5, ring_E2)
+    lengths = np.linalg.norm(ring[ring_E2[:, 0]] - ring[ring_E2[:, 1]], axis=1)
+    assert lengths == pytest.approx(2 * np.sin(np.pi / 5))
+
+
+def test_a_complete_graph_of_a_thousand_is_drawn_by_a_sample_of_its_edges(tmp_path):
+    edges_E2 = np.stack(np.triu_indices(300, 1), axis=1).astype(np.int32)
+    run = made(tmp_path, 300, graph_edges=edges_E2, graph_since_round=np.zeros(len(edges_E2), np.int64))
+    svg = figures.inline_svg(figures.draw(run, "graph"), "")
+    assert "(5,000 of 44,850 edges drawn)" in svg
+    assert len(svg) < 500_000
+
+
+def test_seconds_are_summed_over_rounds_and_waiting_is_told(run):
+    seconds = {f"seconds_{phase}": np.full((4, 3), 1.0) for phase in phases.PHASES}
+    seconds["seconds_evaluate"][[0, 2]] = NAN
+    run = with_arrays(run, **{**seconds, "seconds_wait": np.full((4, 3), 2.0)})
+    assert phases.phase_seconds(run).tolist() == [[4] * 3, [4] * 3, [8] * 3, [4] * 3, [2] * 3]
+    axes = figures.draw(run, "phases").axes[0]
+    assert axes.get_title() == f"waiting: {8 / 22:.1%} of the time"
+    assert axes.get_xlabel() == "a participant's time in 4 rounds [s]"
+
+
+def test_the_times_of_many_participants_are_those_of_their_ranks(tmp_path):
+    run = made(tmp_path, 60, rank=np.arange(60) // 20)
+    axes = figures.draw(run, "phases").axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["rank 0", "rank 1", "rank 2"]
+    first = phases.phase_seconds(run)[0, :20].sum()
+    assert axes.patches[0].get_width() == pytest.approx(first / (60 if "[min]" in axes.get_xlabel() else 1))
+
+
+def test_reliability_is_pooled_over_samples_not_over_participants():
+    share_PK = np.array([[0.5, 0.5, 0.0], [0.25, 0.0, 0.75]])
+    accuracy_PK = np.array([[1.0, 0.2, NAN], [0.4, NAN, 0.9]])
+    assert reliability.pooled(share_PK, accuracy_PK) == pytest.approx([(0.5 + 0.1) / 0.75, 0.2, 0.9])
+    assert np.isnan(reliability.pooled(np.array([[1.0, 0.0]]), np.array([[0.5, NAN]])))[1]
+
+
+def test_a_band_goes_from_lowest_to_highest_and_of_many_leaves_out_the_odd_ones():
+    few = style.spread(np.array([[0.2, NAN, 0.8], [NAN, NAN, NAN]]))
+    assert (few.mean_R[0], few.low_R[0], few.high_R[0]) == pytest.approx((0.5, 0.2, 0.8))
+    assert np.isnan(few.mean_R[1])
+    many = style.spread(np.array([np.arange(101.0), [NAN, *np.arange(1.0, 101.0)]]))
+    assert (many.low_R[0], many.high_R[0]) == pytest.approx((10, 90))
+    assert (many.low_R[1], many.high_R[1]) == pytest.approx((10.9, 90.1))
+
+
+def test_the_worst_curve_is_of_whoever_is_lowest_in_the_end(run):
+    accuracy_RP = np.array([[NAN] * 3, [0.1, 0.5, 0.9], [NAN] * 3, [0.8, 0.3, 0.9]])
+    panels = figures.draw(with_arrays(run, accuracy_all=accuracy_RP), "curves").axes
+    mean, worst = panels[1].get_lines()
+    assert (panels[1].get_title(), mean.get_xdata().tolist()) == ("all domains", [2, 4])
+    assert worst.get_ydata().tolist() == [0.5, 0.3]
+
+
+def test_cells_hold_numbers_and_unknown_ones_a_question_mark(run):
+    accuracy_RPD = run.metrics["accuracy"].copy()
+    accuracy_RPD[3] = [[0.25, 0.5], [NAN, 1.0], [0.75, 0.125]]
+    (axes,) = figures.draw(with_arrays(run, accuracy=accuracy_RPD), "domains").axes
+    texts = {tuple(text.get_position()): text for text in axes.texts}
+    assert [text.get_text() for text in texts.values()] == ["0.25", "0.50", "?", "1.00", "0.75", "0.12"]
+    # The second participant's own domain is the second.
+    assert texts[1.5, 1.5].get_weight() == "bold"
+    assert texts[0.5, 1.5].get_weight() == "normal"
+
+
+def test_strips_of_many_participants_never_mix_two_domains():
+    own_P = np.repeat([0, 1], [301, 299])
+    edges_B, accuracy_BD = domains.strips(own_P[:, None] * np.ones((600, 2)), own_P)
+    assert set(np.unique(accuracy_BD)) == {0.0, 1.0}
+    assert 301 in edges_B
+    assert (edges_B[0], edges_B[-1], np.diff(edges_B).max()) == (0, 600, 3)
+
+
+def test_the_usual_place_is_beside_the_file_and_no_torch_is_loaded(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from fedh2l_mpi import cli; from fedh2l_mpi.world import World\n"
-        "cli.execute(cli.parse(['plot', sys.argv[1]]), World(None))\n"
-        "assert not {'torch', 'mpi4py'} & set(sys.modules)\n"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_plot\n"
+        "from fedh2l_mpi.analysis import figures\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "run = test_plot.made(Path(sys.argv[1]))\n"
+        "for names in (['overview'], ['graph'], ['curves', 'bytes']):\n"
+        "    print(*(path.relative_to(sys.argv[1]) for path in figures.plot(run, names).files))\n"
+        "assert not {'torch', 'mpi4py', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, finished.path], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert ended.stdout == f"plot: {finished.path}/plot.png\n"
-    assert (finished.path / "plot.png").stat().st_size > 10_000
+    command = [sys.executable, "-c", code, str(tmp_path), str(__file__).rpartition("/")[0]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "plot.png\nplot-graph.png\nplots/curves.png plots/bytes.png\n"
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-def test_many_participants_are_drawn_without_numbers(finished, tmp_path):
-    run = metrics.read(finished.metrics)
-    many = {name: np.repeat(values, 50, axis=1) if values.ndim > 1 else values for name, values in run.arrays.items()}
-    many["architecture"] = np.repeat(run["architecture"], 50)
-    plot(metrics.RunMetrics(run.attributes, many, True), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").exists()
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("overview", ["accuracy_all"], "no round has been evaluated yet"),
+        ("reliability", ["calibration_share"], "calibration was not recorded"),
+        ("graph", ["graph_edges"], "the graph cannot be read"),
+        ("phases", [f"seconds_{phase}" for phase in phases.PHASES], "no times were recorded"),
+        ("bytes", ["bytes_sent"], "the bytes that were sent cannot be read"),
+    ],
+)
+def test_what_a_run_has_nothing_for_is_told(run, name, fields, reason):
+    with pytest.raises(UserError, match=f"metrics.h5: nothing to draw for '{name}': {reason}"):
+        figures.draw(unknown(run, *fields), name)
 
 
-def test_what_cannot_be_drawn_is_told(finished, tmp_path):
-    run = metrics.read(finished.metrics)
-    empty = {**run.arrays, "accuracy_all": np.full_like(run["accuracy_all"], np.nan)}
+def test_all_skips_what_there_is_nothing_for_but_a_name_does_not(run, tmp_path):
+    silent = with_arrays(run, bytes_sent=np.zeros((4, 3), np.int64))
+    plotted = figures.plot(silent, ["all"], tmp_path / "figures", "svg")
+    assert set(plotted.skipped) == {"bytes"}
+    assert plotted.skipped["bytes"].endswith("nothing was sent (method fedh2l)")
+    assert sorted(plotted.files) == sorted((tmp_path / "figures").iterdir())
+    with pytest.raises(UserError, match="nothing was sent"):
+        figures.plot(silent, ["curves", "bytes"], tmp_path / "two")
+
+
+def test_a_run_that_has_not_finished_a_round_has_no_figure_but_its_graph(run, tmp_path):
+    begun = {
+        name: values[:0] if metrics.DIMENSIONS.get(name, (name,))[0] == "round" else values
+        for name, values in run.metrics.arrays.items()
+    }
+    plotted = figures.plot(with_arrays(run, **begun), ["all"], tmp_path)
+    assert [path.name for path in plotted.files] == ["graph.png"]
+    alone = with_arrays(run, **{**begun, "participant": np.arange(1)})
     with pytest.raises(UserError, match="no round has been evaluated yet"):
-        plot(metrics.RunMetrics(run.attributes, empty, True), tmp_path / "plot.png")
-    with pytest.raises(UserError, match="cannot write the plot"):
-        plot(run, tmp_path / "plot.docx")
-    with pytest.raises(UserError, match="cannot write the plot"):
-        plot(run, tmp_path / "nowhere" / "plot.png")
+        figures.plot(alone, ["all"], tmp_path)
+
+
+def test_what_cannot_be_asked_for_is_told(run, tmp_path):
+    with pytest.raises(UserError, match=r"got 'grahp'; known: overview, .*did you mean 'graph'"):
+        figures.draw(run, "grahp")
+    with pytest.raises(UserError, match="got 20 mm, must be from 60 to 500"):
+        figures.draw(run, "graph", 20)
+    with pytest.raises(UserError, match=r"got ending 'docx', must be png, svg, pdf"):
+        figures.plot(run, ["bytes"], tmp_path / "plot.docx")
+    with pytest.raises(UserError, match=r"cannot write the figure: No such file"):
+        figures.plot(run, ["bytes"], tmp_path / "nowhere" / "plot.png")
+    with pytest.raises(UserError, match="several figures need a folder"):
+        figures.plot(run, ["bytes", "graph"], tmp_path / "plot.png")
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match="cannot be a folder for figures"):
+        figures.plot(run, ["bytes", "graph"], tmp_path / "taken")
+
+
+def outcome(seed, accuracy, sent=0.0) -> Outcome:
+    accuracy_E = np.array(accuracy)
+    rounds_E = np.arange(len(accuracy_E)) + 1
+    return Outcome(seed, {"accuracy_all": accuracy[-1]}, rounds_E, accuracy_E, sent * rounds_E, 1.5)
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_the_runs_of_a_sweep_are_laid_over_each_other(tmp_path, rows):
+    many = {f"row {i} & $x$": [outcome(seed, [0.1 * seed, 0.2 * seed], i) for seed in range(3)] for i in range(rows)}
+    figures.overlay({**many, "none yet": []}, "A title", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(UserError, match="cannot write the figure"):
+        figures.overlay({"a": [outcome(0, [0.5])]}, "", tmp_path / "nowhere" / "curves.png")

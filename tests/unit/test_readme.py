@@ -1,10 +1,13 @@
 """What the README shows must work as it stands."""
 
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 from conftest import launch
+from test_report import THREE, write
 
 from fedh2l_mpi import metrics
 
@@ -43,6 +46,19 @@ def test_the_example_of_a_model_of_ones_own_runs(tmp_path):
     assert ended.code == 0, ended.err
     names = metrics.read(tmp_path / "run" / "metrics.h5")["architecture"].tolist()
     assert names == [b"my_models:Net", b"cnn"] * 2
+
+
+def test_the_example_of_reading_runs_draws_and_compares(tmp_path):
+    write(tmp_path / "runs" / "b", THREE)
+    for method in ("fedh2l", "independent"):
+        write(tmp_path / "runs" / "methods" / method, THREE, overrides=[f"method.name={method}"])
+    example = block_after("a dash or NaN, and a line says what is wrong")
+    assert "open_runs" in example
+    ended = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "fedh2l         0.666667" in ended.stdout
+    assert (tmp_path / "by_architecture.png").stat().st_size > 5_000
 
 
 def test_every_path_that_the_readme_names_exists():

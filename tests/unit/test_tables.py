@@ -1,4 +1,4 @@
-"""Tables and curves of many runs: every number worked out by hand."""
+"""Tables of many runs: every number worked out by hand."""
 
 import csv
 import io
@@ -9,9 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from fedh2l_mpi.analysis import curves, tables
+from fedh2l_mpi.analysis import tables
 from fedh2l_mpi.analysis.tables import Outcome
-from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
 
 
@@ -130,21 +129,9 @@ def test_the_long_form_has_a_line_for_each_run_with_all_numbers_in_full():
     assert (line["bytes_until_0.5"], line["bytes_until_0.9"], line["seconds"]) == ("512.0", "", "1.500")
 
 
-@pytest.mark.parametrize("rows", [1, 3, 30])
-def test_curves_are_drawn_for_few_rows_and_many(tmp_path, rows):
-    many = {f"row {i}": [outcome(s, [0.1 * s, 0.2 * s], [i, i]) for s in range(3)] for i in range(rows)}
-    curves.plot({**many, "none yet": []}, "A title", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
-
-
-def test_curves_that_cannot_be_written_are_told(tmp_path):
-    with pytest.raises(UserError, match="cannot write the curves"):
-        curves.plot({"a": [outcome(0, [0.5])]}, "", tmp_path / "nowhere" / "curves.png")
-
-
 def test_tables_need_neither_torch_nor_mpi_nor_matplotlib():
     code = (
-        "import sys; from fedh2l_mpi.analysis import tables, curves; from fedh2l_mpi import sweep\n"
+        "import sys; from fedh2l_mpi.analysis import tables, figures; from fedh2l_mpi import sweep\n"
         "assert not {'torch', 'mpi4py', 'matplotlib'} & set(sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,261 @@
+"""A run for other programs: long and tidy tables as CSV or Parquet, or labelled arrays as netCDF.
+
+Shape letters: R rounds of a block, P participants, D domains, K confidence bins.
+"""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.analysis.dataset import attributes_of, of_run, require_xarray
+from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
+
+# Rows of a table that are in memory at a time; a round of many participants and domains may have more.
+BLOCK_ROWS = 2**16
+ROUND = Field("round", "i8", "1", "round, from 0")
+PARTICIPANT = Field("participant", "i8", "1", "participant, from 0")
+DOMAIN = Field("domain", "i8", "1", "domain, from 0")
+DOMAIN_NAME = FIELDS["domain_name"]
+BIN = Field("bin", "i8", "1", "confidence bin k of 10, from 0: confidences in (k/10, (k+1)/10]")
+
+Block = Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One kind of observation: a column for each field, and the rows as blocks of columns; texts as str."""
+
+    name: str
+    meaning: str
+    fields: Sequence[Field]
+    blocks: Callable[[], Iterator[Block]]
+
+
+def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
+    """Write a run in another format, and give the files that were written.
+
+    CSV and Parquet: a folder with a table for each kind of observation, `rounds`, `domains`, `participants`, `labels`,
+    `calibration` and `edges`, and `about.json` with the run's attributes, and units and meaning of every column. A row
+    of which nothing is known, such as that of a round without evaluation in `domains`, is left out; an unknown value is
+    an empty cell, in Parquet a null. Numbers are exact. netCDF: one file, as `open_run` shows it.
+
+    Parameters
+    ----------
+    to : {"csv", "parquet", "netcdf"}
+    out : path or None
+        Folder or file to make; None: beside the metrics file, under its name.
+
+    Raises
+    ------
+    UserError
+        If it exists already or cannot be written, or the library that writes it is missing.
+    """
+    known: dict[str, Callable[[Run, Path], None]] = {"csv": _to_csv, "parquet": _to_parquet, "netcdf": _to_netcdf}
+    if to not in known:
+        raise UserError(f"export: got {to!r}; known: {', '.join(known)}")
+    if out is None:
+        out = run.path.with_suffix(".nc") if to == "netcdf" else run.path.with_name(f"{run.path.stem}-{to}")
+    if out.exists():
+        raise UserError(f"{out}: exists already; give another with --out, or remove it")
+    # Under another name until it is complete: what has the right name is whole.
+    growing = out.with_name(f"{out.name}.new-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        known[to](run, growing)
+        growing.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        # Nothing is there any more unless it failed.
+        shutil.rmtree(growing, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            growing.unlink()
+    return sorted(out.iterdir()) if out.is_dir() else [out]
+
+
+def _to_csv(run: Run, folder: Path) -> None:
+    def write(table: _Table) -> int:
+        rows = 0
+        with (folder / f"{table.name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([field.name for field in table.fields])
+            for block in table.blocks():
+                writer.writerows(zip(*map(_cells, block), strict=True))
+                rows += len(block[0])
+        return rows
+
+    folder.mkdir()
+    _write_about(run, folder, {table: write(table) for table in _tables(run)})
+
+
+def _cells(column: NDArray[Any]) -> list[Any]:
+    """A column as Python's own values, whose text is exact; NaN as nothing."""
+    values: list[Any] = column.tolist()
+    if column.dtype.kind == "f" and np.isnan(column).any():
+        return ["" if math.isnan(value) else value for value in values]
+    return values
+
+
+def _to_parquet(run: Run, folder: Path) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("export to parquet needs pyarrow: pip install 'fedh2l_mpi[parquet]'") from None
+    types = {"i": pyarrow.int64(), "f": pyarrow.float64(), "S": pyarrow.string()}
+
+    def write(table: _Table) -> int:
+        rows = 0
+        columns = [
+            pyarrow.field(
+                field.name, types[field.dtype[0]], metadata={"units": field.units, "long_name": field.long_name}
+            )
+            for field in table.fields
+        ]
+        schema = pyarrow.schema(columns)
+        with pyarrow.parquet.ParquetWriter(folder / f"{table.name}.parquet", schema) as writer:
+            for block in table.blocks():
+                # from_pandas: NaN becomes null.
+                arrays = [
+                    pyarrow.array(values, column.type, from_pandas=True)
+                    for values, column in zip(block, columns, strict=True)
+                ]
+                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+                rows += len(block[0])
+        return rows
+
+    folder.mkdir()
+    _write_about(run, folder, {table: write(table) for table in _tables(run)})
+
+
+def _to_netcdf(run: Run, file: Path) -> None:
+    xarray = require_xarray("export to netcdf")
+    try:
+        import h5netcdf  # noqa: F401
+    except ImportError:
+        raise UserError("export to netcdf needs h5netcdf: pip install 'fedh2l_mpi[analysis]'") from None
+    dataset = of_run(run)
+    arrays = {name: dataset[name].variable for name in dataset.data_vars}
+    # An array at a time: xarray has in memory all that it is given at once.
+    xarray.Dataset(coords=dataset.coords).to_netcdf(file, engine="h5netcdf")
+    for name, array in arrays.items():
+        # Damage that shows only when it is read turns whole numbers into floats, and the file must be told which.
+        whole = xarray.Dataset({name: array.compute()})
+        compression = {"zlib": True, "complevel": 1, "shuffle": True} if array.size else {}
+        whole.to_netcdf(file, mode="a", engine="h5netcdf", encoding={name: compression})
+    # Last, because of what is wrong with the file.
+    xarray.Dataset(attrs=attributes_of(run)).to_netcdf(file, mode="a", engine="h5netcdf")
+
+
+def _write_about(run: Run, folder: Path, rows_by_table: Mapping[_Table, int]) -> None:
+    """What a person needs to know of the tables; last, since damage shows only when arrays are read."""
+    about = {
+        "source": str(run.path.absolute()),
+        "attributes": attributes_of(run),
+        "tables": {
+            table.name: {
+                "meaning": table.meaning,
+                "rows": rows,
+                "columns": {field.name: {"units": field.units, "long_name": field.long_name} for field in table.fields},
+            }
+            for table, rows in rows_by_table.items()
+        },
+    }
+    (folder / "about.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _tables(run: Run) -> list[_Table]:
+    edges = (
+        Field("since_round", "i8", "1", FIELDS["graph_since_round"].long_name),
+        Field("a", "i8", "1", "the one participant that the edge joins"),
+        Field("b", "i8", "1", "the other"),
+    )
+    labels = (PARTICIPANT, Field("class", "i8", "1", "class label"), _named(FIELDS["label_histogram"], "samples"))
+    return [
+        _Table("rounds", "a participant in a round", (ROUND, PARTICIPANT, *ROW_FIELDS), lambda: _rounds(run)),
+        _Table(
+            "domains",
+            "a participant on a domain's test set after a round",
+            (ROUND, PARTICIPANT, DOMAIN, DOMAIN_NAME, *DOMAIN_FIELDS),
+            lambda: _domains(run),
+        ),
+        _Table("participants", "a participant", (PARTICIPANT, *PARTICIPANT_FIELDS), lambda: _participants(run)),
+        _Table("labels", "a participant's private samples of a class", labels, lambda: _labels(run)),
+        _Table(
+            "calibration",
+            "a participant's test samples, of all domains after a round, in a confidence bin",
+            (ROUND, PARTICIPANT, BIN, *BIN_FIELDS),
+            lambda: _long(run, BIN_FIELDS),
+        ),
+        _Table("edges", "an edge of a graph", edges, lambda: _edges(run)),
+    ]
+
+
+def _named(field: Field, name: str) -> Field:
+    return Field(name, field.dtype, field.units, field.long_name)
+
+
+def _rounds(run: Run) -> Iterator[Block]:
+    return _long(run, ROW_FIELDS, known_only=False)
+
+
+def _domains(run: Run) -> Iterator[Block]:
+    names_D = np.array(run.metrics.texts("domain_name"), dtype=object)
+    for round_, participant, domain, *values in _long(run, DOMAIN_FIELDS):
+        yield [round_, participant, domain, names_D[domain], *values]
+
+
+def _participants(run: Run) -> Iterator[Block]:
+    metrics = run.metrics
+    texts = [field.dtype == "S" for field in PARTICIPANT_FIELDS]
+    columns = [
+        np.array(metrics.texts(field.name), dtype=object) if is_text else metrics[field.name]
+        for field, is_text in zip(PARTICIPANT_FIELDS, texts, strict=True)
+    ]
+    yield [metrics["participant"], *columns]
+
+
+def _labels(run: Run) -> Iterator[Block]:
+    samples_PC = run.metrics["label_histogram"]
+    participant, label = np.indices(samples_PC.shape)
+    yield [participant.ravel(), label.ravel(), samples_PC.ravel()]
+
+
+def _edges(run: Run) -> Iterator[Block]:
+    ends_E2 = run.metrics["graph_edges"]
+    yield [run.metrics["graph_since_round"], ends_E2[:, 0], ends_E2[:, 1]]
+
+
+def _long(run: Run, fields: Sequence[Field], known_only: bool = True) -> Iterator[Block]:
+    """Arrays of the same dimensions in long form: an index column for each dimension, then one for each array.
+
+    Parameters
+    ----------
+    known_only : bool
+        Whether rows of which every value is NaN are left out.
+    """
+    metrics = run.metrics
+    dims = DIMENSIONS[fields[0].name]
+    inner = [len(metrics[dim]) for dim in dims[1:]]
+    step = max(1, BLOCK_ROWS // max(1, math.prod(inner)))
+    for first in range(0, metrics.rounds, step):
+        rounds_R = metrics["round"][first : first + step]
+        values = [metrics.part(field.name, (slice(first, first + step),)).ravel() for field in fields]
+        index = np.indices((len(rounds_R), *inner)).reshape(len(dims), -1)
+        columns = [rounds_R[index[0]], *index[1:], *values]
+        if known_only:
+            known = ~np.logical_and.reduce([np.isnan(column) for column in values])
+            columns = [column[known] for column in columns]
+        yield columns

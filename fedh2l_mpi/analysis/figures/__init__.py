@@ -1,0 +1,154 @@
+"""Figures of a run, for a paper or a page: PNG, SVG or PDF."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from fedh2l_mpi.analysis.figures.conflict import CONFLICT
+from fedh2l_mpi.analysis.figures.curves import CURVES
+from fedh2l_mpi.analysis.figures.domains import DOMAINS
+from fedh2l_mpi.analysis.figures.graph import GRAPH
+from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.output import ENDINGS, checked_ending, inline_svg, save
+from fedh2l_mpi.analysis.figures.overlaid import overlay
+from fedh2l_mpi.analysis.figures.overview import OVERVIEW
+from fedh2l_mpi.analysis.figures.phases import PHASES_KIND
+from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
+from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, house_style
+from fedh2l_mpi.analysis.figures.traffic import BYTES
+from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "COLUMN_MM",
+    "ENDINGS",
+    "FIGURES",
+    "PAGE_MM",
+    "FigureKind",
+    "Plotted",
+    "draw",
+    "inline_svg",
+    "overlay",
+    "plot",
+    "save",
+]
+
+FIGURES: Mapping[str, FigureKind] = MappingProxyType(
+    {kind.name: kind for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY)}
+)
+ALL = "all"
+# Text of 7 points leaves no room for data in a narrower figure, and no sheet is wider.
+WIDTHS_MM = (60.0, 500.0)
+
+
+@dataclass(frozen=True)
+class Plotted:
+    """Files that were written, and why the figures that are missing are, by their names."""
+
+    files: Sequence[Path]
+    skipped: Mapping[str, str]
+
+
+def draw(run: Run, name: str, width_mm: float | None = None) -> "Figure":
+    """A figure of a run.
+
+    Parameters
+    ----------
+    name : str
+        One of FIGURES.
+    width_mm : float or None
+        COLUMN_MM and PAGE_MM are a paper's one and two columns; None: the figure's own width.
+
+    Raises
+    ------
+    UserError
+        If there is no such figure, matplotlib is missing, or this run has nothing to draw for it.
+    """
+    kind = _kind(name)
+    width_mm = kind.width_mm if width_mm is None else width_mm
+    if not WIDTHS_MM[0] <= width_mm <= WIDTHS_MM[1]:
+        raise UserError(f"width of a figure: got {width_mm:g} mm, must be from {WIDTHS_MM[0]:g} to {WIDTHS_MM[1]:g}")
+    with house_style():
+        try:
+            return kind.drawn(run, width_mm)
+        except UserError as error:
+            raise UserError(f"{run.path}: nothing to draw for {name!r}: {error}") from None
+
+
+def plot(
+    run: Run,
+    names: Sequence[str],
+    out: Path | None = None,
+    ending: str = "png",
+    width_mm: float | None = None,
+) -> Plotted:
+    """Draw figures into files.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of FIGURES. `all` is every one that this run has something for; the others are skipped.
+    out : Path or None
+        For one figure a file, for several or `all` a folder, which is made; None: beside the metrics file.
+    ending : {"png", "svg", "pdf"}
+        Where `out` does not say.
+
+    Raises
+    ------
+    UserError
+        If a figure that was asked for by name, or every figure of `all`, has nothing to draw; if one cannot be written.
+    """
+    ending = checked_ending(ending, "plot")
+    is_all = ALL in names
+    chosen = list(FIGURES) if is_all else [_kind(name).name for name in dict.fromkeys(names)]
+    if len(chosen) == 1:
+        (name,) = chosen
+        file = _file(run, name, out, ending)
+        save(draw(run, name, width_mm), file)
+        return Plotted([file], {})
+    folder = run.path.parent / "plots" if out is None else out
+    if folder.suffix.removeprefix(".") in ENDINGS and not folder.is_dir():
+        raise UserError(f"{folder}: several figures need a folder, got the name of a file")
+    files, skipped = [], {}
+    for name in chosen:
+        try:
+            figure = draw(run, name, width_mm)
+        except UserError as error:
+            if not is_all:
+                raise
+            skipped[name] = str(error)
+            continue
+        _make(folder)
+        save(figure, folder / f"{name}.{ending}")
+        files.append(folder / f"{name}.{ending}")
+    if not files:
+        raise UserError(next(iter(skipped.values()), "plot: no figure was asked for"))
+    return Plotted(files, skipped)
+
+
+def _kind(name: str) -> FigureKind:
+    if name not in FIGURES:
+        near = difflib.get_close_matches(name, FIGURES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"figure: got {name!r}; known: {', '.join(FIGURES)}{hint}")
+    return FIGURES[name]
+
+
+def _file(run: Run, name: str, out: Path | None, ending: str) -> Path:
+    usual = f"plot.{ending}" if name == OVERVIEW.name else f"plot-{name}.{ending}"
+    if out is None:
+        return run.path.parent / usual
+    return out / usual if out.is_dir() else out
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be a folder for figures: {error.strerror}") from None

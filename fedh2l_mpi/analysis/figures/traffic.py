@@ -1,0 +1,94 @@
+"""What accuracy cost in bytes.
+
+Shape letters: R rounds, E evaluated rounds, P participants.
+"""
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.style import (
+    BLUE,
+    COLUMN_MM,
+    VERMILION,
+    accuracy_axis,
+    band_name,
+    evaluated,
+    mean,
+    new_figure,
+    rounds_text,
+    shown,
+    spread_on,
+)
+from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.console import size
+from fedh2l_mpi.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def drawn(run: Run, width_mm: float) -> "Figure":
+    """Accuracy against the bytes that a participant had sent by then, and what sharing parameters would have cost."""
+    rows = evaluated(run)
+    sent_E = mean(run.metrics["bytes_sent"]).cumsum()[rows]
+    method = shown(str(run.key("method.name", "this run")), 28)
+    if np.isnan(sent_E).all():
+        raise UserError("the bytes that were sent cannot be read")
+    if not np.nanmax(sent_E) > 0:
+        raise UserError(f"nothing was sent (method {method})")
+    degree_RP, copy_P = run.metrics["degree"], run.metrics["parameter_bytes"]
+    shared = float(mean(degree_RP * copy_P).cumsum()[rows[-1]])
+
+    figure = new_figure(width_mm, 66.0)
+    axes = figure.subplots()
+    # A warm-up without exchange has no place on a logarithmic axis.
+    placed = sent_E > 0
+    label = f"{method}: {size(float(np.nanmax(sent_E)))} in {rounds_text(run.after(rows[-1]))}"
+    if run.participants > 1:
+        label += f"\n(band: {band_name(run.participants)})"
+    spread_on(axes, sent_E[placed], run.metrics["accuracy_all"][rows[placed]], BLUE, "-", label)
+    ends = [float(sent_E[placed][0]), float(np.nanmax(sent_E))]
+    if shared > 0:
+        axes.axvline(shared, color=VERMILION, linestyle="--", label=f"sharing parameters instead: {size(shared)}")
+        ends.append(shared)
+    bytes_axis(axes, min(ends), max(ends), ticks=5 if width_mm < 130 else 9)
+    axes.set_xlabel("sent by a participant [bytes]")
+    accuracy_axis(axes, "all-domain test accuracy")
+    axes.grid(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    return figure
+
+
+def bytes_axis(axes: "Axes", low: float, high: float, ticks: int) -> None:
+    """A logarithmic x axis from `low` to `high` bytes, with at most this many ticks, in KiB, MiB and GiB."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = low / 1.4, high * 1.4
+    if high < 12 * low:  # so little that no two ticks would be in it
+        middle = (low * high) ** 0.5
+        low, high = middle / 3.5, middle * 3.5
+    axes.set(xscale="log", xlim=(low, high))
+    places: list[float] = []
+    for steps in ((1, 2, 5, 10, 20, 50, 100, 200, 500), (1, 4, 16, 64, 256), (1, 10, 100), (1, 32), (1,)):
+        places = [step * 1024.0**power for power, step in itertools.product(range(6), steps)]
+        places = [place for place in places if low <= place <= high]
+        if len(places) <= ticks:
+            break
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: size(place)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+BYTES = FigureKind(
+    "bytes",
+    "Accuracy and traffic",
+    "All-domain test accuracy against the bytes that a participant had sent by then, mean and band over participants. "
+    "The dashed line is what sharing parameters would have sent in as many rounds: one copy of the model over every "
+    "edge in every round.",
+    COLUMN_MM,
+    drawn,
+)

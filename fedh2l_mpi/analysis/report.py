@@ -1,0 +1,251 @@
+"""Summaries as text: for a terminal, as Markdown, CSV or JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.analysis import summary as numbers
+from fedh2l_mpi.analysis.summary import PHASES, Summary
+from fedh2l_mpi.analysis.tables import NOTHING, Table, markdown
+from fedh2l_mpi.console import size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table as RichTable
+
+# More participants than this are summed up instead of listed.
+LISTED = 32
+QUANTILES = {"lowest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "highest": 1.0}
+DEFINITIONS = (
+    "Accuracies are on test data: on the participant's own domain, in the mean over all domains, on the worst domain; "
+    "of the last evaluated round, and (all domains) of the round that held-back private data would choose."
+)
+AS_PARAMETERS = "As params: what sharing models would have sent, one copy over every edge in every round."
+GAIN = "Gain: all-domain accuracy less that of the same participant in {}."
+
+
+def result_table(summary: Summary) -> Table:
+    """The last evaluated round: a row per participant (or quantiles, of many) and their mean."""
+    named = summary.participants
+    columns = [
+        ("params", "parameters", _whole),
+        ("own\ndomain", "accuracy_own", _fraction),
+        ("all\ndomains", "accuracy_all", _fraction),
+        ("worst\ndomain", "accuracy_worst", _fraction),
+        ("at best\nvalid.", "accuracy_all_at_best_validation", _fraction),
+        ("sent", "bytes_sent", size_of),
+        ("as\nparams", "bytes_as_parameters", size_of),
+    ]
+    if summary.baseline is not None:
+        columns.insert(3, ("gain", "gain", _difference))
+    count = len(named["parameters"])
+    rows = []
+    if count <= LISTED:
+        for i in range(count):
+            cells = [show(named[name][i]) for _, name, show in columns]
+            rows.append([f"{i} {named['architecture'][i]}", *cells])
+    else:
+        for label, part in QUANTILES.items():
+            rows.append([label, *(show(_quantile(named[name], part)) for _, name, show in columns)])
+    rows.append([f"mean of {count}", *(show(numbers.mean(named[name])) for _, name, show in columns)])
+    title = f"after {summary.after} rounds; accuracies on test data" if summary.after else "not evaluated yet"
+    notes = [DEFINITIONS, AS_PARAMETERS]
+    if summary.baseline is not None:
+        notes.append(GAIN.format(summary.baseline))
+    if count > LISTED:
+        notes.append(f"Quantiles over {count} participants, column by column.")
+    return Table(title, ["", *(heading for heading, _, _ in columns)], rows, "\n".join(notes))
+
+
+def facts_table(summary: Summary) -> Table:
+    """What ran."""
+    rows = [["state", summary.state], *([name, text] for name, text in summary.facts.items())]
+    return Table("", ["", summary.name], rows, "")
+
+
+def cost_table(summary: Summary) -> Table:
+    """What it cost, and what the mutual phase met."""
+    sent, would = summary.mean("bytes_sent"), summary.mean("bytes_as_parameters")
+    rows = [["bytes sent by a participant", size_of(sent)]]
+    if sent > 0:
+        rows.append(["what sharing parameters would have sent", f"{size_of(would)}, {would / sent:.3g} times as much"])
+    rows += [
+        ["time in the rounds, slowest rank", _seconds(summary.seconds)],
+        ["share of waiting for messages", _percent(summary.waiting_share)],
+        ["conflict rate of the two gradients", _percent(summary.mean("conflict_rate"))],
+        ["distance from the neighbours, last round", _nats(summary.mean("loss_distillation"))],
+        ["expected calibration error", _fraction(summary.mean("calibration_error"))],
+    ]
+    return Table("cost and learning", ["", ""], rows, "Means over participants.")
+
+
+def phase_table(summary: Summary) -> Table:
+    """Seconds in each phase."""
+    seconds, total = summary.phase_seconds, sum(summary.phase_seconds.values())
+    lowest = {phase: summary.participants[f"seconds_{phase}"] for phase in PHASES}
+    rows = [
+        [
+            phase,
+            _seconds(seconds[phase]),
+            _percent(seconds[phase] / total if total else math.nan),
+            _seconds(_quantile(lowest[phase], 0.0)),
+            _seconds(_quantile(lowest[phase], 1.0)),
+        ]
+        for phase in PHASES
+    ]
+    return Table(
+        "seconds per phase", ["phase", "mean", "share", "lowest", "highest"], rows, "Per participant, all rounds."
+    )
+
+
+def domain_table(summary: Summary) -> Table:
+    """Accuracy on each domain, over the participants."""
+    rows = []
+    for name, accuracy_P in zip(summary.domains, summary.accuracy_PD.T, strict=True):
+        values = (numbers.mean(accuracy_P), _quantile(accuracy_P, 0.0), _quantile(accuracy_P, 1.0))
+        rows.append([name, *(_fraction(value) for value in values)])
+    return Table("accuracy by domain", ["domain", "mean", "lowest", "highest"], rows, "Over participants.")
+
+
+def overview_table(summaries: Sequence[Summary]) -> Table:
+    """Several runs, a line each."""
+    rows = [
+        [
+            summary.name,
+            summary.state.partition(":")[0],
+            *(_fraction(summary.mean(name)) for name in ("accuracy_own", "accuracy_all", "accuracy_worst")),
+            *([_difference(summary.mean("gain"))] if summary.baseline is not None else []),
+            size_of(summary.mean("bytes_sent")),
+            _seconds(summary.seconds),
+        ]
+        for summary in summaries
+    ]
+    gain = ["gain"] if summaries[0].baseline is not None else []
+    headings = ["run", "state", "own\ndomain", "all\ndomains", "worst\ndomain", *gain, "sent", "time"]
+    return Table(f"{len(summaries)} runs", headings, rows, "Means over participants, of the last evaluated round.")
+
+
+def tables_of(summary: Summary) -> Iterator[Table]:
+    """Everything about one run, in the order of a report."""
+    yield facts_table(summary)
+    yield result_table(summary)
+    if len(summary.domains) > 1:
+        yield domain_table(summary)
+    yield cost_table(summary)
+    yield phase_table(summary)
+
+
+def terminal(summaries: Sequence[Summary]) -> "RenderableType":
+    """The report for rich to print."""
+    from rich.console import Group
+    from rich.text import Text
+
+    shown: list[RenderableType] = []
+    if len(summaries) > 1:
+        shown.append(rich_table(overview_table(summaries)))
+    for summary in summaries:
+        for table in tables_of(summary):
+            shown += [Text(), rich_table(table)]
+        for kind, lines in (("warning", summary.warnings), ("problem", summary.problems)):
+            shown += [Text(f"{kind}: {line}", style="yellow") for line in lines]
+    return Group(*shown)
+
+
+def as_markdown(summaries: Sequence[Summary]) -> str:
+    """The report as Markdown."""
+    pieces = [markdown(overview_table(summaries))] if len(summaries) > 1 else []
+    for summary in summaries:
+        pieces.append(f"## {summary.name}\n")
+        pieces += [f"- **{kind}**: {line}\n" for kind, line in _remarks(summary)]
+        pieces += [markdown(table) for table in tables_of(summary)]
+    return "\n".join(pieces)
+
+
+def as_csv(summaries: Sequence[Summary]) -> str:
+    """A line for each participant of each run, numbers in full; unknown ones are empty."""
+    header, lines = numbers.long_form(summaries)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if cell is None else cell for cell in line] for line in lines)
+    return text.getvalue()
+
+
+def as_json(summaries: Sequence[Summary]) -> str:
+    """A list with an object for each run; unknown numbers are null."""
+    return json.dumps([numbers.as_json(summary) for summary in summaries], indent=1, allow_nan=False) + "\n"
+
+
+def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
+    yield from (("warning", line) for line in summary.warnings)
+    yield from (("problem", line) for line in summary.problems)
+
+
+def rich_table(table: Table) -> "RichTable":
+    """A table for rich to print, as wide as 80 columns allow; numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    is_list = len(table.headings) == 2
+    shown = RichTable(
+        title=Text(table.title) if table.title else None,
+        title_justify="left",
+        caption=Text(table.caption) if table.caption else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for number, heading in enumerate(table.headings):
+        left = number == 0 or is_list
+        shown.add_column(Text(heading), justify="left" if left else "right", no_wrap=not is_list, overflow="fold")
+    for row in table.rows:
+        if row[0].startswith("mean of "):
+            shown.add_section()
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
+
+
+def _quantile(values: NDArray[Any], part: float) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.quantile(known, part)) if len(known) else math.nan
+
+
+def _known(form: str, value: float, scale: float = 1.0) -> str:
+    return NOTHING if math.isnan(value) else form.format(value * scale)
+
+
+def _whole(value: float) -> str:
+    return _known("{:,.0f}", value)
+
+
+def _fraction(value: float) -> str:
+    return _known("{:.3f}", value)
+
+
+def _difference(value: float) -> str:
+    return _known("{:+.3f}", value)
+
+
+def _seconds(value: float) -> str:
+    return _known("{:.3f} s" if value < 10 else "{:.1f} s" if value < 1000 else "{:,.0f} s", value)
+
+
+def _percent(value: float) -> str:
+    return _known("{:.1f} %", value, 100)
+
+
+def _nats(value: float) -> str:
+    return _known("{:.3f} nats", value)
+
+
+def size_of(count: float) -> str:
+    """A number of bytes for a person to read; a dash if it is unknown."""
+    return NOTHING if math.isnan(count) else size(count)

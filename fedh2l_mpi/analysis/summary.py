@@ -1,0 +1,361 @@
+"""One run in numbers: what ran, how well every participant does in the end, what it cost, and what looks wrong.
+
+Shape letters: R rounds, P participants, D domains, E evaluated rounds.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS
+
+PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)
+# At chance: no more than this part of the way from guessing to always being right.
+CHANCE_MARGIN = 0.1
+# Less accurate than in the baseline run by more than this: negative transfer, not noise.
+TRANSFER_MARGIN = 0.02
+# Diverging: the private loss is at last this many times its lowest, and by so many nats above it.
+DIVERGED_RATIO, DIVERGED_NATS = 1.5, 0.1
+# More participants than this are counted in a warning, not listed.
+NAMED = 8
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers; what is unknown is NaN.
+
+    Attributes
+    ----------
+    name, state : str
+    facts : mapping of str to str
+        What ran: method, data, graph and so on, for a person to read.
+    after : int
+        How many rounds had finished at the evaluation that is told of; 0: there was none.
+    participants : mapping of str to array (P,)
+        Of each participant: `architecture` (text), and as numbers `parameters`, `own_domain`, `accuracy_own`,
+        `accuracy_all`, `accuracy_worst`, `accuracy_all_at_best_validation`, `calibration_error`, `gain` (all-domain
+        accuracy less the baseline's), `bytes_sent`, `bytes_received` and `bytes_as_parameters` (what sharing models
+        would have sent, one copy over every edge in every round), `conflict_rate` (mean over rounds), `loss_private`
+        and `loss_distillation` (of the last round, nats), and `seconds_*` in each phase.
+    accuracy_PD : float64 (P, D)
+        At the last evaluation.
+    seconds : float
+        In the rounds of the slowest rank.
+    warnings : sequence of str
+        What looks wrong with the learning.
+    problems : sequence of str
+        What is wrong with the file.
+    baseline : str or None
+        Name of the run that `gain` is over.
+    """
+
+    name: str
+    state: str
+    facts: Mapping[str, str]
+    after: int
+    participants: Mapping[str, NDArray[Any]]
+    accuracy_PD: NDArray[np.float64]
+    domains: Sequence[str]
+    seconds: float
+    warnings: Sequence[str]
+    problems: Sequence[str]
+    baseline: str | None = None
+
+    def mean(self, name: str) -> float:
+        """Mean over the participants of whom it is known."""
+        return mean(self.participants[name])
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds of a participant in each phase, mean over participants."""
+        return {phase: self.mean(f"seconds_{phase}") for phase in PHASES}
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of all time that was spent on waiting for messages."""
+        total = sum(self.phase_seconds.values())
+        return self.phase_seconds["wait"] / total if total > 0 else math.nan
+
+
+def summarise(run: Run, baseline: Run | None = None) -> Summary:
+    """A run in numbers; with a `baseline` run, also what was gained over it, participant by participant."""
+    measured = run.metrics
+    participants: dict[str, NDArray[Any]] = {
+        "architecture": np.array(measured.texts("architecture")),
+        "parameters": measured["parameters"],
+        "own_domain": measured["own_domain"],
+        **_last_evaluation(run),
+        "accuracy_all_at_best_validation": accuracy_at_best_validation(
+            measured["accuracy_validation"], measured["accuracy_all"]
+        ),
+        "bytes_sent": measured["bytes_sent"].sum(axis=0),
+        "bytes_received": measured["bytes_received"].sum(axis=0),
+        "bytes_as_parameters": measured["degree"].sum(axis=0) * measured["parameter_bytes"],
+        "conflict_rate": mean_over_rounds(measured["conflict_rate"]),
+        "loss_private": _last(measured["loss_private"]),
+        "loss_distillation": _last(measured["loss_distillation"]),
+        **{name: np.nansum(measured[name], axis=0) for name in TIMINGS},
+    }
+    warnings = list(_warnings(run, participants))
+    gain_P = np.full(run.participants, math.nan)
+    if baseline is not None:
+        gain_P, more = _compared(run, participants, baseline)
+        warnings += more
+    participants["gain"] = gain_P
+    evaluated = len(run.evaluated_E) > 0
+    shape = (run.participants, len(measured["domain"]))
+    accuracy_PD = measured.of_round("accuracy", run.evaluated_E[-1]) if evaluated else np.full(shape, math.nan)
+    busy_P = np.sum([participants[name] for name in TIMINGS], axis=0)
+    # The participants of a rank take turns.
+    ranks_P = measured["rank"]
+    seconds = max((float(busy_P[ranks_P == rank].sum()) for rank in np.unique(ranks_P)), default=math.nan)
+    return Summary(
+        run.name,
+        str(run.state),
+        dict(_facts(run)),
+        run.after(run.evaluated_E[-1]) if evaluated else 0,
+        participants,
+        accuracy_PD,
+        measured.texts("domain_name"),
+        seconds,
+        warnings,
+        list(run.problems),
+        baseline.name if baseline is not None else None,
+    )
+
+
+def mean(values: NDArray[Any]) -> float:
+    """Mean of what is known; NaN if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def mean_over_rounds(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the rounds in which it is known, (P,)."""
+    known = ~np.isnan(values_RP)
+    count_P = known.sum(axis=0)
+    return np.where(count_P > 0, np.where(known, values_RP, 0.0).sum(axis=0) / np.maximum(count_P, 1), math.nan)
+
+
+def accuracy_at_best_validation(
+    validation_RP: NDArray[np.float64], everywhere_RP: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """All-domain accuracy (P,) in the evaluated round whose validation accuracy was highest (the first of equals)."""
+    best = np.full(validation_RP.shape[1], np.nan)
+    known = ~np.isnan(validation_RP).all(axis=0)
+    if known.any():
+        chosen = np.nanargmax(validation_RP[:, known], axis=0)
+        best[known] = everywhere_RP[chosen, np.flatnonzero(known)]
+    return best
+
+
+def _last(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values_RP[-1] if len(values_RP) else np.full(values_RP.shape[1], math.nan)
+
+
+def _last_evaluation(run: Run) -> dict[str, NDArray[np.float64]]:
+    names = ("accuracy_own", "accuracy_all", "accuracy_worst", "calibration_error")
+    if len(run.evaluated_E) == 0:
+        return {name: np.full(run.participants, math.nan) for name in names}
+    return {name: run.metrics[name][run.evaluated_E[-1]] for name in names}
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    """What ran, from config and attributes; what is not known is left out."""
+    measured, key, told = run.metrics, run.key, run.metrics.attributes
+    if key("method.name"):
+        extra = [f"{word} {key(f'method.{name}')}" for name, word in _METHOD_WORDS.items() if key(f"method.{name}")]
+        yield "method", ", ".join([str(key("method.name")), *extra])
+    if key("data.name"):
+        domains = len(measured["domain"])
+        yield "data", f"{key('data.name')}, {key('data.partition.kind')}, {_count(domains, 'domain')}"
+    architectures, counts = np.unique(measured.texts("architecture"), return_counts=True)
+    models = ", ".join(f"{count} {name}" for name, count in zip(architectures, counts, strict=True))
+    yield "participants", f"{run.participants}: {models}"
+    yield "graph", _graph(run)
+    if told.get("seed_set_samples"):
+        views = key("seed_set.views")
+        yield (
+            "seed set",
+            f"{told['seed_set_samples']} samples, {told.get('seed_set_samples_per_round')} a round"
+            + (f", views {views}" if views and views != "none" else ""),
+        )
+    if key("optimizer.name"):
+        yield "optimizer", f"{key('optimizer.name')}, lr {key('optimizer.lr')}, minibatch {key('optimizer.batch_size')}"
+    yield "seed", str(told.get("seed", "?"))
+    yield "hardware", _hardware(run)
+    yield "versions", _versions(told.get("versions"))
+    revision, dash, dirty = str(told.get("git_revision", "?")).partition("-")
+    yield "revision", f"{revision[:12]}{dash}{dirty}"
+    yield "started", str(told.get("started", "?")) + (f", ended {told['ended']}" if told.get("ended") else "")
+
+
+_METHOD_WORDS = {
+    "local_steps": "local steps",
+    "mutual_steps": "mutual steps",
+    "weight_kd": "weight_kd",
+    "combine": "combine",
+    "teachers": "teachers",
+}
+
+
+def _graph(run: Run) -> str:
+    kind, degree_RP = run.key("topology.kind", "graph"), run.metrics["degree"]
+    graphs = len(np.unique(run.metrics["graph_since_round"]))
+    redrawn = f", drawn {graphs} times" if graphs > 1 else ""
+    return f"{kind}, mean degree {mean(degree_RP.ravel().astype(float)):.3g}{redrawn}" if degree_RP.size else str(kind)
+
+
+def _hardware(run: Run) -> str:
+    hosts, devices = set(run.metrics.texts("host")), sorted(set(run.metrics.texts("device")))
+    ranks = run.metrics.attributes.get("ranks")
+    where = hosts.pop() if len(hosts) == 1 else _count(len(hosts), "host")
+    what = ", ".join(devices[:4]) + (" and more" if len(devices) > 4 else "")
+    threads = run.metrics.attributes.get("threads")
+    return f"{_count(ranks, 'rank')} on {where}, {what}, {_count(threads, 'thread')} each"
+
+
+def _versions(text: Any) -> str:
+    try:
+        versions = json.loads(str(text))
+        return ", ".join(f"{name} {version}" for name, version in versions.items())
+    except (ValueError, AttributeError):
+        return "?"
+
+
+def _count(number: Any, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _warnings(run: Run, participants: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+    state = run.state
+    if state.word != "complete":
+        missing = state.planned - state.rounds
+        yield f"unfinished: {state}" + (f", {missing} missing" if missing > 0 and state.word != "running" else "")
+    elif state.rounds != state.planned:
+        yield f"unfinished: {state.rounds} of {state.planned} rounds are there"
+    if len(run.evaluated_E) == 0:
+        yield "no round has been evaluated yet: no accuracies"
+    classes = len(run.metrics["class"])
+    chance = 1 / classes if classes else math.nan
+    limit = chance + CHANCE_MARGIN * (1 - chance)
+    guessing = np.flatnonzero(participants["accuracy_all"] <= limit)
+    if len(guessing):
+        values = participants["accuracy_all"]
+        yield f"at chance level ({chance:.3g}): {_who(guessing, values, 'all-domain accuracy {:.3f}')}"
+    diverging, ratios_P = _diverging(run.metrics["loss_private"])
+    if len(diverging):
+        yield f"diverging: {_who(diverging, ratios_P, 'private loss {:.1f} times its lowest')}"
+
+
+def _diverging(loss_RP: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Participants whose private loss rose again, and by what factor; losses are means over a tenth of the rounds."""
+    rounds, participants = loss_RP.shape
+    window = max(1, rounds // 10)
+    windows = rounds // window
+    if windows < 3 or np.isnan(loss_RP).all():
+        return np.empty(0, np.int64), np.full(participants, math.nan)
+    # The last windows count: what is left over is cut from the first, high losses.
+    means_WP = loss_RP[rounds - windows * window :].reshape(windows, window, participants).mean(axis=1)
+    lowest_P, last_P = means_WP.min(axis=0), means_WP[-1]
+    ratios_P = last_P / np.where(lowest_P > 0, lowest_P, math.nan)
+    rose = (last_P > DIVERGED_RATIO * lowest_P) & (last_P > lowest_P + DIVERGED_NATS)
+    return np.flatnonzero(rose), ratios_P
+
+
+def _compared(
+    run: Run, participants: Mapping[str, NDArray[Any]], baseline: Run
+) -> tuple[NDArray[np.float64], list[str]]:
+    """All-domain accuracy gained (P,) over the baseline run, and warnings."""
+    theirs, warnings = _last_evaluation(baseline), []
+    unlike = [
+        what
+        for what, ours, other in (
+            ("seed", run.metrics.attributes.get("seed"), baseline.metrics.attributes.get("seed")),
+            (
+                "seed set",
+                run.metrics.attributes.get("seed_set_digest"),
+                baseline.metrics.attributes.get("seed_set_digest"),
+            ),
+            ("data", _without_root(run.key("data")), _without_root(baseline.key("data"))),
+            ("models", run.metrics.texts("architecture"), baseline.metrics.texts("architecture")),
+        )
+        if ours != other
+    ]
+    if unlike:
+        warnings.append(f"the baseline {baseline.name} differs in {' and '.join(unlike)}: gains are not paired")
+    if baseline.participants != run.participants:
+        warnings.append(
+            f"the baseline {baseline.name} has {baseline.participants} participants, this run {run.participants}: gain "
+            "is over the baseline's mean"
+        )
+        return participants["accuracy_all"] - mean(theirs["accuracy_all"]), warnings
+    for name, meaning in (("accuracy_all", "all-domain"), ("accuracy_own", "own-domain")):
+        gain_P = participants[name] - theirs[name]
+        losing = np.flatnonzero(gain_P < -TRANSFER_MARGIN)
+        if len(losing):
+            warnings.append(
+                f"negative transfer: {_who(losing, gain_P, meaning + ' accuracy {:+.3f}')} to {baseline.name}"
+            )
+    return participants["accuracy_all"] - theirs["accuracy_all"], warnings
+
+
+def _without_root(section: Any) -> Any:
+    return {key: value for key, value in section.items() if key != "root"} if isinstance(section, Mapping) else section
+
+
+def _who(chosen: NDArray[np.int64], values_P: NDArray[np.float64], form: str) -> str:
+    """The participants by number and value, the first few of many."""
+    told = ", ".join(f"participant {i} ({form.format(values_P[i])})" for i in chosen[:NAMED])
+    return told + (f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else "")
+
+
+def long_form(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Any]]]:
+    """Header and a line for each participant of each run, numbers in full."""
+    columns: list[tuple[str, Callable[[Summary, int], Any]]] = [
+        ("run", lambda summary, i: summary.name),
+        ("state", lambda summary, i: summary.state),
+        ("after_rounds", lambda summary, i: summary.after),
+        ("participant", lambda summary, i: i),
+    ]
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.participants))
+    lines = [
+        [*(make(summary, i) for _, make in columns), *(_item(summary.participants[name][i]) for name in names)]
+        for summary in summaries
+        for i in range(len(summary.participants["parameters"]))
+    ]
+    return [*(name for name, _ in columns), *names], lines
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """Everything in a summary, for `json`: NaN becomes null."""
+    participants = {name: [_item(value) for value in values] for name, values in summary.participants.items()}
+    return {
+        "name": summary.name,
+        "state": summary.state,
+        "facts": dict(summary.facts),
+        "after_rounds": summary.after,
+        "baseline": summary.baseline,
+        "mean": {name: _item(summary.mean(name)) for name in participants if name != "architecture"},
+        "participants": participants,
+        "domains": list(summary.domains),
+        "accuracy": [[_item(value) for value in row] for row in summary.accuracy_PD],
+        "seconds": _item(summary.seconds),
+        "seconds_per_phase": {phase: _item(value) for phase, value in summary.phase_seconds.items()},
+        "waiting_share": _item(summary.waiting_share),
+        "warnings": list(summary.warnings),
+        "problems": list(summary.problems),
+        "units": {field.name: field.units for field in ROW_FIELDS},
+    }
+
+
+def _item(value: Any) -> Any:
+    """A Python value; None for NaN."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and math.isnan(plain) else plain

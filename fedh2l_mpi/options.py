@@ -1,0 +1,41 @@
+"""How every command's options are read: mistakes are told as the user's, and one rank of many speaks."""
+
+import argparse
+from typing import Any, NoReturn
+
+from fedh2l_mpi.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError where argparse would exit; prints nothing unless it `speaks`."""
+
+    speaks = True
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if self.speaks:
+            super()._print_message(message, file)
+
+    def error(self, message: str) -> NoReturn:
+        """Told like any other mistake of the user's."""
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def new_parser(program: str, description: str, speaks: bool, epilog: str | None = None) -> Parser:
+    """A parser whose description and epilog keep their lines."""
+    made = Parser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.speaks = speaks
+    return made
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number >= 1")
+    return number

@@ -1,0 +1,486 @@
+"""Runs compared: how they are grouped and named, what is left out, the statistics, and the tables of them."""
+
+import csv
+import io
+import math
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+from fedh2l_mpi import metrics
+from fedh2l_mpi.analysis import compare as comparing
+from fedh2l_mpi.analysis import grouping, statistics, tables
+from fedh2l_mpi.analysis.compare import compare, render
+from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.config_file import load
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.sweep.place import differing_keys
+
+PARTICIPANT = {
+    "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,
+    "host": "here", "device": "cpu",
+}  # fmt: skip
+
+
+def write(
+    path: Path,
+    *overrides: str,
+    seed: int = 0,
+    accuracy: float = 0.5,
+    sent: int = 0,
+    started: str = "2026-01-01T00:00:00+00:00",
+    state: str = "complete",
+    evaluated: bool = True,
+    rounds: int = 2,
+    revision: str = "0123456789",
+) -> Path:
+    """A run of two participants whose all-domain accuracies in the last round have this mean."""
+    config = load(None, [f"seed={seed}", "participants=2", f"rounds={rounds}", *overrides])
+    attributes = {
+        "config": config.to_yaml(), "seed": seed, "git_revision": revision, "started": started, "rounds_planned": 2,
+    }  # fmt: skip
+    path.mkdir(parents=True)
+    header = metrics.RunHeader(attributes, [PARTICIPANT] * 2, np.ones((2, 3), np.int64), ["plain"])
+    writer = metrics.MetricsWriter(path / "metrics.h5", header)
+    for number in range(rounds):
+        level = accuracy if number == rounds - 1 else 0.1
+        values = [{"accuracy_own": 0.9, "accuracy_all": level + sign * 0.05} for sign in (-1, 1)]
+        values = [{**row, "accuracy_worst": 0.2, "seconds_local": 1.0} if evaluated else {} for row in values]
+        rows = [metrics.pack_row({**row, "bytes_sent": sent, "bytes_received": sent}, [0.5], [1.0]) for row in values]
+        writer.append(number, np.stack(rows))
+    writer.close(state)
+    return path
+
+
+# Three seeds each; the paired differences of two of them are worked out by hand below.
+ACCURACIES = {
+    "independent": [0.50, 0.60, 0.55],
+    "seed_supervised": [0.70, 0.80, 0.69],
+    "fedh2l": [0.72, 0.83, 0.70],
+}
+
+
+@pytest.fixture(scope="module")
+def three_methods(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return [
+        write(root / f"{method}-{seed}", f"method.name={method}", seed=seed, accuracy=value, sent=10 * (i == 2))
+        for i, (method, values) in enumerate(ACCURACIES.items())
+        for seed, value in enumerate(values)
+    ]
+
+
+def lines(comparison) -> dict[str, dict[str, str]]:
+    return {line["group"]: line for line in csv.DictReader(io.StringIO(render(comparison, "csv")))}
+
+
+# Statistics.
+
+
+def test_an_interval_is_students_by_hand():
+    # Differences 1, 2, 3: mean 2, deviation 1; t of 2 degrees at 0.975 is 4.30265, over the root of 3: 2.48414.
+    found = statistics.difference({0: 2.0, 1: 4.0, 2: 6.0, 9: 50.0}, {2: 3.0, 0: 1.0, 1: 2.0, 7: 0.0}, 0.95)
+    assert (found.mean, found.pairs) == (pytest.approx(2.0), 3)
+    assert (found.low, found.high) == (pytest.approx(2 - 2.48414, abs=1e-5), pytest.approx(2 + 2.48414, abs=1e-5))
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 40])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_an_interval_is_scipys(pairs, confidence):
+    ours, theirs = np.random.default_rng(pairs).normal(0.7, 0.1, (2, pairs))
+    found = statistics.difference(dict(enumerate(ours)), dict(enumerate(theirs)), confidence)
+    theirs_interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval(confidence)
+    again = scipy.stats.t.interval(confidence, pairs - 1, found.mean, scipy.stats.sem(ours - theirs))
+    assert (found.low, found.high) == pytest.approx(tuple(theirs_interval))
+    assert (found.low, found.high) == pytest.approx(again)
+
+
+def test_of_fewer_than_two_pairs_there_is_no_interval():
+    one = statistics.difference({0: 0.7, 1: 0.5}, {0: 0.5, 2: 0.5}, 0.95)
+    assert (one.mean, one.pairs, math.isnan(one.low), math.isnan(one.high)) == (pytest.approx(0.2), 1, True, True)
+    none = statistics.difference({0: 0.7}, {1: 0.7}, 0.95)
+    assert (none.pairs, math.isnan(none.mean)) == (0, True)
+
+
+def test_the_best_group_must_be_clear_of_every_other_by_a_corrected_interval():
+    def group(mean, spread):
+        return {seed: mean + spread * deviation for seed, deviation in enumerate([-1.0, 0.5, 0.5, -0.5, 0.5])}
+
+    low, middle, high = group(0.1, 0.01), group(0.5, -0.01), group(0.9, 0.02)
+    assert statistics.best([low, high, middle], True, 0.95) == 1
+    assert statistics.best([low, high, middle], False, 0.95) == 0
+    near = {seed: value + 0.3 * (-1) ** seed for seed, value in high.items()}
+    assert statistics.best([low, high, near], True, 0.95) is None
+    assert statistics.best([low, high, {0: 0.0}], True, 0.95) is None, "a single pair is no evidence"
+    assert statistics.best([high, high], True, 0.95) is None
+    assert statistics.best([high], True, 0.95) is None
+    # Between the plain interval and the corrected one lies what the number of groups decides.
+    base = {seed: 0.0 for seed in range(5)}
+    better = {seed: 1.0 + deviation for seed, deviation in enumerate([-0.8, 0.8, -0.6, 0.6, 0.0])}
+    assert statistics.best([base, better], True, 0.95) == 1
+    far = [{seed: -100.0 for seed in range(5)} for _ in range(20)]
+    assert statistics.best([base, better, *far], True, 0.95) is None
+    assert 1 - statistics.corrected(0.95, 22) == pytest.approx(0.05 / 21)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_among_equals_one_is_called_best_no_more_often_than_promised(groups):
+    normal = np.random.default_rng(0).normal(size=(400, groups, 4))
+    found = [statistics.best([dict(enumerate(g)) for g in trial], True, 0.8) for trial in normal]
+    share = sum(number is not None for number in found) / len(found)
+    # Of two equals, exactly: one of them in 20 %; three deviations of 400 trials are 6 %.
+    assert share < 0.26
+    assert groups > 2 or share > 0.14
+
+
+# Groups and their names.
+
+
+def settings(*overrides: str) -> dict:
+    config = yaml.safe_load(load(None, overrides).to_yaml())
+    return grouping.what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
+
+
+def names(*runs: tuple[str, ...]) -> list[str]:
+    given = [settings(*overrides) for overrides in runs]
+    keys = grouping.telling(given, grouping.differing(given))
+    return grouping.labels(given, keys, [run["method.name"] for run in given])
+
+
+def test_the_options_of_a_method_follow_it_and_are_no_part_of_its_name():
+    assert names(("method.name=independent",), ("method.name=fedh2l",), ("method.name=d_psgd",)) == [
+        *("independent", "fedh2l", "d_psgd")
+    ]
+
+
+def test_a_key_that_only_one_kind_has_is_named_with_it():
+    ring, three, four = (
+        ("topology.kind=ring",),
+        ("topology.kind=random_regular", "topology.degree=3"),
+        ("topology.kind=random_regular", "topology.degree=4"),
+    )
+    assert names(ring, three) == ["topology.kind=ring", "topology.kind=random_regular"]
+    assert names(three, four) == ["topology.degree=3", "topology.degree=4"]
+    # The kind is that of most, and said in the caption; without it, a degree would tell all three apart.
+    assert names(ring, three, four) == ["topology.kind=ring", "topology.degree=3", "topology.degree=4"]
+
+
+def test_a_setting_of_most_groups_is_said_once_and_not_in_every_name():
+    given = [(), ("method.weight_kd=2.0",), ("method.combine=sum",), ("method.combine=sum", "method.weight_kd=2.0")]
+    assert names(*given[:3]) == ["fedh2l", "method.weight_kd=2.0", "method.combine=sum"]
+    # In a full grid no value is the usual one.
+    assert names(*given)[0] == "method.weight_kd=1.0, method.combine=gem"
+
+
+def test_names_are_short_and_unique_whatever_the_values():
+    many = ["lenet5"] * 9
+    models = (f"models=[{','.join(many)}, mlp, cnn]", f"models=[{','.join(many)}, cnn, cnn]", "models=[mlp, cnn]")
+    assert names((models[0],), (models[2],)) == ["models=lenet5+…+cnn (11)", "models=mlp+cnn"]
+    first, second = names((models[0],), (models[1],))
+    assert first != second
+    assert names(("topology.kind=random_regular",), ("topology.kind=random_regular", "topology.redraw_every=5")) == [
+        *("topology.redraw_every=null", "topology.redraw_every=5")
+    ]
+
+
+def test_groups_of_numbers_are_sorted_by_them(tmp_path):
+    for rate in (0.01, 0.002, 0.1):
+        write(tmp_path / str(rate), f"optimizer.lr={rate}")
+    found = compare(sorted(tmp_path.iterdir(), reverse=True))
+    assert [group.label for group in found.groups] == ["optimizer.lr=0.002", "optimizer.lr=0.01", "optimizer.lr=0.1"]
+
+
+def test_seeds_places_and_speeds_make_no_groups_nor_does_the_folder_of_public_data(tmp_path):
+    elsewhere = ("data.name=mnist", "data.root=/there", "devices.threads=2", "exchange.deadline_s=9")
+    write(tmp_path / "a", "data.name=mnist", "data.root=/here", seed=0)
+    write(tmp_path / "b", *elsewhere, seed=1)
+    found = compare(list(tmp_path.iterdir()))
+    assert [group.label for group in found.groups] == ["fedh2l"]
+    assert [outcome.seed for outcome in found.groups[0].outcomes] == [0, 1]
+    assert found.notes == []
+    assert differing_keys(load(None, elsewhere), load(None, ["data.name=mnist"])) == [], "a sweep has the same rule"
+    packs = [("data.name=pack", f"data.root={root}.h5") for root in "ab"]
+    assert names(*packs) == ["data.root=a.h5", "data.root=b.h5"]
+
+
+def test_by_and_ignore_choose_the_keys_and_what_is_mixed_is_said(tmp_path):
+    for degree in (2, 3):
+        for rate in (0.1, 0.2):
+            kind = ("topology.kind=random_regular", f"topology.degree={degree}", "participants=4")
+            write(tmp_path / f"{degree}-{rate}", *kind, f"optimizer.lr={rate}", seed=int(10 * rate))
+    paths = sorted(tmp_path.iterdir())
+    assert len(compare(paths).groups) == 4
+    found = compare(paths, by=["topology"])
+    assert [group.label for group in found.groups] == ["topology.degree=2", "topology.degree=3"]
+    assert found.notes == ["runs of one group differ in optimizer.lr (0.1, 0.2)"]
+    ignoring = compare(paths, ignore=["optimizer"])
+    assert [group.label for group in ignoring.groups] == ["topology.degree=2", "topology.degree=3"]
+    assert ignoring.notes == []
+    with pytest.raises(UserError, match="--by 'topology.degre': no run's config.*did you mean 'topology.degree'"):
+        compare(paths, by=["topology.degre"])
+    with pytest.raises(UserError, match="--ignore 'optimiser'.*did you mean 'optimizer'"):
+        compare(paths, ignore=["optimiser"])
+    with pytest.raises(UserError, match="--by seed"):
+        compare(paths, by=["seed"])
+
+
+def test_what_else_differs_between_groups_is_said(tmp_path):
+    paths = [
+        write(tmp_path / "a", "method.name=independent", "optimizer.lr=0.1"),
+        write(tmp_path / "b", "method.name=fedh2l", "optimizer.lr=0.2", revision="abcdefabcdef-dirty"),
+    ]
+    assert compare(paths).notes == [
+        "the groups also differ in optimizer.lr (0.1, 0.2)",
+        "the runs are of 2 revisions of the code (0123456, abcdefa-dirty), between which numbers may have moved",
+    ]
+
+
+# What is left out.
+
+
+def test_of_the_same_group_and_seed_the_newest_stays(tmp_path):
+    write(tmp_path / "new", accuracy=0.8, started="2026-02-01T00:00:00+00:00")
+    write(tmp_path / "old", accuracy=0.4)
+    found = compare([tmp_path / "old", tmp_path / "new", tmp_path / "new" / "metrics.h5"])
+    assert [outcome.values["accuracy_all"] for outcome in found.groups[0].outcomes] == pytest.approx([0.8])
+    assert found.notes == [
+        f"{tmp_path}/old: of the same group and seed as {tmp_path}/new, started later: left out",
+    ]
+
+
+def test_runs_without_an_end_result_are_left_out_with_a_note_each(tmp_path):
+    sound = write(tmp_path / "sound")
+    bad = [
+        write(tmp_path / "1", state="stopped", rounds=1),
+        write(tmp_path / "2", evaluated=False),
+        write(tmp_path / "3"),
+        write(tmp_path / "4"),
+        write(tmp_path / "5"),
+        tmp_path / "6",
+    ]
+    with h5py.File(bad[2] / "metrics.h5", "r+") as file:
+        del file["loss_seed"]
+    with h5py.File(bad[3] / "metrics.h5", "r+") as file:
+        del file.attrs["config"]
+    (bad[4] / "metrics.h5").write_bytes(b"nothing of the kind")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare([sound, *bad])
+    assert len(found.groups) == 1
+    assert len(found.notes) == 6
+    for note, pattern in zip(
+        found.notes,
+        [
+            "1: stopped before round 1: 1 of 2 rounds finished: left out",
+            "2: was never evaluated: left out",
+            "3: damaged: array 'loss_seed' is missing.*: left out",
+            "4: damaged: attribute 'config' is missing or damaged: left out",
+            "5/metrics.h5: cannot be read as HDF5.*: left out",
+            "6: no such file: left out",
+        ],
+        strict=True,
+    ):
+        assert re.fullmatch(f"{re.escape(str(tmp_path))}/{pattern}", note), note
+    with pytest.raises(UserError, match="no finished run to compare\n  .*stopped(.*\n.*){5}left out"):
+        compare(bad)
+
+
+def test_an_old_file_without_calibration_is_compared_and_what_is_not_known_is_said(tmp_path):
+    paths = [write(tmp_path / "old"), write(tmp_path / "new", "method.name=independent")]
+    with h5py.File(paths[0] / "metrics.h5", "r+") as file:
+        for name in ("calibration_error", *(field.name for field in metrics.BIN_FIELDS)):
+            del file[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare(paths, measures=["calibration_error", "accuracy_all"])
+        shown = render(found, "terminal")
+    assert found.notes == ["calibration_error is not known of all runs of fedh2l; independent"]
+    assert re.search(r"^fedh2l +- +0\.500$", shown, re.MULTILINE)
+
+
+def test_a_file_of_a_newer_schema_is_compared_with_a_note(tmp_path):
+    paths = [write(tmp_path / "a"), write(tmp_path / "b", seed=1)]
+    with h5py.File(paths[1] / "metrics.h5", "r+") as file:
+        file.attrs["schema_version"] = 2
+    found = compare(paths)
+    assert len(found.groups[0].outcomes) == 2
+    assert found.notes == ["the runs are of 2 schemas of the file (1, 2), between which numbers may have moved"]
+
+
+# Tables.
+
+
+def test_the_csv_has_all_numbers_in_full(three_methods):
+    found = lines(compare(three_methods))
+    assert list(found) == ["independent", "seed_supervised", "fedh2l"]
+    ours = found["fedh2l"]
+    assert (ours["method.name"], ours["baseline"], ours["seeds"]) == ("fedh2l", "independent", "0+1+2")
+    # 0.72, 0.83, 0.70: mean 0.75; squares of -0.03, 0.08, -0.05 are 0.0098, over 2 is 0.07 squared.
+    assert float(ours["accuracy_all_mean"]) == pytest.approx(0.75)
+    assert float(ours["accuracy_all_std"]) == pytest.approx(0.07)
+    # Less 0.50, 0.60, 0.55: 0.22, 0.23, 0.15, of mean 0.2.
+    assert float(ours["accuracy_all_diff"]) == pytest.approx(0.2)
+    expected = scipy.stats.ttest_rel(ACCURACIES["fedh2l"], ACCURACIES["independent"]).confidence_interval(0.95)
+    assert (float(ours["accuracy_all_low"]), float(ours["accuracy_all_high"])) == pytest.approx(tuple(expected))
+    # Two rounds of 10 bytes for each participant.
+    assert [ours[f"bytes_sent_{name}"] for name in ("mean", "std", "n", "pairs")] == ["20.0", "0.0", "3", "3"]
+    assert [found["independent"][f"accuracy_all_{name}"] for name in ("diff", "low", "pairs")] == ["", "", ""]
+    assert [found["seed_supervised"][f"{name}_best"] for name in ("accuracy_all", "bytes_sent")] == ["0", "0"]
+
+
+def test_only_what_is_clear_of_every_other_group_is_bold(three_methods):
+    # 0.02, 0.03, 0.01 above seed_supervised: 0.02 +- 6.2053 * 0.01 / 1.732 (97.5 %) is not clear of 0; at 80 % it is.
+    doubtful, clear = compare(three_methods), compare(three_methods, confidence=0.8)
+    assert doubtful.best("accuracy_all") is None
+    assert "none is" in render(doubtful, "markdown")
+    assert clear.best("accuracy_all").label == "fedh2l"
+    # Two send nothing at all: neither is the better one.
+    assert clear.best("bytes_sent") is None
+    assert clear.best("accuracy_own") is None
+    silent = compare([path for path in three_methods if "seed_sup" not in path.name], confidence=0.8)
+    assert silent.best("bytes_sent").label == "independent"
+    assert re.search(r"\| fedh2l \| 0.900 ± 0.000 \| \*\*0.750 ± 0.070\*\* \|", render(clear, "markdown"))
+    assert re.search(r"^fedh2l +0\.900 ± 0\.000 +0\.750 ± 0\.070\*", render(clear, "terminal"), re.MULTILINE)
+    assert r"\textbf{0.750 $\pm$ 0.070}" in render(clear, "latex")
+    assert lines(clear)["fedh2l"]["accuracy_all_best"] == "1"
+    # A gradient's cosine is neither good nor bad.
+    assert compare(three_methods, measures=["degree"], confidence=0.5).best("degree") is None
+
+
+def test_the_terminals_table_says_what_it_shows_and_fits(three_methods, monkeypatch):
+    found = compare(three_methods)
+    text = render(found, "terminal")
+    assert "mean ± sample standard deviation over 3 seeds" in text
+    assert "Differences to independent" in text
+    # By hand above; t of 2 degrees is 4.30265, the deviation of 0.22, 0.23, 0.15 is 0.043589: +- 0.10828.
+    assert re.search(r"^fedh2l .*\+0\.200 \[\+0\.092, \+0\.308\].*\+20 B$", text, re.MULTILINE)
+    monkeypatch.setattr(comparing, "is_terminal", lambda: True)
+    for width in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        narrow = render(found, "terminal")
+        assert max(map(len, narrow.splitlines())) <= width
+        assert narrow.count("±") >= 9
+        assert narrow.count("[") == 6
+
+
+def test_a_single_group_is_still_a_table(tmp_path):
+    found = compare([write(tmp_path / "a")])
+    text = render(found, "terminal")
+    assert "one seed" in text
+    assert "Differences" not in text
+    assert lines(found)["fedh2l"]["accuracy_all_std"] == ""
+    assert render(found, "markdown").count("| fedh2l |") == 1
+
+
+def test_groups_with_unlike_seeds_say_how_many_pairs_there_are(tmp_path):
+    for method, seeds in {"independent": [0, 1, 2], "fedh2l": [1, 2, 3], "dml": [2, 7]}.items():
+        for seed in seeds:
+            write(tmp_path / f"{method}{seed}", f"method.name={method}", seed=seed, accuracy=0.5 + seed / 100)
+    text = render(compare(sorted(tmp_path.iterdir()), measures=["accuracy_all"]), "terminal")
+    differences = text[text.index("Differences") :]
+    assert re.search(r"^dml +1 +\+0\.000 \[-\]$", differences, re.MULTILINE)
+    assert re.search(r"^fedh2l +2 +\+0\.000 \[\+0\.000, \+0\.000\]$", differences, re.MULTILINE)
+    assert "[-]: fewer than 2 pairs" in differences
+
+
+def test_the_baseline_is_the_one_asked_for_or_independent_or_the_first(three_methods, tmp_path):
+    assert compare(three_methods).baseline.label == "independent"
+    assert compare(three_methods, baseline="fedh2l").baseline.label == "fedh2l"
+    assert compare(three_methods[3:]).baseline.label == "seed_supervised"
+    with pytest.raises(UserError, match="--baseline: got 'fedhl'; groups: .*; .*did you mean 'fedh2l'"):
+        compare(three_methods, baseline="fedhl")
+
+
+def test_other_mistakes_are_told(three_methods):
+    with pytest.raises(UserError, match="--measure: got 'accuracy'; known: accuracy_own.*did you mean"):
+        compare(three_methods, measures=["accuracy"])
+    with pytest.raises(UserError, match="--confidence: got 95, must be between 0 and 1"):
+        compare(three_methods, confidence=95)
+    with pytest.raises(UserError, match="--format: got 'tex'; known: terminal"):
+        render(compare(three_methods), "tex")
+    with pytest.raises(UserError, match="no run was named"):
+        compare([])
+
+
+AWKWARD = tables.Table(
+    "50 % & more",
+    ["", "all\ndomains", "a_b"],
+    [["[x] é_1 <b> {c} #~^$\\", "0.5 ± 0.1", "-0.004 [-0.01, +0.1]"], ["*star|", "1", "+1 B"]],
+    "A caption_of\ntwo lines.",
+    {(0, 1)},
+)
+
+
+def test_latex_escapes_whatever_stands_in_a_name():
+    text = tables.latex(AWKWARD)
+    rows = text.split("\\midrule\n")[1].split("\n\\bottomrule")[0].splitlines()
+    assert rows == [
+        r"{}[x] é\_1 \textless{}b\textgreater{} \{c\} \#\textasciitilde{}\textasciicircum{}\$\textbackslash{}"
+        r" & \textbf{0.5 $\pm$ 0.1} & $-$0.004 [$-$0.01, +0.1] \\",
+        r"{}*star\textbar{} & 1 & +1 B \\",
+    ]
+    assert r"\begin{tabular}{lrr}" in text
+    assert r"\caption{50 \% \& more. A caption\_of two lines.}" in text
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(rf"\{rule}") == 1
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+
+
+def test_latex_has_as_many_cells_as_columns_and_names_its_package(three_methods, tmp_path):
+    text = render(compare(three_methods), "latex")
+    assert text.startswith("% needs \\usepackage{booktabs}")
+    for part in text.split(r"\begin{tabular}")[1:]:
+        columns = len(re.match(r"\{(l[r]+)\}", part).group(1))
+        rows = [line for line in part.split(r"\bottomrule")[0].splitlines() if line.endswith(r"\\")]
+        assert len(rows) >= 3
+        assert {line.count(" & ") + line.startswith("& ") for line in rows} == {columns - 1}
+    if shutil.which("pdflatex"):
+        file = tmp_path / "table.tex"
+        file.write_text(
+            "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+            + text + tables.latex(AWKWARD) + "\\end{document}\n", encoding="utf-8",
+        )  # fmt: skip
+        command = ["pdflatex", "-interaction=batchmode", "-halt-on-error", file.name]
+        assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_table_that_is_too_wide_goes_on_below_with_the_names_of_its_rows():
+    table = tables.Table("T", ["", "a", "b", "c"], [["row", "12345678"] + ["1"] * 2], "caption", {(0, 3)})
+    parts = tables.folded(table, 13)
+    assert [list(part.headings) for part in parts] == [["", "a"], ["", "b", "c"]]
+    assert [list(part.rows[0]) for part in parts] == [["row", "12345678"], ["row", "1", "1"]]
+    assert [(part.title, part.caption, set(part.bold)) for part in parts] == [
+        ("T", "", set()),
+        ("", "caption", {(0, 2)}),
+    ]
+    assert len(tables.folded(table, 80)) == 1
+
+
+def test_the_groups_are_drawn_also_where_not_all_runs_were_evaluated_in_the_same_rounds(three_methods, tmp_path):
+    longer = write(tmp_path / "longer", "method.name=independent", seed=9, rounds=3)
+    comparing.plot(compare([*three_methods[:4], longer], ignore=["rounds"]), tmp_path / "groups.png")
+    assert (tmp_path / "groups.png").stat().st_size > 10_000
+
+
+def test_comparing_needs_neither_torch_nor_mpi_nor_matplotlib_and_scipy_only_for_intervals():
+    code = (
+        "import sys; from fedh2l_mpi.analysis import compare\n"
+        "assert not {'torch', 'mpi4py', 'matplotlib', 'scipy', 'pandas', 'xarray'} & set(sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_without_scipy_the_message_says_what_to_install(three_methods, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(UserError, match=r"intervals need scipy: pip install 'fedh2l_mpi\[analysis\]'"):
+        render(compare(three_methods), "terminal")

@@ -1,0 +1,174 @@
+"""Whatever became of a metrics file, it is told in a line, and what can be shown is shown."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from test_report import THREE, write
+
+from fedh2l_mpi import metrics
+from fedh2l_mpi.analysis import runs, summary, validate
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import opening
+
+# In a process of its own, which a damaged file may crash or stop for ever; the last seed told is the culprit.
+FUZZ = """
+import faulthandler, random, sys
+from pathlib import Path
+from fedh2l_mpi.analysis import open_run, report, runs, summary, validate
+from fedh2l_mpi.errors import UserError
+
+faulthandler.dump_traceback_later(60, exit=True)
+sound, first, last = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]), int(sys.argv[3])
+shown = 0
+for seed in range(first, last):
+    print(seed, flush=True)
+    draw, content = random.Random(seed), bytearray(sound)
+    if seed % 3:
+        for _ in range(draw.choice([1, 1, 4, 16, 64])):
+            # Half of them where HDF5 keeps what the rest is.
+            at = draw.randrange(len(content)) if draw.random() < 0.5 else draw.randrange(min(len(content), 40_000))
+            content[at] ^= 1 << draw.randrange(8)
+    else:
+        del content[draw.randrange(len(content)) :]
+    path = Path(sys.argv[1]).with_name("damaged.h5")
+    path.write_bytes(content)
+    try:
+        run = runs.look_at(path)
+        told = summary.summarise(run)
+        assert [run.metrics[name].shape for name in run.metrics.arrays]
+        assert report.as_csv([told]) and report.as_json([told])
+        run.close()
+        if seed % 4 == 0:
+            with open_run(path) as data:
+                data.load()
+        shown += 1
+    except UserError as error:
+        assert str(path) in str(error) and "\\n" not in str(error), error
+    if seed % 2 == 0:
+        validate.validate(path, programs=False)
+print("shown", shown)
+"""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A sound file, and the same as a killed writer leaves it."""
+    folder = tmp_path_factory.mktemp("sound")
+    path = write(folder / "run", THREE) / "metrics.h5"
+    content = bytearray(path.read_bytes())
+    content[opening.FLAGS_AT] = 5
+    content[44:48] = opening.lookup3(bytes(content[:44])).to_bytes(4, "little")
+    (folder / "killed.h5").write_bytes(content)
+    (folder / "closed.h5").write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["closed", "killed"])
+def test_no_flipped_bit_and_no_cut_tail_ends_in_a_traceback(sound, tmp_path, kind):
+    copy = tmp_path / f"{kind}.h5"
+    copy.write_bytes((sound / f"{kind}.h5").read_bytes())
+    ended = subprocess.run([sys.executable, "-c", FUZZ, copy, "0", "250"], capture_output=True, text=True, timeout=120)
+    lines = ended.stdout.splitlines()
+    assert ended.returncode == 0, f"seed {lines[-1:]}\n{ended.stderr[-3000:]}"
+    assert int(lines[-1].split()[1]) > 50, "next to nothing could be shown"
+
+
+def test_the_view_of_a_killed_file_is_the_file_that_h5clear_leaves(sound, tmp_path):
+    with (sound / "killed.h5").open("rb") as file:
+        superblock = file.read(opening.SUPERBLOCK_BYTES)
+    assert opening.without_flags(superblock) == (sound / "closed.h5").read_bytes()[: opening.SUPERBLOCK_BYTES]
+    with pytest.raises(OSError, match="already open for write"):
+        h5py.File(sound / "killed.h5", "r")
+    run = metrics.look(sound / "killed.h5")
+    assert (run.closed, run.rounds, run.problems) == (False, 4, [])
+
+
+def test_a_cut_file_shows_what_is_before_the_cut(sound, tmp_path):
+    content = (sound / "closed.h5").read_bytes()
+    (tmp_path / "cut.h5").write_bytes(content[: len(content) * 3 // 4])
+    run = metrics.look(tmp_path / "cut.h5")
+    known = [name for name in run.arrays if not (run[name].dtype.kind == "f" and np.isnan(run[name]).all())]
+    assert "accuracy" in known
+    assert any("cannot be read" in problem for problem in run.problems)
+
+
+def test_a_newer_schema_missing_rounds_and_missing_arrays_are_told_and_the_rest_is_shown(sound, tmp_path):
+    path = tmp_path / "odd.h5"
+    path.write_bytes((sound / "closed.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 7
+        file["round"][1] = 0
+        del file["loss"]
+    run = runs.look_at(path)
+    told = summary.summarise(run)
+    assert np.isnan(run.metrics["loss"]).all()
+    assert told.participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]
+    assert run.metrics["round"].tolist() == [0, 2, 3]
+    problems = "\n".join(run.problems)
+    assert "has schema 7, this version reads schema 1" in problems
+    assert "1 rounds are missing: 1" in problems
+    assert "array 'loss' is missing" in problems
+
+
+def test_what_is_not_ours_is_refused_in_one_line(tmp_path):
+    (tmp_path / "text.h5").write_text("no HDF5")
+    (tmp_path / "empty.h5").touch()
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    for name, says in (("text", "does not begin as"), ("empty", "does not begin as"), ("other", "not a metrics file")):
+        with pytest.raises(UserError, match=says):
+            runs.look_at(tmp_path / f"{name}.h5")
+        (finding,) = validate.validate(tmp_path / f"{name}.h5", programs=False)
+        assert finding.level == "error"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path += [sys.argv[2], sys.argv[2] + "/.."]
+from test_report import THREE, write
+from fedh2l_mpi import metrics
+metrics.MetricsWriter.close = lambda self, state: (print("written", flush=True), sys.stdin.read())
+write(Path(sys.argv[1]), THREE)
+"""
+
+
+def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, tmp_path / "run", Path(__file__).parent],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as writer:
+        assert writer.stdout.readline() == "written\n"
+        alive = runs.look_at(tmp_path / "run")
+        assert (alive.state.word, alive.metrics.rounds) == ("running", 4)
+        writer.send_signal(signal.SIGKILL)
+    # Written by a process of this host that is gone.
+    attributes = {**alive.metrics.attributes, "host": os.uname().nodename, "pid": writer.pid}
+    killed = metrics.RunMetrics(attributes, alive.metrics.arrays, closed=False)
+    assert str(metrics.state_of(killed, alive.path)) == "crashed in round 4: 4 of 4 rounds finished"
+    # Elsewhere, and silent for a day.
+    os.utime(alive.path, (0, 0))
+    elsewhere = metrics.RunMetrics({**attributes, "host": "elsewhere"}, alive.metrics.arrays, closed=False)
+    assert metrics.state_of(elsewhere, alive.path).word == "crashed"
+
+
+def test_a_flipped_bit_in_the_numbers_is_found_by_the_content_digest(sound, tmp_path):
+    path = tmp_path / "flipped.h5"
+    path.write_bytes((sound / "closed.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["seconds_local"][2, 1] += random.Random(0).random()
+    before, after = (
+        {finding.what for finding in validate.validate(file, programs=False) if finding.level == "error"}
+        for file in (sound / "closed.h5", path)
+    )
+    (found,) = after - before
+    assert "content_digest" in found

@@ -1,0 +1,182 @@
+"""Runs as xarray datasets: labelled, lazy, and of any file that can be shown."""
+
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import xarray
+from written_runs import write
+
+from fedh2l_mpi import metrics
+from fedh2l_mpi.analysis import open_run, open_runs
+from fedh2l_mpi.errors import UserError
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How many numbers have been read from each array of any file."""
+    counted = {}
+    read = h5py.Dataset.__getitem__
+
+    def counting(dataset, *args, **kwargs):
+        values = read(dataset, *args, **kwargs)
+        name = dataset.name.strip("/")
+        counted[name] = counted.get(name, 0) + np.size(values)
+        return values
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", counting)
+    return counted
+
+
+def test_a_run_has_the_numbers_of_the_file_under_its_labels(tmp_path):
+    read = metrics.read(write(tmp_path / "run") / "metrics.h5")
+    with open_run(tmp_path / "run") as run:
+        for name in metrics.DIMENSIONS:
+            assert run[name].dims == metrics.DIMENSIONS[name]
+            assert run[name].attrs["units"] == metrics.FIELDS[name].units
+            assert len(run[name].attrs["long_name"]) > 5
+            if run[name].dtype.kind != "U":
+                np.testing.assert_array_equal(run[name].values, read[name])
+                assert run[name].dtype == read[name].dtype
+        assert run.accuracy.sel(round=7, participant=1, domain=1).item() == read["accuracy"][7, 1, 1]
+        assert run.architecture.values.tolist() == ["lenet5", "mlp", "cnn"]
+        assert run.domain_name.values.tolist() == ['turned <0>, "é"', 'turned <1>, "é"']
+        assert set(run.coords) == {*(scale.name for scale in metrics.SCALES), *labels()}
+        assert run.attrs["config"] == read.attributes["config"]
+        assert (run.attrs["state"], run.attrs["state_text"]) == ("complete", "complete, 12 rounds")
+        assert run.attrs["problems"] == ""
+
+
+def labels():
+    return {*(field.name for field in metrics.PARTICIPANT_FIELDS), "domain_name"}
+
+
+def test_opening_reads_labels_alone_and_a_selection_what_was_selected(tmp_path, reads):
+    write(tmp_path / "run", state=None)
+    with open_run(tmp_path / "run") as run:
+        repr(run)
+        # Of a run that was not closed, the last rounds' times tell whether it goes on.
+        assert set(reads) <= {"round", *labels(), *metrics.TIMINGS}
+        reads.clear()
+        assert run.accuracy.isel(round=-1, participant=0).shape == (2,)
+        assert not reads
+        run.accuracy.isel(round=-1, participant=0).load()
+        run.loss.isel(round=[7, 3, 3], domain=1).load()
+        assert reads == {"accuracy": 2, "loss": 6}
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"round": slice(None, None, -2)},
+        {"round": slice(-3, None), "participant": 1},
+        {"round": [9, 1, 1], "participant": [2, 0], "domain": slice(1)},
+        {"round": [], "domain": -1},
+        {"round": slice(5, 2)},
+        {"round": xarray.DataArray([0, 5, 3], dims="x"), "participant": xarray.DataArray([2, 1, 0], dims="x")},
+    ],
+)
+@pytest.mark.parametrize("damage", ["none", "gap", "tail"])
+def test_every_selection_is_that_of_the_array_in_memory(tmp_path, selection, damage):
+    path = write(tmp_path / "run") / "metrics.h5"
+    if damage == "gap":
+        with h5py.File(path, "r+") as file:
+            file["round"][4:6] = 0
+    with open_run(path) as run:
+        if damage == "tail":
+            run.accuracy.variable._data.array.metrics.arrays._good["accuracy"] = 7
+        whole = xarray.DataArray(run.accuracy.values, dims=run.accuracy.dims)
+        assert len(whole) == (10 if damage == "gap" else 12)
+        assert bool(np.isnan(whole[7:]).all()) == (damage == "tail")
+        np.testing.assert_array_equal(run.accuracy.isel(selection).values, whole.isel(selection).values)
+
+
+def test_a_closed_dataset_has_let_go_of_the_file(tmp_path):
+    run = open_run(write(tmp_path / "run"))
+    run.close()
+    assert np.isnan(run.accuracy.values).all()
+
+
+def test_a_killed_run_whose_arrays_are_a_round_apart_has_the_rounds_that_all_have(tmp_path):
+    path = write(tmp_path / "run", finished=7) / "metrics.h5"
+    with h5py.File(path, "r+") as file:
+        file["accuracy_own"].resize(8, axis=0)
+        del file["loss"]
+    with open_run(path) as run:
+        assert run.sizes["round"] == 7
+        assert np.isnan(run.loss).all()
+        assert run.loss.shape == (7, 3, 2)
+        assert "'loss' is missing" in run.attrs["problems"]
+        assert run.accuracy.sel(round=3).notnull().all()
+
+
+@pytest.mark.parametrize(("participants", "domains"), [(1, 1), (2, 1), (1, 2)])
+def test_the_smallest_runs_open(tmp_path, participants, domains):
+    with open_run(write(tmp_path / "run", participants, domains, finished=0, state="stopped")) as run:
+        assert run.load().sizes["round"] == 0
+        assert run.graph_edges.shape == (0, 2)
+
+
+def test_runs_are_stacked_with_what_differs_as_coordinates(tmp_path):
+    for method in ("fedh2l", "independent"):
+        for seed in (0, 1):
+            write(tmp_path / f"{method}-{seed}", seed=seed, overrides=[f"method.name={method}"])
+    runs = open_runs(str(tmp_path / "*"))
+    assert runs.run.values.tolist() == ["fedh2l-0", "fedh2l-1", "independent-0", "independent-1"]
+    assert runs.seed.values.tolist() == [0, 1, 0, 1]
+    assert runs["method.name"].values.tolist() == ["fedh2l", "fedh2l", "independent", "independent"]
+    np.testing.assert_array_equal(runs["method.weight_kd"], [1.0, 1.0, np.nan, np.nan])
+    assert "optimizer.lr" not in runs.coords
+    assert runs.bytes_sent.dtype == np.int64
+    assert runs.architecture.dims == ("participant",)
+    with open_run(tmp_path / "independent-1") as one:
+        np.testing.assert_array_equal(runs.accuracy.sel(run="independent-1"), one.accuracy)
+    by_method = runs.accuracy_all.isel(round=-1).mean("participant").groupby("method.name").mean()
+    assert by_method.sizes == {"method.name": 2}
+    assert runs.attrs["rounds_planned"] == 12
+    assert "seed" not in runs.attrs
+    assert runs.attrs["left_out"] == "graph_edges, graph_since_round"
+    runs.to_netcdf(tmp_path / "stack.nc", engine="h5netcdf")
+    with xarray.open_dataset(tmp_path / "stack.nc") as again:
+        np.testing.assert_array_equal(again.loss, runs.loss)
+
+
+def test_runs_of_other_sizes_are_joined_with_nan(tmp_path):
+    write(tmp_path / "a" / "run", participants=4, rounds=4)
+    write(tmp_path / "b" / "run", participants=3, rounds=8, finished=6, state="stopped")
+    runs = open_runs([tmp_path / "a", tmp_path / "b"], only=["accuracy", "bytes_sent", "label_histogram"])
+    assert runs.run.values.tolist() == ["a/run", "b/run"]
+    assert set(runs.data_vars) == {"accuracy", "bytes_sent", "label_histogram"}
+    assert dict(runs.accuracy.sizes) == {"run": 2, "round": 6, "participant": 4, "domain": 2}
+    assert runs.bytes_sent.isnull().sum("participant").values.tolist() == [[0] * 4 + [4] * 2, [1] * 6]
+    assert runs.architecture.values.tolist() == [["lenet5", "mlp", "cnn", "lenet5"], ["lenet5", "mlp", "cnn", "?"]]
+    assert runs.state.values.tolist() == ["complete", "stopped"]
+    assert runs["rounds"].values.tolist() == [4, 8]
+
+
+def test_mistakes_are_told(tmp_path):
+    write(tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "metrics.h5").write_text("no HDF5")
+    with pytest.raises(UserError, match=r"bad/metrics.h5: cannot be read as HDF5"):
+        open_runs(tmp_path)
+    with pytest.raises(UserError, match="no run there"):
+        open_runs(str(tmp_path / "nothing*"))
+    with pytest.raises(UserError, match="no array 'acuracy' to stack; known: accuracy_own"):
+        open_runs(tmp_path / "good", only=["acuracy"])
+    with pytest.raises(UserError, match="holds no run"):
+        open_run(tmp_path)
+
+
+def test_importing_it_loads_no_library_of_tables_or_files():
+    code = (
+        "import sys; from fedh2l_mpi.analysis import open_run, open_runs\n"
+        "assert not {'xarray', 'h5py', 'pandas', 'torch', 'matplotlib', 'mpi4py'} & set(sys.modules)\n"
+        "sys.modules['xarray'] = None\n"
+        "try: open_run('.')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "open_run needs xarray: pip install 'fedh2l_mpi[analysis]'\n", ended.stderr

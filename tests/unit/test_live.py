@@ -1,0 +1,63 @@
+"""Watching a run: what is new is read, while it is written, and the writer is not disturbed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import launch
+from test_report import THREE, write
+
+from fedh2l_mpi.analysis import live
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from fedh2l_mpi import metrics
+
+row = {field.name: "x" if field.dtype == "S" else 0 for field in metrics.PARTICIPANT_FIELDS}
+attributes = {"config": "{}", "seed": 0, "rounds_planned": 200}
+header = metrics.RunHeader(attributes, [row] * 50, np.ones((50, 10), np.int64), ["a"])
+writer = metrics.MetricsWriter(Path(sys.argv[1]), header)
+table = np.stack([metrics.pack_row({"accuracy_all": 0.5, "bytes_sent": 3}, [0.5], [0.7])] * 50)
+for round_index in range(200):
+    writer.append(round_index, table)
+writer.close("complete")
+"""
+
+
+def test_looking_all_the_time_sees_every_round_once_and_no_damage(tmp_path):
+    path = tmp_path / "metrics.h5"
+    with subprocess.Popen([sys.executable, "-c", WRITER, path]) as writer:
+        while not path.exists():
+            assert writer.poll() is None
+        follower, seen = live.Follower(path), set()
+        while not follower.ended:
+            follower.look()
+            assert not follower.problems
+            assert follower.sent == 3 * follower.rows
+            assert follower.accuracy_E == [0.5] * follower.rows
+            seen.add(follower.rows)
+    assert writer.returncode == 0
+    assert follower.rows == 200
+    assert len(seen) > 5, "the run was over before it was watched"
+
+
+def test_watching_a_finished_run_ends_with_its_state(tmp_path):
+    write(tmp_path / "run", THREE)
+    ended = launch(["watch", str(tmp_path / "run")], timeout=30)
+    assert ended.code == 0, ended.err
+    assert ended.out == "complete, 4 rounds, all-domain accuracy 0.667, 400 B sent\n"
+    ended = launch(["watch", str(tmp_path / "no" / "run")], timeout=30)
+    assert (ended.code, ended.err) == (2, f"fedh2l_mpi: error: {tmp_path}/no/run: no such directory\n")
+
+
+def test_a_curve_is_a_bar_for_each_value_or_group_of_values():
+    assert live.curve([0.0, 0.5, 1.0]) == "▁▅█"
+    assert live.curve(np.repeat([0.0, 1.0], 400).tolist()) == "▁" * 20 + "█" * 20
+
+
+def test_a_slow_file_system_is_asked_less_often():
+    assert live.pause_s(interval_s=2.0, took_s=0.01) == 2.0
+    assert live.pause_s(interval_s=2.0, took_s=10.0) == pytest.approx(200.0)

@@ -1,0 +1,81 @@
+"""The report's page as a person meets it: a real Chromium without a network, keyboard only, phone, dark, paper."""
+
+import shutil
+
+import pytest
+from test_report import THREE, write
+
+from fedh2l_mpi.analysis import page, runs, summary
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian's package chromium)")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    run, baseline = (runs.look_at(write(folder / name, THREE)) for name in ("run", "alone"))
+    page.build([run], [summary.summarise(run, baseline)], folder / "page.html")
+    return (folder / "page.html").as_uri()
+
+
+def opened(browser, address, **options):
+    context = browser.new_context(offline=True, **options)
+    shown, said = context.new_page(), []
+    shown.on("console", lambda message: said.append(message.text))
+    shown.on("pageerror", lambda error: said.append(str(error)))
+    shown.on("request", lambda request: said.append(request.url) if request.url != address else None)
+    shown.goto(address)
+    return shown, said
+
+
+def numbers(shown):
+    return [float(text) for text in shown.locator("table.numbers tbody td").all_text_contents()]
+
+
+def test_the_slider_shows_the_accuracies_of_each_round_by_keyboard_alone(browser, address):
+    shown, said = opened(browser, address)
+    assert numbers(shown) == [0.9, 0.5, 0.6, 0.8, 0.7, 0.5]
+    for _ in range(40):
+        shown.keyboard.press("Tab")
+        if shown.evaluate("document.activeElement.type") == "range":
+            break
+    shown.keyboard.press("ArrowLeft")
+    assert numbers(shown) == [0.45, 0.25, 0.3, 0.4, 0.35, 0.25]
+    assert shown.locator("output").text_content() == "after 2 rounds"
+    shown.keyboard.press("End")
+    assert numbers(shown) == [0.9, 0.5, 0.6, 0.8, 0.7, 0.5]
+    assert said == []
+
+
+def test_a_phone_scrolls_down_and_never_sideways(browser, address):
+    shown, _ = opened(browser, address, viewport={"width": 360, "height": 740})
+    assert shown.evaluate("document.scrollingElement.scrollWidth") <= 360
+
+
+def test_dark_is_dark_and_light_is_light(browser, address):
+    grounds = []
+    for scheme in ("light", "dark"):
+        shown, _ = opened(browser, address, color_scheme=scheme)
+        canvas = "getComputedStyle(document.body).backgroundColor"
+        ink = "getComputedStyle(document.querySelector('svg text, svg')).fill"
+        grounds.append((shown.evaluate(canvas), shown.evaluate(ink)))
+    assert grounds[0][0] != grounds[1][0]
+    assert grounds[0][1] != grounds[1][1], "the figures do not follow"
+
+
+def test_without_scripts_the_last_round_is_there_and_on_paper_too(browser, address):
+    shown, _ = opened(browser, address, java_script_enabled=False)
+    assert numbers(shown) == [0.9, 0.5, 0.6, 0.8, 0.7, 0.5]
+    assert not shown.locator("input[type=range]").is_visible()
+    assert len(shown.pdf()) > 20_000

@@ -1,0 +1,228 @@
+"""A run in numbers and as text: against numbers worked out by hand, and with whatever can be missing."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from conftest import launch
+from rich.console import Console
+
+from fedh2l_mpi import config_file, metrics
+from fedh2l_mpi.analysis import report, runs, summary
+from fedh2l_mpi.errors import UserError
+
+NAN = np.nan
+
+
+def write(
+    folder,
+    accuracy,
+    loss_private=(0.5, 0.4, 0.3, 0.2),
+    state="complete",
+    planned=4,
+    seed=0,
+    architecture="lenet5",
+    overrides=(),
+):
+    """A run of four rounds whose participants have `accuracy` (P, D) in the last, and half of it in the second."""
+    accuracy_PD = np.array(accuracy)
+    participants, domains = accuracy_PD.shape
+    config = config_file.load(None, [f"participants={participants}", "rounds=4", "evaluation.every=2", *overrides])
+    header = metrics.RunHeader(
+        attributes={
+            "config": config.to_yaml(),
+            "seed": seed,
+            "rounds_planned": planned,
+            "ranks": 1,
+            "threads": 1,
+            "versions": '{"torch": "2.13.0"}',
+            "git_revision": "0123456789abcdef-dirty",
+            "started": "2026-11-24T00:00:00+00:00",
+            "seed_set_digest": "ab" * 32,
+        },
+        participants=[
+            {
+                "architecture": architecture,
+                "parameters": 1000,
+                "parameter_bytes": 4000,
+                "private_samples": 10,
+                "own_domain": i % domains,
+                "rank": i // 2,
+                "host": "here",
+                "device": "cpu",
+            }
+            for i in range(participants)
+        ],
+        label_histogram=np.full((participants, 10), 1),
+        domain_names=[f"domain {i}" for i in range(domains)],
+    )
+    folder.mkdir(parents=True)
+    writer = metrics.MetricsWriter(folder / "metrics.h5", header)
+    writer.add_graph(0, [(i, (i + 1) % participants) for i in range(participants)] if participants > 2 else [])
+    for round_index in range(4):
+        rows = []
+        for i in range(participants):
+            values = {
+                "loss_private": np.broadcast_to(loss_private[round_index], participants)[i],
+                "conflict_rate": 0.25 * (i % 2),
+                "bytes_sent": 100,
+                "bytes_received": 100,
+                "degree": 2,
+                **{f"seconds_{phase}": 1.0 for phase in summary.PHASES},
+            }
+            accuracy_D = np.full(domains, NAN)
+            if round_index % 2:
+                accuracy_D = accuracy_PD[i] * (1.0 if round_index == 3 else 0.5)
+                values |= {
+                    "accuracy_own": accuracy_D[i % domains],
+                    "accuracy_all": accuracy_D.mean(),
+                    "accuracy_worst": accuracy_D.min(),
+                    "accuracy_validation": 0.9 if round_index == 1 else 0.8,
+                    "calibration_error": 0.1,
+                }
+            rows.append(metrics.pack_row(values, accuracy_D, -np.log(accuracy_D)))
+        writer.append(round_index, np.stack(rows))
+    writer.close(state)
+    return folder
+
+
+def summarised(folder, baseline=None):
+    return summary.summarise(runs.look_at(folder), runs.look_at(baseline) if baseline else None)
+
+
+def shown(summaries, width=80):
+    text = io.StringIO()
+    Console(width=width, file=text).print(report.terminal(summaries))
+    return text.getvalue()
+
+
+THREE = [[0.9, 0.5], [0.6, 0.8], [0.7, 0.5]]
+
+
+def test_a_summary_has_the_numbers_of_the_file(tmp_path):
+    told = summarised(write(tmp_path / "run", THREE))
+    assert (told.state, told.after, told.warnings, told.problems) == ("complete, 4 rounds", 4, [], [])
+    named = told.participants
+    assert named["accuracy_own"].tolist() == [0.9, 0.8, 0.7]
+    assert named["accuracy_worst"].tolist() == [0.5, 0.6, 0.5]
+    assert told.mean("accuracy_all") == pytest.approx((0.7 + 0.7 + 0.6) / 3)
+    # Validation chooses the second round, in which everything was half as good.
+    assert named["accuracy_all_at_best_validation"] == pytest.approx([0.35, 0.35, 0.3])
+    assert named["bytes_sent"].tolist() == [400, 400, 400]
+    # Four rounds, two neighbours, 4,000 bytes a copy.
+    assert named["bytes_as_parameters"].tolist() == [32_000] * 3
+    assert named["conflict_rate"].tolist() == [0.0, 0.25, 0.0]
+    # Five phases of a second in four rounds; rank 0 hosts two participants.
+    assert told.seconds == 40.0
+    assert told.waiting_share == pytest.approx(0.2)
+    assert told.facts["revision"] == "0123456789ab-dirty"
+    assert np.isnan(named["gain"]).all()
+
+
+def test_the_round_that_validation_chooses_is_the_best_or_the_first_of_equals():
+    validation = np.array([[NAN] * 3, [0.9, 0.5, NAN], [NAN] * 3, [0.8, 0.5, NAN]])
+    everywhere = np.array([[NAN] * 3, [0.8, 0.5, 0.5], [NAN] * 3, [0.7, 0.6, 0.5]])
+    chosen = summary.accuracy_at_best_validation(validation, everywhere)
+    assert chosen[:2].tolist() == [0.8, 0.5]
+    assert np.isnan(chosen[2]), "without validation data no round is chosen"
+
+
+def test_gain_and_negative_transfer_are_told_participant_by_participant(tmp_path):
+    ours = write(tmp_path / "ours", THREE)
+    theirs = write(tmp_path / "theirs", [[0.5, 0.5], [0.5, 0.5], [0.9, 0.9]])
+    told = summarised(ours, theirs)
+    assert told.participants["gain"] == pytest.approx([0.2, 0.2, -0.3])
+    assert told.warnings == [
+        "negative transfer: participant 2 (all-domain accuracy -0.300) to theirs",
+        "negative transfer: participant 2 (own-domain accuracy -0.200) to theirs",
+    ]
+    unlike = summarised(ours, write(tmp_path / "unlike", [[0.5, 0.5]], seed=1))
+    assert unlike.participants["gain"] == pytest.approx([0.2, 0.2, 0.1])
+    assert "the baseline unlike differs in seed and models: gains are not paired" in unlike.warnings
+    assert any("has 1 participants, this run 3" in line for line in unlike.warnings)
+
+
+def test_what_looks_wrong_is_warned_of(tmp_path):
+    told = summarised(write(tmp_path / "run", [[0.9, 0.5], [0.1, 0.2], [0.7, 0.5]], state="stopped", planned=9))
+    assert told.warnings == [
+        "unfinished: stopped before round 4: 4 of 9 rounds finished, 5 missing",
+        "at chance level (0.1): participant 1 (all-domain accuracy 0.150)",
+    ]
+    rising = summarised(write(tmp_path / "rising", THREE, loss_private=[0.9, 0.2, 0.3, [0.3, 0.8, 0.2]]))
+    assert rising.warnings == ["diverging: participant 1 (private loss 4.0 times its lowest)"]
+
+
+def test_the_terminal_shows_every_number_in_eighty_columns(tmp_path):
+    ours, theirs = write(tmp_path / "ours", THREE), write(tmp_path / "theirs", [[0.5, 0.5]] * 3)
+    text = shown([summarised(ours, theirs)])
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for cell in (
+        "0 lenet5",
+        "1,000",
+        "0.900",
+        "+0.200",
+        "400 B",
+        "31.2 KiB",
+        "mean of 3",
+        "80 times as much",
+        "20.0 %",
+    ):
+        assert cell in text, cell
+
+
+def test_many_participants_are_summed_up_in_quantiles(tmp_path):
+    told = summarised(write(tmp_path / "run", np.linspace(0.2, 1.0, 80).reshape(40, 2)))
+    rows = report.result_table(told).rows
+    assert [row[0] for row in rows] == ["lowest", "10 %", "median", "90 %", "highest", "mean of 40"]
+    assert [row[3] for row in rows] == ["0.205", "0.284", "0.600", "0.916", "0.995", "0.600"]
+
+
+def test_csv_and_json_have_all_numbers_in_full(tmp_path):
+    told = summarised(write(tmp_path / "run", [[0.1 + 0.2, 1 / 3], [0.5, 0.5]]))
+    rows = list(csv.DictReader(io.StringIO(report.as_csv([told]))))
+    assert [row["participant"] for row in rows] == ["0", "1"]
+    assert float(rows[0]["accuracy_own"]) == 0.1 + 0.2
+    assert rows[0]["gain"] == ""
+    (run,) = json.loads(report.as_json([told]))
+    assert run["accuracy"][0] == [0.1 + 0.2, 1 / 3]
+    assert run["mean"]["gain"] is None
+    assert run["units"]["bytes_sent"] == "byte"
+
+
+def test_an_empty_run_and_a_single_participant_are_reported(tmp_path):
+    alone = summarised(write(tmp_path / "alone", [[0.5]]))
+    assert "accuracy by domain" not in shown([alone])
+    empty = tmp_path / "empty"
+    write(empty, [[0.5, 0.5]])
+    import h5py
+
+    with h5py.File(empty / "metrics.h5", "r+") as file:
+        for name in ("round", *(name for name, dims in metrics.DIMENSIONS.items() if dims[0] == "round")):
+            file[name].resize(0, axis=0)
+    told = summarised(empty)
+    assert told.after == 0
+    assert "no round has been evaluated yet: no accuracies" in told.warnings
+    for render in (report.as_markdown, report.as_csv, report.as_json, shown):
+        assert render([told, alone])
+
+
+def test_the_commands_say_where_they_wrote_and_what_is_wrong(tmp_path):
+    write(tmp_path / "run", THREE)
+    ended = launch(["report", str(tmp_path), "--format", "csv", "--out", str(tmp_path / "all.csv")])
+    assert (ended.code, ended.out) == (0, f"report: {tmp_path}/all.csv\n"), ended.err
+    assert (tmp_path / "all.csv").read_text().count("\n") == 4
+    ended = launch(["report", str(tmp_path / "nothing")])
+    assert ended.code == 2
+    assert ended.err.startswith(f"fedh2l_mpi: error: {tmp_path}/nothing: no run there")
+
+
+def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
+    for name in ("b", "a", "a.unfinished-1"):
+        write(tmp_path / name, [[0.5]])
+    assert [path.parent.name for path in runs.find([str(tmp_path)])] == ["a", "b"]
+    assert runs.find([str(tmp_path / "[b]"), str(tmp_path)])[0].parent.name == "b"
+    with pytest.raises(UserError, match="no run there; give run directories"):
+        runs.find([str(tmp_path / "x*")])
