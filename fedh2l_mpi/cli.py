@@ -93,6 +93,10 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_pack(words[1:], speaks)
     if words[:1] == ["sweep"]:
         return _parse_sweep(words[1:], speaks)
+    if words and words[0].isalpha() and not Path(words[0]).exists():
+        known = [*offline.COMMANDS, "pack", "sweep"]
+        hint = config_file.did_you_mean(words[0], known) or f"; commands: {', '.join(known)}"
+        raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
     _add_set(parser, "the config")

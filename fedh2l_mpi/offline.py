@@ -76,7 +76,9 @@ def _report(options: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as opened:
         baseline = opened.enter_context(_looked_at(options.baseline)) if options.baseline else None
-        looked = [opened.enter_context(_looked_at(path)) for path in runs.find(options.runs)]
+        # All forms but CSV have a place for what is wrong.
+        tells = options.format == "csv"
+        looked = [opened.enter_context(_looked_at(path, tells)) for path in runs.find(options.runs)]
         summaries = [summarise(run, baseline) for run in looked]
         if options.html is not None:
             from fedh2l_mpi.analysis import page
@@ -254,7 +256,8 @@ COMMANDS = {
 
 
 @contextlib.contextmanager
-def _looked_at(path: Path) -> Iterator["Run"]:
+def _looked_at(path: Path, tells: bool = True) -> Iterator["Run"]:
+    """A run, closed in the end; what is wrong with its file is printed, unless the command itself `tells`."""
     from fedh2l_mpi.analysis import runs
 
     run = runs.look_at(path)
@@ -262,7 +265,7 @@ def _looked_at(path: Path) -> Iterator["Run"]:
         yield run
     finally:
         run.close()
-        for problem in run.problems:
+        for problem in run.problems if tells else ():
             print(f"fedh2l_mpi: {run.path}: {problem}", file=sys.stderr)
 
 

@@ -24,6 +24,8 @@ from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PA
 
 # Rows of a table that are in memory at a time; a round of many participants and domains may have more.
 BLOCK_ROWS = 2**16
+# Arrays that are in memory at a time for netCDF; a larger one is alone.
+BATCH_BYTES = 2**26
 ROUND = Field("round", "i8", "1", "round, from 0")
 PARTICIPANT = Field("participant", "i8", "1", "participant, from 0")
 DOMAIN = Field("domain", "i8", "1", "domain, from 0")
@@ -148,15 +150,26 @@ def _to_netcdf(run: Run, file: Path) -> None:
         raise UserError("export to netcdf needs h5netcdf: pip install 'fedh2l_mpi[analysis]'") from None
     dataset = of_run(run)
     arrays = {name: dataset[name].variable for name in dataset.data_vars}
-    # An array at a time: xarray has in memory all that it is given at once.
     xarray.Dataset(coords=dataset.coords).to_netcdf(file, engine="h5netcdf")
-    for name, array in arrays.items():
+    # A few arrays at a time: xarray has in memory all that it is given at once.
+    for names in _batches(arrays):
         # Damage that shows only when it is read turns whole numbers into floats, and the file must be told which.
-        whole = xarray.Dataset({name: array.compute()})
-        compression = {"zlib": True, "complevel": 1, "shuffle": True} if array.size else {}
-        whole.to_netcdf(file, mode="a", engine="h5netcdf", encoding={name: compression})
+        some = xarray.Dataset({name: arrays[name].compute() for name in names})
+        compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in names if arrays[name].size}
+        some.to_netcdf(file, mode="a", engine="h5netcdf", encoding=compressed)
     # Last, because of what is wrong with the file.
     xarray.Dataset(attrs=attributes_of(run)).to_netcdf(file, mode="a", engine="h5netcdf")
+
+
+def _batches(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:
+    """Names of arrays that are small enough together, or one that is not."""
+    batch: list[Any] = []
+    for name, array in arrays.items():
+        if batch and sum(arrays[other].nbytes for other in batch) + array.nbytes > BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append(name)
+    yield batch
 
 
 def _write_about(run: Run, folder: Path, rows_by_table: Mapping[_Table, int]) -> None:

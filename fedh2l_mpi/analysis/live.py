@@ -124,6 +124,8 @@ def follow(path: Path, interval_s: float) -> State:
         while True:
             print(line(follower), flush=True)
             if follower.ended:
+                for problem in follower.problems:
+                    print(f"problem: {problem}")
                 return follower.state
             seen = follower.rows
             while follower.rows == seen and not follower.ended:

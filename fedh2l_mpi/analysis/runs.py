@@ -102,7 +102,8 @@ def look_at(path: Path) -> Run:
     looked = look(file)
     try:
         config = yaml.safe_load(str(looked.attributes.get("config", "")))
-    except yaml.YAMLError:
+    # Not only YAMLError: a flipped bit may make an impossible date of a number.
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         looked.problems.append("attribute 'config' is missing or damaged")

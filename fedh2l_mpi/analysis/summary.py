@@ -100,7 +100,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
         "conflict_rate": mean_over_rounds(measured["conflict_rate"]),
         "loss_private": _last(measured["loss_private"]),
         "loss_distillation": _last(measured["loss_distillation"]),
-        **{name: np.nansum(measured[name], axis=0) for name in TIMINGS},
+        **{name: _total(measured[name]) for name in TIMINGS},
     }
     warnings = list(_warnings(run, participants))
     gain_P = np.full(run.participants, math.nan)
@@ -153,6 +153,11 @@ def accuracy_at_best_validation(
         chosen = np.nanargmax(validation_RP[:, known], axis=0)
         best[known] = everywhere_RP[chosen, np.flatnonzero(known)]
     return best
+
+
+def _total(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum over the rounds in which it is known, (P,); NaN if that is none."""
+    return np.where(np.isnan(values_RP).all(axis=0), math.nan, np.nansum(values_RP, axis=0))
 
 
 def _last(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -290,7 +290,7 @@ def _check_config(run: Run, report: _Report) -> Config | None:
 
 def _check_rounds(run: Run, config: Config | None, report: _Report) -> None:
     planned, finished = run.state.planned, run.metrics.rounds
-    wrong = [problem for problem in run.problems if "rounds are missing" in problem]
+    wrong = [problem for problem in run.problems if problem.startswith("missing rounds")]
     if run.state.word == "complete" and finished != planned and not wrong:
         wrong.append(f"got {finished} rounds, must be {planned} of a complete run")
     if planned and finished > planned:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUPERBLOCK_BYTES = 48
-FLAGS_AT = 11
+FLAGS_AT, END_AT = 11, 28
+ROOM_BYTES = 2**40
 
 
 def open_for_reading(path: Path) -> tuple["h5py.File", bool]:
@@ -51,6 +52,10 @@ class _View(io.RawIOBase):
         self._descriptor, self._at = os.open(path, os.O_RDONLY), 0
         superblock = os.pread(self._descriptor, SUPERBLOCK_BYTES, 0)
         self._size = max(os.fstat(self._descriptor).st_size, _end(superblock))
+        if superblock[FLAGS_AT]:
+            # The file may grow while it is read, and HDF5 refuses what lies behind the end that it knows.
+            self._size += ROOM_BYTES
+        self._superblock = mended(superblock, self._size if superblock[FLAGS_AT] else None)
 
     def readable(self) -> bool:
         return True
@@ -69,9 +74,8 @@ class _View(io.RawIOBase):
         if count < len(view):
             raise OSError(f"the file ends before byte {self._at + len(view)}")
         if self._at < SUPERBLOCK_BYTES:
-            whole = os.pread(self._descriptor, SUPERBLOCK_BYTES, 0)
-            mended = without_flags(whole)[self._at : self._at + len(view)]
-            view[: len(mended)] = mended
+            head = self._superblock[self._at : self._at + len(view)]
+            view[: len(head)] = head
         self._at += len(view)
         return len(view)
 
@@ -85,15 +89,23 @@ def _end(superblock: bytes) -> int:
     """Where the file ends, as its superblock has it; 0 if that is damaged."""
     if struct.unpack("<I", superblock[-4:])[0] != lookup3(superblock[:-4]):
         return 0
-    return int(struct.unpack("<Q", superblock[28:36])[0])
+    return int(struct.unpack("<Q", superblock[END_AT : END_AT + 8])[0])
 
 
-def without_flags(superblock: bytes) -> bytes:
-    """A superblock of version 3, 48 bytes, with its flags cleared; a damaged one keeps its wrong checksum."""
+def mended(superblock: bytes, end: int | None = None) -> bytes:
+    """A superblock of version 3, 48 bytes, with its flags cleared; a damaged one keeps its wrong checksum.
+
+    Parameters
+    ----------
+    end : int or None
+        Where the file ends from now on; None: where it says.
+    """
     body, checksum = superblock[:-4], superblock[-4:]
     if struct.unpack("<I", checksum)[0] != lookup3(body):
         return superblock
     body = body[:FLAGS_AT] + b"\0" + body[FLAGS_AT + 1 :]
+    if end is not None:
+        body = body[:END_AT] + struct.pack("<Q", end) + body[END_AT + 8 :]
     return body + struct.pack("<I", lookup3(body))
 
 

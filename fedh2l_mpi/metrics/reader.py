@@ -4,6 +4,7 @@ Shape letters: R rounds, P participants, D domains.
 """
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ GROWING = tuple(name for name, dims in DIMENSIONS.items() if dims[0] == "round")
 Key = tuple[int | slice | NDArray[np.int64], ...]
 # Larger arrays are read again when they are asked for again.
 KEPT_BYTES = 2**24
+TRIES, RETRY_S = 10, 0.05
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,18 @@ def read(path: Path) -> RunMetrics:
     UserError
         If it is not a metrics file, of another schema, or damaged.
     """
-    run = look(path)
-    try:
-        arrays = dict(run.arrays)
-    finally:
-        run.close()
-    if run.problems:
-        raise UserError(f"{path}: {run.problems[0]}")
+    for left in reversed(range(TRIES)):
+        run = look(path)
+        try:
+            arrays = dict(run.arrays)
+        finally:
+            run.close()
+        if not run.problems:
+            break
+        if run.closed or not left:
+            raise UserError(f"{path}: {run.problems[0]}")
+        # We may have met the writer half-way.
+        time.sleep(RETRY_S)
     return RunMetrics(run.attributes, arrays, run.closed)
 
 
@@ -189,6 +196,8 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
         shape = tuple(self._sizes[dim] for dim in dims)
         key = tuple(_within(part, size) for part, size in zip((*key, *[slice(None)] * len(shape)), shape, strict=False))
+        if name in self._datasets and not self._file:
+            raise RuntimeError(f"array {name!r} cannot be read: the run's file has been closed; open it again")
         if name in self._datasets and name not in self._good:
             try:
                 return self._read(name, key)
@@ -217,8 +226,8 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
     def _find(self, name: str) -> None:
         try:
             dataset = self._file[name]
-            # A group has no shape, a scalar no first length, and a damaged type cannot be told.
-            _ = dataset.shape[0], dataset.dtype.kind
+            # A group has no shape, a scalar no first length, and a damaged type or layout cannot be told.
+            _ = dataset.shape[0], dataset.dtype.kind, dataset.chunks
         except DAMAGE as error:
             if name not in ADDED or not is_absent(self._file, name):
                 self._problems.append(f"array {name!r} is missing or damaged: {_short(error)}")
@@ -266,7 +275,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         if len(present) == len(expected):
             return None, expected
         missing = np.flatnonzero(numbers != expected)
-        self._problems.append(f"{len(missing)} rounds are missing: {_ranges(missing)}")
+        self._problems.append(f"missing rounds: {_ranges(missing)}")
         return present, present
 
     def _read(self, name: str, key: Key) -> NDArray[Any]:
@@ -274,9 +283,10 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         dataset, rows = self._datasets[name], key[0]
         if DIMENSIONS[name][0] == "round" and self._present is not None:
             rows = self._present[rows]
-        if not isinstance(rows, np.ndarray) or rows.ndim == 0:
+        arrays = sum(isinstance(part, np.ndarray) and part.ndim > 0 for part in (rows, *key[1:]))
+        if not isinstance(rows, np.ndarray) or rows.ndim == 0 or (arrays == 1 and len(rows)):
             return np.asarray(dataset[(rows, *key[1:])])
-        # The span of the rows: h5py takes one array among the indices, and another axis may have that.
+        # The span of the rows: h5py takes one array among the indices, and another axis has that.
         first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
         return np.asarray(dataset[(slice(first, last + 1), *key[1:])])[rows - first]
 

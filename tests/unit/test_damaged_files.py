@@ -13,7 +13,7 @@ import pytest
 from test_report import THREE, write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import runs, summary, validate
+from fedh2l_mpi.analysis import open_run, runs, summary, validate
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import opening
 
@@ -83,7 +83,7 @@ def test_no_flipped_bit_and_no_cut_tail_ends_in_a_traceback(sound, tmp_path, kin
 def test_the_view_of_a_killed_file_is_the_file_that_h5clear_leaves(sound, tmp_path):
     with (sound / "killed.h5").open("rb") as file:
         superblock = file.read(opening.SUPERBLOCK_BYTES)
-    assert opening.without_flags(superblock) == (sound / "closed.h5").read_bytes()[: opening.SUPERBLOCK_BYTES]
+    assert opening.mended(superblock) == (sound / "closed.h5").read_bytes()[: opening.SUPERBLOCK_BYTES]
     with pytest.raises(OSError, match="already open for write"):
         h5py.File(sound / "killed.h5", "r")
     run = metrics.look(sound / "killed.h5")
@@ -113,7 +113,7 @@ def test_a_newer_schema_missing_rounds_and_missing_arrays_are_told_and_the_rest_
     assert run.metrics["round"].tolist() == [0, 2, 3]
     problems = "\n".join(run.problems)
     assert "has schema 7, this version reads schema 1" in problems
-    assert "1 rounds are missing: 1" in problems
+    assert "missing rounds: 1" in problems
     assert "array 'loss' is missing" in problems
 
 
@@ -161,6 +161,54 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
     assert metrics.state_of(elsewhere, alive.path).word == "crashed"
 
 
+ENDLESS = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[2])
+from written_runs import header, ring, table
+from fedh2l_mpi import metrics
+rounds = 100_000
+writer = metrics.MetricsWriter(Path(sys.argv[1]), header(rounds=rounds))
+writer.add_graph(0, ring(3))
+tables = [table(round_index, rounds=rounds) for round_index in range(64)]
+for round_index in range(rounds):
+    writer.append(round_index, tables[round_index % 64])
+    if round_index == 0:
+        print("begun", flush=True)
+"""
+
+
+@pytest.mark.parametrize("looks", [0, 3, 12])
+def test_a_run_is_whole_while_it_is_written_and_after_a_kill_in_the_midst_of_it(tmp_path, looks):
+    path = tmp_path / "metrics.h5"
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout.readline() == "begun\n"
+        rounds = 0
+        for _ in range(looks):
+            run = runs.look_at(path)
+            assert all(len(run.metrics[name]) == run.metrics.rounds for name in metrics.DIMENSIONS if is_growing(name))
+            assert np.isfinite(run.metrics["loss_private"]).all()
+            assert (run.metrics["bytes_sent"] == 200).all()
+            assert run.problems == []
+            assert run.metrics.rounds >= rounds
+            rounds = run.metrics.rounds
+            run.close()
+        assert writer.poll() is None
+        writer.send_signal(signal.SIGKILL)
+    assert rounds > (1 if looks > 1 else -1)
+    assert [found.what for found in validate.validate(path, programs=False) if found.level == "error"] == []
+    with open_run(path) as left:
+        assert left.sizes["round"] >= max(1, rounds)
+        assert left.load().loss_private.notnull().all()
+        assert left.attrs["problems"] == ""
+
+
+def is_growing(name):
+    return metrics.DIMENSIONS[name][0] == "round"
+
+
 def test_a_flipped_bit_in_the_numbers_is_found_by_the_content_digest(sound, tmp_path):
     path = tmp_path / "flipped.h5"
     path.write_bytes((sound / "closed.h5").read_bytes())
@@ -172,3 +220,14 @@ def test_a_flipped_bit_in_the_numbers_is_found_by_the_content_digest(sound, tmp_
     )
     (found,) = after - before
     assert "content_digest" in found
+
+
+def test_a_config_that_is_no_yaml_any_more_is_a_problem_and_no_traceback(sound, tmp_path):
+    for number, text in enumerate(("a: 2026-13-13", "a: [", "just a text")):
+        path = tmp_path / f"{number}.h5"
+        path.write_bytes((sound / "closed.h5").read_bytes())
+        with h5py.File(path, "r+") as file:
+            file.attrs["config"] = np.bytes_(text.encode())
+        run = runs.look_at(path)
+        assert "attribute 'config' is missing or damaged" in run.problems
+        assert summary.summarise(run).participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]

@@ -1,64 +1,191 @@
-"""A run for other programs: every number is there, exactly, and nothing is overwritten."""
+"""Exported runs: exact, tidy, complete or not there at all."""
 
 import csv
 import json
+import math
+import shutil
+import sys
 
+import h5py
 import numpy as np
+import pandas
 import pytest
 import xarray
-from test_report import THREE, write
+from written_runs import write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import export, runs
+from fedh2l_mpi.analysis import export, open_run, runs
 from fedh2l_mpi.errors import UserError
+
+TABLES = ["calibration", "domains", "edges", "labels", "participants", "rounds"]
+ROWS = {"rounds": 36, "domains": 18, "participants": 3, "labels": 30, "calibration": 90, "edges": 3}
+
+
+def exported(run_path, to, out=None):
+    run = runs.look_at(run_path)
+    try:
+        return export.export(run, to, out)
+    finally:
+        run.close()
+
+
+def read_csv(path):
+    """Rows as texts, by column."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def number(text):
+    return float(text) if text else math.nan
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("sound") / "run")
 
 
 @pytest.fixture
-def run(tmp_path):
-    return runs.look_at(write(tmp_path / "run", [*THREE, [1 / 3, 0.1 + 0.2]]))
+def run_path(sound, tmp_path):
+    return shutil.copytree(sound, tmp_path / "run")
 
 
-def test_csv_is_tidy_and_exact(run, tmp_path):
-    files = export.export(run, "csv", tmp_path / "out")
-    assert [file.stem for file in files] == [
-        "about", "calibration", "domains", "edges", "labels", "participants", "rounds"
-    ]  # fmt: skip
-    rows = list(csv.DictReader((tmp_path / "out" / "domains.csv").open()))
-    # Evaluated in two rounds of four.
-    assert len(rows) == 2 * 4 * 2
-    last = {(int(r["participant"]), int(r["domain"])): float(r["accuracy"]) for r in rows if r["round"] == "3"}
-    assert last[3, 0] == 1 / 3
-    assert last[3, 1] == 0.1 + 0.2
-    rounds = list(csv.DictReader((tmp_path / "out" / "rounds.csv").open()))
-    assert len(rounds) == 4 * 4
-    assert set(rounds[0]) == {"round", "participant", *(field.name for field in metrics.ROW_FIELDS)}
-    assert rounds[0]["accuracy_all"] == ""
-    about = json.loads((tmp_path / "out" / "about.json").read_text())
-    assert "nats" in json.dumps(about)
+@pytest.fixture(params=[2**16, 5], ids=["one block", "a round a block"])
+def block_rows(request, monkeypatch):
+    monkeypatch.setattr(export, "BLOCK_ROWS", request.param)
 
 
-def test_parquet_has_the_same_numbers(run, tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
-    export.export(run, "parquet", tmp_path / "out")
-    table = pandas.read_parquet(tmp_path / "out" / "rounds.parquet")
-    assert np.array_equal(table.loss_private.to_numpy().reshape(4, 4), run.metrics["loss_private"])
-    assert table.accuracy_all.isna().sum() == 8
+@pytest.mark.parametrize("to", ["csv", "parquet"])
+@pytest.mark.usefixtures("block_rows")
+def test_tables_give_every_number_back_exactly(run_path, to):
+    written = exported(run_path, to)
+    folder = run_path / f"metrics-{to}"
+    assert written == sorted([folder / "about.json", *(folder / f"{name}.{to}" for name in TABLES)])
+
+    def table(name):
+        path = folder / f"{name}.{to}"
+        return read_csv(path) if to == "csv" else pandas.read_parquet(path).to_dict("list")
+
+    def numbers(name, column):
+        values = table(name)[column]
+        return np.array([number(value) for value in values] if to == "csv" else values, dtype=float)
+
+    read = metrics.read(run_path / "metrics.h5")
+    assert {name: len(table(name)[next(iter(table(name)))]) for name in TABLES} == ROWS
+    for field in metrics.ROW_FIELDS:
+        np.testing.assert_array_equal(numbers("rounds", field.name), read[field.name].ravel(), field.name)
+    evaluated = [3, 7, 11]
+    for name, fields in (("domains", metrics.DOMAIN_FIELDS), ("calibration", metrics.BIN_FIELDS)):
+        for field in fields:
+            np.testing.assert_array_equal(numbers(name, field.name), read[field.name][evaluated].ravel(), field.name)
+    np.testing.assert_array_equal(numbers("domains", "round"), np.repeat(evaluated, 6))
+    np.testing.assert_array_equal(numbers("domains", "participant"), np.tile([0, 0, 1, 1, 2, 2], 3))
+    assert table("domains")["domain_name"][:2] == ['turned <0>, "é"', 'turned <1>, "é"']
+    assert table("participants")["host"] == ["hôte"] * 3
+    np.testing.assert_array_equal(numbers("participants", "own_domain"), [0, 1, 0])
+    np.testing.assert_array_equal(numbers("labels", "samples"), 3)
+    edges = [numbers("edges", column).tolist() for column in ("since_round", "a", "b")]
+    assert edges == [[0, 0, 0], [0, 0, 1], [1, 2, 2]]
 
 
-def test_netcdf_opens_as_the_same_dataset(run, tmp_path):
-    (file,) = export.export(run, "netcdf", tmp_path / "run.nc")
-    with xarray.open_dataset(file, engine="h5netcdf") as data:
-        assert np.array_equal(data.accuracy.values, run.metrics["accuracy"], equal_nan=True)
-        assert data.attrs["git_revision"] == "0123456789abcdef-dirty"
+def test_about_explains_every_column_and_has_the_config(run_path, tmp_path):
+    exported(run_path, "csv", tmp_path / "new" / "folder")
+    about = json.loads((tmp_path / "new" / "folder" / "about.json").read_text())
+    for name in TABLES:
+        told = about["tables"][name]
+        with (tmp_path / "new" / "folder" / f"{name}.csv").open(encoding="utf-8") as file:
+            assert list(told["columns"]) == next(csv.reader(file))
+        assert all(column["units"] and column["long_name"] for column in told["columns"].values())
+        assert told["rows"] == ROWS[name]
+    assert about["attributes"]["config"] == (run_path / "config.yaml").read_text()
+    assert about["attributes"]["state_text"] == "complete, 12 rounds"
+
+
+def test_parquet_keeps_kinds_units_and_what_is_unknown(run_path, tmp_path):
+    import pyarrow.parquet
+
+    exported(run_path, "parquet", tmp_path / "out")
+    rounds = pyarrow.parquet.read_table(tmp_path / "out" / "rounds.parquet")
+    field = rounds.schema.field("bytes_sent")
+    assert (str(field.type), field.metadata[b"units"]) == ("int64", b"byte")
+    assert rounds["accuracy_all"].null_count == 27
+    assert not np.isnan(rounds["accuracy_all"].drop_null().to_numpy()).any()
+
+
+@pytest.mark.parametrize("batch_bytes", [2**26, 2000])
+def test_netcdf_opens_as_the_run_itself(run_path, tmp_path, monkeypatch, batch_bytes):
+    monkeypatch.setattr(export, "BATCH_BYTES", batch_bytes)
+    assert exported(run_path, "netcdf") == [run_path / "metrics.nc"]
+    with xarray.open_dataset(run_path / "metrics.nc") as data, open_run(run_path) as run:
+        xarray.testing.assert_identical(data.load().drop_attrs(deep=False), run.load().drop_attrs(deep=False))
+        assert data.attrs == run.attrs
+        assert data.accuracy.encoding["zlib"]
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet", "netcdf"])
+def test_the_smallest_run_is_exported(tmp_path, to):
+    run_path = write(tmp_path / "run", participants=1, domains=1, finished=0, state="stopped")
+    exported(run_path, to, tmp_path / "out")
+    if to == "netcdf":
+        with xarray.open_dataset(tmp_path / "out") as data:
+            assert data.sizes["round"] == 0
+    elif to == "csv":
+        assert (tmp_path / "out" / "edges.csv").read_text() == "since_round,a,b\n"
+    else:
+        assert list(pandas.read_parquet(tmp_path / "out" / "edges.parquet").columns) == ["since_round", "a", "b"]
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet", "netcdf"])
+def test_of_a_damaged_run_there_is_what_can_be_read(run_path, tmp_path, to):
+    with h5py.File(run_path / "metrics.h5", "r+") as file:
+        del file["bytes_sent"], file["accuracy_own"], file["loss"]
+        file["round"][5] = 99
+    exported(run_path, to, tmp_path / "out")
+    if to == "csv":
+        rounds, domains = read_csv(tmp_path / "out" / "rounds.csv"), read_csv(tmp_path / "out" / "domains.csv")
+        assert [rounds["round"][i] for i in (12, 15)] == ["4", "6"]
+        assert set(rounds["bytes_sent"]) == set(domains["loss"]) == {""}
+        assert "" not in domains["accuracy"]
+        about = json.loads((tmp_path / "out" / "about.json").read_text())
+        assert "'bytes_sent' is missing" in about["attributes"]["problems"]
+    elif to == "parquet":
+        rounds = pandas.read_parquet(tmp_path / "out" / "rounds.parquet")
+        assert rounds.bytes_sent.isna().all()
+        assert len(rounds) == 33
+    else:
+        with xarray.open_dataset(tmp_path / "out") as data:
+            assert data.bytes_sent.isnull().all()
+            assert data["round"].values.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("to", ["csv", "netcdf"])
-def test_nothing_is_overwritten_and_nothing_half_done_stays(run, tmp_path, to):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
-        export.export(run, to, tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "mine"
+def test_what_is_there_stays_and_what_fails_leaves_nothing(run_path, tmp_path, to, monkeypatch):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UserError, match="mine: exists already; give another with --out"):
+        exported(run_path, to, tmp_path / "mine")
     with pytest.raises(UserError, match="cannot be written"):
-        export.export(run, to, tmp_path / "out" / "inside-a-file")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+        exported(run_path, to, tmp_path / "mine" / "below")
+    assert (tmp_path / "mine").read_text() == "precious"
+
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metrics.RunMetrics, "part", full)
+    with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
+        exported(run_path, to, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "run"]
+
+
+@pytest.mark.parametrize(
+    ("to", "missing", "told"),
+    [
+        ("parquet", "pyarrow", r"needs pyarrow: pip install 'fedh2l_mpi\[parquet\]'"),
+        ("netcdf", "xarray", r"needs xarray: pip install 'fedh2l_mpi\[analysis\]'"),
+        ("netcdf", "h5netcdf", r"needs h5netcdf: pip install 'fedh2l_mpi\[analysis\]'"),
+    ],
+)
+def test_a_missing_library_is_named_with_how_to_get_it(run_path, tmp_path, monkeypatch, to, missing, told):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=told):
+        exported(run_path, to, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

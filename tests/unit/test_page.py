@@ -1,13 +1,18 @@
 """The report's page, without a browser: one file, nothing from elsewhere, nothing of the runs' names taken as HTML."""
 
+import base64
+import html.parser
+import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 from test_report import THREE, write
 
 from fedh2l_mpi.analysis import page, runs, summary
+from fedh2l_mpi.analysis.page import matrix
 from fedh2l_mpi.errors import UserError
 
 
@@ -16,6 +21,32 @@ def built(tmp_path, *folders, baseline=None):
     against = runs.look_at(baseline) if baseline else None
     page.build(looked, [summary.summarise(run, against) for run in looked], tmp_path / "page.html")
     return (tmp_path / "page.html").read_text()
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Faster, where a test is about something else."""
+    monkeypatch.setattr(page, "PLOTS", ())
+
+
+class Tags(html.parser.HTMLParser):
+    """Raises AssertionError where an element is closed that is not the innermost open one."""
+
+    VOID = ("meta", "img", "input", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        """Of SVG: closed at once."""
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
 
 
 def test_a_page_needs_nothing_from_elsewhere(tmp_path):
@@ -29,8 +60,15 @@ def test_a_page_needs_nothing_from_elsewhere(tmp_path):
     assert text.count("<svg") == 2 * 5
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
+    # Every link within the page has its target.
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_names_are_text_and_never_markup(tmp_path):
     evil = "<script>alert(1)</script>&é_"
     text = built(tmp_path, write(tmp_path / "a&b", THREE, architecture=evil))
@@ -39,15 +77,55 @@ def test_names_are_text_and_never_markup(tmp_path):
     assert "a&amp;b" in text
 
 
-def test_the_slider_has_every_evaluated_round_and_many_participants_only_some(tmp_path):
+@pytest.mark.usefixtures("no_plots")
+def test_the_slider_has_every_evaluated_round_as_long_as_there_is_room(tmp_path):
     text = built(tmp_path, write(tmp_path / "run", THREE))
     (embedded,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     (run,) = json.loads(embedded)["runs"].values()
     assert run["after"] == [2, 4]
     assert run["cells"] == [[450, 250, 300, 400, 350, 250], [900, 500, 600, 800, 700, 500]]
-    many = built(tmp_path, write(tmp_path / "many", np.linspace(0.1, 1, 200).reshape(100, 2)))
-    assert "<canvas" in many
-    assert "median" in many
+    rows = np.arange(7, 107)
+    assert matrix.thinned(rows, 20)[[0, -1]].tolist() == [7, 106]
+    assert len(set(matrix.thinned(rows, 20))) == 20
+    assert matrix.thinned(rows[:3], 20).tolist() == [7, 8, 9]
+
+
+def test_the_matrix_has_the_digits_that_the_tables_have():
+    values = np.array([0.0, 0.0005, 0.0625, 0.1235, 0.9995, 1.0, np.nan])
+    shown = [page._permille(cell) for cell in matrix.per_mille(values).tolist()]
+    assert shown == [*(f"{value:.3f}" for value in values[:-1]), "–"]
+
+
+def test_every_colour_is_told_apart_from_its_number():
+    for colour in matrix.palette():
+        ink = {"#000": "#000000", "#fff": "#ffffff"}[matrix.ink_on(colour)]
+        assert matrix.contrast(colour, ink) >= 4.5, colour
+    assert matrix.contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_many_participants_are_a_picture_sorted_by_own_domain_with_quantiles_and_extremes(tmp_path):
+    from PIL import Image
+
+    accuracy_PD = np.linspace(0.1, 1, 200).reshape(100, 2)
+    text = built(tmp_path, write(tmp_path / "many", accuracy_PD))
+    (encoded,) = re.findall(r'<img src="data:image/png;base64,([^"]+)"', text)
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as png:
+        levels_PD = np.asarray(png)
+    # The participants of even number hold domain 0. Colours go from 0 to 1, since the first round has 0.05.
+    sorted_PD = accuracy_PD[[*range(0, 100, 2), *range(1, 100, 2)]]
+    assert levels_PD.tolist() == np.minimum(63, np.floor(sorted_PD.round(3) * 64)).tolist()
+    assert "Lowest 5 in all-domain accuracy" in text
+    # Of 0.1 to 1 in equal steps, on the first domain.
+    assert re.search(r'<th scope="row">median</th><td>0\.548</td>', text)
+
+
+def test_without_matplotlib_there_are_numbers_and_a_line_about_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = built(tmp_path, write(tmp_path / "run", THREE))
+    assert "<svg" not in text
+    assert text.count("matplotlib was missing") == 1
+    assert ">0.900</td>" in text
 
 
 def test_what_is_not_known_is_a_dash_and_said(tmp_path):
@@ -58,6 +136,7 @@ def test_what_is_not_known_is_a_dash_and_said(tmp_path):
     assert ">nan<" not in text.lower()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_page_that_cannot_be_written_is_told(tmp_path):
     run = runs.look_at(write(tmp_path / "run", THREE))
     with pytest.raises(UserError, match="cannot be written"):

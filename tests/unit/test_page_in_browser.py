@@ -1,7 +1,9 @@
 """The report's page as a person meets it: a real Chromium without a network, keyboard only, phone, dark, paper."""
 
+import re
 import shutil
 
+import numpy as np
 import pytest
 from test_report import THREE, write
 
@@ -9,6 +11,13 @@ from fedh2l_mpi.analysis import page, runs, summary
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# The upper left one, as red, green, blue: of a copy, since Chromium complains of a canvas that is read.
+PIXEL = """canvas => {
+  const copy = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  copy.drawImage(canvas, 0, 0);
+  return [...copy.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +38,18 @@ def address(tmp_path_factory):
     return (folder / "page.html").as_uri()
 
 
+@pytest.fixture(scope="module")
+def address_of_two(tmp_path_factory):
+    """Two runs, one of 100 participants and a long name."""
+    folder = tmp_path_factory.mktemp("two")
+    many = np.linspace(0.1, 1, 400).reshape(100, 4)
+    looked = [runs.look_at(write(folder / name, values)) for name, values in (("few", THREE), ("many_&<" * 12, many))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "PLOTS", ())  # the other page has them
+        page.build(looked, [summary.summarise(run, looked[0]) for run in looked], folder / "page.html")
+    return (folder / "page.html").as_uri()
+
+
 def opened(browser, address, **options):
     context = browser.new_context(offline=True, **options)
     shown, said = context.new_page(), []
@@ -45,6 +66,8 @@ def numbers(shown):
 
 def test_the_slider_shows_the_accuracies_of_each_round_by_keyboard_alone(browser, address):
     shown, said = opened(browser, address)
+    shown.keyboard.press("Tab")
+    assert shown.evaluate("document.activeElement.className") == "skip"
     assert numbers(shown) == [0.9, 0.5, 0.6, 0.8, 0.7, 0.5]
     for _ in range(40):
         shown.keyboard.press("Tab")
@@ -58,9 +81,37 @@ def test_the_slider_shows_the_accuracies_of_each_round_by_keyboard_alone(browser
     assert said == []
 
 
-def test_a_phone_scrolls_down_and_never_sideways(browser, address):
-    shown, _ = opened(browser, address, viewport={"width": 360, "height": 740})
-    assert shown.evaluate("document.scrollingElement.scrollWidth") <= 360
+def test_buttons_step_and_play_and_pause(browser, address):
+    shown, _ = opened(browser, address)
+    shown.get_by_role("button", name="Previous").press("Enter")
+    assert shown.locator("output").text_content() == "after 2 rounds"
+    shown.get_by_role("button", name="Play").press("Enter")
+    shown.get_by_role("button", name="Pause").wait_for()
+    # It ends by itself at the last round.
+    shown.get_by_role("button", name="Play").wait_for()
+    assert shown.locator("output").text_content() == "after 4 rounds"
+
+
+def test_many_participants_colours_and_quantiles_follow_the_slider(browser, address_of_two):
+    shown, said = opened(browser, address_of_two)
+    block = shown.locator(".matrix", has=shown.locator("canvas"))
+    quantiles = block.locator(".summary tr", has_text=re.compile("lowest|highest")).locator("td")
+    seen = []
+    for key in ("End", "Home"):
+        block.locator("input").press(key)
+        seen.append(([float(text) for text in quantiles.all_text_contents()], block.locator("canvas").evaluate(PIXEL)))
+    (last, colour_of_last), (first, colour_of_first) = seen
+    # By the table's three digits, everything was half as good.
+    assert first == pytest.approx([value / 2 for value in last], abs=0.001)
+    assert (last[0], last[-1]) == (0.1, 1.0)
+    assert sum(colour_of_first) < sum(colour_of_last), "the colour map is darker where accuracy is lower"
+    assert said == []
+
+
+def test_a_phone_scrolls_down_and_never_sideways(browser, address, address_of_two):
+    for one in (address, address_of_two):
+        shown, _ = opened(browser, one, viewport={"width": 360, "height": 740})
+        assert shown.evaluate("document.scrollingElement.scrollWidth") <= 360
 
 
 def test_dark_is_dark_and_light_is_light(browser, address):

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import figures
@@ -61,46 +62,39 @@ def run(tmp_path_factory):
     return made(tmp_path_factory.mktemp("plot"))
 
 
-@pytest.mark.parametrize("participants", [1, 6, 60])
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_nothing_of_a_figure_is_cut_off_or_ends_in_a_warning(tmp_path, name, participants):
-    one_domain = participants == 1
-    run = made(tmp_path, participants, [b"all"] if one_domain else [b"a$x$b", b"art & <b>", b"Real World", b"d"])
-    if one_domain and name in ("bytes", "graph"):
-        pytest.skip("one participant has nobody to send to")
+@pytest.mark.parametrize(
+    ("name", "participants"),
+    [(name, count) for name in figures.FIGURES for count in (1, 60) if count > 1 or name not in ("bytes", "graph")],
+)
+def test_nothing_of_a_figure_is_cut_off_unlabelled_or_too_small_to_read(tmp_path, name, participants):
+    run = made(tmp_path, participants, [b"all"] if participants == 1 else [b"a$x$b", b"art & <b>", b"Real World", b"d"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = figures.draw(run, name, figures.COLUMN_MM)
-    figure.draw_without_rendering()
+        figure.draw_without_rendering()
     width, height = figure.get_size_inches()
     assert width * 25.4 == pytest.approx(figures.COLUMN_MM)
     box = figure.get_tightbbox()
-    assert box.x0 >= -0.01
-    assert box.y0 >= -0.01
-    assert box.x1 <= width + 0.01
-    assert box.y1 <= height + 0.01
+    assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= -0.01
+    assert min(text.get_size() for text in figure.findobj(Text)) >= 7
+    for axes in figure.axes:
+        if axes.axison and any(label.get_text() and label.get_visible() for label in axes.get_xticklabels()):
+            assert axes.get_xlabel()
 
 
-def test_every_axis_has_a_label_and_every_text_can_be_read(run):
-    for name in figures.FIGURES:
-        figure = figures.draw(run, name)
-        for axes in figure.axes:
-            if axes.axison and name not in ("overview", "domains"):
-                stands_above = axes.get_xaxis().get_tick_params()["labelbottom"] is False
-                assert axes.get_xlabel() or stands_above or axes.get_label() == "<colorbar>", name
-        sizes = {text.get_size() for text in figure.findobj(lambda artist: hasattr(artist, "get_fontfamily"))}
-        assert min(sizes) >= 7, name
-
-
-def test_all_figures_become_files_with_their_fonts(run, tmp_path):
-    plotted = figures.plot(run, ["all"], tmp_path / "all", "pdf")
-    assert [path.name for path in plotted.files] == [f"{name}.pdf" for name in figures.FIGURES]
-    assert not plotted.skipped
+def test_all_figures_but_those_there_is_nothing_for_become_files_with_their_fonts(run, tmp_path):
+    silent = with_arrays(run, bytes_sent=np.zeros((4, 3), np.int64))
+    plotted = figures.plot(silent, ["all"], tmp_path / "all", "pdf")
+    assert [path.name for path in plotted.files] == [f"{name}.pdf" for name in figures.FIGURES if name != "bytes"]
+    assert set(plotted.skipped) == {"bytes"}
+    assert plotted.skipped["bytes"].endswith("nothing was sent (method fedh2l)")
     for path in plotted.files:
         pdf = path.read_bytes()
         assert pdf.startswith(b"%PDF")
         assert b"/FontFile2" in pdf
         assert b"/Type3" not in pdf
+    with pytest.raises(UserError, match="nothing was sent"):
+        figures.plot(silent, ["bytes", "curves"], tmp_path / "two")
 
 
 def test_a_file_is_what_its_ending_says(run, tmp_path):
@@ -115,7 +109,7 @@ def test_a_file_is_what_its_ending_says(run, tmp_path):
 
 
 def test_the_same_run_gives_the_same_file(run, tmp_path):
-    for ending in figures.ENDINGS:
+    for ending in ("svg", "pdf"):
         for copy in ("a", "b"):
             figures.plot(run, ["bytes"], tmp_path / f"{copy}.{ending}")
         assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
@@ -274,7 +268,6 @@ def test_the_usual_place_is_beside_the_file_and_no_torch_is_loaded(tmp_path):
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_plot\n"
         "from fedh2l_mpi.analysis import figures\n"
-        "assert 'matplotlib' not in sys.modules\n"
         "run = test_plot.made(Path(sys.argv[1]))\n"
         "for names in (['overview'], ['graph'], ['curves', 'bytes']):\n"
         "    print(*(path.relative_to(sys.argv[1]) for path in figures.plot(run, names).files))\n"
@@ -299,16 +292,6 @@ def test_the_usual_place_is_beside_the_file_and_no_torch_is_loaded(tmp_path):
 def test_what_a_run_has_nothing_for_is_told(run, name, fields, reason):
     with pytest.raises(UserError, match=f"metrics.h5: nothing to draw for '{name}': {reason}"):
         figures.draw(unknown(run, *fields), name)
-
-
-def test_all_skips_what_there_is_nothing_for_but_a_name_does_not(run, tmp_path):
-    silent = with_arrays(run, bytes_sent=np.zeros((4, 3), np.int64))
-    plotted = figures.plot(silent, ["all"], tmp_path / "figures", "svg")
-    assert set(plotted.skipped) == {"bytes"}
-    assert plotted.skipped["bytes"].endswith("nothing was sent (method fedh2l)")
-    assert sorted(plotted.files) == sorted((tmp_path / "figures").iterdir())
-    with pytest.raises(UserError, match="nothing was sent"):
-        figures.plot(silent, ["curves", "bytes"], tmp_path / "two")
 
 
 def test_a_run_that_has_not_finished_a_round_has_no_figure_but_its_graph(run, tmp_path):

@@ -66,6 +66,7 @@ def inline_svg(figure: "Figure", title: str) -> str:
     # It would hold for the whole page; what it says is said once at the top instead.
     inner = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\n?", "", inner, flags=re.DOTALL)
     inner = inner.replace("xlink:href", "href")
+    inner = re.sub(r'(?<=base64,)[^"]*', lambda data: re.sub(r"\s", "", data.group()), inner)
     inner = re.sub(r"(stroke|fill): ?#000000", r"\1: currentColor", inner)
     inner = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", _page_font, inner)
     inner = re.sub(r"; font-family: [^;\"]*", "", inner)

@@ -31,6 +31,8 @@ COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000")
 STYLES = ("-", "--", ":", "-.")
 # Beyond this many lines, the bands would hide each other.
 BANDS = 8
+# More rows go into further columns of the legend.
+HIGHEST_MM = 230.0
 
 
 def overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: Path) -> None:
@@ -45,7 +47,7 @@ def overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: Path)
         rows = {row: runs for row, runs in runs_by_row.items() if runs}
         sent = [float(sent) for runs in rows.values() for run in runs for sent in run.bytes_E if sent > 0]
         # The legend is at the side, one line for each row: the figure is as high as it needs.
-        height_mm = max(80.0, 20.0 + 3.4 * len(rows))
+        height_mm = min(max(80.0, 20.0 + 3.4 * len(rows)), HIGHEST_MM)
         figure = new_figure(240.0 if sent else 160.0, height_mm)
         panels = figure.subplots(1, 2 if sent else 1, sharey=True, squeeze=False)[0]
         looks = itertools.cycle(itertools.product(STYLES, COLOURS))

@@ -96,7 +96,8 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
     text = render(runs, summaries)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        # A folder's name need not be UTF-8.
+        part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(out)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -282,7 +283,7 @@ def _participants(summary: Summary) -> dict[str, Any]:
             (label, "", "", [measure.show(_quantile(named[measure.name], part)) for measure in measures])
             for label, part in matrix.QUANTILES.items()
         ]
-        groups.append((f"Quantiles of {count:,} participants, column by column", quantiles))
+        groups.append(("Quantiles, each column by itself", quantiles))
         accuracy_P = named["accuracy_all"]
         # In the order of accuracy, and of number where that is the same.
         ordered = [int(i) for i in np.argsort(accuracy_P, kind="stable") if not np.isnan(accuracy_P[i])]

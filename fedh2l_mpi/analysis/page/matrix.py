@@ -69,6 +69,8 @@ def of_run(run: Run, room: int) -> Matrix:
     summary_SQD = np.empty((len(shown), len(parts) if parts else 1, domains), np.int16)
     for place, row in enumerate(shown):
         accuracy_PD = run.metrics.of_round("accuracy", int(row))[order_P]
+        # What a changed bit has made of an accuracy is no accuracy.
+        accuracy_PD = np.where((accuracy_PD >= 0) & (accuracy_PD <= 1), accuracy_PD, math.nan)
         cells_SPD[place] = per_mille(accuracy_PD)
         summary_SQD[place] = per_mille(_summed_up(accuracy_PD, parts))
     return Matrix([run.after(int(row)) for row in shown], len(run.evaluated_E), order_P, cells_SPD, summary_SQD)

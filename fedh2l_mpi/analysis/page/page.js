@@ -38,7 +38,7 @@
     let timer = 0;
 
     function show(place) {
-      const after = `after ${run.after[place]} ${run.after[place] === 1 ? "round" : "rounds"}`;
+      const after = `after ${run.after[place].toLocaleString("en-US")} ${run.after[place] === 1 ? "round" : "rounds"}`;
       slider.value = place;
       slider.setAttribute("aria-valuetext", after);
       output.textContent = after;
