@@ -34,16 +34,16 @@ def result_table(summary: Summary) -> Table:
     """The last evaluated round: a row per participant (or quantiles, of many) and their mean."""
     named = summary.participants
     columns = [
-        ("params", "parameters", _whole),
-        ("own\ndomain", "accuracy_own", _fraction),
-        ("all\ndomains", "accuracy_all", _fraction),
-        ("worst\ndomain", "accuracy_worst", _fraction),
-        ("at best\nvalid.", "accuracy_all_at_best_validation", _fraction),
+        ("params", "parameters", whole),
+        ("own\ndomain", "accuracy_own", fraction),
+        ("all\ndomains", "accuracy_all", fraction),
+        ("worst\ndomain", "accuracy_worst", fraction),
+        ("at best\nvalid.", "accuracy_all_at_best_validation", fraction),
         ("sent", "bytes_sent", size_of),
         ("as\nparams", "bytes_as_parameters", size_of),
     ]
     if summary.baseline is not None:
-        columns.insert(3, ("gain", "gain", _difference))
+        columns.insert(3, ("gain", "gain", difference))
     count = len(named["parameters"])
     rows = []
     if count <= LISTED:
@@ -52,7 +52,7 @@ def result_table(summary: Summary) -> Table:
             rows.append([f"{i} {named['architecture'][i]}", *cells])
     else:
         for label, part in QUANTILES.items():
-            rows.append([label, *(show(_quantile(named[name], part)) for _, name, show in columns)])
+            rows.append([label, *(show(quantile(named[name], part)) for _, name, show in columns)])
     rows.append([f"mean of {count}", *(show(numbers.mean(named[name])) for _, name, show in columns)])
     title = f"after {summary.after} rounds; accuracies on test data" if summary.after else "not evaluated yet"
     notes = [DEFINITIONS, AS_PARAMETERS]
@@ -76,26 +76,26 @@ def cost_table(summary: Summary) -> Table:
     if sent > 0:
         rows.append(["what sharing parameters would have sent", f"{size_of(would)}, {would / sent:.3g} times as much"])
     rows += [
-        ["time in the rounds, slowest rank", _seconds(summary.seconds)],
-        ["share of waiting for messages", _percent(summary.waiting_share)],
-        ["conflict rate of the two gradients", _percent(summary.mean("conflict_rate"))],
+        ["time in the rounds, slowest rank", seconds(summary.seconds)],
+        ["share of waiting for messages", percent(summary.waiting_share)],
+        ["conflict rate of the two gradients", percent(summary.mean("conflict_rate"))],
         ["distance from the neighbours, last round", _nats(summary.mean("loss_distillation"))],
-        ["expected calibration error", _fraction(summary.mean("calibration_error"))],
+        ["expected calibration error", fraction(summary.mean("calibration_error"))],
     ]
     return Table("cost and learning", ["", ""], rows, "Means over participants.")
 
 
 def phase_table(summary: Summary) -> Table:
     """Seconds in each phase."""
-    seconds, total = summary.phase_seconds, sum(summary.phase_seconds.values())
-    lowest = {phase: summary.participants[f"seconds_{phase}"] for phase in PHASES}
+    means, total = summary.phase_seconds, sum(summary.phase_seconds.values())
+    all_P = {phase: summary.participants[f"seconds_{phase}"] for phase in PHASES}
     rows = [
         [
             phase,
-            _seconds(seconds[phase]),
-            _percent(seconds[phase] / total if total else math.nan),
-            _seconds(_quantile(lowest[phase], 0.0)),
-            _seconds(_quantile(lowest[phase], 1.0)),
+            seconds(means[phase]),
+            percent(means[phase] / total if total else math.nan),
+            seconds(quantile(all_P[phase], 0.0)),
+            seconds(quantile(all_P[phase], 1.0)),
         ]
         for phase in PHASES
     ]
@@ -108,8 +108,8 @@ def domain_table(summary: Summary) -> Table:
     """Accuracy on each domain, over the participants."""
     rows = []
     for name, accuracy_P in zip(summary.domains, summary.accuracy_PD.T, strict=True):
-        values = (numbers.mean(accuracy_P), _quantile(accuracy_P, 0.0), _quantile(accuracy_P, 1.0))
-        rows.append([name, *(_fraction(value) for value in values)])
+        values = (numbers.mean(accuracy_P), quantile(accuracy_P, 0.0), quantile(accuracy_P, 1.0))
+        rows.append([name, *(fraction(value) for value in values)])
     return Table("accuracy by domain", ["domain", "mean", "lowest", "highest"], rows, "Over participants.")
 
 
@@ -119,10 +119,10 @@ def overview_table(summaries: Sequence[Summary]) -> Table:
         [
             summary.name,
             summary.state.partition(":")[0],
-            *(_fraction(summary.mean(name)) for name in ("accuracy_own", "accuracy_all", "accuracy_worst")),
-            *([_difference(summary.mean("gain"))] if summary.baseline is not None else []),
+            *(fraction(summary.mean(name)) for name in ("accuracy_own", "accuracy_all", "accuracy_worst")),
+            *([difference(summary.mean("gain"))] if summary.baseline is not None else []),
             size_of(summary.mean("bytes_sent")),
-            _seconds(summary.seconds),
+            seconds(summary.seconds),
         ]
         for summary in summaries
     ]
@@ -213,7 +213,8 @@ def rich_table(table: Table) -> "RichTable":
     return shown
 
 
-def _quantile(values: NDArray[Any], part: float) -> float:
+def quantile(values: NDArray[Any], part: float) -> float:
+    """The quantile at `part` (0 to 1) of what is known; NaN if nothing is."""
     known = values[~np.isnan(values)]
     return float(np.quantile(known, part)) if len(known) else math.nan
 
@@ -222,23 +223,28 @@ def _known(form: str, value: float, scale: float = 1.0) -> str:
     return NOTHING if math.isnan(value) else form.format(value * scale)
 
 
-def _whole(value: float) -> str:
+def whole(value: float) -> str:
+    """A whole number, with commas."""
     return _known("{:,.0f}", value)
 
 
-def _fraction(value: float) -> str:
+def fraction(value: float) -> str:
+    """From 0 to 1, to three digits."""
     return _known("{:.3f}", value)
 
 
-def _difference(value: float) -> str:
+def difference(value: float) -> str:
+    """To three digits, with its sign."""
     return _known("{:+.3f}", value)
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """A time."""
     return _known("{:.3f} s" if value < 10 else "{:.1f} s" if value < 1000 else "{:,.0f} s", value)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share in per cent."""
     return _known("{:.1f} %", value, 100)
 
 

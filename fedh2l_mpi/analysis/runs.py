@@ -83,7 +83,7 @@ class Run:
 
     def flat_config(self) -> dict[str, Any]:
         """The config by dotted keys."""
-        return _flat(self.config)
+        return flat(self.config)
 
     def close(self) -> None:
         """Close the file."""
@@ -148,9 +148,10 @@ def _below(path: Path) -> list[Path]:
     return [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections by dotted keys; an empty one stays as it is."""
+    keys: dict[str, Any] = {}
     for key, value in section.items():
         inner = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return flat
+        keys |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return keys

@@ -8,13 +8,14 @@ system lets go of it when the last of them has ended, however that came about.
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedh2l_mpi import config_file, metrics
 from fedh2l_mpi.analysis.grouping import what_counts
+from fedh2l_mpi.analysis.runs import flat
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
@@ -130,12 +131,5 @@ class Place:
 
 def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
     """Dotted keys that make two runs different, with both values; where and how fast they run does not."""
-    a, b = what_counts(_flat(ours.model_dump())), what_counts(_flat(theirs.model_dump()))
+    a, b = what_counts(flat(ours.model_dump())), what_counts(flat(theirs.model_dump()))
     return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

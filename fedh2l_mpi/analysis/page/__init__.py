@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fedh2l_mpi
-from fedh2l_mpi.analysis import figures
+from fedh2l_mpi.analysis import figures, report
 from fedh2l_mpi.analysis.page import matrix
 from fedh2l_mpi.analysis.page.matrix import Matrix, Scale
 from fedh2l_mpi.analysis.runs import Run
@@ -280,7 +280,7 @@ def _participants(summary: Summary) -> dict[str, Any]:
         groups.append(("", [row(i) for i in range(count)]))
     else:
         quantiles = [
-            (label, "", "", [measure.show(_quantile(named[measure.name], part)) for measure in measures])
+            (label, "", "", [measure.show(report.quantile(named[measure.name], part)) for measure in measures])
             for label, part in matrix.QUANTILES.items()
         ]
         groups.append(("Quantiles, each column by itself", quantiles))
@@ -381,38 +381,14 @@ def _made() -> Mapping[str, str]:
     return {"iso": now.isoformat(timespec="seconds"), "time": f"{now:%Y-%m-%d %H:%M} UTC", "with": ", ".join(versions)}
 
 
-def _quantile(values: NDArray[Any], part: float) -> float:
-    known = values[~np.isnan(values)]
-    return float(np.quantile(known, part)) if len(known) else math.nan
-
-
-def _known(form: str, value: float) -> str:
-    return DASH if math.isnan(value) else form.format(value)
-
-
 def _permille(cell: int) -> str:
     return DASH if cell == matrix.UNKNOWN else f"{cell // 1000}.{cell % 1000:03d}"
 
 
-def _whole(value: float) -> str:
-    return _known("{:,.0f}", value)
+def _typeset(show: Callable[[float], str]) -> Callable[[float], str]:
+    """A format of the report's, with the dash and the minus sign that a page has and a terminal may not."""
+    return lambda value: DASH if math.isnan(value) else show(value).replace("-", "−")
 
 
-def _fraction(value: float) -> str:
-    return _known("{:.3f}", value)
-
-
-def _difference(value: float) -> str:
-    return _known("{:+.3f}", value).replace("-", "−")
-
-
-def _percent(value: float) -> str:
-    return _known("{:.1f} %", 100 * value)
-
-
-def _seconds(value: float) -> str:
-    return _known("{:.3f} s" if value < 10 else "{:.1f} s" if value < 1000 else "{:,.0f} s", value)
-
-
-def _size(count: float) -> str:
-    return DASH if math.isnan(count) else size(count)
+_whole, _fraction, _difference = _typeset(report.whole), _typeset(report.fraction), _typeset(report.difference)
+_percent, _seconds, _size = _typeset(report.percent), _typeset(report.seconds), _typeset(size)
