@@ -93,11 +93,17 @@ class Place:
             else:
                 return descriptor
 
-    def make_way(self) -> bool:
-        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.
+    def can_go_on(self) -> bool:
+        """Whether an unfinished run has a checkpoint, and is of this element's config."""
+        if not self.run.committed():
+            return False
+        try:
+            return not differing_keys(self.element.config, config_file.load(self.run.config))
+        except UserError:
+            return False
 
-        Here is where such a run would be gone on with instead.
-        """
+    def make_way(self) -> bool:
+        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held."""
         if not self.run.path.exists():
             return False
         numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._set_aside())
