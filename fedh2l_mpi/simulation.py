@@ -121,12 +121,12 @@ class Simulation:
                 if asked.stops:
                     break
             self._finish()
+            state, reason = ("stopped", asked.reason) if asked.stops else ("complete", "")
+            self._close(state)
+            self.lifecycle.end(state, reason)
         except BaseException as error:
             self._give_up(error)
             raise
-        state, reason = ("stopped", asked.reason) if asked.stops else ("complete", "")
-        self._close(state)
-        self.lifecycle.end(state, reason)
         used = resource.getrusage(resource.RUSAGE_SELF)
         log.info(
             f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
@@ -172,7 +172,7 @@ class Simulation:
         """Leave files that can be read, and word of what happened."""
         self.lifecycle.fail(error)
         # A closed file opens everywhere. On a full disk it cannot be closed, and can still be read.
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
             self._close("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
 
     def _close(self, state: str) -> None:

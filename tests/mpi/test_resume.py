@@ -184,3 +184,22 @@ def test_every_file_of_a_checkpoint_is_verified_on_the_rank_that_needs_it(tmp_pa
         assert f"cannot be used: {path}: its content has changed since it was written; trying the one" in ended.out
         assert "goes on after 2 of 4 rounds" in ended.out
     finish_and_compare(tmp_path, tmp_path / "damaged-2", RING, ranks=2, more=1)
+
+
+def test_ranks_do_not_outlive_their_launcher(tmp_path, any_mpi):
+    out = tmp_path / "run"
+    process = begin(out, RING, rounds=MANY, ranks=2, mpi=any_mpi)
+    ranks = [pid_of(out, rank) for rank in range(2)]
+    os.kill(process.pid, signal.SIGKILL)
+    # One launcher takes its ranks with it; another leaves them running, and then they stop in order.
+    now = state_soon(out)
+    assert (now.state, now.reason) == ("stopped", "launcher gone") or now.state == "failed"
+    for _ in range(500):
+        if not any(Path(f"/proc/{pid}").exists() for pid in ranks):
+            break
+        time.sleep(0.02)
+    else:
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail("ranks run on")
+    end(process)
