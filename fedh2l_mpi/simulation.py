@@ -24,6 +24,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.devices import assign_device
 from fedh2l_mpi.exchange import Exchange, Ledger
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.models.flat import shared_bytes
@@ -32,7 +33,7 @@ from fedh2l_mpi.recorder import Recorder
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Graph, Topology
-from fedh2l_mpi.world import Hosting, World, assign_device
+from fedh2l_mpi.world import Hosting, World
 
 log = logging.getLogger("fedh2l_mpi")
 Listener = Callable[[int, NDArray[np.float64]], None]

@@ -18,7 +18,7 @@ LAYERS = [
     ["simulation"],
     ["methods"],
     ["participant"],
-    ["recorder", "exchange"],
+    ["recorder", "exchange", "devices"],
     [
         "world",
         "metrics",
