@@ -75,7 +75,8 @@ class Simulation:
         )
         self.exchange = None
         if self.array is not None:
-            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s)
+            pinned = self.device.type == "cuda"
+            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s, pinned)
         self.description = self._describe()
         world.from_first(lambda: directory.create(config.to_yaml()))
         self.writer = metrics.MetricsWriter(directory.metrics, self._header()) if world.rank == 0 else None

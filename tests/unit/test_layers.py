@@ -31,6 +31,7 @@ LAYERS = [
         "teachers",
         "data",
         "models",
+        "staging",
     ],
     ["provenance", "config_file", "users_own"],
     ["config_keys", "options"],
