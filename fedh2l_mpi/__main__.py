@@ -19,7 +19,7 @@ from fedh2l_mpi.errors import (
     LateRankError,
     UserError,
 )
-from fedh2l_mpi.world import Launch, World, connect
+from fedh2l_mpi.world import Launch, World
 
 SILENT_RANKS_STAY_S = 5.0
 
@@ -35,7 +35,7 @@ def main() -> NoReturn:
         command = cli.parse(sys.argv[1:], speaks=is_first)
         if not cli.needs_world(command) and not is_first:
             sys.exit(0)
-        world = connect() if cli.needs_world(command) else World(None)
+        world = cli.world_of(command)
     except UserError as error:
         _say(str(error), speaks=is_first)
         if not is_first:

@@ -46,6 +46,9 @@ class Launch:
             # A batch script's own shell is one process, whatever number of tasks its steps will have.
             if environ.get(size, "").isdigit():
                 own = environ.get(rank, "")
+                # srun speaks PMI too, for MPICH; its mpirun sets a variable more, and leaves Slurm's in place.
+                if size == "PMI_SIZE" and "SLURM_STEP_NUM_TASKS" in environ and "MPI_LOCALRANKID" not in environ:
+                    launcher = "srun"
                 return Launch(launcher, int(environ[size]), int(own) if own.isdigit() else 0)
         return Launch("", 1, 0)
 

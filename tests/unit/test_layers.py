@@ -12,6 +12,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["doctor"],
     ["preflight", "sweep", "offline"],
     ["analysis"],
     ["console"],

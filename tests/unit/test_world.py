@@ -34,6 +34,14 @@ def test_launchers_are_recognised(environ, size, rank, launched):
     assert (launch.size, launch.rank, launch.launched) == (size, rank, launched)
 
 
+def test_srun_that_speaks_pmi_is_told_from_an_mpirun_inside_a_job():
+    srun = {"PMI_SIZE": "4", "PMI_RANK": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}
+    assert Launch.of(srun) == Launch("srun", 4, 1)
+    # Hydra starts one proxy a node through srun; its ranks inherit that step's variables.
+    hydra = {**srun, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "MPI_LOCALRANKID": "1"}
+    assert Launch.of(hydra) == Launch("mpirun", 4, 1)
+
+
 def test_a_batch_script_that_forgot_its_launcher_is_told():
     with pytest.raises(UserError, match="16 tasks .*without a launcher; start it with srun or mpirun"):
         connect({"SLURM_NTASKS": "16"})
