@@ -185,7 +185,10 @@ def metrics_file(folder: Path) -> Finding:
         writer.close("complete")
         closed = metrics.read(path)
     except (OSError, RuntimeError, UserError) as error:
-        return failure("HDF5", f"a metrics file does not work here: {error}", f"export {LOCKING}=BEST_EFFORT, or --out")
+        # HDF5 lays its errors out over many lines.
+        why = " ".join(str(error).split())[:200]
+        fix = f"export {LOCKING}=BEST_EFFORT" if "lock" in why else CHOOSE_ANOTHER
+        return failure("HDF5", f"a metrics file does not work here: {why}", fix)
     if (rounds, closed.rounds) != (1, 1):
         text = f"of 1 round written, {rounds} could be read while the file was open and {closed.rounds} after"
         return failure("HDF5", text, CHOOSE_ANOTHER)
@@ -198,22 +201,31 @@ def _seen_by_all(world: World, tried: Path) -> list[Finding]:
     """Whether every rank sees what rank 0 wrote, and rank 0 what every rank wrote. **Collective.**"""
     if world.size == 1:
         return []
-    token = world.from_first(lambda: os.urandom(8).hex())
-    if world.rank == 0:
-        (tried / "token").write_text(token)
-    world.collect(None)
-    trouble = _reads(tried / "token", token)
-    if not trouble:
-        try:
-            (tried / f"rank-{world.rank}").write_text(token)
-        except OSError as error:
-            trouble = f"cannot write there: {error.strerror}"
+    token, trouble = world.from_first(lambda: _left_token(tried))
+    if trouble:
+        return [failure("shared", f"rank 0 {trouble}", CHOOSE_ANOTHER)]
+    trouble = _reads(tried / "token", token) or _writes(tried / f"rank-{world.rank}", token)
     troubles = world.collect(trouble)
     if world.rank == 0:
         for rank, told in enumerate(troubles):
             if not told and (unseen := _reads(tried / f"rank-{rank}", token)):
                 troubles[rank] = f"wrote a file, but rank 0 {unseen}"
     return [shared(world.collect(world.host), troubles, tried.parent)]
+
+
+def _left_token(tried: Path) -> tuple[str, str]:
+    """A text that only this call knows, written to a file; and why it could not be written, empty if it could."""
+    token = os.urandom(8).hex()
+    return token, _writes(tried / "token", token)
+
+
+def _writes(path: Path, text: str) -> str:
+    """Empty once the file holds the text; else what is wrong."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        return f"cannot write there: {error.strerror}"
+    return ""
 
 
 def _reads(path: Path, text: str) -> str:
@@ -226,9 +238,6 @@ def _reads(path: Path, text: str) -> str:
             trouble = "reads something else there"
         except OSError as error:
             trouble = f"does not see it: {error.strerror}"
-            # A directory that is not there will not come: it was made before.
-            if not path.parent.is_dir() and time.monotonic() > until - PATIENCE_S / 2:
-                return trouble
         if time.monotonic() > until:
             return trouble
         time.sleep(0.05)

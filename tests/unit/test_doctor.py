@@ -383,12 +383,12 @@ def test_a_metrics_file_that_cannot_be_locked_is_a_failure(tmp_path, monkeypatch
     from fedh2l_mpi import metrics
 
     def refuse(path: Path, header: object) -> None:
-        raise BlockingIOError(11, "unable to lock file, errno = 11")
+        raise BlockingIOError(11, "unable to lock file,\n errno = 11")
 
     monkeypatch.setattr(metrics, "MetricsWriter", refuse)
     told = storage.metrics_file(tmp_path)
     assert told.level is Level.FAILURE
-    assert "unable to lock file" in told.text
+    assert "unable to lock file, errno = 11; export HDF5_USE_FILE_LOCKING=BEST_EFFORT" in told.text
 
 
 MOUNTS = """\
@@ -491,7 +491,7 @@ def test_a_step_that_hangs_ends_the_process_with_words():
 
 def test_a_late_rank_is_a_failure_on_the_page(capsys, monkeypatch):
     def late(*arguments: object) -> None:
-        raise LateRankError("no message of the ring from rank 1 within 30 s")
+        raise LateRankError("no message of the ring from rank 1 within 30 s (exchange.deadline_s)")
 
     codes: list[int] = []
     world = World(None)
@@ -501,6 +501,7 @@ def test_a_late_rank_is_a_failure_on_the_page(capsys, monkeypatch):
     assert codes == [1]
     out = capsys.readouterr().out
     assert "FAIL messages" in out
+    assert "within 30 s, so a run would not work here; check" in " ".join(out.split())
     assert "a run would not work here: 1 failure" in out
 
 
