@@ -21,7 +21,9 @@ from fedh2l_mpi.world import Launch, World, connect
 if TYPE_CHECKING:
     from fedh2l_mpi.config import Config
 
-DEADLINE_S = 60.0
+# Loading PyTorch on many nodes from one file system may take minutes; a message does not.
+DEADLINE_S = 180.0
+MESSAGE_DEADLINE_S = 30.0
 SPEAK_S = 1.0
 NETWORK = "check that the nodes can reach each other over the network that MPI chose, and that no rank is stopped"
 
@@ -150,7 +152,7 @@ class _Visit:
         self._show("run", lines)
         if not self.refusal:
             step("sending messages")
-            self._show("network", messages.examine(world, load, DEADLINE_S / 2))
+            self._show("network", messages.examine(world, load, MESSAGE_DEADLINE_S))
 
     def _software(self) -> None:
         world = self.world

@@ -528,3 +528,34 @@ def test_a_run_that_would_not_work_is_exit_code_1_and_a_mistake_2(tmp_path, caps
     assert "is not a folder" in " ".join(out.split())
     for words in (["doctor", "--set", "rounds=-1"], ["doctor", "--bogus"], ["doctor", "--out", __file__]):
         assert launch(words).code == 2
+
+
+def test_what_is_not_installed_is_told_on_the_page_and_not_by_a_traceback(tmp_path):
+    code = (
+        "import sys\n"
+        "from importlib import metadata\n"
+        "gone = ('torch', 'numpy', 'h5py', 'mpi4py')\n"
+        "sys.modules.update(dict.fromkeys(gone))\n"
+        "version = metadata.version\n"
+        "def missing(name):\n"
+        "    if name in gone: raise metadata.PackageNotFoundError(name)\n"
+        "    return version(name)\n"
+        "metadata.version = missing\n"
+        "sys.argv[1:] = ['doctor', '--out', sys.argv[1]]\n"
+        "from fedh2l_mpi.__main__ import main\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr == ""
+    words = " ".join(ended.stdout.split())
+    for says in (
+        "FAIL PyTorch not installed; pip install 'fedh2l_mpi[run]'",
+        "FAIL NumPy not installed; pip install numpy",
+        "FAIL h5py not installed; pip install h5py",
+        "warn MPI mpi4py is not installed: runs here are one process each; pip install 'fedh2l_mpi[mpi]'",
+        "FAIL HDF5 cannot be tried",
+        "FAIL config the default config cannot be tried",
+        "a run would not work here: 5 failures",
+    ):
+        assert says in words, words
