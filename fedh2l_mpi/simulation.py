@@ -28,6 +28,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.devices import assign_device
 from fedh2l_mpi.exchange import Exchange, Ledger
 from fedh2l_mpi.lifecycle import Lifecycle
 from fedh2l_mpi.methods import Round
@@ -38,7 +39,7 @@ from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.stopping import Stopping
 from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Graph, Topology
-from fedh2l_mpi.world import Hosting, World, assign_device
+from fedh2l_mpi.world import Hosting, World
 
 log = logging.getLogger("fedh2l_mpi")
 Listener = Callable[[int, NDArray[np.float64]], None]
@@ -82,7 +83,8 @@ class Simulation:
         )
         self.exchange = None
         if self.array is not None:
-            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s)
+            pinned = self.device.type == "cuda"
+            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s, pinned)
         self.description = self._describe()
         facts, deadline_s = self._facts(), config.exchange.deadline_s
         self.first_round = 0
