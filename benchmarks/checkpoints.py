@@ -1,4 +1,4 @@
-"""What a checkpoint after every round costs, over a run that makes none: wall and CPU seconds of a round, in pairs.
+"""What a checkpoint after every round costs: the pause it makes, and seconds of a round over a run that makes none.
 
     python -m benchmarks.checkpoints MNIST_FOLDER [--config configs/rotated_mnist.yaml] [--repeats 5] [--ranks 2]
 
@@ -7,6 +7,7 @@ follow each other, so that a machine that slows down slows both.
 """
 
 import argparse
+import re
 import resource
 import statistics
 import subprocess
@@ -44,6 +45,11 @@ def round_seconds(every: str, options: argparse.Namespace, out: Path) -> tuple[f
     return wall, cpu
 
 
+def paused_ms(log: Path) -> list[float]:
+    """How long a rank paused for each checkpoint, from its log [ms]."""
+    return [float(text) for text in re.findall(r"paused ([0-9.]+) ms", log.read_text())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=lambda text: str(Path(text).resolve()), help="folder of MNIST's IDX files")
@@ -59,11 +65,18 @@ def main() -> None:
             always = round_seconds("1", options, Path(folder) / f"{repeat}-always")
             pairs.append((never, always))
             print(f"pair {repeat + 1}: {1e3 * never[0]:.0f} and {1e3 * always[0]:.0f} ms a round", flush=True)
-        size = sum(path.stat().st_size for path in Path(folder).glob("0-always-*/checkpoints/*40/*"))
+        pauses = sorted(ms for log in Path(folder).glob("*-always-*/log/*.log") for ms in paused_ms(log))
+        size = sum(path.stat().st_size for path in Path(folder).glob(f"0-always-*/checkpoints/*-{options.rounds:08d}/*"))
     for name, which in (("wall", 0), ("CPU", 1)):
         ratios = [always[which] / never[which] for never, always in pairs]
         low, high = min(ratios), max(ratios)
         print(f"{name} seconds of a round, over none: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})")
+    every = 1e3 * statistics.median(never[0] for never, _ in pairs)
+    middle, worst = statistics.median(pauses), pauses[int(0.99 * len(pauses))]
+    print(
+        f"pause for a checkpoint: median {middle:.1f} ms, 99 of 100 within {worst:.1f} ms: {middle / every:.1%} and "
+        f"{worst / every:.1%} of a round of {every:.0f} ms"
+    )
     print(f"a checkpoint has {size / 2**20:.2f} MiB; {options.repeats} pairs of {options.rounds} rounds")
 
 

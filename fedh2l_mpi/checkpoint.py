@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ TAGS = 2**14
 # A file's size [bytes] and its SHA-256, as a message.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
 States = Mapping[int, Mapping[str, Any]]
+
+
+class Stateful(Protocol):
+    """A participant, for all that matters here."""
+
+    index: int
+
+    def state(self) -> dict[str, Any]:
+        """A copy of its state in host memory."""
 
 
 class DamagedError(Exception):
@@ -96,8 +105,8 @@ class CheckpointWriter:
         self._rows = {r: d for r, d in self._rows.items() if r in self._pending}
         self._rows[rounds] = digest
 
-    def begin(self, rounds: int, states: States) -> None:
-        """Take over the states of this rank's participants after `rounds` rounds, and write them in the background.
+    def begin(self, rounds: int, participants: Sequence[Stateful]) -> None:
+        """Copy the states of this rank's participants after `rounds` rounds, and write the copy in the background.
 
         Waits if the checkpoint before has not been written yet.
 
@@ -109,9 +118,9 @@ class CheckpointWriter:
         began = time.perf_counter()
         for pending in self._pending.values():
             pending.own.result()
-        waited_s = time.perf_counter() - began
-        if waited_s > 0.1:
-            log.info(f"waited {waited_s:.2f} s for the checkpoint before to be written", extra={"file_only": True})
+        states = {participant.index: participant.state() for participant in participants}
+        pause_ms = 1e3 * (time.perf_counter() - began)
+        log.info(f"checkpoint after {rounds} rounds: paused {pause_ms:.1f} ms to copy", extra={"file_only": True})
         folder = _unfinished(self._directory.checkpoint(rounds))
         own = self._thread.submit(_write, folder / _name(self._world.rank), rounds, states)
         pending = self._pending[rounds] = _Pending(began, own)
@@ -190,7 +199,7 @@ class CheckpointWriter:
             pending.commit.result()
         self.newest = rounds
         seconds = time.perf_counter() - pending.begin
-        log.info(f"checkpoint after {rounds} rounds, {seconds:.2f} s after it was begun", extra={"file_only": True})
+        log.info(f"checkpoint after {rounds} rounds: there {seconds:.2f} s later", extra={"file_only": True})
 
 
 def commit(directory: RunDirectory, rounds: int, manifest: Mapping[str, Any], keep: int) -> None:

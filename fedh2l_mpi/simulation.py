@@ -149,8 +149,7 @@ class Simulation:
             self._requested = done
         if is_due or asked or done == self.config.rounds:
             self.world.at = f"round {round_index}, checkpoint"
-            states = {participant.index: participant.state() for participant in self.participants}
-            self.checkpoints.begin(done, states)
+            self.checkpoints.begin(done, self.participants)
         self._look_after_checkpoints()
         return asked
 
