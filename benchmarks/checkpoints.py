@@ -1,9 +1,10 @@
-"""What a checkpoint after every round costs: the pause it makes, and seconds of a round over a run that makes none.
+"""What a checkpoint after every round costs: the pause it makes, and the seconds it adds to a round.
 
-    python -m benchmarks.checkpoints MNIST_FOLDER [--config configs/rotated_mnist.yaml] [--repeats 5] [--ranks 2]
+    python -m benchmarks.checkpoints MNIST_FOLDER [--config configs/rotated_mnist.yaml] [--repeats 6] [--ranks 2]
 
-A round's seconds are those of a long run less those of a short one, so that start-up cancels out. Both runs of a pair
-follow each other, so that a machine that slows down slows both.
+Whole runs in pairs, one with a checkpoint after every round and one that makes none but the last; both of a pair follow
+each other, so that a machine that slows down slows both. What the first takes longer, over its rounds, is the cost of a
+checkpoint; it is told beside the time of a round, which the file of the second has.
 """
 
 import argparse
@@ -16,6 +17,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+
+from fedh2l_mpi import metrics
 
 HERE = Path(__file__).parent
 
@@ -31,18 +36,12 @@ def spent(command: Sequence[str]) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def round_seconds(every: str, options: argparse.Namespace, out: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of a round, with a checkpoint every so many rounds."""
+def run(every: str, options: argparse.Namespace, out: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of a run with a checkpoint every so many rounds."""
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(options.ranks)]
-    seconds = []
-    for rounds in (options.rounds, options.rounds // 4):
-        settings = [f"data.root={options.root}", f"rounds={rounds}", f"checkpoint.every={every}"]
-        words = [word for setting in settings for word in ("--set", setting)]
-        program = [sys.executable, "-m", "fedh2l_mpi", options.config, *words, "--quiet", "--out", f"{out}-{rounds}"]
-        seconds.append(spent([*mpirun, *program]))
-    difference = options.rounds - options.rounds // 4
-    wall, cpu = ((long - short) / difference for long, short in zip(*seconds, strict=True))
-    return wall, cpu
+    settings = [f"data.root={options.root}", f"rounds={options.rounds}", f"checkpoint.every={every}"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    return spent([*mpirun, sys.executable, "-m", "fedh2l_mpi", options.config, *words, "--quiet", "--out", str(out)])
 
 
 def paused_ms(log: Path) -> list[float]:
@@ -50,32 +49,45 @@ def paused_ms(log: Path) -> list[float]:
     return [float(text) for text in re.findall(r"paused ([0-9.]+) ms", log.read_text())]
 
 
+def rank_seconds(out: Path) -> tuple[float, float]:
+    """Of a run: seconds of its busiest rank in a round, and of all ranks together."""
+    result = metrics.read(out / "metrics.h5")
+    by_participant = sum(np.nansum(result[name], axis=0) for name in metrics.TIMINGS) / result.rounds
+    by_rank = [by_participant[result["rank"] == rank].sum() for rank in set(result["rank"].tolist())]
+    return max(by_rank), sum(by_rank)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=lambda text: str(Path(text).resolve()), help="folder of MNIST's IDX files")
     parser.add_argument("--config", default="configs/rotated_mnist.yaml")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
-    pairs = []
+    added: list[tuple[float, float]] = []
+    rounds, pauses, size = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
-            never = round_seconds("null", options, Path(folder) / f"{repeat}-never")
-            always = round_seconds("1", options, Path(folder) / f"{repeat}-always")
-            pairs.append((never, always))
-            print(f"pair {repeat + 1}: {1e3 * never[0]:.0f} and {1e3 * always[0]:.0f} ms a round", flush=True)
-        pauses = sorted(ms for log in Path(folder).glob("*-always-*/log/*.log") for ms in paused_ms(log))
-        size = sum(path.stat().st_size for path in Path(folder).glob(f"0-always-*/checkpoints/*-{options.rounds:08d}/*"))
+            outs = {every: Path(folder) / f"{repeat}-{every}" for every in ("null", "1")}
+            seconds = {every: run(every, options, out) for every, out in outs.items()}
+            wall, cpu = ((a - b) / options.rounds for a, b in zip(seconds["1"], seconds["null"], strict=True))
+            added.append((wall, cpu))
+            rounds.append(rank_seconds(outs["null"]))
+            pauses += [ms for log in outs["1"].glob("log/*.log") for ms in paused_ms(log)]
+            size = sum(path.stat().st_size for path in outs["1"].glob(f"checkpoints/*-{options.rounds:08d}/*"))
+            print(f"pair {repeat + 1}: {1e3 * wall:+.1f} ms of wall and {1e3 * cpu:+.1f} ms of CPU a round", flush=True)
     for name, which in (("wall", 0), ("CPU", 1)):
-        ratios = [always[which] / never[which] for never, always in pairs]
-        low, high = min(ratios), max(ratios)
-        print(f"{name} seconds of a round, over none: {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})")
-    every = 1e3 * statistics.median(never[0] for never, _ in pairs)
-    middle, worst = statistics.median(pauses), pauses[int(0.99 * len(pauses))]
+        of_round = statistics.median(both[which] for both in rounds)
+        shares = [both[which] / of_round for both in added]
+        print(
+            f"a checkpoint adds to the {name} seconds of a round ({1e3 * of_round:.0f} ms): median "
+            f"{statistics.median(shares):+.1%} ({min(shares):+.1%} to {max(shares):+.1%})"
+        )
+    pauses.sort()
     print(
-        f"pause for a checkpoint: median {middle:.1f} ms, 99 of 100 within {worst:.1f} ms: {middle / every:.1%} and "
-        f"{worst / every:.1%} of a round of {every:.0f} ms"
+        f"pause for a checkpoint: median {statistics.median(pauses):.1f} ms, 99 of 100 within "
+        f"{pauses[int(0.99 * len(pauses))]:.1f} ms"
     )
     print(f"a checkpoint has {size / 2**20:.2f} MiB; {options.repeats} pairs of {options.rounds} rounds")
 
