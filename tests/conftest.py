@@ -133,7 +133,7 @@ def any_mpi(request: pytest.FixtureRequest) -> Mpi:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist, all tests that start jobs go to one worker: two jobs at a time would be in each other's way."""
+    """Under pytest-xdist, all tests that start jobs go to one worker: two at a time would be in each other's way."""
     for item in items:
         if item.path.parent.name in ("mpi", "cluster"):
             item.add_marker(pytest.mark.xdist_group(ONE_BY_ONE))
