@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi import config_file, offline
+from fedh2l_mpi import config_file, offline, slurm
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.options import Parser, new_parser, positive
@@ -28,6 +28,7 @@ Other first words are commands; each has a --help of its own:
   export RUN --to KIND   csv, parquet or netcdf
   validate RUN...        checks metrics files
   sweep SWEEP.yaml       runs many and compares them
+  slurm CONFIG           prints a batch job for Slurm
   pack FOLDER OUT.h5     makes one file of photographs"""
 EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
@@ -69,13 +70,15 @@ class SweepCommand:
     overrides: tuple[str, ...]
     out: Path
     list: bool
+    table: bool
     index: int | None
+    prepare: bool
     jobs: int
     ranks: int | None
     quiet: bool
 
 
-Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand
+Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | slurm.SlurmCommand
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
@@ -93,8 +96,10 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_pack(words[1:], speaks)
     if words[:1] == ["sweep"]:
         return _parse_sweep(words[1:], speaks)
+    if words[:1] == ["slurm"]:
+        return slurm.parse(words[1:], speaks)
     if words and words[0].isalpha() and not Path(words[0]).exists():
-        known = [*offline.COMMANDS, "pack", "sweep"]
+        known = [*offline.COMMANDS, "pack", "slurm", "sweep"]
         hint = config_file.did_you_mean(words[0], known) or f"; commands: {', '.join(known)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
@@ -138,8 +143,15 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     _add_set(parser, "every element's config")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep (default: runs/<sweep>)")
     parser.add_argument("--list", action="store_true", help="list the elements with their numbers and states")
+    parser.add_argument("--table", action="store_true", help="make the table of what has finished; run nothing")
     parser.add_argument(
         "--index", type=int, metavar="K", help="run element K only (from 0), for job arrays; prints no table"
+    )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="with --index: write the element's config, print its run directory D; run nothing. A job then runs "
+        "`D.yaml --out D --resume auto` on its own ranks",
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="elements that run at a time (1)")
     parser.add_argument(
@@ -173,6 +185,8 @@ def execute(command: Command, world: World) -> int:
         return _sweep(command)
     if isinstance(command, offline.OfflineCommand):
         return offline.execute(command)
+    if isinstance(command, slurm.SlurmCommand):
+        return slurm.execute(command)
     if isinstance(command, PackCommand):
         _pack(command)
     elif command.keys:
@@ -201,6 +215,12 @@ def _sweep(command: SweepCommand) -> int:
     elements = sweep.load(command.sweep, command.overrides, command.ranks)
     if command.list:
         print(sweep.listing(elements, command.out))
+        return 0
+    if command.table:
+        sweep.tabulate(elements, command.out, command.quiet)
+        return 0
+    if command.prepare:
+        print(sweep.prepare(elements, command.out, command.index))
         return 0
     return sweep.run(elements, command.out, command.jobs, command.ranks, command.index, command.quiet)
 

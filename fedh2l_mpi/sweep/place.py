@@ -64,15 +64,19 @@ class Place:
         run = metrics.read(self.run.metrics)
         if run.rounds < int(run.attributes["rounds_planned"]):
             return None
-        theirs = config_file.load(self.run.config)
-        differing = differing_keys(self.element.config, theirs)
+        self._refuse_another(self.run.config)
+        return run
+
+    def _refuse_another(self, config: Path) -> None:
+        """Raise unless a config that is here is the element's, but for where and how fast it runs."""
+        differing = differing_keys(self.element.config, config_file.load(config))
         if differing:
+            kind = "a finished run" if config == self.run.config else "a run"
             raise UserError(
-                f"{self.run.path}: holds a finished run of another config; "
+                f"{self.run.path}: holds {kind} of another config; "
                 + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
                 + "; choose another --out, or move that directory away"
             )
-        return run
 
     def lock(self, patience_s: float = 0.0) -> int | None:
         """A file descriptor that holds the element's lock while it is open; None if another process holds it."""
@@ -95,6 +99,29 @@ class Place:
                 ) from None
             else:
                 return descriptor
+
+    def prepare(self, patience_s: float) -> None:
+        """Write the element's config where a job finds it; nothing is run.
+
+        Raises
+        ------
+        UserError
+            If another process runs the element, or another config's run is there.
+        """
+        lock = self.lock(patience_s)
+        if lock is None:
+            raise UserError(f"{self.config}: another process runs this element; left to that")
+        try:
+            if self.finished() is None and self.run.path.exists():
+                self._refuse_another(self.config)
+            text = self.element.config.to_yaml().encode()
+            if self.config.read_bytes() != text:
+                # Not under another name first: the lock is on this very file. No other process has it by now.
+                os.pwrite(lock, text, 0)
+                os.ftruncate(lock, len(text))
+                os.fsync(lock)
+        finally:
+            os.close(lock)
 
     def make_way(self) -> bool:
         """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.

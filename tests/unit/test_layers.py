@@ -12,6 +12,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["slurm"],
     ["preflight", "sweep", "offline"],
     ["analysis"],
     ["console"],
