@@ -19,6 +19,7 @@ from fedh2l_mpi.errors import (
     LateRankError,
     UserError,
 )
+from fedh2l_mpi.signals import Signals
 from fedh2l_mpi.world import Launch, World, connect
 
 SILENT_RANKS_STAY_S = 5.0
@@ -35,6 +36,8 @@ def main() -> NoReturn:
         command = cli.parse(sys.argv[1:], speaks=is_first)
         if not cli.needs_world(command) and not is_first:
             sys.exit(0)
+        # From here on, what would end this process asks it to stop in order.
+        signals = Signals() if cli.is_run(command) else None
         world = connect() if cli.needs_world(command) else World(None)
     except UserError as error:
         _say(str(error), speaks=is_first)
@@ -43,7 +46,7 @@ def main() -> NoReturn:
             time.sleep(SILENT_RANKS_STAY_S)
         sys.exit(EXIT_USER)
     try:
-        code = cli.execute(command, world)
+        code = cli.execute(command, world, signals)
     except UserError as error:
         _say(str(error), speaks=world.rank == 0 or not error.agreed)
         if world.comm is not None and not error.agreed:

@@ -6,13 +6,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedh2l_mpi import config_file, offline, slurm
+from fedh2l_mpi.config import Config
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.options import Parser, new_parser, positive
+from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.world import Launch, World
 
+if TYPE_CHECKING:
+    from fedh2l_mpi.run_directory import RunDirectory
+
+RESUME = ("never", "auto", "require")
 DESCRIPTION = """\
 Simulate FedH2L: participants with unlike models and unlike data learn from each other's posteriors on a seed set.
 
@@ -31,7 +38,7 @@ Other first words are commands; each has a --help of its own:
   slurm CONFIG           prints a batch job for Slurm
   pack FOLDER OUT.h5     makes one file of photographs"""
 EPILOG = """\
-exit codes: 0 done, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
+exit codes: 0 done or stopped in order, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
 SWEEP_EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 some runs failed and the others are done, 130 interrupted"""
 
@@ -43,6 +50,7 @@ class RunCommand:
     config: str | None
     overrides: tuple[str, ...]
     out: str | None
+    resume: str
     check: bool
     keys: bool
     quiet: bool
@@ -107,12 +115,22 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     _add_set(parser, "the config")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<config>-<time>)")
     parser.add_argument(
+        "--resume",
+        choices=RESUME,
+        default="never",
+        metavar="{" + ",".join(RESUME) + "}",
+        help="whether a run in DIR is gone on with from its newest checkpoint: never (default); auto: if there is one; "
+        "require: or else it is a mistake. Without CONFIG, that run's own is used",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="validate config, data and graph, tell memory and traffic; train nothing"
     )
     parser.add_argument("--keys", action="store_true", help="list every key of the config with default and meaning")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     options = parser.parse_args(words)
-    return RunCommand(options.config, tuple(options.overrides), options.out, options.check, options.keys, options.quiet)
+    if options.resume != "never" and options.out is None:
+        raise UserError(f"--resume {options.resume}: needs --out, the directory of the run to go on with")
+    return RunCommand(**{**vars(options), "overrides": tuple(options.overrides)})
 
 
 def _parse_pack(words: list[str], speaks: bool) -> PackCommand:
@@ -174,13 +192,18 @@ def _add_set(parser: Parser, whose: str) -> None:
     )
 
 
-def needs_world(command: Command) -> bool:
-    """Whether the command runs on all ranks together; the others are for one process, without MPI."""
+def is_run(command: Command) -> bool:
+    """Whether the command runs a simulation."""
     return isinstance(command, RunCommand) and not (command.check or command.keys)
 
 
-def execute(command: Command, world: World) -> int:
-    """Do what was asked, and the exit code. **Collective** for a run."""
+def needs_world(command: Command) -> bool:
+    """Whether the command runs on all ranks together; the others are for one process, without MPI."""
+    return is_run(command)
+
+
+def execute(command: Command, world: World, signals: Signals | None = None) -> int:
+    """Do what was asked, and the exit code. **Collective** for a run, which `signals` may stop."""
     if isinstance(command, SweepCommand):
         return _sweep(command)
     if isinstance(command, offline.OfflineCommand):
@@ -198,7 +221,7 @@ def execute(command: Command, world: World) -> int:
 
         console.output().print(preflight.check(config), highlight=False, soft_wrap=True)
     else:
-        _run(command, world)
+        _run(command, world, signals)
     return 0
 
 
@@ -243,38 +266,69 @@ def _pack(command: PackCommand) -> None:
         print(packed.report())
 
 
-def _run(command: RunCommand, world: World) -> None:
-    config = world.from_first(
-        lambda: config_file.load(command.config, command.overrides).resolved(world.size, world.launched)
-    )
+def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
+    from fedh2l_mpi import claim as claims
+
+    mode: claims.Mode = next(mode for mode in claims.MODES if mode == command.resume)
+
+    def resolved() -> Config:
+        path = command.config or claims.stored_config(command.out, mode)
+        config = claims.with_participants(config_file.load(path, command.overrides), command.out, mode)
+        return config.resolved(world.size, world.launched)
+
+    config = world.from_first(resolved)
     # Read by OpenMP when torch is imported; other counts than the config's would be used until it is told.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
     from fedh2l_mpi import console, run_directory
     from fedh2l_mpi.simulation import Simulation
 
     name = Path(command.config).stem if command.config else "default"
-    directory = world.from_first(lambda: run_directory.choose(command.out, name))
-    speaks = world.rank == 0 and not command.quiet
+    directory = world.from_first(lambda: run_directory.choose(command.out, name, mode != "never"))
     held = console.hold_log()
-    simulation = Simulation(config, world, directory)
-    console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
-    plan = simulation.plan
-    console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
-    if simulation.method.caution and world.rank == 0:
-        logging.getLogger("fedh2l_mpi").warning(simulation.method.caution)
-    progress = console.Progress(config, command.quiet) if world.rank == 0 else None
+    claim = claims.take(world, directory, config, mode)
+    speaks = world.rank == 0 and not command.quiet
     try:
-        simulation.run(progress.round if progress else _ignore)
+        if claim.kind == "done":
+            if speaks:
+                print(f"{directory.path}: the run is complete, {config.rounds} rounds; nothing is left to do")
+            return
+        simulation = Simulation(config, world, claim, signals)
+        console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
+        plan = simulation.plan
+        console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
+        if simulation.method.caution and world.rank == 0:
+            logging.getLogger("fedh2l_mpi").warning(simulation.method.caution)
+        first = simulation.first_round
+        if first:
+            logging.getLogger("fedh2l_mpi").info(f"goes on after {first} of {config.rounds} rounds, from a checkpoint")
+        progress = console.Progress(config, command.quiet, first) if world.rank == 0 else None
+        try:
+            asked = simulation.run(progress.round if progress else _ignore)
+        finally:
+            if progress is not None:
+                progress.close()
     finally:
-        if progress is not None:
-            progress.close()
+        claim.release()
     if speaks:
-        from fedh2l_mpi.analysis import report, runs
-        from fedh2l_mpi.analysis.summary import summarise
+        _tell(directory, asked)
 
-        out = console.output()
-        out.print(report.rich_table(report.result_table(summarise(runs.look_at(directory.path)))))
-        out.print(f"metrics: {directory.metrics}", highlight=False, soft_wrap=True)
+
+def _tell(directory: "RunDirectory", asked: Ask) -> None:
+    """What the run has come to."""
+    from fedh2l_mpi import console
+    from fedh2l_mpi.analysis import report, runs
+    from fedh2l_mpi.analysis.summary import summarise
+
+    out = console.output()
+    out.print(report.rich_table(report.result_table(summarise(runs.look_at(directory.path)))))
+    out.print(f"metrics: {directory.metrics}", highlight=False, soft_wrap=True)
+    if asked.stops:
+        out.print(
+            f"stopped ({asked.reason}), with a checkpoint; python -m fedh2l_mpi --resume auto --out {directory.path} "
+            "goes on",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _ignore(round_index: int, table: object) -> None:

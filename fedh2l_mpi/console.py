@@ -40,16 +40,18 @@ class Progress:
     ----------
     config : Config
         A resolved config.
+    first_round : int
+        Rounds that were finished before.
     """
 
-    def __init__(self, config: Config, quiet: bool) -> None:
-        self._rounds, self._quiet = config.rounds, quiet
+    def __init__(self, config: Config, quiet: bool, first_round: int = 0) -> None:
+        self._rounds, self._quiet, self._first = config.rounds, quiet, first_round
         self._begin = self._said = time.monotonic()
         self._accuracy = float("nan")
         self._bar: Any = None
         if not quiet and is_terminal():
             self._bar = _bar()
-            self._task = self._bar.add_task("", total=self._rounds, accuracy="-", phases="")
+            self._task = self._bar.add_task("", total=self._rounds, completed=first_round, accuracy="-", phases="")
             self._bar.start()
 
     def round(self, round_index: int, table_PW: NDArray[np.float64]) -> None:
@@ -68,7 +70,7 @@ class Progress:
         if is_news:
             self._said = now
             done = round_index + 1
-            left = (now - self._begin) / done * (self._rounds - done)
+            left = (now - self._begin) / (done - self._first) * (self._rounds - done)
             line = (
                 f"{done} of {self._rounds} rounds: private {_mean(table_PW, 'loss_private'):.3f} nats, "
                 f"mutual {_mean(table_PW, 'loss_distillation'):.3f} nats, all-domain {self._accuracy:.3f}, "

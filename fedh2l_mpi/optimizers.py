@@ -14,17 +14,21 @@ from fedh2l_mpi.config import OptimizerConfig
 
 
 class Optimizer(Protocol):
-    """Moves a flat vector of parameters, given a flat gradient."""
+    """Moves a flat vector of parameters, given a flat gradient.
+
+    Attributes
+    ----------
+    steps : int
+        Updates so far.
+    """
+
+    steps: int
 
     def step(self, gradient: Tensor) -> None:
         """One update, in place; `gradient` may be overwritten."""
 
     def state(self) -> dict[str, Tensor]:
         """What has to be kept for the run to go on: tensors that share memory with the optimiser."""
-
-    @property
-    def steps(self) -> int:
-        """Updates so far."""
 
 
 class Adam:

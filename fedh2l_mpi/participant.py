@@ -4,8 +4,9 @@ Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ class Score:
     accuracy: float
     loss: float
     calibration_3K: NDArray[np.float64]
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 class Minibatches:
@@ -115,6 +120,41 @@ class Participant:
         self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
         self._forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
+
+    def state(self) -> dict[str, Any]:
+        """A copy, in host memory, of all that the next round depends on: tensors, numbers and dicts of them.
+
+        Random numbers need no place in it: they are drawn anew for every participant, round and phase.
+        """
+        return {
+            "model": _copied(self.model.state_dict()),
+            "optimizer": _copied(self.optimizer.state()),
+            "optimizer_steps": self.optimizer.steps,
+            "private_minibatches": self.minibatches.position,
+            "kept": _copied(self.kept),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become the participant whose `state` this was.
+
+        Raises
+        ------
+        ValueError
+            If it was one with another model or optimiser.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"participant {self.index}: {' '.join(str(error).split())}") from None
+        ours, theirs = self.optimizer.state(), state["optimizer"]
+        if {name: value.shape for name, value in ours.items()} != {name: v.shape for name, v in theirs.items()}:
+            raise ValueError(f"participant {self.index}: the optimiser's state is {sorted(theirs)}, not {sorted(ours)}")
+        for name, value in ours.items():
+            value.copy_(theirs[name])
+        self.optimizer.steps = state["optimizer_steps"]
+        self.minibatches.position = state["private_minibatches"]
+        self.kept = {name: value.to(self.device) for name, value in state["kept"].items()}
 
     @property
     def parameter_count(self) -> int:

@@ -24,6 +24,35 @@ class RunDirectory:
         """The metrics file."""
         return self.path / "metrics.h5"
 
+    @property
+    def status(self) -> Path:
+        """What the run is doing, or what became of it."""
+        return self.path / "status"
+
+    @property
+    def lock(self) -> Path:
+        """Who is at work on the run."""
+        return self.path / "lock"
+
+    @property
+    def stop_request(self) -> Path:
+        """Whoever makes this file asks the run to stop."""
+        return self.path / "STOP"
+
+    @property
+    def checkpoint_request(self) -> Path:
+        """Whoever makes this file asks for a checkpoint."""
+        return self.path / "CHECKPOINT"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, rounds: int) -> Path:
+        """The checkpoint after `rounds` finished rounds."""
+        return self.checkpoints / f"round-{rounds:08d}"
+
     def log(self, rank: int) -> Path:
         """The log of a rank."""
         return self.path / "log" / f"rank-{rank:04d}.log"
@@ -47,8 +76,8 @@ class RunDirectory:
             raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
 
 
-def choose(out: str | None, name: str) -> RunDirectory:
-    """The directory for a new run; nothing is written yet.
+def choose(out: str | None, name: str, holds_a_run: bool = False) -> RunDirectory:
+    """The directory for a new run, or of one to go on with; nothing is written yet.
 
     Parameters
     ----------
@@ -56,6 +85,8 @@ def choose(out: str | None, name: str) -> RunDirectory:
         The directory; None means a new one under `runs/`, named after the config and the time.
     name : str
         What the run is called where `out` is None.
+    holds_a_run : bool
+        Whether it may hold a run already.
 
     Raises
     ------
@@ -72,8 +103,11 @@ def choose(out: str | None, name: str) -> RunDirectory:
         if directory.path.exists() and not directory.path.is_dir():
             raise UserError(f"--out: {directory.path} is a file, must be a directory or new")
         for taken in (directory.metrics, directory.config):
-            if taken.exists():
-                raise UserError(f"--out: {directory.path} holds a run already ({taken.name}); choose another directory")
+            if taken.exists() and not holds_a_run:
+                raise UserError(
+                    f"--out: {directory.path} holds a run already ({taken.name}); choose another directory, or go on "
+                    "with that run with --resume auto"
+                )
     except OSError as error:
         raise UserError(f"--out: {directory.path} cannot be used: {error.strerror}") from None
     return directory

@@ -3,8 +3,10 @@
 The only file that knows the order of the phases.
 """
 
+import contextlib
 import datetime
 import hashlib
+import json
 import logging
 import os
 import resource
@@ -19,17 +21,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import calibration, methods, metrics, models, provenance
+from fedh2l_mpi import calibration, methods, metrics, models, provenance, resume, settings
+from fedh2l_mpi.checkpoint import CheckpointWriter
+from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.exchange import Exchange, Ledger
+from fedh2l_mpi.lifecycle import Lifecycle
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.recorder import Recorder
-from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.signals import Ask, Signals
+from fedh2l_mpi.stopping import Stopping
 from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Graph, Topology
 from fedh2l_mpi.world import Hosting, World, assign_device
@@ -47,8 +53,10 @@ class Simulation:
     ----------
     config : Config
         A resolved config, the same on every rank.
-    directory : RunDirectory
-        Chosen and not yet created: a config that does not work leaves no directory behind.
+    claim : Claim
+        On the run directory. That of a new run is not created before the config has proved to work.
+    signals : Signals or None
+        That may ask the run to stop; None: signals are not looked at.
 
     Raises
     ------
@@ -56,8 +64,8 @@ class Simulation:
         On every rank alike, if data, models, graph or devices do not fit the config.
     """
 
-    def __init__(self, config: Config, world: World, directory: RunDirectory) -> None:
-        self.config, self.world, self.directory = config, world, directory
+    def __init__(self, config: Config, world: World, claim: Claim, signals: Signals | None = None) -> None:
+        self.config, self.world, self.directory = config, world, claim.directory
         torch.set_num_threads(config.devices.threads)
         self.device = torch.device(assign_device(world, config.devices))
         self.hosting = Hosting(config.size, world.size)
@@ -76,43 +84,108 @@ class Simulation:
         if self.array is not None:
             self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s)
         self.description = self._describe()
-        world.from_first(lambda: directory.create(config.to_yaml()))
-        self.writer = metrics.MetricsWriter(directory.metrics, self._header()) if world.rank == 0 else None
+        facts, deadline_s = self._facts(), config.exchange.deadline_s
+        self.first_round = 0
+        if claim.kind == "resume":
+            self.first_round = resume.restore(world, self.directory, self.participants, facts)
+        world.from_first(lambda: claim.settle(config))
+        self.writer = self._writer() if world.rank == 0 else None
+        self.recorder = Recorder(world, self.hosting, metrics.row_width(self.plan.domains), self._write, deadline_s)
+        keep = config.checkpoint.keep
+        self.checkpoints = CheckpointWriter(world, self.hosting, self.directory, facts, keep, deadline_s)
+        self.stopping = Stopping(world, signals, config.run, self.directory, deadline_s)
+        self.lifecycle = Lifecycle(world, claim, config.rounds)
+        # The checkpoint, after so many rounds, that answers what was asked for.
+        self._requested: int | None = None
 
-    def run(self, listener: Listener) -> None:
-        """All rounds. **Collective.**
+    def run(self, listener: Listener) -> Ask:
+        """All rounds that are not finished yet, or as many as there is time for. **Collective.**
 
         Parameters
         ----------
         listener : callable
             Called on rank 0 with each finished round and its table of rows (P, row width), after it is in the file.
+
+        Returns
+        -------
+        Ask
+            Who stopped the run; NOTHING if it is complete.
         """
         self._listener = listener
-        width = metrics.row_width(self.plan.domains)
-        deadline_s = self.config.exchange.deadline_s
-        self.recorder = Recorder(self.world, self.hosting, width, self._write, deadline_s)
+        self.lifecycle.begin(self.first_round)
+        asked = Ask.NOTHING
         try:
-            for round_index in range(self.config.rounds):
+            for round_index in range(self.first_round, self.config.rounds):
                 self._round(round_index)
-            self.world.at = "the end of the run"
-            self.recorder.finish()
-            self._close("complete")
-        except KeyboardInterrupt:
-            self._close("stopped")
+                asked = self._checkpoint_or_stop(round_index)
+                if asked.stops:
+                    break
+            self._finish()
+        except BaseException as error:
+            self._give_up(error)
             raise
-        except BaseException:
-            # Also after a fault: a closed file opens everywhere.
-            self._close("failed")
-            raise
+        state, reason = ("stopped", asked.reason) if asked.stops else ("complete", "")
+        self._close(state)
+        self.lifecycle.end(state, reason)
         used = resource.getrusage(resource.RUSAGE_SELF)
         log.info(
             f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
             extra={"file_only": True},
         )
+        return asked
+
+    def _checkpoint_or_stop(self, round_index: int) -> Ask:
+        """What all ranks do after this round, and the checkpoint that belongs to it."""
+        done, every = round_index + 1, self.config.checkpoint.every
+        self.world.at = f"round {round_index}, agreeing"
+        asked = self.stopping.agreed(idle=self.recorder.poll)
+        if done == self.config.rounds:
+            # It is complete, whoever wanted to stop it.
+            asked = Ask.NOTHING
+        is_due = every is not None and done % every == 0
+        if asked:
+            self._requested = done
+        if is_due or asked or done == self.config.rounds:
+            self.world.at = f"round {round_index}, checkpoint"
+            states = {participant.index: participant.state() for participant in self.participants}
+            self.checkpoints.begin(done, states)
+        self._look_after_checkpoints()
+        return asked
+
+    def _look_after_checkpoints(self) -> None:
+        if self.checkpoints.poll():
+            self.lifecycle.checkpoint = self.checkpoints.newest
+            if self._requested is not None and self.checkpoints.newest >= self._requested:
+                self.stopping.checkpoint_was_made()
+                self._requested = None
+
+    def _finish(self) -> None:
+        """Wait until all that is on its way has arrived, and is in its files."""
+        self.world.at = "the end of the run"
+        self.stopping.close(idle=self.recorder.poll)
+        self.recorder.finish()
+        self.checkpoints.finish()
+        self.lifecycle.checkpoint = self.checkpoints.newest or self.first_round
+        self.stopping.run_has_ended()
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave files that can be read, and word of what happened."""
+        self.lifecycle.fail(error)
+        # A closed file opens everywhere. On a full disk it cannot be closed, and can still be read.
+        with contextlib.suppress(OSError, RuntimeError):
+            self._close("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
 
     def _close(self, state: str) -> None:
         if self.writer is not None:
             self.writer.close(state)
+
+    def _writer(self) -> metrics.MetricsWriter:
+        """The metrics file, up to the first round that this process will do."""
+        kept = self.first_round or None
+        writer = metrics.MetricsWriter(self.directory.metrics, self._header(), kept)
+        for round_index in filter(self.topology.is_redrawn, range(self.first_round)):
+            writer.add_graph(round_index, self.topology.graph(round_index).edges)
+        return writer
 
     def _round(self, round_index: int) -> None:
         clock = Clock(self.device)
@@ -223,7 +296,9 @@ class Simulation:
         if self.writer is not None:
             if self.topology.is_redrawn(round_index):
                 self.writer.add_graph(round_index, self.topology.graph(round_index).edges)
-            self.writer.append(round_index, table)
+            digest = self.writer.append(round_index, table)
+            self.checkpoints.rows_are_written(round_index + 1, digest)
+            self.lifecycle.progress(round_index + 1)
             self._listener(round_index, table)
 
     def _load(self) -> None:
@@ -277,6 +352,21 @@ class Simulation:
             for participant in self.participants
         ]
         return [row for rows in self.world.collect(mine) for row in rows]
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the run that it is of."""
+        versions = provenance.versions(self.world.mpi_library)
+        data = hashlib.sha256(self.federation.seed_set.digest() + self.plan.label_histogram().tobytes())
+        return {
+            "participants": self.config.size,
+            "settings_sha256": settings.digest(self.config),
+            "data_sha256": data.hexdigest(),
+            "source_sha256": provenance.source_digest().hex(),
+            "versions": versions,
+            "libraries": {name: json.loads(versions)[name] for name in ("torch", "numpy")},
+            "threads": torch.get_num_threads(),
+            "devices": sorted({row["device"].partition(":")[0] for row in self.description}),
+        }
 
     def _header(self) -> metrics.RunHeader:
         seed_set = self.federation.seed_set

@@ -16,7 +16,9 @@ from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import LateRankError, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from mpi4py import MPI
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -193,7 +195,7 @@ class World:
         Parameters
         ----------
         owners : sequence of int
-            The rank at the other end of each request.
+            The rank at the other end of each request; -1 where it may be any.
         deadline_s : float
             Longest wait [s].
         what : str
@@ -227,11 +229,19 @@ class World:
                     {owner for request, owner in zip(pending, owners, strict=True) if not request.Get_status()}
                 )
                 if late:
-                    names = ", ".join(f"rank {rank}" for rank in late)
+                    names = ", ".join(f"rank {rank}" if rank >= 0 else "some rank" for rank in late)
                     raise LateRankError(f"no {what} from {names} within {deadline_s:g} s (exchange.deadline_s)")
             time.sleep(pause)
             pause = min(pause * 1.5, 2e-3)
         return [status.count for status in statuses]
+
+    def begin_max(self, ours: "NDArray[np.int64]", theirs: "NDArray[np.int64]") -> "MPI.Request":
+        """Begin to find the maximum of every rank's `ours`, which arrives in `theirs`. **Collective.**"""
+        from mpi4py import MPI
+
+        if self.comm is None:
+            raise RuntimeError("a single process has nobody to agree with")
+        return self.comm.Iallreduce(ours, theirs, op=MPI.MAX)
 
     def abort(self, code: int) -> None:
         """End every rank of the job at once with exit code `code`. Does not return."""

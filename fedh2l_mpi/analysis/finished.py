@@ -10,6 +10,7 @@ from fedh2l_mpi.analysis.runs import Run, look_at
 from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import SCHEMA_VERSION
+from fedh2l_mpi.settings import what_counts
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _finished(run: Run) -> Finished:
     if outcome is None:
         raise UserError("damaged: attribute 'seed' is missing")
     settings = run.flat_config()
-    counts = {key: value for key, value in grouping.what_counts(settings).items() if key != grouping.SEED}
+    counts = {key: value for key, value in what_counts(settings).items() if key != grouping.SEED}
     return Finished(_name(run), settings, counts, outcome, str(attributes.get("started", "")), schema)
 
 

@@ -4,27 +4,18 @@ A run's settings are its resolved config by dotted keys, as `Run.flat_config` gi
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fedh2l_mpi.config_file import did_you_mean
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.settings import Settings
 
-Settings = Mapping[str, Any]
 METHOD, SEED = "method.name", "seed"
 # Keys whose value decides which other keys of their section are used at all; those that are not are null.
 SELECTORS = ("name", "kind", "views")
 # Longer values are shortened in a label.
 LONGEST_VALUE = 40
-
-
-def what_counts(settings: Settings) -> dict[str, Any]:
-    """The settings that a run's numbers depend on: all but where and how fast it ran."""
-    # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
-    elsewhere = () if settings.get("data.name") == "pack" else ("data.root",)
-    ignored = ("devices.", "exchange.deadline_s", *elsewhere)
-    # An empty section says as much as an absent one.
-    return {key: value for key, value in settings.items() if not key.startswith(ignored) and value != {}}
 
 
 def differing(runs: Sequence[Settings]) -> list[str]:

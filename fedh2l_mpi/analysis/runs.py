@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import RunMetrics, State, look, state_of
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.settings import flat
 
 # What a sweep has set aside of a run that it started anew.
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
@@ -146,12 +147,3 @@ def _below(path: Path) -> list[Path]:
     if (path / name).exists():
         return [path / name]
     return [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]
-
-
-def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections by dotted keys; an empty one stays as it is."""
-    keys: dict[str, Any] = {}
-    for key, value in section.items():
-        inner = isinstance(value, Mapping) and value
-        keys |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return keys

@@ -1,6 +1,7 @@
 """The metrics file of a run: its schema, its one writer, its readers. Nobody else knows a dataset's name."""
 
 from fedh2l_mpi.metrics.reader import RunMetrics, look, read
+from fedh2l_mpi.metrics.rows import rows_digest
 from fedh2l_mpi.metrics.schema import (
     ADDED,
     BIN_FIELDS,
@@ -43,5 +44,6 @@ __all__ = [
     "pack_row",
     "read",
     "row_width",
+    "rows_digest",
     "state_of",
 ]

@@ -10,6 +10,7 @@ Shape letters: R rounds, P participants, D domains, C classes, E edges.
 """
 
 import datetime
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi import durable
 from fedh2l_mpi.metrics.content import content_digest
+from fedh2l_mpi.metrics.reader import look
+from fedh2l_mpi.metrics.rows import tables
 from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,
     CONFIDENCE_BINS,
@@ -67,24 +71,36 @@ class RunHeader:
 class MetricsWriter:
     """The one writer of a run's file, on rank 0.
 
+    Parameters
+    ----------
+    kept : int or None
+        Rounds of the file at `path` to go on after: that file is replaced by a new one that begins with them, and is
+        as if it had never been left. None: a new run.
+
     Raises
     ------
     FileExistsError
-        If the file exists: a run is never written over another.
+        If the file exists and is not to be gone on with: a run is never written over another.
+    ValueError
+        If the file at `path` does not hold `kept` rounds.
     """
 
-    def __init__(self, path: Path, header: RunHeader) -> None:
+    def __init__(self, path: Path, header: RunHeader, kept: int | None = None) -> None:
         import h5py
 
         participants, domains = len(header.participants), len(header.domain_names)
         classes = header.label_histogram.shape[1]
-        if path.exists():
-            raise FileExistsError(f"{path} exists: a run is never written over another")
         # Under another name until it can be read by others.
         growing = path.with_name(path.name + ".new")
+        if kept is None and path.exists():
+            raise FileExistsError(f"{path} exists: a run is never written over another")
+        if kept is not None:
+            # Left by a process that was killed here; whoever goes on with a run has it for himself.
+            growing.unlink(missing_ok=True)
         self.file = h5py.File(growing, "x", libver=("v110", "v110"))
         self._domains = domains
-        self._attributes(header.attributes)
+        self._rows = hashlib.sha256()
+        self._attributes(header.attributes if kept is None else {**header.attributes, **_kept_attributes(path)})
         sizes = {
             "participant": participants,
             "domain": domains,
@@ -105,10 +121,30 @@ class MetricsWriter:
         self._array(DOMAIN_NAME, _texts(header.domain_names))
         for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, GRAPH_EDGES, GRAPH_SINCE):
             self._growing(field, tuple(sizes[name] for name in DIMENSIONS[field.name][1:]))
+        if kept is not None:
+            self._copy(path, kept)
         self.file.flush()
+        if kept is not None:
+            # What is replaced is not lost with the machine, either.
+            with growing.open("rb") as file:
+                durable.force(file)
         # From here on nothing may be created; values may be added and fixed-size attributes changed.
         self.file.swmr_mode = True
         growing.rename(path)
+        durable.force_names(path.parent)
+
+    def _copy(self, path: Path, rounds: int) -> None:
+        """Take over the first rounds of another file; graphs are added anew."""
+        first = 0
+        for tables_RPW in tables(path, rounds):
+            past = first + len(tables_RPW)
+            for name, values in self._columns(tables_RPW).items():
+                self.file[name].resize(past, axis=0)
+                self.file[name][first:past] = values
+            self._rows.update(np.ascontiguousarray(tables_RPW).data)
+            first = past
+        self.file["round"].resize(rounds, axis=0)
+        self.file["round"][:] = np.arange(rounds)
 
     def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
         """The graph that holds from `since_round` until the next one is added."""
@@ -124,27 +160,38 @@ class MetricsWriter:
             if edges_E2:
                 self.file[name][first:] = values
 
-    def append(self, round_index: int, table: NDArray[np.float64]) -> None:
+    def append(self, round_index: int, table: NDArray[np.float64]) -> str:
         """Write and flush a round: its rows survive a kill from here on.
 
         Parameters
         ----------
         table : float64 (P, row_width)
             Every participant's row, from `pack_row`.
+
+        Returns
+        -------
+        str
+            SHA-256 of all tables up to this one, as `rows_digest` finds it in the file.
         """
-        columns: dict[str, Any] = {field.name: table[:, i] for i, field in enumerate(ROW_FIELDS)}
-        at = len(ROW_FIELDS)
-        for fields, size in ((DOMAIN_FIELDS, self._domains), (BIN_FIELDS, CONFIDENCE_BINS)):
-            for field in fields:
-                columns[field.name] = table[:, at : at + size]
-                at += size
-        for name, values in columns.items():
+        for name, values in self._columns(table).items():
             self._put(name, round_index, values)
         self.file.flush()
         # The scale comes last, in a flush of its own: of one flush, a reader may see the new length of an array before
         # its values. One that looks at the scale first finds the values of every round in it.
         self._put("round", round_index, round_index)
         self.file.flush()
+        self._rows.update(np.ascontiguousarray(table).data)
+        return self._rows.hexdigest()
+
+    def _columns(self, table: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """The values of each array, from a table (P, width) or several (R, P, width)."""
+        columns = {field.name: table[..., i] for i, field in enumerate(ROW_FIELDS)}
+        at = len(ROW_FIELDS)
+        for fields, size in ((DOMAIN_FIELDS, self._domains), (BIN_FIELDS, CONFIDENCE_BINS)):
+            for field in fields:
+                columns[field.name] = table[..., at : at + size]
+                at += size
+        return columns
 
     def _put(self, name: str, row: int, values: Any) -> None:
         dataset = self.file[name]
@@ -193,6 +240,15 @@ class MetricsWriter:
     def _describe(self, dataset: "h5py.Dataset", field: Field) -> None:
         dataset.attrs["units"] = np.bytes_(field.units.encode())
         dataset.attrs["long_name"] = np.bytes_(field.long_name.encode())
+
+
+def _kept_attributes(path: Path) -> dict[str, str | int]:
+    """What a run that is gone on with keeps of its file: when it began."""
+    old = look(path)
+    try:
+        return {name: value for name, value in old.attributes.items() if name == "started"}
+    finally:
+        old.close()
 
 
 def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:

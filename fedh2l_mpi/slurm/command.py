@@ -19,9 +19,9 @@ MEANING = """\
 Print a batch job that runs CONFIG under Slurm: it stops in order before the time limit, queues itself again, and goes
 on from its checkpoint. Config, data, graph, ranks and GPUs are checked first, as a run would. Ready ones are in jobs/.
 
-  slurm CONFIG --nodes 4 --gpus-per-node 4 --time 2h --mpi pmix     a run
-  slurm SWEEP --sweep --ranks-per-node 4 --time 1h --mpi pmi2       an array job, an element of a sweep in each task
-  slurm --analyse --time 10m                                        checks, report and figures of a run that has ended"""
+  slurm CONFIG --nodes 4 --gpus-per-node 4 --time 2h --mpi pmix   a run
+  slurm SWEEP --sweep --ranks-per-node 4 --time 1h --mpi pmi2     an array job, an element of a sweep in each task
+  slurm --analyse --time 10m                                      checks, report and figures of a run that has ended"""
 EPILOG = """\
 Times are seconds, 90m, 2h, 1-12h... as in Slurm with colons: H:MM:SS, M:SS, days-H:MM.
 exit codes: 0 done, 2 a mistake in what was asked"""
@@ -153,7 +153,7 @@ def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[job.Run, int
     if options.scratch:
         if config.data.name != "pack" or config.data.root is None:
             raise UserError(
-                f"--scratch: copies a pack, data.root; got data.name {config.data.name!r}, data.root {config.data.root!r}"
+                f"--scratch: got data.name {config.data.name!r}, data.root {config.data.root!r}; must be pack and its file"
             )
         pack = config.data.root
     if not options.elsewhere:

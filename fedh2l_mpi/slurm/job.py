@@ -192,7 +192,7 @@ def _begin(request: Request) -> str:
     this = "this=$SLURM_JOB_ID"
     if isinstance(request.work, Sweep):
         this = (
-            "# Not SLURM_JOB_ID: one element has the number of the whole array, and by it all of them would be queued again.\n"
+            "# Not SLURM_JOB_ID: one element has the number of the array, and by it all would be queued again.\n"
             "this=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
         )
     return f"""\
@@ -266,7 +266,7 @@ again() {
   case $job in
     *" JobState=COMPLETING Reason=TimeLimit "*) ;;
     *" JobState=COMPLETING "*)
-      if [ "${restarted%% *}" -gt "$restarts" ]; then say "Slurm queues it again"; else say "cancelled: not queued again"; fi
+      [ "${restarted%% *}" -gt "$restarts" ] && say "Slurm queues it again" || say "cancelled: not queued again"
       exit 1 ;;
   esac
   if [ "$restarts" -ge "$MAX_RESTARTS" ]; then
@@ -290,7 +290,7 @@ PACK=${{PACK:-{shlex.quote(pack)}}}
 scratch=${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/fedh2l_mpi-$SLURM_JOB_ID
 per_node=(srun --mpi=none "--nodes=$SLURM_NNODES" "--ntasks=$SLURM_NNODES" --ntasks-per-node=1)
 clean() {{ "${{per_node[@]}}" rm -rf -- "$scratch"; }}
-# By way of a name of the node's own: where scratch is not local after all, the last one wins, and no file is half there.
+# By way of a name of the node's own: where scratch is not local after all, no file is half there.
 "${{per_node[@]}}" bash -c 'mkdir -p -- "$2" && cp -- "$1" "$2/$HOSTNAME" && mv -f -- "$2/$HOSTNAME" "$2/pack.h5"' \\
   copy "$PACK" "$scratch" || {{ say "$PACK: cannot be copied to $scratch of every node" >&2; clean; exit 1; }}
 program+=(--set "data.root=$scratch/pack.h5")
@@ -337,9 +337,10 @@ case $state:$reason in
   complete:*) clean; exit 0 ;;
   # Somebody wanted it to stop.
   "stopped:file STOP") clean; exit 0 ;;
-  stopped:*) again ;;
-  # Cut off before it could stop in order.
+  stopped:USR1 | stopped:TERM | stopped:max_wall | "stopped:launcher gone") again ;;
+  # Cut off before it could stop in order: it goes on from its last checkpoint.
   running:* | unbegun:*) [ -z "$asked" ] || again ;;
+  *) [ "$asked" != TERM ] || again ;;
 esac
 say "did not finish; what the ranks said is in $RUN/log" >&2
 clean

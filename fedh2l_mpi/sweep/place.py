@@ -11,14 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedh2l_mpi import config_file, metrics
-from fedh2l_mpi.analysis.grouping import what_counts
-from fedh2l_mpi.analysis.runs import flat
-from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.settings import differing_keys
 from fedh2l_mpi.sweep.file import Element
 
 POLL_S = 0.1
@@ -154,9 +151,3 @@ class Place:
         except UserError:
             return "another config's"
         return "unfinished" if self.run.path.exists() else "to do"
-
-
-def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
-    """Dotted keys that make two runs different, with both values; where and how fast they run does not."""
-    a, b = what_counts(flat(ours.model_dump())), what_counts(flat(theirs.model_dump()))
-    return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)]

@@ -23,7 +23,7 @@ from fedh2l_mpi.analysis.compare import compare, render
 from fedh2l_mpi.analysis.runs import Run
 from fedh2l_mpi.config_file import load
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.sweep.place import differing_keys
+from fedh2l_mpi.settings import differing_keys, what_counts
 
 PARTICIPANT = {
     "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,
@@ -147,7 +147,7 @@ def test_among_equals_one_is_called_best_no_more_often_than_promised(groups):
 
 def settings(*overrides: str) -> dict:
     config = yaml.safe_load(load(None, overrides).to_yaml())
-    return grouping.what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
+    return what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
 
 
 def names(*runs: tuple[str, ...]) -> list[str]:

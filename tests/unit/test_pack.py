@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from fedh2l_mpi import cli, config, config_file, metrics
+from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.data import federation, packing
 from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.data.pack import open_pack
@@ -551,7 +552,7 @@ def test_two_natural_domains_of_digits_are_learned(mnist, tmp_path):
     packing.pack(tmp_path / "tree", tmp_path / "digits.h5", side=28, grey=True, workers=1)
     given = settings(tmp_path / "digits.h5", "participants=3", "rounds=8", "models=[mlp, lenet5]", "seed_set.share=0.2")
     directory = RunDirectory(tmp_path / "run")
-    Simulation(given, World(None), directory).run(lambda round_index, table: None)
+    Simulation(given, World(None), Claim(directory)).run(lambda round_index, table: None)
     result = metrics.read(directory.metrics)
     assert [name.decode() for name in result["domain_name"]] == ["eight_pixels", "mnist"]
     assert result["own_domain"].tolist() == [0, 1, 0]

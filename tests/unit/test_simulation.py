@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from fedh2l_mpi import config, config_file, metrics
+from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.models import build
@@ -26,7 +27,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
     settings = config_file.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    Simulation(settings, World(None), directory).run(lambda round_index, table: None)
+    Simulation(settings, World(None), Claim(directory)).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
 
 

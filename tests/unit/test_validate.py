@@ -9,6 +9,7 @@ from written_runs import header, ring, table, write
 
 from fedh2l_mpi import config_file, metrics
 from fedh2l_mpi.analysis import validate
+from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.world import World
@@ -69,7 +70,7 @@ def test_a_real_run_whose_graph_is_redrawn_is_valid(tmp_path):
     overrides = ["participants=4", "rounds=4", "evaluation.every=2", "method.local_steps=2", "method.mutual_steps=2"]
     graph = ["topology.kind=random_regular", "topology.degree=2", "topology.redraw_every=2"]
     config = config_file.load(None, [*overrides, *graph]).resolved(1, launched=False)
-    Simulation(config, World(None), RunDirectory(tmp_path / "run")).run(lambda round_index, table: None)
+    Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run"))).run(lambda round_index, table: None)
     assert errors(tmp_path / "run") == []
 
 

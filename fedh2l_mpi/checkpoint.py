@@ -1,0 +1,332 @@
+"""Checkpoints: all that a run needs to go on, in a folder that is there whole or not at all.
+
+A checkpoint is `round-00000010/` (the state after 10 rounds) with a file for each rank, `rank-0000.pt`, and
+`manifest.json`, which has the size and the SHA-256 of each file. It is written as `round-00000010.tmp/`, forced to the
+disk and then renamed. Loading checks every digest: PyTorch itself reads 97 of 100 files with a flipped bit as if
+nothing were wrong.
+
+A rank copies its participants' state and goes on; a thread of its own writes the copy. Ranks tell rank 0 by a message
+when they have written; whoever is first to look commits. Nobody waits, but for a thread that is a whole checkpoint
+behind.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedh2l_mpi import durable
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.world import Hosting, World
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger("fedh2l_mpi")
+
+FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
+MANIFEST = "manifest.json"
+COMMITTED = re.compile(r"round-\d{8,}")
+TAGS = 2**14
+# A file's size [bytes] and its SHA-256, as a message.
+REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
+States = Mapping[int, Mapping[str, Any]]
+
+
+class DamagedError(Exception):
+    """A checkpoint cannot be gone on from; the text says which file, and what is wrong with it."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is not committed yet; on a rank other than 0, that has not been reported yet."""
+
+    begin: float
+    own: Future[NDArray[Any]]
+    reports: list[NDArray[Any]] = field(default_factory=list)
+    requests: list["MPI.Request"] = field(default_factory=list)
+    commit: Future[None] | None = None
+
+
+class CheckpointWriter:
+    """One rank's end of the writing of checkpoints. Building it is **collective**.
+
+    Parameters
+    ----------
+    facts : mapping
+        What the manifest says of the run besides: numbers, texts and lists.
+    keep : int
+        How many checkpoints stay.
+    deadline_s : float
+        Longest wait for another rank's file [s].
+    """
+
+    def __init__(
+        self,
+        world: World,
+        hosting: Hosting,
+        directory: RunDirectory,
+        facts: Mapping[str, Any],
+        keep: int,
+        deadline_s: float,
+    ) -> None:
+        self._world, self._hosting, self._directory = world, hosting, directory
+        self._facts, self._keep, self._deadline_s = facts, keep, deadline_s
+        self._comm = world.comm.Dup() if world.comm is not None else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: dict[int, _Pending] = {}
+        # On rank 0: the digest of the metrics file's rows after so many rounds, for checkpoints to come or pending.
+        self._rows: dict[int, str] = {}
+        self._sending: list[MPI.Request] = []
+        self.newest = 0
+
+    def rows_are_written(self, rounds: int, digest: str) -> None:
+        """On rank 0: the metrics file holds `rounds` rounds; none is committed before its rows are in that file."""
+        self._rows = {r: d for r, d in self._rows.items() if r in self._pending}
+        self._rows[rounds] = digest
+
+    def begin(self, rounds: int, states: States) -> None:
+        """Take over the states of this rank's participants after `rounds` rounds, and write them in the background.
+
+        Waits if the checkpoint before has not been written yet.
+
+        Raises
+        ------
+        OSError
+            If that one could not be written.
+        """
+        began = time.perf_counter()
+        for pending in self._pending.values():
+            pending.own.result()
+        waited_s = time.perf_counter() - began
+        if waited_s > 0.1:
+            log.info(f"waited {waited_s:.2f} s for the checkpoint before to be written", extra={"file_only": True})
+        folder = _unfinished(self._directory.checkpoint(rounds))
+        own = self._thread.submit(_write, folder / _name(self._world.rank), rounds, states)
+        pending = self._pending[rounds] = _Pending(began, own)
+        if self._comm is not None and self._world.rank == 0:
+            for rank in range(1, self._world.size):
+                pending.reports.append(np.zeros(1, REPORT))
+                pending.requests.append(self._comm.Irecv(pending.reports[-1].view(np.uint8), rank, rounds % TAGS))
+
+    def poll(self) -> bool:
+        """Do what can be done without waiting; whether a checkpoint has been committed since the last call.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written.
+        """
+        news = False
+        for rounds, pending in list(self._pending.items()):
+            if not pending.own.done():
+                break
+            own = pending.own.result()
+            if self._world.rank != 0:
+                self._report(rounds, own)
+            elif pending.commit is not None:
+                if pending.commit.done():
+                    self._committed(rounds)
+                    news = True
+            elif rounds in self._rows and all(request.Get_status() for request in pending.requests):
+                self._commit(rounds, own)
+        return news
+
+    def finish(self) -> None:
+        """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**"""
+        while self._pending:
+            rounds, pending = next(iter(self._pending.items()))
+            pending.own.result()
+            if self._world.rank == 0:
+                others = list(range(1, self._world.size))
+                what = f"file of the checkpoint after {rounds} rounds"
+                self._world.wait(pending.requests, others, self._deadline_s, what)
+                if pending.commit is not None:
+                    pending.commit.result()
+                elif rounds not in self._rows:
+                    raise RuntimeError(f"the rows of {rounds} rounds were never written, but its checkpoint was")
+            self.poll()
+        self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "word of a checkpoint")
+        self._sending = []
+
+    def _report(self, rounds: int, own: NDArray[Any]) -> None:
+        """Tell rank 0 what this rank has written."""
+        if self._comm is not None:
+            self._sending = [request for request in self._sending if not request.Test()]
+            self._sending.append(self._comm.Isend(own.view(np.uint8), 0, rounds % TAGS))
+        del self._pending[rounds]
+
+    def _commit(self, rounds: int, own: NDArray[Any]) -> None:
+        pending = self._pending[rounds]
+        self._world.wait(pending.requests, list(range(1, self._world.size)), self._deadline_s, "file of a checkpoint")
+        pending.requests = []
+        files = [
+            {
+                "name": _name(rank),
+                "bytes": int(report["size"][0]),
+                "sha256": bytes(report["sha256"][0]).hex(),
+                "first": self._hosting.of(rank).start,
+                "participants": len(self._hosting.of(rank)),
+            }
+            for rank, report in enumerate([own, *pending.reports])
+        ]
+        manifest = {"round": rounds, **self._facts, "rows_sha256": self._rows[rounds], "files": files}
+        pending.commit = self._thread.submit(commit, self._directory, rounds, manifest, self._keep)
+
+    def _committed(self, rounds: int) -> None:
+        pending = self._pending.pop(rounds)
+        if pending.commit is not None:
+            pending.commit.result()
+        self.newest = rounds
+        seconds = time.perf_counter() - pending.begin
+        log.info(f"checkpoint after {rounds} rounds, {seconds:.2f} s after it was begun", extra={"file_only": True})
+
+
+def commit(directory: RunDirectory, rounds: int, manifest: Mapping[str, Any], keep: int) -> None:
+    """Make a checkpoint of files that are written: add its manifest, give it its name, remove the oldest ones.
+
+    Raises
+    ------
+    OSError
+        If that fails; the checkpoints before stay.
+    """
+    final = directory.checkpoint(rounds)
+    folder = _unfinished(final)
+    # The rows that belong to it must not be lost with the machine if it is not.
+    with directory.metrics.open("rb") as rows:
+        durable.force(rows)
+    with (folder / MANIFEST).open("wb") as file:
+        file.write(_sealed({"format": FORMAT, "version": VERSION, **manifest}).encode())
+        durable.force(file)
+    durable.force_names(folder)
+    if final.exists():
+        # One that turned out to be damaged: the run went on from an older one, and is back here.
+        shutil.rmtree(final)
+    folder.rename(final)
+    durable.force_names(directory.checkpoints)
+    for old in committed(directory.checkpoints)[keep:]:
+        shutil.rmtree(old)
+
+
+def committed(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed process has left half-written; for whoever holds the run."""
+    for path in folder.glob("round-*.tmp") if folder.is_dir() else ():
+        shutil.rmtree(path)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises
+    ------
+    DamagedError
+        If there is no manifest, or it has been changed.
+    """
+    path = folder / MANIFEST
+    try:
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        manifest, told = sealed["checkpoint"], sealed["sha256"]
+    except OSError as error:
+        raise DamagedError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{path}: is no manifest any more") from None
+    if told != _digest_of(manifest):
+        raise DamagedError(f"{path}: has been changed since it was written")
+    if manifest["format"] != FORMAT or manifest["version"] > VERSION:
+        raise DamagedError(f"{path}: of format {manifest['version']}, this version of fedh2l_mpi reads {VERSION}")
+    return dict(manifest)
+
+
+def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The states of some participants, from files of which size and digest are checked first.
+
+    Raises
+    ------
+    DamagedError
+        If a file is missing, cut, or changed.
+    """
+    wanted, states = set(participants), dict[int, dict[str, Any]]()
+    for file in manifest["files"]:
+        if wanted.isdisjoint(range(file["first"], file["first"] + file["participants"])):
+            continue
+        path = folder / file["name"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DamagedError(f"{path}: {error.strerror}") from None
+        if len(content) != file["bytes"]:
+            raise DamagedError(f"{path}: has {len(content)} bytes, must have {file['bytes']}")
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
+            raise DamagedError(f"{path}: its content has changed since it was written")
+        # Tensors and plain containers only: whatever a file says, nothing of it is run.
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        states |= {index: state for index, state in loaded["participants"].items() if index in wanted}
+    missing = sorted(wanted - set(states))
+    if missing:
+        raise DamagedError(f"{folder}: has no participant {missing[0]}")
+    return states
+
+
+def set_aside(folders: Sequence[Path]) -> None:
+    """Give checkpoints that cannot be used a name under which nobody looks for them."""
+    for folder in folders:
+        aside = folder.with_name(f"{folder.name}.damaged")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(aside)
+        folder.rename(aside)
+
+
+def _write(path: Path, rounds: int, states: States) -> NDArray[Any]:
+    """Write one rank's file; its report."""
+    content = io.BytesIO()
+    torch.save({"round": rounds, "participants": dict(states)}, content)
+    report = np.zeros(1, REPORT)
+    report["size"] = content.getbuffer().nbytes
+    report["sha256"] = np.frombuffer(hashlib.sha256(content.getbuffer()).digest(), dtype=np.uint8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content.getbuffer())
+            durable.force(file)
+    except OSError as error:
+        # Of a full disk, the error itself names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return report
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:04d}.pt"
+
+
+def _unfinished(final: Path) -> Path:
+    return final.with_name(f"{final.name}.tmp")
+
+
+def _sealed(manifest: Mapping[str, Any]) -> str:
+    """The manifest's text, with a digest of its own."""
+    return json.dumps({"checkpoint": manifest, "sha256": _digest_of(manifest)}, indent=1) + "\n"
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,160 @@
+"""Whether a command begins a run, goes on with one, or finds it done; and the hold it then has on the run directory."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from fedh2l_mpi import checkpoint, config_file, durable, metrics, settings
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lock import RunLock
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.world import World
+
+log = logging.getLogger("fedh2l_mpi")
+Mode = Literal["auto", "never", "require"]
+MODES: tuple[Mode, ...] = ("never", "auto", "require")
+Kind = Literal["new", "resume", "done"]
+
+
+class Claim:
+    """One rank's part in the hold on a run directory; rank 0 has the lock.
+
+    Attributes
+    ----------
+    kind : {"new", "resume", "done"}
+        What is to be done; done: every round that is asked for is there.
+    """
+
+    def __init__(self, directory: RunDirectory, kind: Kind = "new", lock: RunLock | None = None) -> None:
+        self.directory, self.kind, self._lock = directory, kind, lock
+
+    def settle(self, config: Config) -> None:
+        """On rank 0: make the directory of a new run and lock it; put in the config that holds from now on.
+
+        Raises
+        ------
+        UserError
+            If it cannot be written, or another process took it in the meantime.
+        """
+        if self.kind == "new":
+            self.directory.create(config.to_yaml())
+            self._lock = RunLock(self.directory.lock)
+        else:
+            durable.replace(self.directory.config, config.to_yaml())
+
+    def release(self) -> None:
+        """Let others have the run."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def stored_config(out: str | None, mode: Mode) -> Path | None:
+    """The config of the run to go on with, for a command that names none; None where there is no such run."""
+    if mode == "never" or out is None:
+        return None
+    path = RunDirectory(Path(out)).config
+    return path if path.is_file() else None
+
+
+def with_participants(config: Config, out: str | None, mode: Mode) -> Config:
+    """The config, and where it leaves the number of participants to the ranks, that of the run to go on with."""
+    stored = stored_config(out, mode)
+    if stored is None or config.participants is not None:
+        return config
+    return config.model_copy(update={"participants": config_file.load(stored).participants})
+
+
+def take(world: World, directory: RunDirectory, config: Config, mode: Mode) -> Claim:
+    """Decide what to do with a run directory; if it holds a run, this process holds its lock. **Collective.**
+
+    Raises
+    ------
+    UserError
+        On every rank alike: if there is nothing to go on with, or not with this config, or another process is at it.
+    """
+    claims = []
+
+    def decide() -> Kind:
+        claims.append(_decide(directory, config, mode))
+        return claims[0].kind
+
+    kind = world.from_first(decide)
+    return claims[0] if claims else Claim(directory, kind)
+
+
+def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
+    if not directory.config.exists():
+        if mode == "require":
+            raise UserError(f"--resume require: {directory.path} holds no run; --resume auto begins one")
+        return Claim(directory)
+    lock = RunLock(directory.lock)
+    try:
+        if lock.taken_from is not None:
+            log.warning(f"the lock of a process that has ended ({lock.taken_from}) was taken over")
+        _check_config(directory, config)
+        finished = _finished(directory)
+        if finished > config.rounds:
+            raise UserError(
+                f"rounds: got {config.rounds}, but the run in {directory.path} has finished {finished}; ask "
+                "for as many or more"
+            )
+        if finished == config.rounds:
+            return Claim(directory, "done", lock)
+        checkpoint.clear(directory.checkpoints)
+        if any(directory.checkpoints.glob("round-*")):
+            return Claim(directory, "resume", lock)
+        if mode == "require":
+            raise UserError(f"--resume require: {directory.path} has no checkpoint; --resume auto begins anew")
+        _begin_anew(directory)
+    except BaseException:
+        lock.release()
+        raise
+    lock.release()
+    return Claim(directory)
+
+
+def _check_config(directory: RunDirectory, config: Config) -> None:
+    theirs = settings.what_must_stay(config_file.load(directory.config))
+    ours = settings.what_must_stay(config)
+    differing = [
+        f"{key}: there {_shown(theirs, key)}, here {_shown(ours, key)}"
+        for key in {**theirs, **ours}
+        if theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"--resume: the run in {directory.path} has another config:\n  "
+            + "\n  ".join(differing)
+            + f"\n  without CONFIG and --set, its own is used ({directory.config}); rounds, checkpoint, run, "
+            "exchange and devices may change"
+        )
+
+
+def _shown(of: dict[str, Any], key: str) -> str:
+    return repr(list(of[key]) if isinstance(of.get(key), tuple) else of.get(key))
+
+
+def _finished(directory: RunDirectory) -> int:
+    """Rounds of a run that was completed; 0 if it was not."""
+    try:
+        run = metrics.look(directory.metrics)
+    except UserError:
+        return 0
+    try:
+        return run.rounds if run.closed and run.attributes.get("state") == "complete" and not run.problems else 0
+    finally:
+        run.close()
+
+
+def _begin_anew(directory: RunDirectory) -> None:
+    """Clear the way for the run to begin at round 0; rounds that had been finished are kept under another name."""
+    aside = ""
+    if directory.metrics.exists():
+        taken = (directory.metrics.with_name(f"metrics.unfinished-{number}.h5") for number in range(1, 10**6))
+        free = next(path for path in taken if not path.exists())
+        directory.metrics.rename(free)
+        aside = f"; what there was is kept as {free}"
+    log.warning(f"{directory.path} has no checkpoint to go on from: the run begins at round 0 again{aside}")
+    directory.config.unlink()

@@ -1,0 +1,81 @@
+"""Files that are whole whatever happens: written under another name, forced to the disk, then renamed.
+
+Imports nothing but the standard library: a process that only watches over a run uses it, too.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def replace(path: Path, text: str, forced: bool = True) -> None:
+    """Put a small text in a file's place: a reader finds the old one or the new one, whole, also after a kill.
+
+    On a full disk it is written over the old one in place, which needs no room, if that is long enough.
+
+    Parameters
+    ----------
+    forced : bool
+        Whether it has to be on the disk when this returns: then it survives the loss of the machine, too.
+
+    Raises
+    ------
+    OSError
+        If neither works.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    content = text.encode()
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            if forced:
+                force(file)
+        new.replace(path)
+        if forced:
+            force_names(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        new.unlink(missing_ok=True)
+        _overwrite(path, content, error)
+
+
+def _overwrite(path: Path, content: bytes, full: OSError) -> None:
+    try:
+        with path.open("rb+") as file:
+            room = os.fstat(file.fileno()).st_size
+            # The rest of a longer old text would follow the new one: blank lines are no lines of a status.
+            file.write(content + b"\n" * max(0, room - len(content)))
+            file.flush()
+    except OSError:
+        raise full from None
+
+
+def force(file: IO[bytes]) -> None:
+    """Wait until what was written into a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def force_names(folder: Path) -> None:
+    """Wait until what was created, renamed and removed in a folder is on the disk."""
+    with opened(folder) as descriptor:
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems know no fsync of a folder: they send names to the server at once.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,54 @@
+"""A small process beside rank 0 that says in the status file that the run has failed if rank 0 cannot.
+
+A launcher kills all ranks as soon as one has died, and a killed process can say nothing. This one has a session of its
+own, so that it is not killed with them, and ends with rank 0: it notices by the pipe between the two.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from fedh2l_mpi import status
+
+DONE = b"done\n"
+
+
+class Guardian:
+    """Started and told by rank 0.
+
+    Parameters
+    ----------
+    path : Path
+        The status file, which says that the run is running.
+    who : str
+        Rank 0 in words.
+    """
+
+    def __init__(self, path: Path, who: str) -> None:
+        package = Path(__file__).resolve().parent.parent
+        # -S: what is in site-packages would cost a start-up; the package itself is found by its folder.
+        start = f"import sys; sys.path.insert(0, {str(package)!r}); from fedh2l_mpi import guardian; guardian.main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", start, str(path.resolve()), who],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def dismiss(self) -> None:
+        """The status file says what it has to: nothing is left to do."""
+        self._process.communicate(DONE)
+
+
+def main() -> None:
+    """What the process does."""
+    # Whoever ends a job may signal all that it finds of it.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    path, who = Path(sys.argv[1]), sys.argv[2]
+    if os.read(0, len(DONE)) != DONE:
+        reason = f"{who} ended without a word: it was killed, or its launcher ended the job after another rank had died"
+        status.end(path, "failed", reason, f"guardian, pid {os.getpid()}")

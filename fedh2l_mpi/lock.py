@@ -1,0 +1,159 @@
+"""One process at a time works on a run: a lock file with its host, its pid and its job.
+
+Not a lock of the operating system: those do not reach from node to node on every file system. A lock whose holder
+has ended is recognised, and taken over.
+"""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedh2l_mpi.errors import UserError
+
+SQUEUE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock.
+
+    Attributes
+    ----------
+    host, pid : str, int
+        Rank 0.
+    started : str
+        When that process started, in ticks since the machine's boot, and the boot: a pid may be given again.
+    job : str
+        The batch system's number of the job; empty outside one.
+    restarts : int
+        How often the job has been requeued.
+    """
+
+    host: str
+    pid: int
+    started: str
+    job: str = ""
+    restarts: int = 0
+
+    @staticmethod
+    def here(environ: Mapping[str, str] = os.environ) -> "Holder":
+        """This process."""
+        restarts = environ.get("SLURM_RESTART_COUNT", "")
+        return Holder(
+            socket.gethostname(),
+            os.getpid(),
+            _started(os.getpid()) or "",
+            environ.get("SLURM_JOB_ID", ""),
+            int(restarts) if restarts.isdigit() else 0,
+        )
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"host {self.host}, pid {self.pid}{job}"
+
+    def has_ended(self, now: "Holder") -> bool | None:
+        """Whether the holder is gone, as seen from the process `now`; None: that cannot be told from here."""
+        if self.host == now.host:
+            return _started(self.pid) != self.started
+        if self.job and self.job == now.job:
+            # A job starts again only after its processes have ended.
+            return self.restarts < now.restarts
+        return _job_has_ended(self.job) if self.job else None
+
+
+class RunLock:
+    """A lock that this process holds.
+
+    Raises
+    ------
+    UserError
+        If another process holds it, or may hold it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.holder = path, Holder.here()
+        self.taken_from: Holder | None = None
+        while not self._create():
+            held = _read(path)
+            if held is None:
+                continue
+            ended = held.has_ended(self.holder)
+            if ended is False:
+                raise UserError(f"{path}: this run is at work in another process ({held}); wait for it, or stop it")
+            if ended is None:
+                raise UserError(
+                    f"{path}: another process ({held}) was at work on this run, and from here nobody can tell whether "
+                    "it still is; if it is not, remove that file"
+                )
+            self._clear(held)
+
+    def release(self) -> None:
+        """Let others have the run."""
+        if _read(self.path) == self.holder:
+            self.path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        # By a link, which exists whole or not at all: of two processes, one makes it.
+        own = self.path.with_name(f"{self.path.name}.{self.holder.host}.{self.holder.pid}")
+        try:
+            own.write_text(json.dumps(asdict(self.holder)) + "\n", encoding="utf-8")
+            os.link(own, self.path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+        finally:
+            own.unlink(missing_ok=True)
+        return True
+
+    def _clear(self, held: Holder) -> None:
+        """Take away a lock whose holder has ended, unless another process was faster and holds a new one."""
+        aside = self.path.with_name(f"{self.path.name}.stale.{self.holder.host}.{self.holder.pid}")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return
+        if _read(aside) != held:
+            os.link(aside, self.path)
+        else:
+            self.taken_from = held
+        aside.unlink()
+
+
+def _read(path: Path) -> Holder | None:
+    """Who holds the lock; None if nobody does any more."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path}: is not a lock of fedh2l_mpi; if no run is at work here, remove it") from None
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine started; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, IndexError):
+        return None
+    # Field 22 of proc(5), counted from the third, the state.
+    return None if fields[0] in ("Z", "X") else f"{fields[19]} {boot}"
+
+
+def _job_has_ended(job: str) -> bool | None:
+    """Whether Slurm no longer runs a job; None if it cannot be asked."""
+    try:
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=SQUEUE_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if asked.returncode:
+        # It has forgotten the job, or does not answer.
+        return True if "Invalid job id" in asked.stderr else None
+    return not {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING"} & set(asked.stdout.split())

@@ -1,0 +1,53 @@
+"""The first rounds of a metrics file as the tables they were written from: to check them, and to go on after them.
+
+Shape letters: R rounds, P participants, D domains, K confidence bins, W width of a row.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.metrics.reader import look
+from fedh2l_mpi.metrics.schema import BIN_FIELDS, DOMAIN_FIELDS, ROW_FIELDS
+
+BLOCK_BYTES = 2**24
+
+
+def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
+    """The tables of rounds 0 to `rounds` - 1 in blocks, float64 (R, P, W), each table as it was appended.
+
+    Raises
+    ------
+    ValueError
+        If the file does not hold them all, undamaged.
+    UserError
+        If it is no metrics file at all.
+    """
+    run = look(path)
+    try:
+        if run.rounds < rounds or run["round"][:rounds].tolist() != list(range(rounds)):
+            raise ValueError(f"holds {run.rounds} rounds, of which {rounds} are needed")
+        participants = len(run["participant"])
+        row_bytes = 8 * participants * (len(ROW_FIELDS) + 2 * len(run["domain"]) + 3 * len(run["bin"]))
+        step = max(1, BLOCK_BYTES // max(1, row_bytes))
+        for first in range(0, rounds, step):
+            rows = (slice(first, min(first + step, rounds)),)
+            singles = [run.part(field.name, rows)[..., None] for field in ROW_FIELDS]
+            others = [run.part(field.name, rows) for field in (*DOMAIN_FIELDS, *BIN_FIELDS)]
+            damaged = [f.name for f in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS) if not run.is_whole(f.name)]
+            if damaged:
+                raise ValueError(f"array {damaged[0]!r} is missing or damaged")
+            yield np.concatenate([*singles, *others], axis=-1, dtype=np.float64)
+    finally:
+        run.close()
+
+
+def rows_digest(path: Path, rounds: int) -> str:
+    """SHA-256, in hexadecimal, of the tables of the first `rounds` rounds; raises what `tables` raises."""
+    sha = hashlib.sha256()
+    for tables_RPW in tables(path, rounds):
+        sha.update(np.ascontiguousarray(tables_RPW).data)
+    return sha.hexdigest()

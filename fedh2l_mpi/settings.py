@@ -1,0 +1,55 @@
+"""A config as flat settings by dotted keys, and which of them make two runs different."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedh2l_mpi.config import Config
+
+Settings = Mapping[str, Any]
+# Where and how fast a run runs, how it is secured, and when it ends.
+NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections by dotted keys; an empty one stays as it is."""
+    keys: dict[str, Any] = {}
+    for key, value in section.items():
+        inner = isinstance(value, Mapping) and value
+        keys |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return keys
+
+
+def what_counts(settings: Settings) -> dict[str, Any]:
+    """The settings that a run's numbers depend on: all but where and how fast it ran."""
+    # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
+    elsewhere = () if settings.get("data.name") == "pack" else ("data.root",)
+    ignored = (*NEVER_COUNT, *elsewhere)
+    # An empty section says as much as an absent one.
+    return {key: value for key, value in settings.items() if not key.startswith(ignored) and value != {}}
+
+
+def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
+    """Dotted keys that make two runs different, with both values; where and how fast they run does not."""
+    a, b = what_counts(flat(ours.model_dump())), what_counts(flat(theirs.model_dump()))
+    return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)]
+
+
+def what_must_stay(config: Config) -> dict[str, Any]:
+    """The settings that a run keeps when it is gone on with: its numbers so far depend on them.
+
+    Not how many rounds there will be, and not where data lie: of the data themselves, digests are compared.
+    """
+    counted = what_counts(flat(config.model_dump()))
+    return {key: value for key, value in counted.items() if key not in ("rounds", "data.root")}
+
+
+def digest(config: Config) -> str:
+    """SHA-256, in hexadecimal, of what must stay; a key with its default value is as good as none.
+
+    So a later version's new keys do not make other runs of old ones.
+    """
+    usual = what_must_stay(Config())
+    unusual = {key: value for key, value in what_must_stay(config).items() if usual.get(key) != value}
+    return hashlib.sha256(json.dumps(unusual, sort_keys=True, default=list).encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""Who may ask a run to stop or to make a checkpoint, and how all ranks come to do it after the same round.
+
+A signal to any rank, the run's own time limit, and files in the run directory set a flag; the largest flag of all
+ranks counts. Nothing is interrupted: a run stops between two rounds.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedh2l_mpi.config import RunConfig
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.signals import Ask, Signals
+from fedh2l_mpi.world import World
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+# Rounds differ in length (evaluation, a busy machine), and ranks agree a round after they were asked.
+ROUNDS_TO_SPARE = 2.5
+
+
+class Stopping:
+    """One rank's view of what is asked for.
+
+    Parameters
+    ----------
+    signals : Signals or None
+        None: signals do what they do by default.
+    deadline_s : float
+        Longest wait for the other ranks [s].
+    """
+
+    def __init__(
+        self, world: World, signals: Signals | None, config: RunConfig, directory: RunDirectory, deadline_s: float
+    ) -> None:
+        self._world, self._signals, self._directory = world, signals, directory
+        self._limit_s, self._deadline_s = config.max_wall_s, deadline_s
+        self._begin = signals.begin if signals is not None else time.monotonic()
+        self._round_began, self._longest_s = time.monotonic(), 0.0
+        self._agreement = _Agreement(world, deadline_s) if world.comm is not None else None
+        self._checkpoint_is_due = False
+
+    def agreed(self, idle: Callable[[], None] | None = None) -> Ask:
+        """What all ranks do after the round that has just ended here. **Collective**, and hardly ever waits.
+
+        With several ranks, this is what was asked for by the end of the round before: the answer to that has had a
+        whole round to arrive.
+
+        Parameters
+        ----------
+        idle : callable
+            Called while there is nothing to do but wait.
+        """
+        asked = self._asked()
+        return asked if self._agreement is None else Ask(self._agreement.exchange(int(asked), idle))
+
+    def close(self, idle: Callable[[], None] | None = None) -> None:
+        """Take in the answer that is still on its way; after the last round. **Collective.**"""
+        if self._agreement is not None:
+            self._agreement.finish(idle)
+
+    def checkpoint_was_made(self) -> None:
+        """The request in the run directory is answered."""
+        self._checkpoint_is_due = False
+        self._directory.checkpoint_request.unlink(missing_ok=True)
+
+    def run_has_ended(self) -> None:
+        """What was asked for in the run directory is done; the next job is not to be stopped by it."""
+        if self._world.rank == 0:
+            self.checkpoint_was_made()
+            self._directory.stop_request.unlink(missing_ok=True)
+
+    def _asked(self) -> Ask:
+        now = time.monotonic()
+        self._longest_s = max(self._longest_s, now - self._round_began)
+        self._round_began = now
+        asked = Ask.NOTHING
+        if self._signals is not None:
+            asked = self._signals.asked
+            if self._world.launched and self._signals.launcher_is_gone:
+                asked = max(asked, Ask.LAUNCHER_GONE)
+        if self._world.rank == 0:
+            # One rank looks: every look is a request to the file system's server.
+            if self._limit_s is not None and now - self._begin + ROUNDS_TO_SPARE * self._longest_s > self._limit_s:
+                asked = max(asked, Ask.MAX_WALL)
+            if not self._checkpoint_is_due and self._directory.checkpoint_request.exists():
+                self._checkpoint_is_due = True
+                asked = max(asked, Ask.CHECKPOINT)
+            if self._directory.stop_request.exists():
+                asked = Ask.FILE_STOP
+        return asked
+
+
+class _Agreement:
+    """The maximum over all ranks, begun at the end of a round and taken in at the end of the next."""
+
+    # A rank that misses a message names the one that is late; here nobody can tell, so those speak first.
+    PATIENCE_S = 2.0
+
+    def __init__(self, world: World, deadline_s: float) -> None:
+        self._world, self._deadline_s = world, deadline_s
+        self._ours, self._theirs = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        self._request: MPI.Request | None = None
+
+    def exchange(self, value: int, idle: Callable[[], None] | None) -> int:
+        """Begin with `value`, and take in what was begun before; 0 the first time."""
+        agreed = self.finish(idle)
+        self._ours[0] = value
+        self._request = self._world.begin_max(self._ours, self._theirs)
+        return agreed
+
+    def finish(self, idle: Callable[[], None] | None = None) -> int:
+        """Take in what was begun; 0 if nothing was."""
+        if self._request is None:
+            return 0
+        what = "word on whether to stop"
+        self._world.wait([self._request], [-1], self._deadline_s + self.PATIENCE_S, what, idle)
+        self._request = None
+        return int(self._theirs[0])
