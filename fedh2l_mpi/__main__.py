@@ -20,7 +20,7 @@ from fedh2l_mpi.errors import (
     UserError,
 )
 from fedh2l_mpi.signals import Signals
-from fedh2l_mpi.world import Launch, World, connect
+from fedh2l_mpi.world import Launch, World
 
 SILENT_RANKS_STAY_S = 5.0
 
@@ -38,7 +38,7 @@ def main() -> NoReturn:
             sys.exit(0)
         # From here on, what would end this process asks it to stop in order.
         signals = Signals() if cli.is_run(command) else None
-        world = connect() if cli.needs_world(command) else World(None)
+        world = cli.world_of(command)
     except UserError as error:
         _say(str(error), speaks=is_first)
         if not is_first:

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +38,6 @@ log = logging.getLogger("fedh2l_mpi")
 
 FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
 MANIFEST = "manifest.json"
-COMMITTED = re.compile(r"round-\d{8,}")
 TAGS = 2**14
 # A file's size [bytes] and its SHA-256, as a message.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
@@ -217,16 +215,8 @@ def commit(directory: RunDirectory, rounds: int, manifest: Mapping[str, Any], ke
         shutil.rmtree(final)
     folder.rename(final)
     durable.force_names(directory.checkpoints)
-    for old in committed(directory.checkpoints)[keep:]:
+    for old in directory.committed()[keep:]:
         shutil.rmtree(old)
-
-
-def committed(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
 
 
 def clear(folder: Path) -> None:

@@ -14,7 +14,7 @@ from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.options import Parser, new_parser, positive
 from fedh2l_mpi.signals import Ask, Signals
-from fedh2l_mpi.world import Launch, World
+from fedh2l_mpi.world import Launch, World, connect
 
 if TYPE_CHECKING:
     from fedh2l_mpi.run_directory import RunDirectory
@@ -35,10 +35,13 @@ Other first words are commands; each has a --help of its own:
   export RUN --to KIND   csv, parquet or netcdf
   validate RUN...        checks metrics files
   sweep SWEEP.yaml       runs many and compares them
-  slurm CONFIG           prints a batch job for Slurm
-  pack FOLDER OUT.h5     makes one file of photographs"""
+  pack FOLDER OUT.h5     makes one file of photographs
+  doctor [CONFIG]        says whether a run would work here, alone or under mpirun and srun
+  slurm CONFIG           prints a batch job for Slurm"""
 EPILOG = """\
 exit codes: 0 done or stopped in order, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
+DOCTOR_EPILOG = """\
+exit codes: 0 a run would work, 1 it would not, 2 a mistake in what was asked"""
 SWEEP_EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 some runs failed and the others are done, 130 interrupted"""
 
@@ -86,7 +89,16 @@ class SweepCommand:
     quiet: bool
 
 
-Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | slurm.SlurmCommand
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Look whether a run would work here."""
+
+    config: str | None
+    overrides: tuple[str, ...]
+    out: str | None
+
+
+Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | DoctorCommand | slurm.SlurmCommand
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
@@ -104,10 +116,12 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_pack(words[1:], speaks)
     if words[:1] == ["sweep"]:
         return _parse_sweep(words[1:], speaks)
+    if words[:1] == ["doctor"]:
+        return _parse_doctor(words[1:], speaks)
     if words[:1] == ["slurm"]:
         return slurm.parse(words[1:], speaks)
     if words and words[0].isalpha() and not Path(words[0]).exists():
-        known = [*offline.COMMANDS, "pack", "slurm", "sweep"]
+        known = [*offline.COMMANDS, "pack", "sweep", "doctor", "slurm"]
         hint = config_file.did_you_mean(words[0], known) or f"; commands: {', '.join(known)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
@@ -181,6 +195,19 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     return SweepCommand(**{**vars(options), "overrides": tuple(options.overrides)})
 
 
+def _parse_doctor(words: list[str], speaks: bool) -> DoctorCommand:
+    meaning = (
+        "One page that says whether a run would work here, each failure with its fix: versions, launcher, cores,\n"
+        "GPUs, the file system, and between ranks timed messages and clocks. Start it as the run will be started."
+    )
+    parser = new_parser("python -m fedh2l_mpi doctor", meaning, speaks, DOCTOR_EPILOG)
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose devices, data and messages to try")
+    _add_set(parser, "the config")
+    parser.add_argument("--out", metavar="DIR", help="where runs will be (default: runs, or here); left as it was")
+    options = parser.parse_args(words)
+    return DoctorCommand(options.config, tuple(options.overrides), options.out)
+
+
 def _add_set(parser: Parser, whose: str) -> None:
     parser.add_argument(
         "--set",
@@ -199,11 +226,30 @@ def is_run(command: Command) -> bool:
 
 def needs_world(command: Command) -> bool:
     """Whether the command runs on all ranks together; the others are for one process, without MPI."""
-    return is_run(command)
+    return is_run(command) or isinstance(command, DoctorCommand)
+
+
+def world_of(command: Command) -> World:
+    """The world that the command runs in. **Collective** where it runs on all ranks together.
+
+    Raises
+    ------
+    UserError
+        If the ranks cannot meet; `doctor` tells that on its page instead.
+    """
+    if isinstance(command, DoctorCommand):
+        from fedh2l_mpi import doctor
+
+        return doctor.connected()
+    return connect() if needs_world(command) else World(None)
 
 
 def execute(command: Command, world: World, signals: Signals | None = None) -> int:
-    """Do what was asked, and the exit code. **Collective** for a run, which `signals` may stop."""
+    """Do what was asked, and the exit code. **Collective** for `doctor` and for a run, which `signals` may stop."""
+    if isinstance(command, DoctorCommand):
+        from fedh2l_mpi import doctor
+
+        return doctor.examine(world, command.config, command.overrides, command.out)
     if isinstance(command, SweepCommand):
         return _sweep(command)
     if isinstance(command, offline.OfflineCommand):

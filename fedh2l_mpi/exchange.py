@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedh2l_mpi import staging
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
@@ -145,14 +146,17 @@ class Received(Mapping[int, Tensor]):
     buffers: the arrays of all neighbours of all participants at once would be P times as many where all are neighbours.
     """
 
-    def __init__(self, array: ArraySpec, graph: Graph, hosted: range, arrived: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self, array: ArraySpec, graph: Graph, hosted: range, arrived: Mapping[int, Tensor], pinned: bool = False
+    ) -> None:
         self._array, self._graph, self._hosted, self._arrived = array, graph, hosted, arrived
+        self._pinned = pinned
 
     def __getitem__(self, participant: int) -> Tensor:
         if participant not in self._hosted:
             raise KeyError(participant)
         near = [self._arrived[neighbour] for neighbour in self._graph.neighbours[participant]]
-        return torch.stack(near) if near else torch.empty(0, self._array.rows, self._array.columns)
+        return staging.stacked(near, self._pinned) if near else torch.empty(0, self._array.rows, self._array.columns)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._hosted)
@@ -183,11 +187,16 @@ class Exchange:
         What participants publish, the same on every rank (the handshake has seen to that).
     deadline_s : float
         Longest wait for another rank [s].
+    pinned : bool
+        Whether what arrives is handed out in page-locked memory, on its way to a GPU. The messages themselves are not:
+        only MPI and the CPU touch them.
     """
 
-    def __init__(self, world: World, hosting: Hosting, array: ArraySpec, deadline_s: float) -> None:
+    def __init__(
+        self, world: World, hosting: Hosting, array: ArraySpec, deadline_s: float, pinned: bool = False
+    ) -> None:
         self._world, self._hosting, self._array = world, hosting, array
-        self._deadline_s = deadline_s
+        self._deadline_s, self._pinned = deadline_s, pinned
         self._hosted = hosting.of(world.rank)
         self._comm = world.comm.Dup() if world.comm is not None else None
         self._graph: Graph | None = None
@@ -272,7 +281,7 @@ class Exchange:
             crossed = len(self._graph.neighbours[participant]) * edge_bytes
             self.ledger.sent[participant] = self.ledger.received[participant] = crossed
         self._published = {}
-        return Received(self._array, self._graph, self._hosted, arrived)
+        return Received(self._array, self._graph, self._hosted, arrived, self._pinned)
 
     def close_round(self) -> Ledger:
         """The round's ledger; a round that exchanges nothing has an empty one."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from fedh2l_mpi import status
 
 DONE = b"done\n"
+MEANT_FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class Guardian:
@@ -30,13 +31,18 @@ class Guardian:
         package = Path(__file__).resolve().parent.parent
         # -S: what is in site-packages would cost a start-up; the package itself is found by its folder.
         start = f"import sys; sys.path.insert(0, {str(package)!r}); from fedh2l_mpi import guardian; guardian.main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", start, str(path.resolve()), who],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        # Whoever ends a job may signal all that it finds of it. The guardian inherits the mask, and keeps it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_OTHERS)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-E", "-c", start, str(path.resolve()), who],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def dismiss(self) -> None:
         """The status file says what it has to: nothing is left to do."""
@@ -45,9 +51,6 @@ class Guardian:
 
 def main() -> None:
     """What the process does."""
-    # Whoever ends a job may signal all that it finds of it.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     path, who = Path(sys.argv[1]), sys.argv[2]
     if os.read(0, len(DONE)) != DONE:
         reason = f"{who} ended without a word: it was killed, or its launcher ended the job after another rank had died"

@@ -48,7 +48,7 @@ def check(config: Config) -> RenderableType:
     degrees = topology.graph(0).degrees()
     private = [len(share.private) for share in plan.shares]
     samples = plan.seed_samples_per_round
-    array = method.array(_stand_in(config, plan, zoo[config.architecture(0)]), samples, plan.classes)
+    array = method.array(stand_in(config, plan, zoo[config.architecture(0)]), samples, plan.classes)
     message = array.message_bytes() if array is not None else 0
     a_round = int(degrees.sum()) * message
     exchanges = sum(map(method.exchanges_in, range(config.rounds)))
@@ -87,7 +87,7 @@ def check(config: Config) -> RenderableType:
     return Group(report, "the config is sound")
 
 
-def _stand_in(config: Config, plan: federation.Plan, model: torch.nn.Module) -> Participant:
+def stand_in(config: Config, plan: federation.Plan, model: torch.nn.Module) -> Participant:
     """A participant without data: for what a method wants to know of a model."""
     source = plan.source
     blank = Labelled(torch.zeros(1, source.channels, source.side, source.side), torch.zeros(1, dtype=torch.int64))

@@ -45,7 +45,7 @@ def restore(
     """
     problems: list[str] = []
     damaged: list[Path] = []
-    for folder in world.from_first(lambda: checkpoint.committed(directory.checkpoints)):
+    for folder in world.from_first(lambda: directory.committed()):
         manifest, states, problem = _look(world, directory, folder, participants)
         found = [text for text in world.collect(problem) if text]
         if not found:

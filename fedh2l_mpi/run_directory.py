@@ -1,11 +1,14 @@
 """The one owner of a run directory's paths."""
 
 import itertools
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
+
+COMMITTED = re.compile(r"round-\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class RunDirectory:
     def checkpoint(self, rounds: int) -> Path:
         """The checkpoint after `rounds` finished rounds."""
         return self.checkpoints / f"round-{rounds:08d}"
+
+    def committed(self) -> list[Path]:
+        """The checkpoints that are whole, as far as their names tell, the newest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = [path for path in self.checkpoints.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
 
     def log(self, rank: int) -> Path:
         """The log of a rank."""

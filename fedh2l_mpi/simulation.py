@@ -28,6 +28,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.devices import assign_device
 from fedh2l_mpi.exchange import Exchange, Ledger
 from fedh2l_mpi.lifecycle import Lifecycle
 from fedh2l_mpi.methods import Round
@@ -38,7 +39,7 @@ from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.stopping import Stopping
 from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Graph, Topology
-from fedh2l_mpi.world import Hosting, World, assign_device
+from fedh2l_mpi.world import Hosting, World
 
 log = logging.getLogger("fedh2l_mpi")
 Listener = Callable[[int, NDArray[np.float64]], None]
@@ -82,7 +83,8 @@ class Simulation:
         )
         self.exchange = None
         if self.array is not None:
-            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s)
+            pinned = self.device.type == "cuda"
+            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s, pinned)
         self.description = self._describe()
         facts, deadline_s = self._facts(), config.exchange.deadline_s
         self.first_round = 0
@@ -121,12 +123,12 @@ class Simulation:
                 if asked.stops:
                     break
             self._finish()
+            state, reason = ("stopped", asked.reason) if asked.stops else ("complete", "")
+            self._close(state)
+            self.lifecycle.end(state, reason)
         except BaseException as error:
             self._give_up(error)
             raise
-        state, reason = ("stopped", asked.reason) if asked.stops else ("complete", "")
-        self._close(state)
-        self.lifecycle.end(state, reason)
         used = resource.getrusage(resource.RUSAGE_SELF)
         log.info(
             f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
@@ -172,7 +174,7 @@ class Simulation:
         """Leave files that can be read, and word of what happened."""
         self.lifecycle.fail(error)
         # A closed file opens everywhere. On a full disk it cannot be closed, and can still be read.
-        with contextlib.suppress(OSError, RuntimeError):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
             self._close("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
 
     def _close(self, state: str) -> None:

@@ -1,4 +1,4 @@
-"""The ranks of a run: communicator, hosting, devices, handshake, waiting with a deadline, and how a job ends.
+"""The ranks of a run: communicator, hosting, handshake, waiting with a deadline, and how a job ends.
 
 A single process without an MPI launcher never imports mpi4py; `World.comm` is None there.
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import LateRankError, UserError
 
 if TYPE_CHECKING:
@@ -49,6 +48,9 @@ class Launch:
             # A batch script's own shell is one process, whatever number of tasks its steps will have.
             if environ.get(size, "").isdigit():
                 own = environ.get(rank, "")
+                # srun speaks PMI too, for MPICH; its mpirun sets a variable more, and leaves Slurm's in place.
+                if size == "PMI_SIZE" and "SLURM_STEP_NUM_TASKS" in environ and "MPI_LOCALRANKID" not in environ:
+                    launcher = "srun"
                 return Launch(launcher, int(environ[size]), int(own) if own.isdigit() else 0)
         return Launch("", 1, 0)
 
@@ -160,6 +162,18 @@ class World:
     def collect(self, item: T) -> list[T]:
         """Every rank's `item` in the order of ranks, on every rank. **Collective.**"""
         return [item] if self.comm is None else self.comm.allgather(item)
+
+    def node_ranks(self) -> list[int]:
+        """The ranks on this rank's node, itself among them, in ascending order. **Collective.**"""
+        if self.comm is None:
+            return [0]
+        from mpi4py import MPI
+
+        # Not by the environment: under mpirun, Slurm's node-local number is 0 for every rank.
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        ranks = node.allgather(self.rank)
+        node.Free()
+        return ranks
 
     def handshake(self, digests: Mapping[str, bytes]) -> None:
         """Stop unless every rank holds the same seed set, graph, config and code. **Collective.**
@@ -299,83 +313,3 @@ def connect(environ: Mapping[str, str] = os.environ) -> World:
             f"they would run apart from each other; {fix}"
         )
     return World(MPI.COMM_WORLD.Dup(), launched=True)
-
-
-def choose_device(config: DevicesConfig, local_rank: int, local_size: int, visible: int) -> str:
-    """Name of the torch device for a rank, from its number on its node.
-
-    Parameters
-    ----------
-    local_rank, local_size : int
-        This rank's number among the ranks of its node, and how many these are.
-    visible : int
-        CUDA devices that this rank sees.
-
-    Raises
-    ------
-    UserError
-        If CUDA is asked for and none is visible, the map does not fit, or ranks would have to share a device unasked.
-    """
-    if config.kind == "cpu" or (config.kind == "auto" and visible == 0):
-        return "cpu"
-    if visible == 0:
-        raise UserError("devices.kind: got 'cuda', but no CUDA device is visible; use 'auto' or 'cpu'")
-    if config.map is not None:
-        if local_rank >= len(config.map) or config.map[local_rank] >= visible:
-            raise UserError(
-                f"devices.map: got {list(config.map)}, must name one of {visible} visible devices for each of "
-                f"{local_size} ranks on a node"
-            )
-        return f"cuda:{config.map[local_rank]}"
-    # One visible device and several ranks is how a scheduler isolates each task's GPU, or a shared one: the comparison
-    # of UUIDs tells the two apart.
-    if visible >= local_size or visible == 1:
-        return f"cuda:{local_rank if visible >= local_size else 0}"
-    if not config.share:
-        raise UserError(
-            f"devices.share: {local_size} ranks on a node but {visible} GPUs; start {visible} ranks a node (they host "
-            "several participants each), or set devices.share=true"
-        )
-    return f"cuda:{local_rank % visible}"
-
-
-def check_devices_apart(uuids: Sequence[str], share: bool) -> None:
-    """Refuse two ranks of a node on one physical device, unless sharing is allowed.
-
-    Parameters
-    ----------
-    uuids : sequence of str
-        The device of each rank on the node; empty for a CPU.
-    """
-    used: dict[str, int] = {}
-    for local_rank, uuid in enumerate(uuids):
-        if uuid and uuid in used and not share:
-            raise UserError(
-                f"devices: ranks {used[uuid]} and {local_rank} of a node both have GPU {uuid}; ask for GPUs per node "
-                "(--gpus-per-node), not per task, or set devices.share=true"
-            )
-        used[uuid] = local_rank
-
-
-def assign_device(world: World, config: DevicesConfig) -> str:
-    """This rank's torch device, also compared with those of the other ranks on its node. **Collective.**"""
-    import torch
-
-    node = None
-    if world.comm is not None:
-        from mpi4py import MPI
-
-        node = world.comm.Split_type(MPI.COMM_TYPE_SHARED)
-    local_rank, local_size = (node.rank, node.size) if node is not None else (0, 1)
-    visible = torch.cuda.device_count()
-    device = world.together(lambda: choose_device(config, local_rank, local_size, visible))
-    uuid = ""
-    if device != "cpu":
-        # Before the first call that needs CUDA: that one would open a context on device 0 for every rank.
-        torch.cuda.set_device(device)
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-    uuids = node.allgather(uuid) if node is not None else [uuid]
-    world.together(lambda: check_devices_apart(uuids, config.share))
-    if node is not None:
-        node.Free()
-    return device

@@ -6,7 +6,7 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 import torch
 from torch import Tensor
 
-from fedh2l_mpi import objectives
+from fedh2l_mpi import objectives, staging
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods.method import Method, Round
 from fedh2l_mpi.participant import Participant
@@ -31,7 +31,7 @@ class FedMD(Method):
         """Logits on the round's seed samples, float32 (S, C), kept for the own part of the consensus."""
         logits_SC = participant.logits(now.seed.images).float()
         participant.kept["logits"] = logits_SC
-        return logits_SC.cpu().contiguous()
+        return staging.to_host(logits_SC)
 
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Nothing yet: private data are revisited after the consensus has been digested."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedh2l_mpi import objectives
+from fedh2l_mpi import objectives, staging
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
@@ -151,7 +151,7 @@ class PosteriorMethod(Method):
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """softmax(logits / T) in eval mode, float32 (S, C) in host memory: all that ever leaves a participant."""
         logits_SC = participant.logits(now.seed.images)
-        return objectives.posteriors(logits_SC, self.temperature).float().cpu().contiguous()
+        return staging.to_host(objectives.posteriors(logits_SC, self.temperature).float())
 
 
 class ParameterMethod(Method):
@@ -168,7 +168,7 @@ class ParameterMethod(Method):
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Parameters and running statistics, float32 (1, size) in host memory."""
-        return participant.shared_state.read().float().cpu()[None]
+        return staging.to_host(participant.shared_state.read().float())[None]
 
     def local_phase(self, participant: Participant, now: Round) -> None:
         """E + M steps on private minibatches."""

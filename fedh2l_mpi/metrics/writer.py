@@ -98,7 +98,7 @@ class MetricsWriter:
             # Left by a process that was killed here; whoever goes on with a run has it for himself.
             growing.unlink(missing_ok=True)
         self.file = h5py.File(growing, "x", libver=("v110", "v110"))
-        self._domains = domains
+        self._path, self._domains = path, domains
         self._rows = hashlib.sha256()
         self._attributes(header.attributes if kept is None else {**header.attributes, **_kept_attributes(path)})
         sizes = {
@@ -210,6 +210,8 @@ class MetricsWriter:
         for name, value in {"state": state, "ended": ended, "content_digest": content_digest(self.file)}.items():
             self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
         self.file.close()
+        with self._path.open("rb") as file:
+            durable.force(file)
 
     def _attributes(self, attributes: Mapping[str, str | int]) -> None:
         given: dict[str, str | int] = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **attributes}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fedh2l_mpi import config_file
 from fedh2l_mpi.config import Config, parse_seconds
+from fedh2l_mpi.devices import check_devices_apart, choose_device
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.options import Parser, new_parser, positive
 from fedh2l_mpi.slurm import job
-from fedh2l_mpi.world import check_devices_apart, choose_device
 
 MEANING = """\
 Print a batch job that runs CONFIG under Slurm: it stops in order before the time limit, queues itself again, and goes
@@ -153,7 +153,7 @@ def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[job.Run, int
     if options.scratch:
         if config.data.name != "pack" or config.data.root is None:
             raise UserError(
-                f"--scratch: got data.name {config.data.name!r}, data.root {config.data.root!r}; must be pack and its file"
+                f"--scratch: copies a pack; got data.name {config.data.name!r}, data.root {config.data.root!r}"
             )
         pack = config.data.root
     if not options.elsewhere:

@@ -266,7 +266,8 @@ again() {
   case $job in
     *" JobState=COMPLETING Reason=TimeLimit "*) ;;
     *" JobState=COMPLETING "*)
-      [ "${restarted%% *}" -gt "$restarts" ] && say "Slurm queues it again" || say "cancelled: not queued again"
+      if [ "${restarted%% *}" -gt "$restarts" ]; then say "Slurm queues it again"; exit 1; fi
+      say "cancelled: not queued again"
       exit 1 ;;
   esac
   if [ "$restarts" -ge "$MAX_RESTARTS" ]; then
@@ -309,6 +310,9 @@ launch=("${MPIRUN:-mpirun}" -n "$SLURM_NTASKS" --bind-to none)
 # --cpus-per-task again: srun does not take it from sbatch (since Slurm 22.05). --kill-on-bad-exit: one rank that is
 # killed would leave the others waiting.
 launch=(srun "--mpi=${{SRUN_MPI:-{request.mpi}}}" --kill-on-bad-exit=1 "--cpus-per-task=${{SLURM_CPUS_PER_TASK:-1}}")
+# MPICH names its shared memory by job and step, and ranks that are killed leave it behind: a job that starts again on
+# the same node needs a step of another number, or MPI would not start.
+for ((step = 0; step < restarts; step++)); do srun --mpi=none --nodes=1 --ntasks=1 true >/dev/null 2>&1; done
 """
 
 
@@ -326,13 +330,20 @@ if [ -z "$asked" ]; then
   pid=
 fi
 
-# Never by the launcher's exit code alone: Open MPI's mpirun returns 0 after losing a node.
+# Never by the launcher's exit code alone: Open MPI's mpirun returns 0 after losing a node. And not by what the status
+# said before, or says of another job that is at work on this run.
 status() { sed -n "s/^$1: //p" "$RUN/status" 2>/dev/null; }
-state=$(status state) reason=$(status reason)
-if [ "$before" = "$(cat "$RUN/status" 2>/dev/null)" ] && [ "$state:$code" != complete:0 ]; then
-  state=unbegun reason="status was ${state:-none} before"
+now=$(cat "$RUN/status" 2>/dev/null) state=$(status state) reason=$(status reason)
+case $state in
+  complete) [ "$now" != "$before" ] || [ "$code" -eq 0 ] || state=unbegun ;;
+  running | stopped) [ "$now" != "$before" ] && [[ $(status process) == *", job $SLURM_JOB_ID" ]] || state=unbegun ;;
+  *) [ "$now" != "$before" ] || state=unbegun ;;
+esac
+if [ "$state" = unbegun ]; then
+  say "the run did not begin; the launcher returned $code"
+else
+  say "the run is $state${reason:+ ($reason)}, $(status round) of $(status rounds) rounds; the launcher returned $code"
 fi
-say "the run is $state${reason:+ ($reason)}, $(status round) of $(status rounds) rounds; the launcher returned $code"
 case $state:$reason in
   complete:*) clean; exit 0 ;;
   # Somebody wanted it to stop.
@@ -342,6 +353,11 @@ case $state:$reason in
   running:* | unbegun:*) [ -z "$asked" ] || again ;;
   *) [ "$asked" != TERM ] || again ;;
 esac
+if [ "$state" = running ]; then
+  # All ranks were killed, and nobody was left to say so.
+  sed -e 's/^state: .*/state: failed/' -e "s/^reason: .*/reason: all ranks were killed; the launcher returned $code/" \
+    "$RUN/status" >"$RUN/status.$SLURM_JOB_ID" && mv -f "$RUN/status.$SLURM_JOB_ID" "$RUN/status"
+fi
 say "did not finish; what the ranks said is in $RUN/log" >&2
 clean
 [ "$code" -ne 0 ] || code=1

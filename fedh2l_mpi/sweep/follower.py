@@ -71,6 +71,10 @@ class Follower:
         """What was there of an element has been set aside."""
         self._say(f"{place.label} had not finished: starts again, what was there is kept as {place.label}.unfinished-*")
 
+    def goes_on(self, place: Place) -> None:
+        """An unfinished element is gone on with."""
+        self._say(f"{place.label} had not finished: goes on from its checkpoint")
+
     def is_elsewhere(self, place: Place, waits: bool) -> None:
         """Another process runs an element."""
         if place.label not in self._elsewhere:

@@ -61,16 +61,15 @@ class Place:
         run = metrics.read(self.run.metrics)
         if run.rounds < int(run.attributes["rounds_planned"]):
             return None
-        self._refuse_another(self.run.config)
+        self._refuse_another("a finished run")
         return run
 
-    def _refuse_another(self, config: Path) -> None:
-        """Raise unless a config that is here is the element's, but for where and how fast it runs."""
-        differing = differing_keys(self.element.config, config_file.load(config))
+    def _refuse_another(self, what: str) -> None:
+        """Raise if the run's config differs from the element's, but for where and how fast it runs."""
+        differing = differing_keys(self.element.config, config_file.load(self.run.config))
         if differing:
-            kind = "a finished run" if config == self.run.config else "a run"
             raise UserError(
-                f"{self.run.path}: holds {kind} of another config; "
+                f"{self.run.path}: holds {what} of another config; "
                 + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
                 + "; choose another --out, or move that directory away"
             )
@@ -109,22 +108,28 @@ class Place:
         if lock is None:
             raise UserError(f"{self.config}: another process runs this element; left to that")
         try:
-            if self.finished() is None and self.run.path.exists():
-                self._refuse_another(self.config)
+            if self.run.config.exists():
+                self._refuse_another("a run")
             text = self.element.config.to_yaml().encode()
             if self.config.read_bytes() != text:
-                # Not under another name first: the lock is on this very file. No other process has it by now.
+                # Not under another name first: the lock is on this very file, and no job reads it before it has that.
                 os.pwrite(lock, text, 0)
                 os.ftruncate(lock, len(text))
                 os.fsync(lock)
         finally:
             os.close(lock)
 
-    def make_way(self) -> bool:
-        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.
+    def can_go_on(self) -> bool:
+        """Whether an unfinished run has a checkpoint, and is of this element's config."""
+        if not self.run.committed():
+            return False
+        try:
+            return not differing_keys(self.element.config, config_file.load(self.run.config))
+        except UserError:
+            return False
 
-        Here is where such a run would be gone on with instead.
-        """
+    def make_way(self) -> bool:
+        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held."""
         if not self.run.path.exists():
             return False
         numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._set_aside())

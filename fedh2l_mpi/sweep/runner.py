@@ -174,14 +174,16 @@ class Runner:
                 self._follower.finished(place, self.outcomes[place.label], None)
                 os.close(lock)
                 return
-            if place.make_way():
+            if place.can_go_on():
+                self._follower.goes_on(place)
+            elif place.make_way():
                 self._follower.starts_again(place)
             os.ftruncate(lock, 0)
             os.write(lock, place.element.config.to_yaml().encode())
             with place.log.open("wb") as log:
                 # A session of its own: Ctrl-C in the terminal is for us to pass on, and what it starts ends with it.
                 process = subprocess.Popen(
-                    [*self._command, str(place.config), "--out", str(place.run.path), "--quiet"],
+                    [*self._command, str(place.config), "--out", str(place.run.path), "--resume", "auto", "--quiet"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -205,7 +207,8 @@ class Runner:
             self.outcomes[place.label] = tables.outcome(run)
             self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
         else:
-            self.failed[place.label] = why(place.log, code)
+            stopped = "was stopped before its last round; the same command goes on with it"
+            self.failed[place.label] = why(place.log, code) if code else stopped
             self._follower.failed(place, self.failed[place.label])
 
     def _end_children(self) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 from conftest import Ended, kill, launch, mpich, start
+from same_runs import assert_same_run
 
 from fedh2l_mpi import metrics
+from fedh2l_mpi.run_directory import RunDirectory
 
 TINY = """
 set:
   {participants: 2, rounds: 2, evaluation.every: 1, models: [mlp], method.local_steps: 1, method.mutual_steps: 1,
-   evaluation.test_samples_per_domain: 50, seed_set.samples_per_round: 50}
+   evaluation.test_samples_per_domain: 50, seed_set.samples_per_round: 50, checkpoint.every: 10}
 elements:
   - {name: plain}
   - {name: other, ELEMENT}
@@ -168,21 +170,44 @@ def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path, sweep)
     assert [line.split()[1] for line in listed(command)] == ["finished", "finished", "unfinished", "unfinished"]
 
 
-def test_a_killed_run_starts_again_and_what_was_there_is_kept(tmp_path, sweep):
+def test_a_killed_run_goes_on_from_its_checkpoint_and_is_the_unbroken_one(tmp_path, sweep):
     command, out = sweep(rounds="80"), tmp_path / "out"
     process = start([mpich().python, "-m", "fedh2l_mpi", *command, "--jobs", "2"])
     try:
-        os.kill(wait_for_pid(out / LABELS[1]), signal.SIGKILL)
+        pid = wait_for_pid(out / LABELS[1])
+        for _ in range(600):
+            if RunDirectory(out / LABELS[1]).committed():
+                break
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
         said, errors = process.communicate(timeout=120)
     finally:
         kill(process)
     assert process.returncode == 1, said + errors
     assert "1 of 4 runs failed:\n  plain,seed=1: ended by SIGKILL" in errors
-    kept = metrics.read(out / LABELS[1] / "metrics.h5").rounds
-    assert 1 <= kept < 80
+    assert 10 <= metrics.read(out / LABELS[1] / "metrics.h5").rounds < 80
     again = launch(command)
     assert again.code == 0, again.err
     assert "3 of 4 runs have finished before" in again.out
+    assert "plain,seed=1 had not finished: goes on from its checkpoint" in again.out
+    assert not list(out.glob("*.unfinished-*"))
+    unbroken = launch([str(out / f"{LABELS[1]}.yaml"), "--quiet", "--out", str(tmp_path / "unbroken")])
+    assert unbroken.code == 0, unbroken.err
+    assert_same_run(tmp_path / "unbroken", out / LABELS[1], 80)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_what_was_there_is_kept(tmp_path, sweep):
+    command, out = sweep(rounds="80", **{"checkpoint.every": "null"}), tmp_path / "out"
+    process = start([mpich().python, "-m", "fedh2l_mpi", *command, "--index", "1"])
+    try:
+        os.kill(wait_for_pid(out / LABELS[1]), signal.SIGKILL)
+        process.communicate(timeout=120)
+    finally:
+        kill(process)
+    kept = metrics.read(out / LABELS[1] / "metrics.h5").rounds
+    assert 1 <= kept < 80
+    again = launch([*command, "--index", "1"])
+    assert again.code == 0, again.err
     assert "plain,seed=1 had not finished: starts again" in again.out
     assert metrics.read(out / f"{LABELS[1]}.unfinished-1" / "metrics.h5").rounds == kept
     assert metrics.read(out / LABELS[1] / "metrics.h5").rounds == 80

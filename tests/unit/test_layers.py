@@ -12,7 +12,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["slurm"],
+    ["doctor", "slurm"],
     ["preflight", "sweep", "offline"],
     ["analysis"],
     ["console"],
@@ -21,7 +21,7 @@ LAYERS = [
     ["claim"],
     ["methods"],
     ["participant"],
-    ["recorder", "exchange", "checkpoint"],
+    ["recorder", "exchange", "checkpoint", "devices"],
     [
         "world",
         "metrics",
@@ -36,6 +36,7 @@ LAYERS = [
         "teachers",
         "data",
         "models",
+        "staging",
     ],
     ["provenance", "config_file", "users_own", "status"],
     ["config_keys", "options", "settings"],

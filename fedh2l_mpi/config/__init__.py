@@ -1,0 +1,126 @@
+"""The configuration: validated and immutable; every field has a unit, a range and one line of meaning."""
+
+from typing import Annotated
+
+import yaml
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
+from fedh2l_mpi.config.learning import (
+    METHOD_KEYS,
+    RANDOM_KINDS,
+    EvaluationConfig,
+    MethodConfig,
+    OptimizerConfig,
+    TopologyConfig,
+)
+from fedh2l_mpi.config.running import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
+from fedh2l_mpi.config.section import Count, Section
+from fedh2l_mpi.errors import UserError
+
+__all__ = [
+    "METHOD_KEYS",
+    "RANDOM_KINDS",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DevicesConfig",
+    "EvaluationConfig",
+    "ExchangeConfig",
+    "MethodConfig",
+    "OptimizerConfig",
+    "PartitionConfig",
+    "RunConfig",
+    "Section",
+    "SeedSetConfig",
+    "TopologyConfig",
+    "parse_seconds",
+]
+
+
+class Config(Section):
+    """A whole run. Every default together is the built-in run of scikit-learn's digits on a ring."""
+
+    participants: Count | None = Field(None, description="P; null: as many as MPI ranks, 4 without mpirun")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(0, description="of every random stream of the run")
+    rounds: Count = Field(40, description="communication rounds [rounds]")
+    data: DataConfig = DataConfig()
+    seed_set: SeedSetConfig = SeedSetConfig()
+    models: tuple[str, ...] | dict[int, str] = Field(
+        ("lenet5", "mlp", "cnn"),
+        description="architectures: a list cycled over the participants, or a map from every participant to one; "
+        "lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, torchvision:NAME or package.module:Class",
+    )
+    weights: dict[str, str] = Field(
+        {}, description="pretrained weights: a map from an architecture to the file of its state dict"
+    )
+    topology: TopologyConfig = TopologyConfig()
+    method: MethodConfig = MethodConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()
+    devices: DevicesConfig = DevicesConfig()
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _list_or_map(cls, models: object) -> object:
+        names = list(
+            models.values() if isinstance(models, dict) else models if isinstance(models, list | tuple) else []
+        )
+        keys = list(models) if isinstance(models, dict) else []
+        if not names or not all(isinstance(name, str) for name in names) or not all(type(key) is int for key in keys):
+            raise PydanticCustomError(
+                "models", "must be a list of architectures, or a map from every participant's number to one"
+            )
+        return models
+
+    def resolved(self, ranks: int, launched: bool) -> "Config":
+        """This config with the number of participants filled in.
+
+        Parameters
+        ----------
+        ranks : int
+            MPI processes of the run.
+        launched : bool
+            Whether an MPI launcher started them; a single process without one hosts 4 participants.
+
+        Raises
+        ------
+        UserError
+            If there are more ranks than participants, or the map of models does not fit the participants.
+        """
+        participants = self.participants or (ranks if launched else 4)
+        if ranks > participants:
+            raise UserError(
+                f"participants: the config has {participants}, but mpirun started {ranks} ranks; "
+                f"use -n {participants} or fewer"
+            )
+        if isinstance(self.models, dict):
+            missing = sorted(set(range(participants)) - set(self.models))
+            strange = sorted(set(self.models) - set(range(participants)))
+            if missing or strange:
+                raise UserError(
+                    f"models: a map must name participants 0 to {participants - 1}, each once; "
+                    f"missing: {missing or 'none'}, unknown: {strange or 'none'}"
+                )
+        return self.model_copy(update={"participants": participants})
+
+    @property
+    def size(self) -> int:
+        """P, the number of participants of a resolved config."""
+        if self.participants is None:
+            raise RuntimeError("the config is not resolved: call resolved() first")
+        return self.participants
+
+    def architecture(self, participant: int) -> str:
+        """Name of `participant`'s architecture."""
+        if isinstance(self.models, dict):
+            return self.models[participant]
+        return self.models[participant % len(self.models)]
+
+    def to_yaml(self) -> str:
+        """The whole config as YAML text that loads back to an equal config."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)

@@ -1,0 +1,94 @@
+"""How a run is carried out, secured and ended: nothing here moves a number, but for the number of threads."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from fedh2l_mpi.config.section import Count, Natural, Section, Switch
+
+
+class ExchangeConfig(Section):
+    """Messages between ranks."""
+
+    deadline_s: float = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
+
+
+class DevicesConfig(Section):
+    """Where the arithmetic runs."""
+
+    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where a device is visible, else CPU")
+    threads: Count = Field(1, description="intra-op threads of a rank; other counts give other last bits")
+    share: Switch = Field(False, description="whether several ranks of a node may use one GPU")
+    map: tuple[Natural, ...] | None = Field(
+        None, description="device of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
+    )
+
+    @model_validator(mode="after")
+    def _map_of_cuda(self) -> "DevicesConfig":
+        if self.kind == "cpu" and self.map is not None:
+            raise PydanticCustomError(
+                "unused_key", "map: got {map}, but kind 'cpu' does not use it; set it to null", {"map": list(self.map)}
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """What a killed run can go on from."""
+
+    every: Count | None = Field(
+        10, description="rounds between checkpoints [rounds]; null: only on request, when stopped, and at the end"
+    )
+    keep: Annotated[int, Field(strict=True, ge=2, le=2**31)] = Field(
+        2, description="newest checkpoints that are kept; two at least, as the newest may turn out to be damaged"
+    )
+
+
+class RunConfig(Section):
+    """When a run ends."""
+
+    max_wall: float | str | None = Field(
+        None,
+        description="stop in order, with a checkpoint, before this time since the start: seconds, or as H:MM:SS, 90m "
+        "or 2h; null: no limit",
+    )
+
+    @field_validator("max_wall")
+    @classmethod
+    def _is_a_time(cls, value: float | str | None) -> float | str | None:
+        try:
+            if value is not None:
+                parse_seconds(str(value))
+        except ValueError as error:
+            raise PydanticCustomError("max_wall", "{why}", {"why": str(error)}) from None
+        return value
+
+    @property
+    def max_wall_s(self) -> float | None:
+        """`max_wall` in seconds."""
+        return None if self.max_wall is None else parse_seconds(str(self.max_wall))
+
+
+def parse_seconds(text: str) -> float:
+    """A time such as `1:30:00`, `1-12:00:00`, `90m`, `2h` or `45.5` in seconds.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or not more than 0.
+    """
+    with_unit = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    with_colons = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text.strip())
+    if with_unit:
+        seconds = float(with_unit[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[with_unit[2]]
+    elif with_colons:
+        days, first, second, third = (int(part or 0) for part in with_colons.groups())
+        # As in Slurm: H:MM:SS, days-H:MM(:SS), but M:SS.
+        is_hours = with_colons[4] is not None or with_colons[1] is not None
+        seconds = days * 86400.0 + (first * 3600 + second * 60 + third if is_hours else first * 60 + second)
+    else:
+        seconds = 0.0
+    if seconds <= 0:
+        raise ValueError("must be a time of more than 0, such as 5400, 1:30:00, 90m or 2h")
+    return seconds

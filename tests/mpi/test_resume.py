@@ -1,0 +1,205 @@
+"""Jobs that are stopped, killed and gone on with: real mpiruns, real signals, and at the end the unbroken run."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Mpi, kill, launch, mpich, start
+from same_runs import assert_same_run
+
+from fedh2l_mpi import metrics, status
+from fedh2l_mpi.run_directory import RunDirectory
+
+FAST = ["participants=3", "method.local_steps=2", "method.mutual_steps=2", "evaluation.every=1", "checkpoint.every=1"]
+RING = [*FAST, "models=[mlp]"]
+REDRAWN = [
+    *FAST,
+    "models=[cnn, mlp]",
+    "topology.kind=erdos_renyi",
+    "topology.redraw_every=2",
+    "optimizer.name=sgd",
+    "optimizer.momentum=0.9",
+]
+# More than there is time for; but all graphs of a run are drawn at its start.
+MANY = 3000
+GOSSIP = [*FAST, "models=[mlp]", "method.name=d_psgd"]
+
+
+def arguments(out: Path, settings: list[str], rounds: int, *more: str) -> list[str]:
+    """For a run that goes on with what is in `out`."""
+    words = [word for setting in [*settings, f"rounds={rounds}"] for word in ("--set", setting)]
+    return [*words, "--out", str(out), *more]
+
+
+def begin(out: Path, settings: list[str], rounds: int, ranks: int, mpi: Mpi | None = None) -> subprocess.Popen[str]:
+    """A job that goes on with a run, begun; it has done a round when this returns."""
+    mpi = mpi or mpich()
+    if mpi is None:
+        pytest.skip("no mpirun on this machine")
+    program = [mpi.python, "-m", "fedh2l_mpi", *arguments(out, settings, rounds, "--resume", "auto")]
+    before = status.read(RunDirectory(out).status)
+    process = start([mpi.mpirun, "-n", str(ranks), *program] if ranks > 1 else program)
+    try:
+        for _ in range(1200):
+            now = status.read(RunDirectory(out).status)
+            if now is not None and now.state == "running" and (before is None or now.who != before.who):
+                return process
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+    except BaseException:
+        kill(process)
+        raise
+    kill(process)
+    raise AssertionError("the job did not begin within 24 s")
+
+
+def pid_of(out: Path, rank: int) -> int:
+    """Of the last process that was this rank."""
+    return int(RunDirectory(out).log(rank).read_text().rpartition(f"rank {rank} of ")[2].split("pid ")[1].split(")")[0])
+
+
+def end(process: subprocess.Popen[str], timeout: float = 30) -> tuple[int, str, str]:
+    """How a job ends; it is killed if it does not."""
+    try:
+        said, errors = process.communicate(timeout=timeout)
+    finally:
+        kill(process)
+    return process.returncode, said, errors
+
+
+def state_soon(out: Path) -> status.Status:
+    """What the status file says as soon as nobody says any more that the run is running."""
+    for _ in range(250):
+        now = status.read(RunDirectory(out).status)
+        if now is not None and now.state != "running":
+            return now
+        time.sleep(0.02)
+    raise AssertionError("the status file still says that the run is running")
+
+
+def finish_and_compare(tmp_path: Path, out: Path, settings: list[str], ranks: int | None, more: int = 10) -> None:
+    """Go on for some rounds, to the end, and compare with a run of as many rounds that nobody disturbed."""
+    rounds = metrics.read(RunDirectory(out).metrics).rounds + more
+    ended = launch(arguments(out, settings, rounds, "--resume", "require", "--quiet"), ranks)
+    assert ended.code == 0, ended.err
+    assert status.read(RunDirectory(out).status).state == "complete"
+    unbroken = launch(arguments(tmp_path / "unbroken", settings, rounds, "--quiet"), timeout=240)
+    assert unbroken.code == 0, unbroken.err
+    assert_same_run(tmp_path / "unbroken", out, rounds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks"), [(RING, (2,)), (REDRAWN, (3, 1, 2)), (GOSSIP, (3,))], ids=["ring", "redrawn", "d_psgd"]
+)
+def test_killed_at_any_time_and_resumed_is_unbroken_bit_for_bit(tmp_path, settings, ranks):
+    draw, out, seen, kills = random.Random(1), tmp_path / "run", [], 10 if settings is not GOSSIP else 2
+    for attempt in range(kills):
+        size = ranks[attempt % len(ranks)]
+        process = begin(out, settings, rounds=MANY, ranks=size)
+        try:
+            # From before the first round's end, through rows and checkpoints in the writing.
+            time.sleep(draw.uniform(0.0, 0.5))
+            os.kill(pid_of(out, draw.randrange(size)), signal.SIGKILL)
+        finally:
+            code, said, errors = end(process)
+        assert code != 0, (said, errors)
+        assert state_soon(out).state == "failed"
+        result = metrics.read(RunDirectory(out).metrics)
+        # A round is told of after its flush: all that were told of are there, and none is half there.
+        told = [
+            int(line.split(" of 100000 rounds")[0].split()[-1]) for line in said.splitlines() if " of 100000 " in line
+        ]
+        assert result.rounds >= max(told, default=0)
+        for name in ("accuracy", "loss", "loss_private", "bytes_sent"):
+            assert not (result[name] != result[name]).any(), f"{name} has holes"
+        seen.append(result.rounds)
+    assert len(set(seen)) > kills // 2, seen
+    assert seen[-1] > seen[0], "killed jobs got nowhere"
+    finish_and_compare(tmp_path, out, settings, ranks=2)
+
+
+def test_usr1_to_the_launcher_or_to_any_rank_stops_the_job_in_order(tmp_path, any_mpi):
+    out = tmp_path / "run"
+    for attempt, size in enumerate((3, 2)):
+        process = begin(out, REDRAWN, rounds=MANY, ranks=size, mpi=any_mpi)
+        time.sleep(0.3)
+        # Launchers pass it on to every rank; a person may know of one rank only.
+        os.kill(process.pid if attempt == 0 else pid_of(out, 1), signal.SIGUSR1)
+        code, said, errors = end(process)
+        assert code == 0, (said, errors)
+        now = status.read(RunDirectory(out).status)
+        assert (now.state, now.reason) == ("stopped", "USR1")
+        assert now.checkpoint == now.round == metrics.read(RunDirectory(out).metrics).rounds
+        assert "stopped (USR1), with a checkpoint; python -m fedh2l_mpi --resume auto" in said
+        assert not RunDirectory(out).lock.exists()
+    finish_and_compare(tmp_path, out, REDRAWN, ranks=None)
+
+
+def test_files_in_the_run_directory_ask_for_a_checkpoint_and_for_the_end(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    process = begin(out.path, [*RING, "checkpoint.every=null"], rounds=MANY, ranks=2)
+    try:
+        # A second job is kept off.
+        other = launch(arguments(out.path, [*RING, "checkpoint.every=null"], MANY, "--resume", "auto"))
+        assert other.code == 2
+        assert (
+            f"this run is at work in another process (host {os.uname().nodename}, pid {pid_of(out.path, 0)})"
+            in other.err
+        )
+        out.checkpoint_request.touch()
+        for _ in range(500):
+            if not out.checkpoint_request.exists():
+                break
+            time.sleep(0.02)
+        assert len(out.committed()) == 1, "the request is gone before it is answered"
+        out.stop_request.touch()
+    finally:
+        code, _, errors = end(process)
+    assert code == 0, errors
+    now = status.read(out.status)
+    assert (now.state, now.reason) == ("stopped", "file STOP")
+    assert not out.stop_request.exists(), "it would stop the next job, too"
+    assert len(out.committed()) == 2
+
+
+def test_every_file_of_a_checkpoint_is_verified_on_the_rank_that_needs_it(tmp_path):
+    whole = RunDirectory(tmp_path / "run")
+    ended = launch(arguments(whole.path, RING, 3, "--quiet"), ranks=3)
+    assert ended.code == 0, ended.err
+    for rank in range(3):
+        out = RunDirectory(tmp_path / f"damaged-{rank}")
+        shutil.copytree(whole.path, out.path)
+        path = out.checkpoint(3) / f"rank-000{rank}.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 1
+        path.write_bytes(content)
+        # By ranks that host other blocks than those that wrote.
+        ended = launch(arguments(out.path, RING, 4, "--resume", "auto"), ranks=2)
+        assert ended.code == 0, ended.err
+        assert f"cannot be used: {path}: its content has changed since it was written; trying the one" in ended.out
+        assert "goes on after 2 of 4 rounds" in ended.out
+    finish_and_compare(tmp_path, tmp_path / "damaged-2", RING, ranks=2, more=1)
+
+
+def test_ranks_do_not_outlive_their_launcher(tmp_path, any_mpi):
+    out = tmp_path / "run"
+    process = begin(out, RING, rounds=MANY, ranks=2, mpi=any_mpi)
+    ranks = [pid_of(out, rank) for rank in range(2)]
+    os.kill(process.pid, signal.SIGKILL)
+    # One launcher takes its ranks with it; another leaves them running, and then they stop in order.
+    now = state_soon(out)
+    assert (now.state, now.reason) == ("stopped", "launcher gone") or now.state == "failed"
+    for _ in range(500):
+        if not any(Path(f"/proc/{pid}").exists() for pid in ranks):
+            break
+        time.sleep(0.02)
+    else:
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail("ranks run on")
+    end(process)

@@ -1,0 +1,275 @@
+"""Who gets which GPU: no MPI and no GPU needed, only counts and names as ranks would see them."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedh2l_mpi import devices
+from fedh2l_mpi.config import DevicesConfig
+from fedh2l_mpi.devices import (
+    Seat,
+    assign_device,
+    check_devices_apart,
+    check_nodes_apart,
+    choose_device,
+    devices_of_nodes,
+    isolated_hosts,
+    take_seats,
+    unused_grants,
+)
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.world import World
+
+SLURM_4_GPUS = {"granted": "0,1,2,3"}
+
+
+def chosen(ranks_per_node: int, visible: int, **config: object) -> list[str]:
+    settings = DevicesConfig(**config)
+    return [choose_device(settings, local, ranks_per_node, visible) for local in range(ranks_per_node)]
+
+
+def seated(ranks: list[int], visible: list[int], **given: str) -> list[Seat]:
+    """Seats on nodes n1, n2, ...: how many ranks each has, and how many GPUs each of these sees."""
+    seats: list[Seat] = []
+    for number, (count, sees) in enumerate(zip(ranks, visible, strict=True), start=1):
+        node = tuple(range(len(seats), len(seats) + count))
+        seats += [Seat(rank, f"n{number}", node, sees, task=str(rank), **given) for rank in node]
+    return seats
+
+
+def under_mpirun(seats: list[Seat]) -> list[Seat]:
+    """The same, but started by one daemon a node, as Slurm numbers those: 0, 0, 1, 2, ... (measured)."""
+    hosts = sorted({seat.host for seat in seats})
+    return [replace(seat, task=str(max(0, hosts.index(seat.host) - 1))) for seat in seats]
+
+
+def test_four_ranks_and_four_gpus_a_node_pair_up():
+    assert chosen(4, 4) == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert chosen(3, 4) == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+def test_an_isolated_task_takes_the_one_gpu_it_sees():
+    assert chosen(4, 1) == ["cuda:0"] * 4
+
+
+def test_a_map_is_followed():
+    assert chosen(4, 4, map=(2, 3, 0, 1)) == ["cuda:2", "cuda:3", "cuda:0", "cuda:1"]
+    for wrong in ((0, 1), (0, 1, 2, 4)):
+        with pytest.raises(UserError, match=r"devices.map: got \[0, 1"):
+            chosen(4, 4, map=wrong)
+
+
+def test_a_map_may_put_an_isolated_task_on_its_only_gpu_and_nowhere_else():
+    assert chosen(2, 1, map=(0, 0)) == ["cuda:0", "cuda:0"]
+    with pytest.raises(UserError, match=r"devices.map: got \[0, 1\], must name one of 1 visible devices"):
+        chosen(2, 1, map=(0, 1))
+
+
+def test_fewer_gpus_than_ranks_are_shared_only_if_asked():
+    with pytest.raises(UserError, match="4 ranks on a node but 3 GPUs; start 3 ranks a node .*devices.share=true"):
+        chosen(4, 3)
+    assert chosen(4, 3, share=True) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert chosen(5, 2, share=True) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_no_gpu_means_the_cpu_unless_cuda_was_demanded():
+    assert chosen(2, 0) == ["cpu", "cpu"]
+    assert chosen(2, 4, kind="cpu") == ["cpu", "cpu"]
+    with pytest.raises(UserError, match="devices.kind: got 'cuda', but no CUDA device is visible"):
+        chosen(2, 0, kind="cuda")
+
+
+def test_two_ranks_on_one_physical_gpu_are_refused_unless_asked():
+    check_devices_apart(["GPU-a", "GPU-b", "", ""], share=False)
+    check_devices_apart(["GPU-a", "GPU-a"], share=True)
+    with pytest.raises(UserError, match="ranks 0 and 2 of a node both have GPU GPU-a; ask for GPUs per node"):
+        check_devices_apart(["GPU-a", "GPU-b", "GPU-a"], share=False)
+
+
+def test_sixteen_ranks_on_four_nodes_of_four_gpus_use_each_gpu_once():
+    seats = seated([4] * 4, [4] * 4, **SLURM_4_GPUS)
+    got = devices_of_nodes(DevicesConfig(), seats)
+    assert got == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"] * 4
+    uuids = [f"GPU-{seat.host}-{device}" for seat, device in zip(seats, got, strict=True)]
+    assert len(set(uuids)) == 16
+    check_nodes_apart(seats, uuids, share=False)
+    assert isolated_hosts(seats, uuids) == []
+
+
+def test_ranks_that_are_dealt_out_in_turn_count_on_their_own_node():
+    # mpirun --map-by node: the ranks of a node are not consecutive, and the global rank would give the wrong device.
+    seats = [Seat(rank, f"n{rank % 2 + 1}", tuple(range(rank % 2, 8, 2)), 4) for rank in range(8)]
+    assert devices_of_nodes(DevicesConfig(), seats) == [f"cuda:{rank // 2}" for rank in range(8)]
+
+
+def test_isolated_tasks_are_recognised_by_their_different_gpus():
+    seats = seated([4] * 4, [1] * 4, gpus_per_task="1", granted="0")
+    assert devices_of_nodes(DevicesConfig(), seats) == ["cuda:0"] * 16
+    uuids = [f"GPU-{number}" for number in range(16)]
+    check_nodes_apart(seats, uuids, share=False)
+    assert isolated_hosts(seats, uuids) == ["n1", "n2", "n3", "n4"]
+
+
+def test_one_gpu_that_several_ranks_see_is_refused_by_its_uuid_and_its_node_named():
+    # Counts cannot tell this from isolated tasks: one visible device and four ranks in both.
+    seats = seated([4, 4], [1, 1])
+    assert devices_of_nodes(DevicesConfig(), seats) == ["cuda:0"] * 8
+    uuids = [f"GPU-{rank}" for rank in range(4)] + ["GPU-z"] * 4
+    with pytest.raises(UserError, match=r"ranks 0 and 1 of a node both have GPU GPU-z; ask for .*\(on n2\)"):
+        check_nodes_apart(seats, uuids, share=False)
+    check_nodes_apart(seats, uuids, share=True)
+    assert isolated_hosts(seats, uuids) == ["n1"]
+
+
+def test_equal_uuids_on_different_nodes_are_no_sharing():
+    # Virtual GPUs of different hosts may have one UUID.
+    seats = seated([1, 1], [1, 1])
+    check_nodes_apart(seats, ["GPU-a", "GPU-a"], share=False)
+
+
+def test_gpus_dealt_out_three_and_one_serve_three_ranks_and_one():
+    # srun -N2 -n4 --gpus=4 gives the first node 0,1,2 and the second 0.
+    seats = seated([3, 1], [3, 1])
+    assert devices_of_nodes(DevicesConfig(), seats) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+
+
+def test_gpus_dealt_out_three_and_one_are_refused_for_two_ranks_and_two():
+    seats = seated([2, 2], [3, 1])
+    got = devices_of_nodes(DevicesConfig(), seats)
+    assert got == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
+    uuids = ["GPU-a", "GPU-b", "GPU-d", "GPU-d"]
+    with pytest.raises(UserError, match=r"both have GPU GPU-d.*\(on n2\)"):
+        check_nodes_apart(seats, uuids, share=False)
+
+
+def test_the_node_that_has_too_few_gpus_is_named():
+    with pytest.raises(UserError, match=r"3 ranks on a node but 2 GPUs; start 2 ranks a node .*\(on n2\)"):
+        devices_of_nodes(DevicesConfig(), seated([3, 3], [4, 2]))
+    # On a single host, its name would say nothing.
+    with pytest.raises(UserError, match=r"devices.share=true$"):
+        devices_of_nodes(DevicesConfig(), seated([3], [2]))
+
+
+def test_a_node_without_gpus_stops_a_run_that_demands_them():
+    assert devices_of_nodes(DevicesConfig(), seated([1, 1], [1, 0])) == ["cuda:0", "cpu"]
+    with pytest.raises(UserError, match=r"no CUDA device is visible.*\(on n2\)"):
+        devices_of_nodes(DevicesConfig(kind="cuda"), seated([1, 1], [1, 0]))
+
+
+@pytest.mark.parametrize("visible", [0, 1, 4])
+def test_gpus_per_task_are_refused_for_ranks_of_mpirun_whatever_torch_sees(visible):
+    seats = under_mpirun(seated([4] * 4, [visible] * 4, gpus_per_task="1"))
+    assert [seat.task for seat in seats] == ["0"] * 8 + ["1"] * 4 + ["2"] * 4
+    with pytest.raises(UserError, match="SLURM_GPUS_PER_TASK=1.* mpirun .*use --gpus-per-node instead of .*or .*srun"):
+        devices_of_nodes(DevicesConfig(), seats)
+    assert devices_of_nodes(DevicesConfig(kind="cpu"), seats) == ["cpu"] * 16
+
+
+def test_gpus_per_task_are_fine_for_srun_for_one_node_and_for_a_rank_a_node():
+    for seats in (
+        seated([4] * 4, [1] * 4, gpus_per_task="1"),
+        # The batch script's own node: its ranks see all that was granted there.
+        under_mpirun(seated([4], [4], gpus_per_task="1")),
+        under_mpirun(seated([1] * 4, [1] * 4, gpus_per_task="1")),
+        under_mpirun(seated([4] * 4, [4] * 4)),
+    ):
+        assert len(devices_of_nodes(DevicesConfig(), seats)) == len(seats)
+
+
+def test_granted_gpus_that_torch_does_not_see_are_told():
+    assert unused_grants(DevicesConfig(), seated([2], [2], **SLURM_4_GPUS)) == ""
+    assert unused_grants(DevicesConfig(), seated([2], [0])) == ""
+    blind = seated([2, 2], [0, 0], **SLURM_4_GPUS)
+    assert "CUDA_VISIBLE_DEVICES=0,1,2,3 on n1), but PyTorch sees none" in unused_grants(DevicesConfig(), blind)
+    assert unused_grants(DevicesConfig(kind="cpu"), blind) == ""
+
+
+@pytest.mark.parametrize(
+    ("environ", "granted"),
+    [
+        ({}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_JOB_ID": "7"}, "0,1"),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles", "SLURM_JOB_ID": "7"}, ""),
+        ({"SLURM_JOB_ID": "7"}, ""),
+    ],
+)
+def test_only_what_slurm_granted_counts_as_granted(environ, granted):
+    assert [seat.granted for seat in take_seats(World(None), 0, environ)] == [granted]
+
+
+class Machine:
+    """A CUDA machine that counts what is asked of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+        self.calls: list[str] = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.calls.append(f"set {device}"))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", self.properties)
+
+    def properties(self, device: str) -> object:
+        self.calls.append(f"ask {device}")
+        return type("Properties", (), {"uuid": f"GPU-{device}"})
+
+
+def test_the_device_is_set_before_it_is_asked_anything(monkeypatch):
+    machine = Machine(monkeypatch, 4)
+    assert assign_device(World(None), DevicesConfig(map=(2,)), {}) == "cuda:2"
+    assert machine.calls == ["set cuda:2", "ask cuda:2"]
+
+
+def test_cuda_is_not_touched_for_the_cpu(monkeypatch):
+    machine = Machine(monkeypatch, 4)
+    assert assign_device(World(None), DevicesConfig(kind="cpu"), {}) == "cpu"
+    assert machine.calls == []
+
+
+class OneOf:
+    """A world of several ranks, seen from rank 0, in which the others hold what they are told to."""
+
+    def __init__(self, seats: list[Seat], uuids: list[str]) -> None:
+        self.rank, self.host, self._others = 0, "n1", [seats, uuids]
+        self._node = list(seats[0].node)
+
+    def node_ranks(self) -> list[int]:
+        return self._node
+
+    def collect(self, mine: object) -> list[object]:
+        held = self._others.pop(0)
+        return [mine, *held[1:]]
+
+    def together(self, action):
+        return action()
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices.log, "propagate", True)
+    caplog.set_level(logging.INFO, logger="fedh2l_mpi")
+    return caplog
+
+
+def test_isolation_is_logged_in_one_line(monkeypatch, logged):
+    Machine(monkeypatch, 1)
+    world = OneOf(seated([2, 2], [1, 1]), ["", "GPU-1", "GPU-2", "GPU-3"])
+    assert assign_device(world, DevicesConfig(), {}) == "cuda:0"
+    assert [record.getMessage() for record in logged.records] == [
+        "each rank sees one GPU, its own (isolated by the scheduler), on n1, n2"
+    ]
+
+
+def test_a_neighbour_on_the_same_gpu_stops_the_run(monkeypatch):
+    Machine(monkeypatch, 1)
+    world = OneOf(seated([2], [1]), ["", "GPU-cuda:0"])
+    with pytest.raises(UserError, match="both have GPU GPU-cuda:0"):
+        assign_device(world, DevicesConfig(), {})
+
+
+def test_gpus_that_torch_cannot_use_are_warned_of(monkeypatch, logged):
+    Machine(monkeypatch, 0)
+    slurm = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert assign_device(World(None), DevicesConfig(), slurm) == "cpu"
+    assert [record.levelname for record in logged.records] == ["WARNING"]
+    assert "CUDA_VISIBLE_DEVICES=0,1" in logged.records[0].getMessage()

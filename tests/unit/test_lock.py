@@ -1,0 +1,124 @@
+"""One process at a time on a run: who holds it, and which locks are stale."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lock import Holder, RunLock
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "lock"
+
+
+def put(path: Path, holder: Holder) -> None:
+    path.write_text(json.dumps(asdict(holder)))
+
+
+def ended() -> Holder:
+    """A holder on this host whose process has ended."""
+    code = "import json; from dataclasses import asdict; from fedh2l_mpi.lock import Holder"
+    command = [sys.executable, "-c", f"{code}; print(json.dumps(asdict(Holder.here())))"]
+    return Holder(**json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
+def test_a_second_process_is_told_who_holds_the_run(path):
+    lock = RunLock(path)
+    with pytest.raises(
+        UserError, match=rf"at work in another process \(host {os.uname().nodename}, pid {os.getpid()}\)"
+    ):
+        RunLock(path)
+    lock.release()
+    assert not path.exists()
+    RunLock(path).release()
+
+
+def test_the_lock_of_a_process_that_has_ended_is_taken_over(path):
+    put(path, ended())
+    lock = RunLock(path)
+    assert lock.taken_from is not None
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_pid_that_was_given_again_is_another_process(path):
+    put(path, replace(Holder.here(), started="1 another boot"))
+    assert RunLock(path).taken_from is not None
+
+
+def test_on_another_host_only_a_person_knows_whether_a_process_without_a_job_lives(path):
+    put(path, replace(Holder.here(), host="elsewhere", job=""))
+    with pytest.raises(UserError, match="host elsewhere, pid .* nobody can tell .* remove that file"):
+        RunLock(path)
+
+
+def test_a_requeued_job_takes_the_run_from_what_it_was_before(path, monkeypatch):
+    put(path, replace(Holder.here(), host="elsewhere", job="77", restarts=0))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert RunLock(path).taken_from == replace(Holder.here({}), host="elsewhere", job="77")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("echo RUNNING", "at work in another process"),
+        ("echo COMPLETING", "at work in another process"),
+        ("true", None),
+        ("echo CANCELLED", None),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "nobody can tell"),
+    ],
+)
+def test_slurm_is_asked_about_the_job_of_another_host(path, tmp_path, monkeypatch, answer, says):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "squeue").write_text(f'#!/bin/sh\n[ "$3" = 88 ] || exit 9\n{answer}\n')
+    (programs / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    put(path, replace(Holder.here(), host="elsewhere", job="88"))
+    if says is None:
+        assert RunLock(path).taken_from.job == "88"
+    else:
+        with pytest.raises(UserError, match=says):
+            RunLock(path)
+
+
+def test_what_is_no_lock_of_ours_is_left_alone(path):
+    path.write_text("not ours")
+    with pytest.raises(UserError, match="is not a lock of fedh2l_mpi"):
+        RunLock(path)
+    assert path.read_text() == "not ours"
+
+
+def test_of_many_processes_at_a_stale_lock_one_wins(path):
+    put(path, ended())
+    code = (
+        "import sys, pathlib, time\nfrom fedh2l_mpi.lock import RunLock\nfrom fedh2l_mpi.errors import UserError\n"
+        "sys.stdin.readline()\n"
+        "try:\n    RunLock(pathlib.Path(sys.argv[1]))\nexcept UserError:\n    print('lost', flush=True)\n"
+        "else:\n    print('won', flush=True)\n    sys.stdin.readline()\n"
+    )
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(6)
+    ]
+    try:
+        for racer in racers:
+            racer.stdin.write("\n")
+            racer.stdin.flush()
+        # The winner holds it until all have tried.
+        said = [racer.stdout.readline().strip() for racer in racers]
+    finally:
+        for racer in racers:
+            racer.communicate("\n", timeout=30)
+    assert sorted(said) == ["lost"] * 5 + ["won"]

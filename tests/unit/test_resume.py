@@ -1,0 +1,268 @@
+"""Runs that are stopped and gone on with in one process, and what becomes of damaged checkpoints."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from same_runs import assert_same_run
+
+from fedh2l_mpi import checkpoint, claim, config_file, metrics, status
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.signals import Ask
+from fedh2l_mpi.simulation import Simulation
+from fedh2l_mpi.world import World
+
+ALONE = World(None)
+# Every kind of thing that a participant has to remember.
+CASES = {
+    "redrawn graph, Adam, three architectures": [
+        "topology.kind=erdos_renyi",
+        "topology.redraw_every=2",
+        "seed_set.samples_per_round=64",
+    ],
+    "momentum, BatchNorm": ["models=[resnet8]", "optimizer.name=sgd", "optimizer.momentum=0.9", "participants=2"],
+    "dropout, augmentation": ["models=[mobilenet, vit]", "participants=2", "data.augmentation=affine"],
+    "kept logits": ["method.name=fedmd", "method.warmup_rounds=1"],
+    "gossip of parameters from before the local steps": ["method.name=d_psgd", "models=[cnn]", "method.publish=start"],
+    "federated averaging with a proximal term": ["method.name=fedprox", "models=[mlp]", "topology.kind=complete"],
+    "pooled data": ["method.name=pooled", "models=[mlp]"],
+}
+
+
+@contextmanager
+def simulation(out: Path, *overrides: str, mode: claim.Mode = "never") -> Iterator[Simulation]:
+    """A run that begins, or goes on, as the command line would have it."""
+    stored = claim.stored_config(str(out), mode)
+    config = config_file.load(stored, overrides).resolved(1, launched=False)
+    hold = claim.take(ALONE, RunDirectory(out), config, mode)
+    try:
+        yield Simulation(config, ALONE, hold)
+    finally:
+        hold.release()
+
+
+def run(out: Path, *overrides: str, mode: claim.Mode = "never", stop_after: int | None = None) -> Ask:
+    """Run to the end, or until a file STOP that appears after so many rounds is seen."""
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index + 1 == stop_after:
+            (out / "STOP").touch()
+
+    with simulation(out, *overrides, mode=mode) as made:
+        return made.run(follow)
+
+
+def resumed_at(out: Path) -> int:
+    """After how many rounds a run would go on; it does not."""
+    with simulation(out, mode="auto") as made:
+        made.writer.close("stopped")
+        return made.first_round
+
+
+@pytest.fixture
+def told(caplog) -> pytest.LogCaptureFixture:
+    """What is logged."""
+    logging.getLogger("fedh2l_mpi").propagate = True
+    return caplog
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_is_unbroken_bit_for_bit(tmp_path, case):
+    settings = ["rounds=4", "evaluation.every=2", "method.local_steps=3", "method.mutual_steps=2", *CASES[case]]
+    assert run(tmp_path / "unbroken", *settings) == Ask.NOTHING
+    assert run(tmp_path / "broken", *settings, stop_after=1) == Ask.FILE_STOP
+    assert run(tmp_path / "broken", mode="require", stop_after=3) == Ask.FILE_STOP
+    assert run(tmp_path / "broken", *settings, mode="auto") == Ask.NOTHING
+    assert_same_run(tmp_path / "unbroken", tmp_path / "broken", rounds=4)
+
+
+def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path):
+    settings = ["models=[mlp]", "evaluation.every=2"]
+    run(tmp_path / "long", *settings, "rounds=6")
+    run(tmp_path / "grown", *settings, "rounds=2")
+    config = config_file.load(tmp_path / "grown" / "config.yaml")
+    found = claim.take(ALONE, RunDirectory(tmp_path / "grown"), config, "auto")
+    assert found.kind == "done"
+    found.release()
+    run(tmp_path / "grown", "rounds=6", mode="auto")
+    assert_same_run(tmp_path / "long", tmp_path / "grown", rounds=6)
+    assert config_file.load(tmp_path / "grown" / "config.yaml").rounds == 6
+    with pytest.raises(UserError, match=r"rounds: got 5, but the run in .*grown has finished 6"):
+        run(tmp_path / "grown", "rounds=5", mode="auto")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> Path:
+    """A run that was stopped after 3 rounds, with checkpoints after 1, 2 and 3."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    run(out, "models=[mlp]", "rounds=5", "checkpoint.every=1", "checkpoint.keep=3", "evaluation.every=1", stop_after=3)
+    assert [path.name for path in RunDirectory(out).committed()] == [f"round-{n:08d}" for n in (3, 2, 1)]
+    return out
+
+
+@pytest.fixture
+def copy(tmp_path, stopped) -> RunDirectory:
+    """A copy of it that may be damaged."""
+    shutil.copytree(stopped, tmp_path / "run")
+    return RunDirectory(tmp_path / "run")
+
+
+def flip_a_byte(path: Path, at: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 4
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def change_a_digit(path: Path) -> None:
+    path.write_text(path.read_text().replace('"round": 3', '"round": 2'))
+
+
+DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
+    "a flipped byte in the states": (
+        lambda run: flip_a_byte(run.checkpoint(3) / "rank-0000.pt"),
+        r"rank-0000.pt: its content has changed",
+    ),
+    "a flipped byte in the manifest": (
+        lambda run: flip_a_byte(run.checkpoint(3) / "manifest.json", 0.3),
+        r"manifest.json: (has been changed|is no manifest)",
+    ),
+    "another round in the manifest": (
+        lambda run: change_a_digit(run.checkpoint(3) / "manifest.json"),
+        r"manifest.json: has been changed",
+    ),
+    "states cut short": (lambda run: cut(run.checkpoint(3) / "rank-0000.pt"), r"rank-0000.pt: has \d+ bytes, must"),
+    "states missing": (lambda run: (run.checkpoint(3) / "rank-0000.pt").unlink(), r"rank-0000.pt: No such file"),
+    "manifest missing": (lambda run: (run.checkpoint(3) / "manifest.json").unlink(), r"manifest.json: No such file"),
+    "manifest empty": (lambda run: (run.checkpoint(3) / "manifest.json").write_text(""), r"is no manifest any more"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, told, damage):
+    spoil, says = DAMAGES[damage]
+    spoil(copy)
+    assert resumed_at(copy.path) == 2
+    (warned,) = [record.getMessage() for record in told.records if record.levelname == "WARNING"]
+    assert "checkpoint round-00000003 cannot be used" in warned
+    assert re.search(says, warned)
+    assert "trying the one before" in warned
+    assert metrics.read(copy.metrics).rounds == 2
+    assert [path.name for path in copy.committed()] == ["round-00000002", "round-00000001"]
+
+
+def test_after_falling_back_the_run_is_the_unbroken_one(tmp_path, stopped, copy):
+    run(tmp_path / "unbroken", "models=[mlp]", "rounds=5", "evaluation.every=1")
+    flip_a_byte(copy.checkpoint(3) / "rank-0000.pt")
+    flip_a_byte(copy.checkpoint(2) / "rank-0000.pt", 0.9)
+    assert run(copy.path, mode="auto") == Ask.NOTHING
+    assert_same_run(tmp_path / "unbroken", copy.path, rounds=5)
+    assert not (copy.path / "lock").exists()
+
+
+def test_with_no_sound_checkpoint_nothing_is_begun_anew(copy):
+    before = copy.metrics.read_bytes()
+    for rounds in (1, 2, 3):
+        flip_a_byte(copy.checkpoint(rounds) / "rank-0000.pt")
+    with pytest.raises(UserError) as error:
+        run(copy.path, mode="auto")
+    text = str(error.value)
+    assert "no checkpoint of" in text
+    assert text.count("its content has changed") == 3
+    assert "choose another --out" in text
+    assert copy.metrics.read_bytes() == before
+    # And the same at the next try: what is damaged does not count as absent.
+    with pytest.raises(UserError, match="is sound"):
+        run(copy.path, mode="auto")
+
+
+def test_rows_that_are_missing_or_changed_make_their_checkpoint_useless(copy, told):
+    with h5py.File(copy.metrics, "r+") as file:
+        file["loss"][2, 0, 0] += 1e-12
+    assert resumed_at(copy.path) == 2
+    assert "its rows in" in told.text
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(copy):
+    with pytest.raises(UserError) as error:
+        run(copy.path, "seed=1", "method.local_steps=9", "checkpoint.every=7", "run.max_wall=90m", mode="auto")
+    text = str(error.value)
+    assert "seed: there 0, here 1" in text
+    assert "method.local_steps: there 10, here 9" in text
+    assert "checkpoint.every:" not in text
+    assert not (copy.path / "lock").exists()
+
+
+def test_a_config_changed_behind_the_checkpoints_back_is_refused(copy):
+    copy.config.write_text(copy.config.read_text().replace("local_steps: 10", "local_steps: 9"))
+    with pytest.raises(UserError, match="the config of the checkpoint after 3 rounds is another"):
+        run(copy.path, mode="auto")
+
+
+def test_other_threads_or_code_are_warned_of(copy, told):
+    path = copy.checkpoint(3) / "manifest.json"
+    manifest = json.loads(path.read_text())["checkpoint"]
+    path.write_text(checkpoint._sealed({**manifest, "threads": 7}))
+    assert resumed_at(copy.path) == 3
+    assert "devices.threads has changed since the checkpoint was made" in told.text
+    assert "there 7, here 1" in told.text
+
+
+def test_without_any_checkpoint_auto_begins_anew_and_keeps_what_there_was(copy, told):
+    shutil.rmtree(copy.checkpoints)
+    before = metrics.read(copy.metrics)
+    with pytest.raises(UserError, match="has no checkpoint; --resume auto begins anew"):
+        run(copy.path, mode="require")
+    assert run(copy.path, mode="auto") == Ask.NOTHING
+    assert "the run begins at round 0 again" in told.text
+    kept = metrics.read(copy.path / "metrics.unfinished-1.h5")
+    assert kept["loss"].tobytes() == before["loss"].tobytes()
+    again = metrics.read(copy.metrics)
+    assert again.rounds == 5
+    assert again["loss"][:3].tobytes() == before["loss"].tobytes()
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(copy):
+    half = copy.checkpoint(4).with_suffix(".tmp")
+    half.mkdir()
+    (half / "rank-0007.pt").write_bytes(b"half")
+    (copy.path / "metrics.h5.new").write_bytes(b"half")
+    assert run(copy.path, mode="auto") == Ask.NOTHING
+    assert not half.exists()
+    assert sorted(path.name for path in copy.checkpoint(4).iterdir()) == ["manifest.json", "rank-0000.pt"]
+
+
+def test_a_file_asks_for_a_checkpoint_and_is_gone_when_it_is_there(tmp_path):
+    out, seen = RunDirectory(tmp_path / "run"), []
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 1:
+            out.checkpoint_request.touch()
+        seen.append((out.checkpoint_request.exists(), [path.name for path in out.committed()]))
+
+    with simulation(out.path, "models=[mlp]", "rounds=6", "checkpoint.every=null") as made:
+        made.run(follow)
+    assert seen[1] == (True, [])
+    assert seen[-1] == (False, ["round-00000002"])
+    assert [path.name for path in out.committed()] == ["round-00000006", "round-00000002"]
+
+
+def test_a_run_stops_in_time_for_its_limit(tmp_path):
+    out = tmp_path / "run"
+    asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=1.5", "evaluation.every=1000")
+    assert asked == Ask.MAX_WALL
+    said = status.read(out / "status")
+    assert (said.state, said.reason) == ("stopped", "max_wall")
+    assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds >= 2
+    assert np.isfinite(metrics.read(out / "metrics.h5")["loss_private"]).all()
