@@ -44,6 +44,21 @@ def wait_until(what: str, holds: Callable[[], object], timeout: float = 40.0, po
         time.sleep(poll)
 
 
+@contextlib.contextmanager
+def shared_memory_removed() -> Iterator[None]:
+    """Takes away what killed ranks of MPICH leave: it has the job's number, which a Slurm set up anew gives again."""
+    before = set(Path("/dev/shm").glob("mpich_shm_*"))
+    yield
+    left = set(Path("/dev/shm").glob("mpich_shm_*")) - before
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        # A process may end while we look.
+        with contextlib.suppress(OSError):
+            used = maps.read_text()
+            left = {path for path in left if path.name not in used}
+    for path in left:
+        path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Job:
     """A job that was submitted.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Mpi, assert_same, launch, mpich, openmpi
-from slurm_cluster import SLURM, Submitter, is_up, slurm, wait_until
+from slurm_cluster import SLURM, Submitter, is_up, shared_memory_removed, slurm, wait_until
 
 from fedh2l_mpi import metrics
 
@@ -119,17 +119,24 @@ def test_a_preempted_job_goes_on_and_ends_like_an_unbroken_run(submit, alone, op
     assert_same(expected, job.run / "metrics.h5")
 
 
-def test_a_job_by_mpirun_stops_goes_on_and_ends_like_an_unbroken_run(submit, alone, openmpi_here, tmp_path):
-    script = tmp_path / "by_mpirun.sbatch"
+@pytest.fixture(scope="session")
+def by_mpirun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job of two nodes that starts its ranks by mpirun, as the command makes it."""
+    script = tmp_path_factory.mktemp("jobs") / "by_mpirun.sbatch"
     options = ["--nodes", "2", "--ranks-per-node", "1", "--time", "10m", "--mpi", "mpirun", "--set", "participants=4"]
-    made = launch(["slurm", "configs/digits_ring.yaml", *options, "--out", str(script)])
+    made = launch(["slurm", "configs/digits_ring.yaml", *options, "--elsewhere", "--out", str(script)])
     assert made.code == 0, made.err
-    job = submit(script, mpi=openmpi_here, settings=RING)
+    return script
+
+
+def test_a_job_by_mpirun_stops_goes_on_and_ends_like_an_unbroken_run(submit, alone, openmpi_here, by_mpirun):
+    job = submit(by_mpirun, mpi=openmpi_here, settings=RING)
     job.signalled()
     job.wait_until_queued_again()
     assert job.status("reason") == "USR1"
+    expected = alone(RING)
     assert job.end() == "COMPLETED", job.said()
-    assert_same(alone(RING), job.run / "metrics.h5")
+    assert_same(expected, job.run / "metrics.h5")
 
 
 def test_a_cancelled_job_is_not_queued_again(submit, mpich_here):
@@ -144,11 +151,12 @@ def test_a_cancelled_job_is_not_queued_again(submit, mpich_here):
 
 
 def test_a_killed_rank_fails_the_job(submit, mpich_here):
-    job = submit(JOBS / "ring_16.sbatch", *TWO, mpi=mpich_here, settings=RING)
-    pid = job.pid(rank=1)
-    wait_until("no round in the file", lambda: metrics.read(job.run / "metrics.h5").rounds > 1, poll=0.01)
-    os.kill(pid, signal.SIGKILL)
-    assert job.end() == "FAILED"
+    with shared_memory_removed():
+        job = submit(JOBS / "ring_16.sbatch", *TWO, mpi=mpich_here, settings=RING)
+        pid = job.pid(rank=1)
+        wait_until("no round in the file", lambda: metrics.read(job.run / "metrics.h5").rounds > 1, poll=0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert job.end() == "FAILED"
     assert (job.status("state"), job.facts()["Restarts"]) == ("failed", "0")
     assert "all ranks were killed" in job.status("reason")
     assert "task 1: Killed" in job.said()
@@ -156,11 +164,18 @@ def test_a_killed_rank_fails_the_job(submit, mpich_here):
     assert metrics.read(job.run / "metrics.h5").rounds > 1
 
 
-def test_ranks_that_would_run_apart_are_refused_with_the_fix(submit, mpich_here):
-    job = submit(JOBS / "ring_16.sbatch", *TWO, mpi=mpich_here, settings=SHORT, SRUN_MPI="none")
-    assert job.end() == "FAILED"
-    assert "they would run apart from each other; use srun --mpi=pmi2" in job.said()
-    assert not (job.run / "metrics.h5").exists()
+def test_what_cannot_work_is_refused_with_the_fix(submit, mpich_here, openmpi_here, by_mpirun):
+    apart = submit(JOBS / "ring_16.sbatch", *TWO, mpi=mpich_here, settings=SHORT, SRUN_MPI="none")
+    per_task = ["--ntasks-per-node=2", "--gpus-per-task=1"]
+    shared = submit(by_mpirun, *per_task, mpi=openmpi_here, settings=SHORT)
+    assert apart.end() == "FAILED"
+    assert "they would run apart from each other; use srun --mpi=pmi2" in apart.said()
+    assert shared.end() == "FAILED"
+    assert "use --gpus-per-node instead of --gpus-per-task, or start with srun" in shared.said()
+    for job in (apart, shared):
+        assert "the run did not begin" in job.said()
+        assert not job.run.exists()
+        assert job.facts()["Restarts"] == "0"
 
 
 def test_an_array_runs_a_sweep_and_an_element_that_is_stopped_goes_on_alone(submit, mpich_here, tmp_path):
