@@ -213,3 +213,14 @@ def test_many_participants_on_one_node_and_then_their_analysis(submit, mpich_her
     assert looks.end() == "COMPLETED", looks.said()
     assert (job.run / "report.html").stat().st_size > 10_000
     assert len(list((job.run / "plots").iterdir())) >= 8
+
+
+@pytest.mark.skipif("FEDH2L_TEST_TIME_LIMIT" not in os.environ, reason="takes 90 s: FEDH2L_TEST_TIME_LIMIT=1 runs it")
+def test_slurm_itself_signals_a_job_before_its_time_limit(submit, mpich_here):
+    settings = RING.replace("rounds=24", "rounds=100000")
+    limit = ["--time=2", "--signal=B:USR1@60"]
+    job = submit(JOBS / "ring_16.sbatch", *TWO, *limit, mpi=mpich_here, settings=settings)
+    wait_until("no signal", lambda: "USR1: the run is asked" in job.said(), 120)
+    job.wait_until_queued_again()
+    assert (job.status("state"), job.status("reason")) == ("stopped", "USR1")
+    assert "queues itself again, restart 1" in job.said()
