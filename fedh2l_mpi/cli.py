@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedh2l_mpi import config_file, offline
+from fedh2l_mpi import config_file, offline, slurm
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
@@ -36,7 +36,8 @@ Other first words are commands; each has a --help of its own:
   validate RUN...        checks metrics files
   sweep SWEEP.yaml       runs many and compares them
   pack FOLDER OUT.h5     makes one file of photographs
-  doctor [CONFIG]        says whether a run would work here, alone or under mpirun and srun"""
+  doctor [CONFIG]        says whether a run would work here, alone or under mpirun and srun
+  slurm CONFIG           prints a batch job for Slurm"""
 EPILOG = """\
 exit codes: 0 done or stopped in order, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
 DOCTOR_EPILOG = """\
@@ -80,7 +81,9 @@ class SweepCommand:
     overrides: tuple[str, ...]
     out: Path
     list: bool
+    table: bool
     index: int | None
+    prepare: bool
     jobs: int
     ranks: int | None
     quiet: bool
@@ -95,7 +98,7 @@ class DoctorCommand:
     out: str | None
 
 
-Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | DoctorCommand
+Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | DoctorCommand | slurm.SlurmCommand
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
@@ -115,8 +118,10 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_sweep(words[1:], speaks)
     if words[:1] == ["doctor"]:
         return _parse_doctor(words[1:], speaks)
+    if words[:1] == ["slurm"]:
+        return slurm.parse(words[1:], speaks)
     if words and words[0].isalpha() and not Path(words[0]).exists():
-        known = [*offline.COMMANDS, "pack", "sweep", "doctor"]
+        known = [*offline.COMMANDS, "pack", "sweep", "doctor", "slurm"]
         hint = config_file.did_you_mean(words[0], known) or f"; commands: {', '.join(known)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
@@ -170,8 +175,15 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     _add_set(parser, "every element's config")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep (default: runs/<sweep>)")
     parser.add_argument("--list", action="store_true", help="list the elements with their numbers and states")
+    parser.add_argument("--table", action="store_true", help="make the table of what has finished; run nothing")
     parser.add_argument(
         "--index", type=int, metavar="K", help="run element K only (from 0), for job arrays; prints no table"
+    )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="with --index: write the element's config, print its run directory D; run nothing. A job then runs "
+        "`D.yaml --out D --resume auto` on its own ranks",
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="elements that run at a time (1)")
     parser.add_argument(
@@ -242,6 +254,8 @@ def execute(command: Command, world: World, signals: Signals | None = None) -> i
         return _sweep(command)
     if isinstance(command, offline.OfflineCommand):
         return offline.execute(command)
+    if isinstance(command, slurm.SlurmCommand):
+        return slurm.execute(command)
     if isinstance(command, PackCommand):
         _pack(command)
     elif command.keys:
@@ -270,6 +284,12 @@ def _sweep(command: SweepCommand) -> int:
     elements = sweep.load(command.sweep, command.overrides, command.ranks)
     if command.list:
         print(sweep.listing(elements, command.out))
+        return 0
+    if command.table:
+        sweep.tabulate(elements, command.out, command.quiet)
+        return 0
+    if command.prepare:
+        print(sweep.prepare(elements, command.out, command.index))
         return 0
     return sweep.run(elements, command.out, command.jobs, command.ranks, command.index, command.quiet)
 

@@ -15,7 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import pytest
+
+from fedh2l_mpi import metrics
 
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
@@ -113,6 +116,17 @@ def kill(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two metrics files are of the same numbers, to the last bit; but for who computed them, and how fast."""
+    with h5py.File(one) as a, h5py.File(other) as b:
+        assert set(a) == set(b)
+        for name in set(a) - {*metrics.TIMINGS, "rank", "host"}:
+            assert a[name][()].tobytes() == b[name][()].tobytes(), f"{name} differs between {one} and {other}"
+        differing = {key for key in a.attrs if a.attrs[key] != b.attrs[key]}
+        # The content's digest is of the timings, too.
+        assert differing <= {"started", "ended", "host", "pid", "ranks", "versions", "content_digest"}
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ file (what a sweep file expands to), place (one element's paths, lock and state)
 follower (what a person sees meanwhile), command (all of it put together).
 """
 
-from fedh2l_mpi.sweep.command import listing, run
+from fedh2l_mpi.sweep.command import listing, prepare, run, tabulate
 from fedh2l_mpi.sweep.file import load
 
-__all__ = ["listing", "load", "run"]
+__all__ = ["listing", "load", "prepare", "run", "tabulate"]

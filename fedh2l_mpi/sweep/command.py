@@ -12,7 +12,7 @@ from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
 from fedh2l_mpi.sweep.file import Element, Mistakes, Sweep
 from fedh2l_mpi.sweep.follower import Follower
 from fedh2l_mpi.sweep.place import Place
-from fedh2l_mpi.sweep.runner import Runner
+from fedh2l_mpi.sweep.runner import PATIENCE_S, Runner
 
 
 def listing(sweep: Sweep, root: Path) -> str:
@@ -41,11 +41,7 @@ def run(
     UserError
         If there is no such element, a directory holds another config's run, or nothing can be written.
     """
-    elements = sweep.elements
-    if index is not None:
-        if not 0 <= index < len(elements):
-            raise UserError(f"--index: got {index}, must be from 0 to {len(elements) - 1} (--list shows the elements)")
-        elements = elements[index : index + 1]
+    elements = sweep.elements if index is None else (_element(sweep, index),)
     follower = Follower(quiet)
     runner = Runner(elements, root, jobs, ranks, follower, waits=index is None)
     if runner.to_do:
@@ -67,6 +63,49 @@ def run(
         names = "".join(f"\n  {label}: {reason}" for label, reason in runner.failed.items())
         print(f"fedh2l_mpi: {len(runner.failed)} of {len(elements)} runs failed:{names}", file=sys.stderr)
     return EXIT_FAULT if runner.failed else 0
+
+
+def prepare(sweep: Sweep, root: Path, index: int | None) -> Path:
+    """Run directory of an element whose config lies beside it now, as `<directory>.yaml`; nothing is run.
+
+    Raises
+    ------
+    UserError
+        If there is no such element, another process runs it, or another config's run is there.
+    """
+    if index is None:
+        raise UserError("--prepare: --index must be given, too")
+    place = Place(root, _element(sweep, index))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        place.prepare(PATIENCE_S)
+    except OSError as error:
+        raise UserError(f"--out: {root} cannot be written: {error.strerror}") from None
+    return place.run.path
+
+
+def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
+    """Write the table of what has finished, by whomever it was run; nothing is run.
+
+    Raises
+    ------
+    UserError
+        If nothing has finished, or a directory holds another config's run.
+    """
+    runs = {element.label: Place(root, element).finished() for element in sweep.elements}
+    outcomes = {label: tables.outcome(run) for label, run in runs.items() if run is not None}
+    if not outcomes:
+        raise UserError(f"--table: none of the {len(runs)} runs in {root} has finished")
+    if len(outcomes) < len(runs) and not quiet:
+        print(f"{len(outcomes)} of {len(runs)} runs have finished")
+    _conclude(sweep, root, outcomes, quiet)
+
+
+def _element(sweep: Sweep, index: int) -> Element:
+    last = len(sweep.elements) - 1
+    if not 0 <= index <= last:
+        raise UserError(f"--index: got {index}, must be from 0 to {last} (--list shows the elements)")
+    return sweep.elements[index]
 
 
 def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:

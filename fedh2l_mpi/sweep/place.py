@@ -61,15 +61,18 @@ class Place:
         run = metrics.read(self.run.metrics)
         if run.rounds < int(run.attributes["rounds_planned"]):
             return None
-        theirs = config_file.load(self.run.config)
-        differing = differing_keys(self.element.config, theirs)
+        self._refuse_another("a finished run")
+        return run
+
+    def _refuse_another(self, what: str) -> None:
+        """Raise if the run's config differs from the element's, but for where and how fast it runs."""
+        differing = differing_keys(self.element.config, config_file.load(self.run.config))
         if differing:
             raise UserError(
-                f"{self.run.path}: holds a finished run of another config; "
+                f"{self.run.path}: holds {what} of another config; "
                 + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
                 + "; choose another --out, or move that directory away"
             )
-        return run
 
     def lock(self, patience_s: float = 0.0) -> int | None:
         """A file descriptor that holds the element's lock while it is open; None if another process holds it."""
@@ -92,6 +95,29 @@ class Place:
                 ) from None
             else:
                 return descriptor
+
+    def prepare(self, patience_s: float) -> None:
+        """Write the element's config where a job finds it; nothing is run.
+
+        Raises
+        ------
+        UserError
+            If another process runs the element, or another config's run is there.
+        """
+        lock = self.lock(patience_s)
+        if lock is None:
+            raise UserError(f"{self.config}: another process runs this element; left to that")
+        try:
+            if self.run.config.exists():
+                self._refuse_another("a run")
+            text = self.element.config.to_yaml().encode()
+            if self.config.read_bytes() != text:
+                # Not under another name first: the lock is on this very file, and no job reads it before it has that.
+                os.pwrite(lock, text, 0)
+                os.ftruncate(lock, len(text))
+                os.fsync(lock)
+        finally:
+            os.close(lock)
 
     def can_go_on(self) -> bool:
         """Whether an unfinished run has a checkpoint, and is of this element's config."""

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-from conftest import Mpi, kill, launch, mpich, openmpi, start
+from conftest import Mpi, assert_same, kill, launch, mpich, openmpi, start
 
 from fedh2l_mpi import metrics
 
-# Everything but what depends on who computed it and how fast.
-EXCEPTED = {*metrics.TIMINGS, "rank"}
 RING = ["--set", "participants=5", "--set", "rounds=6", "--set", "evaluation.every=3"]
 REDRAWN = [
     *RING,
@@ -24,16 +21,6 @@ def run(arguments: list[str], out: Path, ranks: int | None = None, mpi: Mpi | No
     ended = launch([*arguments, "--quiet", "--out", str(out)], ranks, mpi)
     assert (ended.code, ended.out) == (0, ""), ended.err
     return out / "metrics.h5"
-
-
-def assert_same(one: Path, other: Path) -> None:
-    with h5py.File(one) as a, h5py.File(other) as b:
-        assert set(a) == set(b)
-        for name in set(a) - EXCEPTED:
-            assert a[name][()].tobytes() == b[name][()].tobytes(), f"{name} differs between {one} and {other}"
-        differing = {key for key in a.attrs if a.attrs[key] != b.attrs[key]}
-        # The content's digest is of the timings, too.
-        assert differing <= {"started", "ended", "pid", "ranks", "versions", "content_digest"}
 
 
 @pytest.mark.parametrize("settings", [RING, REDRAWN], ids=["ring", "redrawn random graph"])

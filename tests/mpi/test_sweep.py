@@ -1,6 +1,7 @@
 """Whole sweeps: real runs, real kills, two at once in one directory."""
 
 import csv
+import fcntl
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import pytest
 from conftest import Ended, kill, launch, mpich, start
 from same_runs import assert_same_run
 
-from fedh2l_mpi import metrics
+from fedh2l_mpi import config_file, metrics
 from fedh2l_mpi.run_directory import RunDirectory
 
 TINY = """
@@ -128,9 +129,50 @@ def test_one_element_is_run_in_a_batch_job_of_several_tasks(tmp_path, sweep):
     assert sorted(path.name for path in out.iterdir()) == ["other,seed=0", "other,seed=0.yaml"]
 
 
+def test_an_element_is_prepared_for_a_job_that_runs_it_and_counts_as_finished(tmp_path, sweep):
+    command, run = sweep(), tmp_path / "out" / LABELS[2]
+    none = launch([*command, "--table"])
+    assert (none.code, "--table: none of the 4 runs in" in none.err) == (2, True)
+    prepared = launch([*command, "--index", "2", "--prepare"])
+    assert (prepared.code, prepared.out) == (0, f"{run}\n"), prepared.err
+    assert [path.name for path in run.parent.iterdir()] == [f"{LABELS[2]}.yaml"]
+    written = run.with_name(f"{run.name}.yaml").stat().st_mtime_ns
+
+    done = launch([f"{run}.yaml", "--out", str(run), "--resume", "auto", "--quiet"], ranks=2)
+    assert done.code == 0, done.err
+    assert [line.split()[1] for line in listed(command)] == ["to", "to", "finished", "to"]
+    again = launch([*command, "--index", "2", "--prepare"])
+    assert (again.code, again.out) == (0, f"{run}\n")
+    assert run.with_name(f"{run.name}.yaml").stat().st_mtime_ns == written
+    other = launch([*command, "--index", "2", "--prepare", "--set", "optimizer.lr=0.1"])
+    assert other.code == 2
+    assert "holds a run of another config; optimizer.lr: there 0.001, here 0.1" in other.err
+
+    table = launch([*command, "--table", "--set", "devices.kind=cpu"])
+    assert table.code == 0, table.err
+    assert "1 of 4 runs have finished" in table.out
+    with (tmp_path / "out" / "table.csv").open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [LABELS[2]]
+
+
+def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
+    command = sweep()
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / f"{LABELS[1]}.yaml").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused = launch([*command, "--index", "1", "--prepare"])
+    assert refused.code == 2
+    assert f"{LABELS[1]}.yaml: another process runs this element; left to that" in refused.err
+    # What a kill has left of an earlier try is no config.
+    (tmp_path / "out" / f"{LABELS[1]}.yaml").write_text("participants: 1, rou")
+    assert launch([*command, "--index", "1", "--prepare"]).code == 0
+    assert config_file.load(tmp_path / "out" / f"{LABELS[1]}.yaml").seed == 1
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--prepare"], "--prepare: --index must be given, too"),
         (["--index", "4"], "--index: got 4, must be from 0 to 3"),
         (["--index", "-1"], "--index: got -1, must be from 0 to 3"),
         (["--jobs", "0"], "--jobs: got '0', must be a whole number >= 1"),

@@ -12,7 +12,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["doctor"],
+    ["doctor", "slurm"],
     ["preflight", "sweep", "offline"],
     ["analysis"],
     ["console"],

@@ -1,0 +1,336 @@
+"""Batch jobs: their text, what is refused before there is one, and what they decide, with stand-ins for Slurm.
+
+On a real Slurm: tests/cluster.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+from conftest import ROOT
+
+from fedh2l_mpi import slurm
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.slurm import job
+from fedh2l_mpi.slurm.command import request
+
+READY = sorted((ROOT / "jobs").glob("*.sbatch"))
+DIGITS = str(ROOT / "configs" / "digits_ring.yaml")
+SMALL = [DIGITS, "--ranks-per-node", "2", "--time", "1h", "--mpi", "pmi2", "--elsewhere"]
+
+
+def made(*words: str) -> str:
+    """The job that these options give."""
+    return job.script(request(slurm.parse(list(words))))
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: path.name)
+def test_a_ready_job_is_what_the_command_in_it_makes(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = re.search(r"^# Made by: python -m fedh2l_mpi slurm (.*)$", path.read_text(), re.MULTILINE)
+    assert made(*shlex.split(command[1])) == path.read_text()
+
+
+def test_the_ready_jobs_are_those_that_the_readme_speaks_of():
+    names = ["analyse.sbatch", "cpu_node.sbatch", "random_16.sbatch", "ring_16.sbatch", "sweep.sbatch"]
+    assert [path.name for path in READY] == names
+    for words in ("--nodes=4", "--ntasks-per-node=4", "--gpus-per-node=4", "--signal=B:USR1@120", "--requeue"):
+        assert f"#SBATCH {words}\n" in (ROOT / "jobs" / "ring_16.sbatch").read_text()
+    # An array of as many as the sweep has elements.
+    assert "#SBATCH --array=0-9%4\n" in (ROOT / "jobs" / "sweep.sbatch").read_text()
+
+
+@pytest.mark.parametrize("path", [*READY, ROOT / "jobs" / "env.sh.example"], ids=lambda path: path.name)
+def test_bash_understands_it(path):
+    ended = subprocess.run(["bash", "-n", path], capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_is_asked_for_is_in_the_head():
+    options = ["--nodes", "2", "--gpus-per-node", "2", "--cpus-per-task", "3", "--partition", "gpu", "--account", "a-1"]
+    text = made(*SMALL, *options, "--set", "participants=8", "--lead", "90", "--job-name", "mine")
+    head = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert head == [
+        "job-name=mine",
+        "nodes=2",
+        "ntasks-per-node=2",
+        "cpus-per-task=3",
+        "gpus-per-node=2",
+        "time=01:00:00",
+        "partition=gpu",
+        "account=a-1",
+        "output=%x-%j.out",
+        "signal=B:USR1@90",
+        "requeue",
+        "open-mode=append",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59.2, "00:01:00"), (7200, "02:00:00"), (86400 * 1.5, "1-12:00:00"), (3661, "01:01:01")]
+)
+def test_times_are_written_as_slurm_reads_them(seconds, text):
+    assert job.slurm_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--nodes", "3", "--set", "participants=4"], "3 x 2 are 6 ranks, but participants is 4; use that many ranks"),
+        (["--set", "topology.kind=rign"], "topology.kind: got 'rign'"),
+        (["--gpus-per-node", "3", "--ranks-per-node", "4", "--set", "participants=4"], "4 ranks on a node but 3 GPUs"),
+        (["--gpus-per-node", "1"], "ranks 0 and 1 of a node both have GPU cuda:0"),
+        (["--set", "devices.kind=cuda"], "devices.kind: got 'cuda', but no CUDA device"),
+        (["--gpus-per-node", "2", "--set", "devices.map=[0, 2]"], "devices.map: got [0, 2]"),
+        (["--time", "3m"], "--time: got 00:03:00, must be more than 00:03:00: the run stops 120 s before"),
+        (["--time", "soon"], "argument --time: got 'soon', must be a time of more than 0"),
+        (["--mpi", "none"], "argument --mpi: invalid choice: 'none'"),
+        (["--partition", "gpu; rm -rf ."], "--partition: got 'gpu; rm -rf .', must be of letters"),
+        (["--run", "a\nrm -rf ."], "--run: got 'a\\nrm -rf .', must be one line"),
+        (["--scratch"], "--scratch: copies a pack; got data.name 'digits'"),
+    ],
+)
+def test_a_job_that_would_not_work_is_refused(options, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        made(*SMALL, *options)
+
+
+def test_ranks_must_be_told_where_there_are_no_gpus():
+    with pytest.raises(UserError, match="--ranks-per-node: must be given where --gpus-per-node is 0"):
+        made(DIGITS, "--time", "1h", "--mpi", "pmix")
+
+
+def test_data_and_graph_are_checked_as_by_a_run_unless_they_are_elsewhere(tmp_path):
+    options = ["--set", "participants=4", "--set", "data.name=mnist", "--set", f"data.root={tmp_path}"]
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        made(*[word for word in SMALL if word != "--elsewhere"], *options)
+    assert str(tmp_path) in made(*SMALL, *options)
+
+
+def test_gpus_that_would_be_idle_are_told_of(capsys):
+    made(*SMALL, "--gpus-per-node", "4")
+    assert "2 of 4 GPUs of each node would be idle" in capsys.readouterr().err
+
+
+def test_a_file_that_exists_is_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "a job.sbatch"
+    command = slurm.parse([*SMALL, "--out", str(out)])
+    assert slurm.execute(command) == 0
+    assert capsys.readouterr().err == f"job: sbatch '{out}'\n"
+    # The file itself says how it was made, without where it was put.
+    assert f"slurm {shlex.join(SMALL)}\n" in out.read_text()
+    with pytest.raises(UserError, match="exists already"):
+        slurm.execute(command)
+
+
+# What a job decides. `srun` writes the status that a run would leave; `scontrol` notes what it is told.
+
+PROGRAM = """#!/bin/bash
+[ "$1" = --mpi=none ] && exit
+trap '' USR1
+printf '%s\\n' "$@" >"$HERE/arguments"
+[ -z "${SIGNAL:-}" ] || { kill -"$SIGNAL" "$PPID"; sleep 0.2; }
+while [ "$1" != --out ]; do shift; done
+if [ -n "${STATE:-}" ]; then
+  mkdir -p "$2"
+  printf 'state: %s\\nround: 3\\nrounds: 9\\ntime: %s\\nreason: %s\\nprocess: rank 0 (host n1, pid 1), job %s\\n' \\
+    "$STATE" "$RANDOM" "${REASON:-}" "${WHOSE:-7}" >"$2/status"
+fi
+exit "${CODE:-0}"
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then
+  echo "JobId=7 JobState=${SLURM_STATE:-RUNNING} Reason=${SLURM_REASON:-None} Restarts=${SLURM_RESTARTS:-0} B=1"
+else
+  echo "$*" >"$HERE/requeued"
+  kill "$PPID"
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a job that ran."""
+
+    code: int
+    text: str
+    requeued: str
+    arguments: list[str]
+
+
+@pytest.fixture
+def run_job(tmp_path):
+    """Runs a job's script with stand-ins for Slurm's commands, in an environment as Slurm makes it."""
+    for name, text in {"srun": PROGRAM, "mpirun": PROGRAM, "scontrol": SCONTROL}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+
+    def run(script: str, **environ: str) -> Done:
+        job_environment = {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "HERE": str(tmp_path),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NAME": "test",
+            "SLURM_JOB_NODELIST": "n1",
+            "SLURM_NTASKS": "2",
+            "SLURM_NNODES": "1",
+            "SLURM_CPUS_PER_TASK": "5",
+        }
+        for name in ("requeued", "arguments"):
+            (tmp_path / name).unlink(missing_ok=True)
+        ended = subprocess.run(
+            ["bash", "-c", script, "job"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            cwd=tmp_path,
+            env={**job_environment, **environ},
+        )
+        noted = {name: (tmp_path / name) for name in ("requeued", "arguments")}
+        said = {name: path.read_text() if path.exists() else "" for name, path in noted.items()}
+        text = ended.stdout + ended.stderr
+        return Done(ended.returncode, text, said["requeued"].strip(), said["arguments"].splitlines())
+
+    return run
+
+
+KILLED = -15
+
+
+@pytest.mark.parametrize(
+    ("environ", "code", "says"),
+    [
+        ({"STATE": "complete"}, 0, "the run is complete, 3 of 9 rounds"),
+        # A launcher that stumbles after the end is no failure.
+        ({"STATE": "complete", "CODE": "1"}, 0, "the run is complete"),
+        ({"STATE": "stopped", "REASON": "file STOP"}, 0, "the run is stopped (file STOP)"),
+        ({"STATE": "failed", "REASON": "a fault", "CODE": "3"}, 3, "the run is failed (a fault)"),
+        # mpirun returns 0 after losing a node.
+        ({"STATE": "running"}, 1, "did not finish"),
+        ({}, 1, "the run did not begin; the launcher returned 0"),
+        ({"CODE": "2"}, 2, "the run did not begin; the launcher returned 2"),
+        # Another job, which has the lock of this run, stops or goes on.
+        ({"STATE": "stopped", "REASON": "USR1", "WHOSE": "8", "CODE": "2"}, 2, "the run did not begin"),
+        ({"STATE": "running", "WHOSE": "8", "CODE": "2"}, 2, "the run did not begin"),
+        # Somebody cancels it.
+        ({"STATE": "stopped", "REASON": "TERM", "SIGNAL": "TERM", "SLURM_STATE": "COMPLETING"}, 1, "cancelled"),
+        # Slurm preempts it, and has it queued again; by mpirun there was no time to stop.
+        (
+            {"STATE": "failed", "SIGNAL": "TERM", "SLURM_STATE": "COMPLETING", "SLURM_RESTARTS": "1", "CODE": "1"},
+            1,
+            "Slurm queues it again",
+        ),
+        ({"STATE": "stopped", "REASON": "USR1", "MAX_RESTARTS": "0"}, 1, "restarted 0 times, MAX_RESTARTS is 0"),
+        ({"STATE": "stopped", "REASON": "USR1", "SLURM_RESTART_COUNT": "20"}, 1, "restarted 20 times"),
+    ],
+)
+def test_a_job_that_is_not_queued_again(run_job, environ, code, says):
+    done = run_job(made(*SMALL), **environ)
+    assert (done.code, done.requeued) == (code, ""), done.text
+    assert says in done.text
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"STATE": "stopped", "REASON": "USR1", "SIGNAL": "USR1"},
+        {"STATE": "stopped", "REASON": "TERM"},
+        {"STATE": "stopped", "REASON": "max_wall"},
+        {"STATE": "stopped", "REASON": "launcher gone", "CODE": "1"},
+        {"STATE": "stopped", "REASON": "USR1", "SLURM_RESTART_COUNT": "19"},
+        # The round took longer than there was time before the limit.
+        {"STATE": "running", "SIGNAL": "USR1", "SLURM_STATE": "COMPLETING", "SLURM_REASON": "TimeLimit", "CODE": "137"},
+        # Signalled before the run had begun.
+        {"SIGNAL": "USR1", "CODE": "138"},
+    ],
+)
+def test_a_job_that_queues_itself_again(run_job, environ):
+    done = run_job(made(*SMALL), **environ)
+    assert done.requeued == "requeue 7", done.text
+    assert done.code == KILLED
+    assert "queues itself again, restart" in done.text
+
+
+def test_a_run_of_which_all_ranks_were_killed_has_failed(run_job, tmp_path):
+    run_job(made(*SMALL, "--run", "run"), STATE="running", CODE="137")
+    status = (tmp_path / "run" / "status").read_text()
+    assert "state: failed\nround: 3\n" in status
+    assert "reason: all ranks were killed; the launcher returned 137\n" in status
+
+
+def test_what_was_left_by_an_earlier_job_decides_nothing(run_job, tmp_path):
+    script = made(*SMALL, "--run", "run")
+    assert run_job(script, STATE="stopped", REASON="USR1").requeued
+    done = run_job(script, CODE="1")
+    assert (done.code, done.requeued) == (1, "")
+    # A run that is complete stays so; but not for a program that was refused.
+    assert run_job(script, STATE="complete").code == 0
+    assert run_job(script).code == 0
+    assert run_job(script, CODE="2").code == 2
+
+
+def test_names_with_blanks_and_quotes_reach_the_program(run_job, tmp_path):
+    config = tmp_path / "it's a $HOME } config.yaml"
+    config.write_text("rounds: 3\n")
+    options = [str(config), *SMALL[1:], "--run", "a 'run' \"of\" $mine", "--set", "data.root=null"]
+    done = run_job(made(*options), STATE="complete", SETTINGS="rounds=4 'models=[mlp, cnn]' ")
+    assert done.code == 0, done.text
+    assert done.arguments[:3] == ["--mpi=pmi2", "--kill-on-bad-exit=1", "--cpus-per-task=5"]
+    assert done.arguments[3:] == [
+        *("python", "-m", "fedh2l_mpi", str(config), "--out", "a 'run' \"of\" $mine", "--resume", "auto"),
+        *("--set", "data.root=null", "--set", "rounds=4", "--set", "models=[mlp, cnn]"),
+    ]
+
+
+def test_the_environment_has_the_last_word(run_job, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "env.sh").write_text("unset_is_fine=$NOT_SET_ANYWHERE\nexport SRUN_MPI=cray_shasta\n")
+    done = run_job(made(*SMALL), STATE="complete", CONFIG="other.yaml", RUN="elsewhere", PYTHON="python3.11")
+    assert done.arguments[0] == "--mpi=cray_shasta"
+    assert done.arguments[3:7] == ["python3.11", "-m", "fedh2l_mpi", "other.yaml"]
+    assert done.arguments[8] == "elsewhere"
+    missing = run_job(made(*SMALL, "--env", "not there.sh"))
+    assert (missing.code, missing.text) == (2, "ENV_FILE: not there.sh cannot be read\n")
+
+
+def test_mpirun_starts_the_ranks_where_it_is_asked_to(run_job):
+    done = run_job(made(*[word if word != "pmi2" else "mpirun" for word in SMALL]), STATE="complete")
+    assert done.arguments[:6] == ["-n", "2", "--bind-to", "none", "python", "-m"]
+
+
+def test_a_pack_is_copied_to_the_nodes_and_removed(tmp_path, run_job):
+    pack = tmp_path / "the pack.h5"
+    pack.write_bytes(b"pack")
+    (tmp_path / "local").mkdir()
+    (tmp_path / "srun").write_text('#!/bin/bash\nif [ "$1" = --mpi=none ]; then shift 4; exec "$@"; fi\n' + PROGRAM)
+    settings = ["--set", "data.name=pack", "--set", f"data.root={pack}", "--set", "data.partition={kind: domains}"]
+    script = made(*SMALL, *settings, "--set", "participants=2", "--scratch")
+    copied = tmp_path / "local" / "fedh2l_mpi-7" / "pack.h5"
+    look = script.replace('"${launch[@]}" "${program[@]}" &', f'cat "{copied}"; "${{launch[@]}}" "${{program[@]}}" &')
+    done = run_job(look, STATE="complete", TMPDIR=str(tmp_path / "local"))
+    assert done.code == 0, done.text
+    assert "pack" in done.text.splitlines()[1]
+    assert done.arguments[-1] == f"data.root={copied}"
+    assert not copied.parent.exists()
+    pack.unlink()
+    assert "cannot be copied to" in run_job(script, STATE="complete", TMPDIR=str(tmp_path / "local")).text
+
+
+def test_an_element_of_an_array_is_queued_again_by_its_own_name(run_job, tmp_path):
+    # By SLURM_JOB_ID, which one element shares with the array, all of them would be.
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("axes: {seed: [0, 1, 2]}\n")
+    script = made(str(sweep), "--sweep", *SMALL[1:], "--at-a-time", "2")
+    assert "#SBATCH --array=0-2%2\n#SBATCH --output=%x-%A_%a.out\n" in script
+    (tmp_path / "python").write_text(f'#!/bin/bash\necho "$*" >"{tmp_path}/prepared"\necho out/an,element\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "out").mkdir()
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    done = run_job(script, STATE="stopped", REASON="USR1", **array)
+    assert done.requeued == "requeue 7_2", done.text
+    prepared = (tmp_path / "prepared").read_text()
+    assert f"sweep {sweep} --out runs/sweep --ranks 2 --index 2 --prepare" in prepared
+    assert done.arguments[5:] == ["fedh2l_mpi", "out/an,element.yaml", "--out", "out/an,element", "--resume", "auto"]
