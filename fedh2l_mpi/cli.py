@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi import config_file, offline
+from fedh2l_mpi import config_file, offline, plan
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.options import Parser, new_parser, positive
@@ -28,6 +28,7 @@ Other first words are commands; each has a --help of its own:
   export RUN --to KIND   csv, parquet or netcdf
   validate RUN...        checks metrics files
   sweep SWEEP.yaml       runs many and compares them
+  plan CONFIG --ranks N  what a run would take, before asking for a cluster
   pack FOLDER OUT.h5     makes one file of photographs"""
 EPILOG = """\
 exit codes: 0 done, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
@@ -75,7 +76,7 @@ class SweepCommand:
     quiet: bool
 
 
-Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand
+Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | plan.PlanCommand
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
@@ -93,8 +94,10 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_pack(words[1:], speaks)
     if words[:1] == ["sweep"]:
         return _parse_sweep(words[1:], speaks)
+    if words[:1] == ["plan"]:
+        return plan.parse(words[1:], speaks)
     if words and words[0].isalpha() and not Path(words[0]).exists():
-        known = [*offline.COMMANDS, "pack", "sweep"]
+        known = [*offline.COMMANDS, "pack", "plan", "sweep"]
         hint = config_file.did_you_mean(words[0], known) or f"; commands: {', '.join(known)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
@@ -173,6 +176,8 @@ def execute(command: Command, world: World) -> int:
         return _sweep(command)
     if isinstance(command, offline.OfflineCommand):
         return offline.execute(command)
+    if isinstance(command, plan.PlanCommand):
+        return plan.execute(command)
     if isinstance(command, PackCommand):
         _pack(command)
     elif command.keys:

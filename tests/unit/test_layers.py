@@ -12,12 +12,14 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["preflight", "sweep", "offline"],
+    ["preflight", "plan", "sweep", "offline"],
     ["analysis"],
     ["console"],
     ["simulation"],
+    ["estimate"],
     ["methods"],
     ["participant"],
+    ["footprint"],
     ["recorder", "exchange"],
     [
         "world",
@@ -35,7 +37,7 @@ LAYERS = [
     ["provenance", "config_file", "users_own"],
     ["config_keys", "options"],
     ["config", "streams"],
-    ["errors", "__init__"],
+    ["errors", "units", "__init__"],
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
