@@ -54,9 +54,9 @@ class ModelSize:
     largest_bytes: int
     tensors: int = 0
 
-    def training_bytes(self, samples: int) -> int:
-        """Activations of a forward and a backward pass of a minibatch."""
-        return samples * (self.kept_bytes + BACKWARD_TENSORS * self.largest_bytes)
+    def training_bytes(self, samples: int, passes: int = 1) -> int:
+        """Activations of a forward and a backward pass of a minibatch; `passes` forward passes are kept at a time."""
+        return samples * (passes * self.kept_bytes + BACKWARD_TENSORS * self.largest_bytes)
 
     def inference_bytes(self, samples: int) -> int:
         """Activations of a forward pass without gradients."""
@@ -204,15 +204,16 @@ def _round_bytes(config: Config, holdings: Holdings) -> int:
 def _step_bytes(config: Config, sizes: Mapping[str, ModelSize], links: Links, message: MessageSize | None) -> list[int]:
     """Gradients and activations of the largest step of each architecture, with what the neighbours sent."""
     degree = int(np.ceil(links.degree_P.max(initial=0)))
-    vectors = STEP_VECTORS
+    vectors, passes = STEP_VECTORS, 1
     if config.method.combine == "gem_neighbours":
-        # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides.
-        vectors = 2 * (degree + 2) + 3
+        # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides. The
+        # seed minibatch's forward pass, kept for all of these, lives on until the next one's.
+        vectors, passes = 2 * (degree + 2) + 3, 2
     theirs = degree * message.array_bytes if message is not None else 0
     trained = max(config.optimizer.batch_size, config.optimizer.seed_batch_size)
     return [
         vectors * size.trainable_bytes
-        + max(size.training_bytes(trained), size.inference_bytes(config.evaluation.batch_size))
+        + max(size.training_bytes(trained, passes), size.inference_bytes(config.evaluation.batch_size))
         + theirs
         for size in sizes.values()
     ]
