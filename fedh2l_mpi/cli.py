@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedh2l_mpi import config_file, offline, slurm
+from fedh2l_mpi import config_file, offline, plan, slurm
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
@@ -37,6 +37,7 @@ Other first words are commands; each has a --help of its own:
   sweep SWEEP.yaml       runs many and compares them
   pack FOLDER OUT.h5     makes one file of photographs
   doctor [CONFIG]        says whether a run would work here, alone or under mpirun and srun
+  plan CONFIG --ranks N  what a run would take, before asking for a cluster
   slurm CONFIG           prints a batch job for Slurm"""
 EPILOG = """\
 exit codes: 0 done or stopped in order, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
@@ -98,7 +99,15 @@ class DoctorCommand:
     out: str | None
 
 
-Command = RunCommand | offline.OfflineCommand | PackCommand | SweepCommand | DoctorCommand | slurm.SlurmCommand
+Command = (
+    RunCommand
+    | offline.OfflineCommand
+    | PackCommand
+    | SweepCommand
+    | DoctorCommand
+    | plan.PlanCommand
+    | slurm.SlurmCommand
+)
 
 
 def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
@@ -118,10 +127,12 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         return _parse_sweep(words[1:], speaks)
     if words[:1] == ["doctor"]:
         return _parse_doctor(words[1:], speaks)
+    if words[:1] == ["plan"]:
+        return plan.parse(words[1:], speaks)
     if words[:1] == ["slurm"]:
         return slurm.parse(words[1:], speaks)
     if words and words[0].isalpha() and not Path(words[0]).exists():
-        known = [*offline.COMMANDS, "pack", "sweep", "doctor", "slurm"]
+        known = [*offline.COMMANDS, "pack", "sweep", "doctor", "plan", "slurm"]
         hint = config_file.did_you_mean(words[0], known) or f"; commands: {', '.join(known)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
@@ -256,6 +267,8 @@ def execute(command: Command, world: World, signals: Signals | None = None) -> i
         return offline.execute(command)
     if isinstance(command, slurm.SlurmCommand):
         return slurm.execute(command)
+    if isinstance(command, plan.PlanCommand):
+        return plan.execute(command)
     if isinstance(command, PackCommand):
         _pack(command)
     elif command.keys:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.units import size as size
 from fedh2l_mpi.world import World
 
 if TYPE_CHECKING:
@@ -141,16 +142,6 @@ def log_start(
         )
     if len(description) > LISTED:
         log.info(f"and {len(description) - LISTED} more; metrics.h5 has them all")
-
-
-def size(count: float) -> str:
-    """A number of bytes for a person to read, to three digits."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        # Not at 1,024: four digits before the unit would not be read at a glance.
-        if count < 999.5 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
 
 
 def output() -> "RichConsole":

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import calibration, methods, metrics, models, provenance, resume, settings
+from fedh2l_mpi import calibration, estimate, methods, metrics, models, provenance, resume, settings
 from fedh2l_mpi.checkpoint import CheckpointWriter
 from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.config import Config
@@ -311,6 +311,7 @@ class Simulation:
         self.plan = federation.plan(config, source)
         hosted = self.hosting.of(self.world.rank)
         self.method = methods.build(config)
+        estimate.check_memory(config, self.plan, self.method, self.topology, self.world, self.device)
         self.federation = federation.load(self.plan, hosted, self.device, self.method.pools_private_data)
         self.private_samples = tuple(len(share.private) for share in self.plan.shares)
         self.participants = []

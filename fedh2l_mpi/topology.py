@@ -96,7 +96,7 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
         return Graph(participants, ((i, (i + 1) % participants) for i in range(participants)))
     if config.kind == "edge_list":
         return _read_edges(Path(str(config.path)).expanduser(), participants, config.connected)
-    _check_fits(config, participants)
+    check_fits(config, participants)
     if config.kind not in RANDOM_KINDS:
         return Graph(participants, _fixed(config, participants).edges)
     for attempt in range(config.tries):
@@ -138,7 +138,8 @@ def _connected(graph: "networkx.Graph") -> bool:
     return bool(networkx.is_connected(graph))
 
 
-def _check_fits(config: TopologyConfig, participants: int) -> None:
+def check_fits(config: TopologyConfig, participants: int) -> None:
+    """Raise `UserError` if a graph of this kind does not exist for this number of participants."""
     degree = config.degree
     if degree is not None and degree >= participants:
         raise UserError(f"topology.degree: got {degree}, must be less than the number of participants, {participants}")

@@ -106,6 +106,11 @@ class World:
         # Host and pid of every rank, to tell who has died when MPI reports a failure.
         self._processes = self.collect((self.host, os.getpid()))
 
+    @property
+    def ranks_here(self) -> list[int]:
+        """The ranks on this host, this one among them, by its name: known without asking the others."""
+        return [rank for rank, (host, _) in enumerate(self._processes) if host == self.host]
+
     def dead_ranks(self, patience_s: float) -> list[str]:
         """The ranks on this host whose process has ended, in words; those on other hosts cannot be seen.
 

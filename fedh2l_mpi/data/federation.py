@@ -74,7 +74,7 @@ class Plan:
 
     def image_bytes(self) -> int:
         """Size of one image as it is held in memory: float32, photographs uint8 [bytes]."""
-        return (4 if self.source.domains is None else 1) * self.source.channels * self.source.side**2
+        return self.source.image_bytes
 
 
 def plan(config: Config, source: Source) -> Plan:

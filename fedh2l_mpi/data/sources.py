@@ -68,6 +68,16 @@ class Source:
     test: ImageTable
     domains: NaturalDomains | None = None
 
+    @property
+    def image_bytes(self) -> int:
+        """Size of one image as it is held in memory: float32, photographs uint8 [bytes]."""
+        return (4 if self.domains is None else 1) * self.channels * self.side**2
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of one image as a model sees it, float32 [bytes]."""
+        return 4 * self.channels * self.side**2
+
 
 @dataclass(frozen=True)
 class ArrayTable:

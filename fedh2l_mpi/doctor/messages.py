@@ -44,7 +44,7 @@ def load_of(config: "Config") -> Load | None:
     UserError
         If data, models or method do not fit the config, as a run would.
     """
-    from fedh2l_mpi import methods, models, preflight
+    from fedh2l_mpi import estimate, methods, models
     from fedh2l_mpi.data import federation
     from fedh2l_mpi.data.catalogue import open_source
     from fedh2l_mpi.topology import Topology
@@ -58,7 +58,7 @@ def load_of(config: "Config") -> Load | None:
         models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
         for name in architectures
     ]
-    participant = preflight.stand_in(config, plan, built[0])
+    participant = estimate.stand_in(config, source, built[0])
     sent = methods.build(config).array(participant, plan.seed_samples_per_round, plan.classes)
     return Load(f"{sent.name} of {sent.rows} x {sent.columns}", sent.message_bytes()) if sent is not None else None
 

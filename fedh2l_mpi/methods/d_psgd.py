@@ -19,6 +19,8 @@ class DPsgd(ParameterMethod):
     Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007, for the weights.
     """
 
+    keeps_published = True
+
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Parameters and running statistics, kept to take the differences from."""
         participant.kept["published"] = participant.shared_state.read()

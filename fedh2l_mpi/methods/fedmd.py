@@ -21,6 +21,8 @@ class FedMD(Method):
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019, algorithm 1.
     """
 
+    keeps_published = True
+
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("logits", samples, classes)
 

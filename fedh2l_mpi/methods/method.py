@@ -61,6 +61,8 @@ class Method:
     needs_complete_graph = False
     # Everyone trains on everybody's private data.
     pools_private_data = False
+    # Every participant keeps a copy of the array that it published: the memory estimate counts it.
+    keeps_published = False
     # What whoever starts a run should be told.
     caution = ""
 

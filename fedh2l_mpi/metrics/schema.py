@@ -107,7 +107,15 @@ FIELDS = {
 }
 # What the first files of this schema did not have yet.
 ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin"}
+# By how much arrays of rounds and edges grow: some 256 KiB, and not more than 256 rows; their scales by more rows.
+CHUNK_BYTES, CHUNK_ROWS = 2**18, 256
+SCALE_CHUNKS = {"round": 1024, "edge": 4096}
 TIMINGS = tuple(field.name for field in ROW_FIELDS if field.units == "s")
+
+
+def chunk_rows(shape: Sequence[int]) -> int:
+    """Rows by which an array grows whose rows have this shape."""
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (8 * max(1, math.prod(shape)))))
 
 
 def row_width(domains: int) -> int:

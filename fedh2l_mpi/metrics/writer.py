@@ -36,9 +36,11 @@ from fedh2l_mpi.metrics.schema import (
     LABEL_HISTOGRAM,
     PARTICIPANT_FIELDS,
     ROW_FIELDS,
+    SCALE_CHUNKS,
     SCALES,
     SCHEMA_VERSION,
     Field,
+    chunk_rows,
 )
 
 if TYPE_CHECKING:
@@ -108,9 +110,8 @@ class MetricsWriter:
             "bin": CONFIDENCE_BINS,
             "endpoint": 2,
         }
-        grows = {"round": 1024, "edge": 4096}
         for scale in SCALES:
-            chunk = grows.get(scale.name)
+            chunk = SCALE_CHUNKS.get(scale.name)
             layout = {"maxshape": (None,), "chunks": (chunk,)} if chunk else {}
             self._scale(scale, sizes.get(scale.name, 0), **layout)
         for field in PARTICIPANT_FIELDS:
@@ -227,11 +228,9 @@ class MetricsWriter:
         self._describe(scale, field)
 
     def _growing(self, field: Field, shape: tuple[int, ...]) -> None:
-        row_bytes = 8 * max(1, math.prod(shape))
-        rows = max(1, min(256, 2**18 // row_bytes))
         empty = np.empty((0, *shape), dtype=field.dtype)
         fill = math.nan if field.dtype.startswith("f") else None
-        self._array(field, empty, maxshape=(None, *shape), chunks=(rows, *shape), fillvalue=fill)
+        self._array(field, empty, maxshape=(None, *shape), chunks=(chunk_rows(shape), *shape), fillvalue=fill)
 
     def _array(self, field: Field, values: NDArray[Any], **layout: Any) -> None:
         dataset = self.file.create_dataset(field.name, data=values, **layout)

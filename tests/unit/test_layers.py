@@ -13,14 +13,15 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["doctor", "slurm"],
-    ["preflight", "sweep", "offline"],
+    ["preflight", "plan", "sweep", "offline"],
     ["analysis"],
     ["console"],
     ["simulation"],
-    ["resume", "lifecycle", "stopping"],
+    ["resume", "lifecycle", "stopping", "estimate"],
     ["claim"],
     ["methods"],
     ["participant"],
+    ["footprint"],
     ["recorder", "exchange", "checkpoint", "devices"],
     [
         "world",
@@ -41,7 +42,7 @@ LAYERS = [
     ["provenance", "config_file", "users_own", "status"],
     ["config_keys", "options", "settings"],
     ["config", "streams"],
-    ["errors", "durable", "signals", "__init__"],
+    ["errors", "units", "durable", "signals", "__init__"],
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

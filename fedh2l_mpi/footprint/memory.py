@@ -1,0 +1,219 @@
+"""Bytes of memory on every rank.
+
+Shape letters: P participants, R ranks, A architectures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.config import Config, OptimizerConfig
+from fedh2l_mpi.footprint.traffic import Links, MessageSize, first_of
+from fedh2l_mpi.metrics import row_width
+from fedh2l_mpi.world import Hosting
+
+# Vectors as long as the trainable parameters that live at once in a step: two gradients, their combination or the parts
+# of one before they are joined, and what the optimiser computes on the way. Measured with every method.
+STEP_VECTORS = 4
+# A float32 tensor as large as the largest one of a forward pass, this many times over: what a layer reads, writes and
+# computes on the way, in a forward pass that keeps nothing, and in a backward pass beside what was kept.
+FORWARD_TENSORS = 4
+BACKWARD_TENSORS = 2
+# What every rank remembers about all participants: their shares as Python objects, their neighbours, their line in the
+# metrics file; about every sample, its row and its domain; about every edge. Measured at 1,000 to 10,000 participants.
+PARTICIPANT_BYTES, SAMPLE_BYTES, EDGE_BYTES = 1_850, 16, 85
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """One copy of an architecture.
+
+    Attributes
+    ----------
+    parameters : int
+        Trainable and frozen ones.
+    trainable_bytes, state_bytes : int
+        Of the trainable parameters; of all parameters and buffers.
+    shared_bytes : int
+        What one copy is on the wire: parameters and floating-point buffers.
+    kept_bytes : int
+        What a forward pass in training keeps of one sample for the backward pass.
+    largest_bytes : int
+        The largest tensor of one sample in a forward pass.
+    tensors : int
+        Entries of its state dict.
+    """
+
+    parameters: int
+    trainable_bytes: int
+    state_bytes: int
+    shared_bytes: int
+    kept_bytes: int
+    largest_bytes: int
+    tensors: int = 0
+
+    def training_bytes(self, samples: int, passes: int = 1) -> int:
+        """Activations of a forward and a backward pass of a minibatch; `passes` forward passes are kept at a time."""
+        return samples * (passes * self.kept_bytes + BACKWARD_TENSORS * self.largest_bytes)
+
+    def inference_bytes(self, samples: int) -> int:
+        """Activations of a forward pass without gradients."""
+        return samples * FORWARD_TENSORS * self.largest_bytes
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Samples: how many everyone holds, and how large one is.
+
+    Attributes
+    ----------
+    private_P, validation_P : int64 (P,)
+    seed, seed_per_round : int
+        The seed set, and the part of it that a round uses.
+    tests : sequence of int
+        Test samples in each domain.
+    stored_bytes, input_bytes : int
+        An image and its label as they are held, and an image as a model sees it.
+    """
+
+    private_P: NDArray[np.int64]
+    validation_P: NDArray[np.int64]
+    seed: int
+    seed_per_round: int
+    tests: Sequence[int]
+    classes: int
+    stored_bytes: int
+    input_bytes: int
+
+    @property
+    def domains(self) -> int:
+        return len(self.tests)
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of every rank, int64 (R,) each; the base of Python and PyTorch comes on top.
+
+    Attributes
+    ----------
+    data, models, optimisers, step : int64 (R,)
+        On the device: samples held; parameters and buffers, and what a method keeps; the optimisers' state; gradients
+        and activations of the largest step of one participant, with its neighbours' arrays.
+    messages, records, bookkeeping : int64 (R,)
+        In host memory: arrays that are published, sent and received, and one participant's view of them; metrics rows
+        on their way to the file; what every rank remembers of all participants.
+    """
+
+    data: NDArray[np.int64]
+    models: NDArray[np.int64]
+    optimisers: NDArray[np.int64]
+    step: NDArray[np.int64]
+    messages: NDArray[np.int64]
+    records: NDArray[np.int64]
+    bookkeeping: NDArray[np.int64]
+
+    @property
+    def on_device(self) -> NDArray[np.int64]:
+        """What has to fit on the device, where that is not the host."""
+        return self.data + self.models + self.optimisers + self.step
+
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """All of it."""
+        return self.on_device + self.messages + self.records + self.bookkeeping
+
+    def parts(self, rank: int) -> dict[str, int]:
+        """Each kind's bytes on one rank."""
+        return {field.name: int(getattr(self, field.name)[rank]) for field in fields(self)}
+
+
+def optimiser_vectors(config: OptimizerConfig) -> int:
+    """Vectors as long as the parameters that an optimiser keeps: Adam two moments, SGD at most a velocity."""
+    return 2 if config.name == "adam" else int(config.momentum > 0)
+
+
+def rank_memory(
+    config: Config,
+    hosting: Hosting,
+    holdings: Holdings,
+    sizes: Mapping[str, ModelSize],
+    links: Links,
+    message: MessageSize | None,
+    pooled: bool = False,
+    keeps_published: bool = False,
+) -> RankMemory:
+    """What every rank of a run needs.
+
+    Parameters
+    ----------
+    sizes : mapping
+        From every architecture of the config to its size.
+    message : MessageSize or None
+        None: nothing is exchanged.
+    pooled : bool
+        Whether everyone trains on everybody's private data, which then lie on each rank once.
+    keeps_published : bool
+        Whether everyone keeps a copy of the array that it published.
+    """
+    first_R = first_of(hosting)
+    architectures = list(sizes)
+    of_P = np.array([architectures.index(config.architecture(index)) for index in range(hosting.participants)])
+
+    def summed(values_P: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.add.reduceat(values_P, first_R).astype(np.int64)
+
+    def by_architecture(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.array(values, dtype=np.int64)[of_P]
+
+    own_P = holdings.validation_P + (0 if pooled else holdings.private_P)
+    everyones = holdings.seed + sum(holdings.tests) + (int(holdings.private_P.sum()) if pooled else 0)
+    data_R = holdings.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, holdings)
+    trainable = [size.trainable_bytes for size in sizes.values()]
+    published = message.array_bytes if message is not None and keeps_published else 0
+    copies = [size.state_bytes + published for size in sizes.values()]
+    step_R = np.maximum.reduceat(by_architecture(_step_bytes(config, sizes, links, message)), first_R)
+    hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
+    messages_R, view_R = np.zeros(hosting.ranks), np.zeros(hosting.ranks)
+    if message is not None:
+        view_R = links.degree_max_R * message.array_bytes
+        buffers_R = (links.sent_R + links.received_R) * message.array_bytes
+        messages_R = buffers_R + 2 * links.messages_R * message.fixed_bytes + hosted_R * message.array_bytes + view_R
+    records_R = 2 * 8 * row_width(holdings.domains) * hosted_R
+    # Rank 0 holds everyone's rows, of two rounds while others run ahead.
+    records_R[0] = 2 * 8 * row_width(holdings.domains) * hosting.participants
+    samples = int(holdings.private_P.sum() + holdings.validation_P.sum()) + holdings.seed + sum(holdings.tests)
+    bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
+    return RankMemory(
+        data=data_R,
+        models=summed(by_architecture(copies)),
+        optimisers=optimiser_vectors(config.optimizer) * summed(by_architecture(trainable)),
+        step=step_R,
+        messages=np.ceil(messages_R).astype(np.int64),
+        records=records_R,
+        bookkeeping=np.full(hosting.ranks, bookkeeping),
+    )
+
+
+def _round_bytes(config: Config, holdings: Holdings) -> int:
+    """The round's seed samples as everyone sees them; while views are drawn, twice more."""
+    return holdings.seed_per_round * holdings.input_bytes * (1 if config.seed_set.views == "none" else 3)
+
+
+def _step_bytes(config: Config, sizes: Mapping[str, ModelSize], links: Links, message: MessageSize | None) -> list[int]:
+    """Gradients and activations of the largest step of each architecture, with what the neighbours sent."""
+    degree = int(np.ceil(links.degree_P.max(initial=0)))
+    vectors, passes = STEP_VECTORS, 1
+    if config.method.combine == "gem_neighbours":
+        # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides. The
+        # seed minibatch's forward pass, kept for all of these, lives on until the next one's.
+        vectors, passes = 2 * (degree + 2) + 3, 2
+    theirs = degree * message.array_bytes if message is not None else 0
+    trained = max(config.optimizer.batch_size, config.optimizer.seed_batch_size)
+    return [
+        vectors * size.trainable_bytes
+        + max(size.training_bytes(trained, passes), size.inference_bytes(config.evaluation.batch_size))
+        + theirs
+        for size in sizes.values()
+    ]

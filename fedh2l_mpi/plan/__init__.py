@@ -1,0 +1,106 @@
+"""`plan`: what a run on many ranks would take, before asking for a cluster. One process, no MPI; trains no such run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedh2l_mpi import config_file
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.options import new_parser, positive
+
+MEANING = """\
+What would this config take on N ranks: memory of a rank, traffic and messages, sizes of files, seconds a round?
+
+Nothing is run: one process without MPI reads the data, draws the graph, builds one model of each architecture, and
+trains each for a second to see how fast this machine is."""
+# Up to here the arithmetic takes seconds, and less than a gigabyte.
+MOST_PARTICIPANTS = 100_000
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """Tell what a run would take."""
+
+    config: str | None
+    overrides: tuple[str, ...]
+    ranks: int
+    participants: int | None
+    calibrate: bool
+    json: bool
+
+
+def parse(words: Sequence[str], speaks: bool) -> PlanCommand:
+    """The options of the command.
+
+    Raises
+    ------
+    UserError
+        If they are wrong.
+    """
+    parser = new_parser("python -m fedh2l_mpi plan", MEANING, speaks)
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
+    parser.add_argument("--ranks", type=positive, required=True, metavar="N", help="MPI ranks of the run")
+    parser.add_argument(
+        "--participants", type=positive, metavar="P", help="instead of the config's (null there: as many as ranks)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a key of the config (repeatable)",
+    )
+    parser.add_argument("--no-calibration", dest="calibrate", action="store_false", help="tell no times, train nothing")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    options = parser.parse_args(list(words))
+    return PlanCommand(**{**vars(options), "overrides": tuple(options.overrides)})
+
+
+def execute(command: PlanCommand) -> int:
+    """Print the page, or the JSON, and the exit code.
+
+    Raises
+    ------
+    UserError
+        If config, data files, models or graph are wrong. Data that do not suffice are told on the page.
+    """
+    config = resolved(command)
+    # Read by OpenMP when torch is imported.
+    os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
+    from fedh2l_mpi.plan import outlook
+
+    told = outlook.look_ahead(config, command.config or "the built-in config", command.ranks, command.calibrate)
+    if command.json:
+        import json
+
+        print(json.dumps(told.as_dict(), indent=2))
+    else:
+        from fedh2l_mpi.plan.page import print_page
+
+        print_page(told)
+    return 0
+
+
+def resolved(command: PlanCommand) -> Config:
+    """The config with its number of participants.
+
+    Raises
+    ------
+    UserError
+        If it is wrong, or has fewer participants than there are ranks, or too many.
+    """
+    overrides = list(command.overrides)
+    if command.participants is not None:
+        overrides.append(f"participants={command.participants}")
+    config = config_file.load(command.config, overrides)
+    participants = config.participants or command.ranks
+    if command.ranks > participants:
+        raise UserError(
+            f"--ranks: got {command.ranks}, must be {participants} or fewer: a rank hosts at least one of the "
+            f"{participants} participants; give --participants, or set participants to null for one on each rank"
+        )
+    if participants > MOST_PARTICIPANTS:
+        raise UserError(f"participants: got {participants}, must be {MOST_PARTICIPANTS} or fewer for a plan")
+    return config.resolved(participants if config.participants is None else command.ranks, launched=True)

@@ -1,0 +1,198 @@
+"""All numbers of a plan, put together: from a resolved config and a number of ranks."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedh2l_mpi import estimate, footprint, methods, models, objectives
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.footprint import Files, RankMemory
+from fedh2l_mpi.metrics import row_width
+from fedh2l_mpi.plan import dealing, graphs, timing
+from fedh2l_mpi.plan.graphs import Schedule
+from fedh2l_mpi.plan.timing import Calibration
+from fedh2l_mpi.world import Hosting
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would take.
+
+    Attributes
+    ----------
+    refused : str
+        Why a run would be refused; empty where it would not.
+    base_bytes : int
+        A process of this machine with Python, PyTorch and one small step taken.
+    calibration : Calibration or None
+        None: nothing was timed.
+    """
+
+    config: Config
+    name: str
+    source: Source
+    hosting: Hosting
+    needs: estimate.Needs
+    schedule: Schedule
+    memory: RankMemory
+    files: Files
+    refused: str
+    base_bytes: int
+    calibration: Calibration | None
+
+    @property
+    def largest_rank(self) -> int:
+        """The rank that needs most memory."""
+        return int(self.memory.total.argmax())
+
+    @property
+    def record_bytes(self) -> int:
+        """A participant's row of metrics on its way to rank 0 [bytes]."""
+        return 8 * row_width(self.needs.holdings.domains)
+
+    @property
+    def recorded(self) -> int:
+        """Participants whose rows cross ranks: all but those of rank 0."""
+        return self.hosting.participants - len(self.hosting.of(0))
+
+    @property
+    def evaluations(self) -> int:
+        """Rounds with an evaluation: every k-th, and the last."""
+        return -(-self.config.rounds // self.config.evaluation.every)
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes and messages of a round (of its first graph) and of the whole run."""
+        size, first, schedule = self.needs.message, self.schedule.first, self.schedule
+        told = {
+            "sharing_bytes_per_round": self.needs.sharing_bytes(first),
+            "sharing_bytes": schedule.total(self.needs.sharing_bytes),
+            "record_messages_per_round": float(self.hosting.ranks - 1),
+            "record_bytes_per_round": float(self.recorded * self.record_bytes),
+        }
+        if size is None:
+            return told | dict.fromkeys(("edge_bytes_per_round", "edge_bytes", "mpi_bytes", "mpi_messages"), 0.0)
+        return told | {
+            "edge_bytes_each_way": float(size.edge_bytes),
+            "edge_bytes_per_round": first.edge_bytes(size),
+            "edge_bytes": schedule.edge_bytes(size),
+            "mpi_messages_per_round": float(first.messages_R.sum()),
+            "mpi_messages": schedule.total(lambda graph: float(graph.messages_R.sum())),
+            "mpi_messages_per_round_busiest_rank": float(first.messages_R.max()),
+            "mpi_bytes_per_round": float(first.mpi_bytes_R(size).sum()),
+            "mpi_bytes": schedule.total(lambda graph: float(graph.mpi_bytes_R(size).sum())),
+            "mpi_bytes_per_round_busiest_rank": float(first.mpi_bytes_R(size).max()),
+        }
+
+    def seconds(self) -> dict[str, float]:
+        """The slowest rank's round, on average over the run, and its run [s]; empty where nothing was timed."""
+        if self.calibration is None:
+            return {}
+        rounds, exchanges = self.config.rounds, self.schedule.exchanges
+        run_s = {
+            name: phases.run_s(rounds, exchanges, self.evaluations) for name, phases in self.calibration.phases.items()
+        }
+        of_P = np.array([run_s[self.config.architecture(index)] for index in range(self.config.size)])
+        slowest = np.add.reduceat(of_P, footprint.first_of(self.hosting)).max() + rounds * self.calibration.seed_round_s
+        everyone = of_P.sum() + rounds * self.hosting.ranks * self.calibration.seed_round_s
+        return {"round": float(slowest / rounds), "run": float(slowest), "cpu": float(everyone)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        first, rank = self.schedule.first, self.largest_rank
+        base_all = self.base_bytes * self.hosting.ranks
+        return {
+            "config": self.name,
+            "participants": self.hosting.participants,
+            "ranks": self.hosting.ranks,
+            "architectures": {
+                name: {"participants": count, **asdict(self.needs.models[name])}
+                for name, count in estimate.architectures(self.config).items()
+            },
+            "refused": self.refused or None,
+            "graph": {
+                "kind": self.config.topology.kind,
+                "edges": first.edges,
+                "degree_min": float(first.degree_P.min()),
+                "degree_max": float(first.degree_P.max()),
+                "graphs": self.schedule.redraws,
+                "caution": self.schedule.caution or None,
+            },
+            "rounds": self.config.rounds,
+            "exchanges": self.schedule.exchanges,
+            "evaluations": self.evaluations,
+            "memory_bytes": {
+                "largest_rank": rank,
+                **self.memory.parts(rank),
+                "base": self.base_bytes,
+                "total": int(self.memory.total[rank]) + self.base_bytes,
+                "on_device": int(self.memory.on_device.max()),
+                "all_ranks": int(self.memory.total.sum()) + base_all,
+            },
+            "traffic": self.traffic(),
+            "files": {**asdict(self.files), "kept_checkpoints_bytes": self.files.kept_bytes},
+            "seconds": {
+                **self.seconds(),
+                "machine": machine(),
+                "phases": {name: asdict(phases) for name, phases in self.calibration.phases.items()},
+                "seed_samples_of_a_round": self.calibration.seed_round_s,
+            }
+            if self.calibration is not None
+            else None,
+        }
+
+
+def look_ahead(config: Config, name: str, ranks: int, calibrates: bool) -> Outlook:
+    """What a resolved config would take on this many ranks.
+
+    Raises
+    ------
+    UserError
+        If data files, models, method or graph are wrong. Data that do not suffice are told in `refused`.
+    """
+    torch.set_num_threads(config.devices.threads)
+    base_bytes = _base_bytes()
+    hosting = Hosting(config.size, ranks)
+    method = methods.build(config)
+    models.check_weights(config.weights, list(estimate.architectures(config)))
+    source = open_source(config.data.name, config.data.root)
+    schedule = graphs.schedule(config, hosting, method.exchanges_in)
+    held, refused = dealing.holdings(config, source)
+    needs = estimate.needs(config, source, method, held)
+    memory = needs.memory(hosting, schedule.first)
+    files = footprint.files(config, hosting, held, needs.models, schedule.edges)
+    calibration = None
+    if calibrates:
+        degree = float(schedule.first.degree_P.mean())
+        calibration = timing.calibrate(
+            config, source, held, degree, needs.message.array_bytes if needs.message is not None else 0
+        )
+    return Outlook(config, name, source, hosting, needs, schedule, memory, files, refused, base_bytes, calibration)
+
+
+def _base_bytes() -> int:
+    """This process as it is now, after one small step: what a rank takes before its own data and models.
+
+    MPI's library is not in it: 15 to 30 MiB more.
+    """
+    model = models.build("lenet5", 1, 28, 10, 0)
+    loss = objectives.cross_entropy(model(torch.zeros(32, 1, 28, 28)), torch.zeros(32, dtype=torch.int64))
+    torch.autograd.grad(loss, list(model.parameters()))
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine() -> str:
+    """Name of this machine's CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()

@@ -1,0 +1,179 @@
+"""The page that `plan` prints: 80 columns, and what the numbers leave out."""
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fedh2l_mpi import console, estimate
+from fedh2l_mpi.plan.outlook import Outlook, machine
+from fedh2l_mpi.units import size
+
+WIDTH = 80
+
+
+def print_page(told: Outlook) -> None:
+    """Print it, 80 columns wide: it is pasted into applications for computing time."""
+    console.output().print(build(told), width=WIDTH, highlight=False)
+
+
+def build(told: Outlook) -> RenderableType:
+    """The page."""
+    hosting = told.hosting
+    parts: list[RenderableType] = [
+        Text(f"plan of {told.name}: {hosting.participants:,} participants on {hosting.ranks:,} ranks", style="bold"),
+    ]
+    if told.refused:
+        parts.append(Text(f"A run would be refused: {told.refused}", style="bold red"))
+        parts.append(Text("The numbers below are as if there were enough data.", style="red"))
+    parts += [_who(told), _memory(told), _traffic(told), _files(told)]
+    if told.calibration is not None:
+        parts += [_time(told)]
+    return Group(*parts)
+
+
+def _table(title: str, *numbers: str) -> Table:
+    """Names on the left, one column for each heading in `numbers` on the right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, width=WIDTH, pad_edge=False)
+    table.add_column(title, header_style="bold", ratio=1)
+    for heading in numbers:
+        table.add_column(heading, justify="right", header_style="bold", no_wrap=True)
+    return table
+
+
+def _notes(*texts: str) -> list[RenderableType]:
+    return [Padding(Text(text, style="dim"), (0, 0, 0, 2)) for text in texts if text]
+
+
+def _who(told: Outlook) -> RenderableType:
+    config, first, held = told.config, told.schedule.first, told.needs.holdings
+    hosted = [len(told.hosting.of(rank)) for rank in (told.hosting.ranks - 1, 0)]
+    models = ", ".join(f"{count:,} x {name}" for name, count in estimate.architectures(config).items())
+    again = f", redrawn {told.schedule.redraws - 1:,} times" if told.schedule.redraws > 1 else ""
+    rows = {
+        "participants": f"{models}; {_range(*hosted)} a rank",
+        "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in told.needs.models.items()),
+        "graph": f"{config.topology.kind}, {first.edges:,.0f} edges, degree "
+        f"{_range(first.degree_P.min(), first.degree_P.max())}{again}",
+        "data": f"{told.source.name}, {held.domains} domains; "
+        f"{_range(held.private_P.min(), held.private_P.max())} private samples each, "
+        f"{held.seed:,} seed samples, {held.seed_per_round:,} a round",
+        "method": f"{config.method.name}, {config.rounds:,} rounds, {told.schedule.exchanges:,} with an exchange, "
+        f"{told.evaluations:,} with an evaluation",
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), width=WIDTH, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return Group(table, "")
+
+
+def _memory(told: Outlook) -> RenderableType:
+    rank, memory = told.largest_rank, told.memory
+    named = {
+        "data": "data of its participants, seed set, test sets",
+        "models": "models",
+        "optimisers": "optimisers",
+        "step": "a step: gradients, activations, the neighbours' arrays",
+        "messages": "messages",
+        "records": "metrics on their way to the file",
+        "bookkeeping": "who holds what, and who is whose neighbour, of all",
+    }
+    table = _table(f"memory of the largest rank ({rank:,})", "")
+    for part, count in memory.parts(rank).items():
+        table.add_row(f"  {named[part]}", size(count))
+    table.add_row("  Python and PyTorch, as measured here; MPI comes on top", size(told.base_bytes))
+    table.add_row("  together", size(int(memory.total[rank]) + told.base_bytes), style="bold")
+    table.add_row("  all ranks", size(int(memory.total.sum()) + told.base_bytes * told.hosting.ranks))
+    table.add_row("  on a GPU, if it has one, without CUDA's own", size(int(memory.on_device.max())))
+    return Group(table, "")
+
+
+def _traffic(told: Outlook) -> RenderableType:
+    traffic, exchanges = told.traffic(), told.schedule.exchanges
+    table = _table("traffic", "a round", f"{exchanges:,} rounds")
+    if told.needs.message is None:
+        table.add_row(f"  none: method {told.config.method.name} exchanges nothing", "", "")
+    else:
+        even = traffic["edge_bytes_per_round"] / told.hosting.participants
+        in_all = traffic["edge_bytes"] / told.hosting.participants
+        table.add_row("  over the graph's edges", size(traffic["edge_bytes_per_round"]), size(traffic["edge_bytes"]))
+        table.add_row("  sent by a participant, on average", size(even), size(in_all))
+        table.add_row(
+            "  sharing parameters instead" + _ratio(traffic),
+            size(traffic["sharing_bytes_per_round"]),
+            size(traffic["sharing_bytes"]),
+        )
+        for name, unit in (("messages", _count), ("bytes", size)):
+            table.add_row(
+                f"  between ranks, MPI {name}", unit(traffic[f"mpi_{name}_per_round"]), unit(traffic[f"mpi_{name}"])
+            )
+            busiest = traffic[f"mpi_{name}_per_round_busiest_rank"]
+            table.add_row("    sent by the rank that sends most", unit(busiest), unit(busiest * exchanges))
+    each = f"{size(told.record_bytes)} a participant"
+    rounds = told.config.rounds
+    table.add_row(
+        f"  metrics to rank 0, {each}",
+        size(traffic["record_bytes_per_round"]),
+        size(traffic["record_bytes_per_round"] * rounds),
+    )
+    caution = told.schedule.caution
+    return Group(table, *_notes(f"Of the graph: {caution}." if caution else ""), "")
+
+
+def _ratio(traffic: dict[str, float]) -> str:
+    even = traffic["edge_bytes"]
+    return f", {traffic['sharing_bytes'] / even:.3g} times" if even else ""
+
+
+def _files(told: Outlook) -> RenderableType:
+    files = told.files
+    table = _table("files at the end", "")
+    table.add_row("  metrics.h5", size(files.metrics_bytes))
+    table.add_row(f"  a checkpoint, {told.hosting.ranks + 1:,} files", size(files.checkpoint_bytes))
+    table.add_row("    the largest rank's file of it", size(files.rank_checkpoint_bytes))
+    table.add_row(f"  checkpoints that are kept, {files.checkpoints}", size(files.kept_bytes))
+    table.add_row("  number of files, with a log for each rank", _count(files.count))
+    return Group(table, *_notes("While a checkpoint is written, there is one more."), "")
+
+
+def _time(told: Outlook) -> RenderableType:
+    calibration, seconds, threads = told.calibration, told.seconds(), told.config.devices.threads
+    if calibration is None:
+        raise RuntimeError("the plan was made without a calibration")
+    table = _table("time of a participant's phases", "publish", "local", "mutual", "evaluate")
+    for name, phases in calibration.phases.items():
+        times = (phases.publish, phases.local, phases.mutual, phases.evaluate)
+        table.add_row(f"  {name}", *(f"{1e3 * value:,.1f} ms" for value in times))
+    rank = _table("time of the slowest rank", "a round", f"{told.config.rounds:,} rounds")
+    cores = "a core" if threads == 1 else f"{threads} cores"
+    rank.add_row(
+        f"  {told.hosting.ranks:,} ranks with {cores} each", _seconds(seconds["round"]), _seconds(seconds["run"])
+    )
+    rank.add_row("  CPU time of all ranks", _seconds(seconds["cpu"] / told.config.rounds), _seconds(seconds["cpu"]))
+    mean = told.schedule.first.degree_P.mean()
+    few = f" Timed with {calibration.neighbours} neighbours of {mean:,.0f}." if mean > calibration.neighbours else ""
+    return Group(
+        table,
+        rank,
+        *_notes(
+            f"Timed on this machine's CPU ({machine()}), {threads} thread{'s' if threads > 1 else ''}, random data. "
+            "A round has its share of the evaluations. Not in it: start-up, reading data, waiting for messages, "
+            f"writing metrics and checkpoints, ranks that share a core or its caches.{few}"
+        ),
+    )
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _seconds(seconds: float) -> str:
+    """Such as 34 ms, 2.7 s, 12 min, 3.4 h or 21 days."""
+    for limit, unit, scale in ((1.0, "ms", 1e-3), (120.0, "s", 1.0), (7200.0, "min", 60.0), (172_800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 86_400:,.1f} days"

@@ -1,0 +1,266 @@
+"""The arithmetic of what a run takes, against what runs, messages, files and tensors really take."""
+
+import tracemalloc
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fedh2l_mpi import config_file, estimate, footprint, methods, metrics
+from fedh2l_mpi.claim import Claim
+from fedh2l_mpi.config import Config, TopologyConfig
+from fedh2l_mpi.data import federation
+from fedh2l_mpi.data.seed_set import SeedRound
+from fedh2l_mpi.data.sources import ArrayTable, Source, digits
+from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.footprint import Holdings, MessageSize, ModelSize
+from fedh2l_mpi.methods import Round
+from fedh2l_mpi.models import build
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.plan import graphs
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.simulation import Simulation
+from fedh2l_mpi.topology import Graph, Topology, draw
+from fedh2l_mpi.world import Hosting, World
+
+# A message with one 3 x 10 array: 48 bytes of header, 4 for the sender, 120 of numbers.
+ARRAY = ArraySpec("posteriors", 3, 10)
+SIZE = MessageSize(48, 4 + 120)
+
+
+def settled(*overrides: str, ranks: int = 1) -> Config:
+    return config_file.load(None, overrides).resolved(ranks, launched=False)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 12])
+@pytest.mark.parametrize("kind", ["ring", "star", "complete", "random_regular", "erdos_renyi"])
+def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks):
+    graph = draw(TopologyConfig(kind=kind), 12, 0, 0)
+    hosting = Hosting(12, ranks)
+    told = footprint.links(graph.edges, hosting)
+    for rank in range(ranks):
+        exchange = Exchange(SimpleNamespace(rank=rank, comm=None), hosting, ARRAY, 1.0)
+        exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.of(rank)})
+        assert exchange.ledger.mpi_sent == told.mpi_bytes_R(SIZE)[rank]
+        assert len(exchange._routes) == told.messages_R[rank]
+        assert sum(len(route.incoming.senders) for route in exchange._routes) == told.received_R[rank]
+    assert told.edge_bytes(SIZE) == 2 * len(graph.edges) * ARRAY.message_bytes()
+    assert told.degree_P.tolist() == graph.degrees().tolist()
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 4, 11])
+def test_a_complete_graph_need_not_be_drawn(ranks):
+    hosting = Hosting(11, ranks)
+    drawn = footprint.links(draw(TopologyConfig(kind="complete"), 11, 0, 0).edges, hosting)
+    told = footprint.expected_links(1.0, hosting)
+    assert not told.expected
+    for name in ("degree_P", "messages_R", "sent_R", "received_R", "degree_max_R", "edges"):
+        assert np.array_equal(getattr(told, name), getattr(drawn, name)), name
+
+
+def test_expected_links_are_the_mean_of_drawn_ones():
+    hosting = Hosting(40, 7)
+    config = TopologyConfig(kind="erdos_renyi", probability=0.1, connected=False)
+    drawn = [footprint.links(draw(config, 40, 0, drawing).edges, hosting) for drawing in range(200)]
+    told = footprint.expected_links(0.1, hosting)
+    assert told.expected
+    for name in ("messages_R", "sent_R", "received_R"):
+        mean = np.mean([getattr(one, name) for one in drawn], axis=0)
+        assert getattr(told, name) == pytest.approx(mean, rel=0.05), name
+    assert told.edges == pytest.approx(np.mean([one.edges for one in drawn]), rel=0.02)
+
+
+REDRAWN = ["topology.kind=erdos_renyi", "topology.redraw_every=2", "topology.probability=0.4"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        REDRAWN,
+        ["method.name=d_psgd", "models=[mlp]"],
+        ["method.name=fedmd", "method.warmup_rounds=2"],
+        ["method.name=independent"],
+    ],
+)
+def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
+    config = settled(
+        "participants=5", "rounds=5", *overrides, "method.local_steps=1", "method.mutual_steps=1", "evaluation.every=5"
+    )
+    directory = RunDirectory(tmp_path / "run")
+    simulation = Simulation(config, World(None), Claim(directory))
+    simulation.run(lambda round_index, table: None)
+    hosting, source = Hosting(5, 1), digits()
+    schedule = graphs.schedule(config, hosting, simulation.method.exchanges_in)
+    needs = estimate.needs(config, source, simulation.method, estimate.holdings(simulation.plan))
+    sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
+    assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
+    assert (sent > 0) == (config.method.name != "independent")
+    told = footprint.files(config, hosting, needs.holdings, needs.models, schedule.edges)
+    assert told.metrics_bytes == pytest.approx(directory.metrics.stat().st_size, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("participants", "domains", "rounds"), [(16, 6, 300), (300, 4, 70), (2000, 10, 3)], ids=["long", "wide", "wider"]
+)
+def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rounds):
+    row = {
+        "architecture": "lenet5", "parameters": 1, "parameter_bytes": 4, "private_samples": 1, "own_domain": 0,
+        "rank": 0, "host": "node-0001.cluster", "device": "cuda:0",
+    }  # fmt: skip
+    names = [f"rotated {15 * domain} deg" for domain in range(domains)]
+    histogram = np.zeros((participants, 10), dtype=np.int64)
+    header = metrics.RunHeader({"config": "x" * 2500}, [row] * participants, histogram, names)
+    writer = metrics.MetricsWriter(tmp_path / "metrics.h5", header)
+    edges = draw(TopologyConfig(kind="ring"), participants, 0, 0).edges
+    writer.add_graph(0, edges)
+    table = np.zeros((participants, metrics.row_width(domains)))
+    for round_index in range(rounds):
+        writer.append(round_index, table)
+    writer.close("complete")
+    told = footprint.metrics_file_bytes(participants, domains, 10, rounds, len(edges))
+    assert told == pytest.approx((tmp_path / "metrics.h5").stat().st_size, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", [["optimizer.name=adam"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]])
+def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
+    config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
+    simulation = Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
+    needs = estimate.needs(config, digits(), simulation.method, estimate.holdings(simulation.plan))
+    told = needs.memory(Hosting(5, 1), footprint.links(Graph(5, []).edges, Hosting(5, 1)))
+    held = simulation.federation
+    sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
+    # The views of a round's seed samples are beside what is held all the time.
+    views = 3 * len(held.seed_set.of_round(0)) * digits().input_bytes
+    assert told.data[0] - views == sum(part.images.nbytes + part.labels.nbytes for part in sets)
+    learners = simulation.participants
+    assert told.models[0] == sum(
+        value.nbytes for one in learners for value in [*one.model.parameters(), *one.model.buffers()]
+    )
+    assert told.optimisers[0] == sum(value.nbytes for one in learners for value in one.optimizer.state().values())
+    assert told.optimisers[0] > 0
+
+
+def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks():
+    needs_config = settled("participants=7", "data.partition.kind=quantity")
+    source, method = digits(), methods.build(needs_config)
+    needs = estimate.needs(needs_config, source, method, estimate.holdings(federation.plan(needs_config, source)))
+    whole, parts = (
+        needs.memory(hosting, footprint.links([(0, 1), (5, 6)], hosting)) for hosting in (Hosting(7, 1), Hosting(7, 3))
+    )
+    assert whole.models[0] == parts.models.sum()
+    assert whole.optimisers[0] == parts.optimisers.sum()
+    # Seed set and test sets lie on every rank.
+    everyones = (needs.holdings.seed + sum(needs.holdings.tests)) * needs.holdings.stored_bytes
+    everyones += 3 * needs.holdings.seed_per_round * needs.holdings.input_bytes
+    assert whole.data[0] == parts.data.sum() - 2 * everyones
+    assert parts.messages.argmin() == 1, "the rank whose participants have no neighbours"
+
+
+def test_pooled_data_lie_on_a_rank_once():
+    config = settled("participants=6", "method.name=pooled")
+    source, method = digits(), methods.build(config)
+    needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
+    one, six = (needs.memory(hosting, footprint.links([], hosting)) for hosting in (Hosting(6, 1), Hosting(6, 6)))
+    private = int(needs.holdings.private_P.sum()) * needs.holdings.stored_bytes
+    assert six.data.min() > private
+    # The one rank holds the validation samples of five more, and nothing else twice.
+    others = int(needs.holdings.validation_P[1:].sum()) * needs.holdings.stored_bytes
+    assert one.data[0] == six.data[0] + others
+
+
+def peak_bytes(action) -> int:
+    """The most that lived at once of what `action` allocated on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        action()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "combine"),
+    [("mlp", "gem"), ("cnn", "gem"), ("resnet8", "gem"), ("vit", "gem"), ("vit", "gem_neighbours")],
+)
+def test_a_step_takes_about_what_is_told(name, combine):
+    overrides = ["method.local_steps=2", "method.mutual_steps=2", f"method.combine={combine}"]
+    config = settled(f"models=[{name}]", "participants=5", "topology.kind=star", *overrides)
+    table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 3, 32, 32), dtype=np.uint8))
+    source = Source("pictures", 10, 3, 32, 255.0, 0.5, 0.25, table, table)
+    method = methods.build(config)
+    held = Holdings(np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.image_bytes + 8, source.input_bytes)
+    needs = estimate.needs(config, source, method, held)
+    told = needs.memory(Hosting(5, 5), footprint.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
+    learner: Participant = estimate.stand_in(config, source, build(name, 3, 32, 10, 0), 64)
+    samples, tested = estimate.random_samples(source, 64), estimate.random_samples(source, 128)
+    seed = SeedRound(0, samples.images, samples.labels, samples.labels)
+    now = Round(0, Graph(5, [(0, i) for i in range(1, 5)]), seed, (64,) * 5)
+    theirs = torch.full((4, 64, 10), 0.1)
+
+    def steps():
+        method.local_phase(learner, now)
+        method.mutual_phase(learner, now, theirs)
+        learner.score(tested)
+
+    steps()
+    measured = peak_bytes(steps)
+    assert measured <= 1.1 * told.step[0]
+    # Evaluation is charged four of a layer's tensors, of which a plain stack of layers needs two.
+    assert told.step[0] <= 2.5 * measured
+
+
+def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
+    def remembered(participants: int, each: int) -> tuple[int, int]:
+        labels = np.tile(np.arange(10), 5000).astype(np.int64)
+        table = ArrayTable(labels, np.zeros((len(labels), 1, 1, 1), dtype=np.uint8))
+        source = Source("none", 10, 1, 1, 255.0, 0.0, 1.0, table, table)
+        overrides = [f"data.partition.samples_per_participant={each}", "evaluation.test_samples_per_domain=100"]
+        config = settled(f"participants={participants}", "topology.kind=small_world", *overrides)
+        tracemalloc.start()
+        plan = federation.plan(config, source)
+        topology = Topology(config.topology, participants, 0, 1)
+        rows = [
+            {
+                "architecture": "lenet5", "parameters": 61706 + index, "parameter_bytes": 4 * index + 1000,
+                "private_samples": 700 + index, "own_domain": index % 4, "rank": index + 300, "host": "node",
+                "device": "cpu", "pid": 10_000 + index,
+            }
+            for index in range(participants)
+        ]  # fmt: skip
+        measured = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(rows) == participants
+        size = ModelSize(1, 4, 4, 4, 4, 4)
+        sizes = dict.fromkeys(config.models, size)
+        links = footprint.links(topology.graph(0).edges, Hosting(participants, 1))
+        memory = footprint.rank_memory(config, Hosting(participants, 1), estimate.holdings(plan), sizes, links, None)
+        return measured, int(memory.bookkeeping[0])
+
+    federation_warmed_up = remembered(50, 10)
+    assert federation_warmed_up[0] > 0
+    for participants, each in ((2000, 10), (500, 100)):
+        measured, told = remembered(participants, each)
+        assert told == pytest.approx(measured, rel=0.25)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks):
+    config = settled("participants=6", "models=[lenet5, resnet8, mlp]")
+    source, method = digits(), methods.build(config)
+    needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
+    hosting = Hosting(6, ranks)
+    told = footprint.checkpoint_bytes(config, hosting, needs.models)
+    for rank in range(ranks):
+        content = {}
+        for index in hosting.of(rank):
+            one = estimate.stand_in(config, source, build(config.architecture(index), 1, 8, 10, 0))
+            content[index] = {
+                "model": one.model.state_dict(),
+                "optimizer": one.optimizer.state(),
+                "steps": 3,
+                "position": 30,
+                "kept": {},
+            }
+        path = tmp_path / f"rank-{rank:04d}.pt"
+        torch.save({"round": 9, "participants": content}, path)
+        assert told[rank] == pytest.approx(path.stat().st_size, rel=0.05)

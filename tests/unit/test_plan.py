@@ -1,0 +1,147 @@
+"""`plan`: what it prints, what it refuses, and that 100,000 participants are a matter of seconds."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedh2l_mpi import cli, plan
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.world import World
+
+
+def told(capsys, *words: str) -> dict:
+    """The numbers of a plan that times nothing."""
+    assert cli.execute(cli.parse(["plan", *words, "--no-calibration", "--json"]), World(None)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def shown(capsys, *words: str) -> str:
+    assert cli.execute(cli.parse(["plan", *words]), World(None)) == 0
+    return capsys.readouterr().out
+
+
+def test_the_numbers_of_a_small_plan_are_those_worked_out_by_hand(capsys):
+    got = told(capsys, "--ranks", "2", "--participants", "4")
+    # 48 bytes of header, 4 for the sender, 288 x 10 posteriors; a ring of 4 has 4 edges.
+    assert got["traffic"]["edge_bytes_per_round"] == 8 * (48 + 4 + 4 * 288 * 10)
+    assert got["traffic"]["edge_bytes"] == 40 * got["traffic"]["edge_bytes_per_round"]
+    # Participants 0, 1 | 2, 3: 0-3 and 1-2 cross, so each rank sends one message with both arrays.
+    assert got["traffic"]["mpi_messages_per_round"] == 2
+    assert got["traffic"]["mpi_bytes_per_round"] == 2 * (48 + 2 * (4 + 4 * 288 * 10))
+    assert got["traffic"]["record_messages_per_round"] == 1
+    assert got["evaluations"] == 8
+    assert got["files"]["checkpoints"] == 2
+    # metrics.h5, config.yaml, status, two logs, two checkpoints of two files and a manifest.
+    assert got["files"]["count"] == 11
+    assert got["seconds"] is None
+    memory = got["memory_bytes"]
+    parts = ("data", "models", "optimisers", "step", "messages", "records", "bookkeeping", "base")
+    assert memory["total"] == sum(memory[part] for part in parts)
+    assert got["refused"] is None
+
+
+def test_participants_are_as_many_as_ranks_where_the_config_leaves_it_open(capsys):
+    assert told(capsys, "--ranks", "6")["participants"] == 6
+    assert told(capsys, "--ranks", "3", "--set", "participants=9")["participants"] == 9
+    assert told(capsys, "--ranks", "3", "--set", "participants=9", "--participants", "5")["participants"] == 5
+
+
+def test_a_page_with_times_fits_80_columns_and_names_what_it_leaves_out(capsys):
+    page = shown(capsys, "--ranks", "4", "--set", "method.local_steps=2", "--set", "method.mutual_steps=2")
+    assert max(map(len, page.splitlines())) <= 80
+    assert len(page.splitlines()) <= 60
+    for expected in ("memory of the largest rank", "sharing parameters instead, 6.38 times", "metrics.h5", "lenet5"):
+        assert expected in page
+    for word in ("CPU", "Not in it", "slowest rank"):
+        assert word in page
+    assert re.search(r"4 ranks with a core each +[\d.]+ ms +[\d.]+ (ms|s)", page)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedmd", "independent"])
+def test_every_kind_of_method_can_be_timed(capsys, method):
+    sets = ["models=[mlp]", "topology.kind=complete", f"method.name={method}", "method.local_steps=1", "rounds=2"]
+    words = ["--ranks", "3", "--json", *(word for one in sets for word in ("--set", one))]
+    assert cli.execute(cli.parse(["plan", *words]), World(None)) == 0
+    seconds = json.loads(capsys.readouterr().out)["seconds"]
+    phases = seconds["phases"]["mlp"]
+    assert phases["mutual"] > 0
+    assert phases["evaluate"] > 0
+    # Each of 3 ranks hosts one of 3 equal participants.
+    assert seconds["cpu"] == pytest.approx(3 * seconds["run"])
+    assert seconds["run"] == pytest.approx(
+        2 * (phases["local"] + phases["mutual"] + seconds["seed_samples_of_a_round"])
+        + phases["evaluate"]
+        # The rounds of fedmd's warm-up exchange nothing.
+        + (0 if method == "fedmd" else 2) * phases["publish"]
+    )
+
+
+def test_a_method_that_exchanges_nothing_says_so(capsys):
+    page = shown(capsys, "--ranks", "4", "--no-calibration", "--set", "method.name=independent")
+    assert "none: method independent exchanges nothing" in page
+
+
+def test_data_that_do_not_suffice_are_told_and_planned_all_the_same(capsys):
+    page = shown(capsys, "--ranks", "10", "--participants", "5000", "--no-calibration")
+    flat = " ".join(page.split())
+    assert "A run would be refused: participants: got 5000, but there are only 1438 training samples" in flat
+    got = told(capsys, "--ranks", "10", "--participants", "50", "--set", "data.partition.samples_per_participant=100")
+    assert "50 participants with 100 samples each need 5000, the training data have 1438" in got["refused"]
+    assert got["memory_bytes"]["data"] > 5 * 80 * 4 * 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranks", "0"], "--ranks: got '0', must be a whole number >= 1"),
+        ([], "--ranks"),
+        (["--ranks", "5", "--participants", "4"], "--ranks: got 5, must be 4 or fewer"),
+        (["--ranks", "1", "--participants", "100001"], "participants: got 100001, must be 100000 or fewer"),
+        (["--ranks", "4", "--set", "topology.kind=rign"], "topology.kind: got 'rign'"),
+        (["--ranks", "4", "--set", "models=[lenet6]"], "models: got 'lenet6'"),
+        (["--ranks", "4", "--set", "topology.kind=random_regular", "--set", "topology.degree=4"], "topology.degree"),
+        (["--ranks", "4", "--set", "method.name=fedavg", "--set", "models=[mlp]"], "topology.kind: got 'ring'"),
+        (["none.yaml", "--ranks", "4"], "none.yaml"),
+    ],
+)
+def test_mistakes_are_told_by_their_key(words, message):
+    with pytest.raises(UserError) as error:
+        plan.execute(plan.parse([*words, "--no-calibration"], speaks=False))
+    assert message in str(error.value)
+
+
+LARGE = """
+import resource, sys
+from fedh2l_mpi import cli
+from fedh2l_mpi.world import World
+code = cli.execute(cli.parse(sys.argv[1:]), World(None))
+print("peak KiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+assert "mpi4py" not in sys.modules
+sys.exit(code)
+"""
+
+
+def test_a_hundred_thousand_participants_take_seconds_and_less_than_a_gigabyte():
+    sets = ["topology.kind=random_regular", "topology.degree=4", "models=[mlp, lenet5]"]
+    words = ["plan", "--ranks", "1000", "--participants", "100000", "--no-calibration"]
+    words += [word for one in sets for word in ("--set", one)]
+    begin = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", LARGE, *words], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - begin < 45
+    assert int(ended.stdout.split()[-1]) < 2**20
+    assert "random_regular, 200,000 edges, degree 4" in ended.stdout
+
+
+@pytest.mark.parametrize("graph", [["kind=complete"], ["kind=erdos_renyi", "probability=0.001"], ["kind=star"]])
+def test_large_graphs_that_would_take_minutes_are_not_drawn(capsys, graph):
+    sets = [word for one in graph for word in ("--set", f"topology.{one}")]
+    got = told(capsys, "--ranks", "300", "--participants", "30000", "--set", "models=[mlp]", *sets)
+    pairs = 30_000 * 29_999 / 2
+    edges = {"kind=complete": pairs, "kind=erdos_renyi": pairs / 1000, "kind=star": 29_999}[graph[0]]
+    assert got["graph"]["edges"] == pytest.approx(edges)
+    assert (got["graph"]["caution"] is None) == (graph[0] != "kind=erdos_renyi")
