@@ -157,6 +157,11 @@ class Needs:
             self.config, hosting, self.holdings, self.models, graph, self.message, pooled, keeps_published
         )
 
+    @property
+    def kept_bytes(self) -> int:
+        """What the method keeps of each participant from round to round [bytes]."""
+        return self.message.array_bytes if self.message is not None and self.method.keeps_published else 0
+
     def sharing_bytes(self, graph: Links) -> float:
         """What sharing parameters over the same edges would take in a round [bytes]."""
         shared = [self.models[self.config.architecture(index)].shared_bytes for index in range(self.config.size)]

@@ -62,7 +62,12 @@ class Files:
 
 
 def files(
-    config: Config, hosting: Hosting, holdings: Holdings, sizes: Mapping[str, ModelSize], edges: int, graphs: int = 1
+    config: Config,
+    hosting: Hosting,
+    holdings: Holdings,
+    sizes: Mapping[str, ModelSize],
+    edges: int,
+    kept_bytes: int = 0,
 ) -> Files:
     """The files of a run that is complete.
 
@@ -70,12 +75,14 @@ def files(
     ----------
     edges : int
         Of all graphs of the run together.
+    kept_bytes : int
+        What the method keeps of each participant from round to round.
     """
     longest = max(len(name.encode()) for name in sizes)
     metrics_bytes = metrics_file_bytes(
         hosting.participants, holdings.domains, holdings.classes, config.rounds, edges, len(config.to_yaml()), longest
     )
-    per_rank = checkpoint_bytes(config, hosting, sizes)
+    per_rank = checkpoint_bytes(config, hosting, sizes, kept_bytes)
     written = 1 if config.checkpoint.every is None else math.ceil(config.rounds / config.checkpoint.every)
     kept = min(config.checkpoint.keep, written)
     manifest = MANIFEST_BYTES + MANIFEST_LINE_BYTES * hosting.ranks
@@ -116,14 +123,20 @@ def metrics_file_bytes(
     return total + fixed + HDF5_FIXED_BYTES + HDF5_CHUNK_BYTES * chunks
 
 
-def checkpoint_bytes(config: Config, hosting: Hosting, sizes: Mapping[str, ModelSize]) -> np.ndarray:
+def checkpoint_bytes(
+    config: Config, hosting: Hosting, sizes: Mapping[str, ModelSize], kept_bytes: int = 0
+) -> np.ndarray:
     """Size of each rank's file of a checkpoint, int64 (R,) [bytes].
 
-    A participant's part is its model's state, its optimiser's, and what is small.
+    A participant's part is its model's state, its optimiser's, what its method keeps, and what is small.
     """
     vectors = optimiser_vectors(config.optimizer)
     each = [
-        size.state_bytes + vectors * size.trainable_bytes + PARTICIPANT_BYTES + TENSOR_BYTES * (size.tensors + vectors)
+        size.state_bytes
+        + vectors * size.trainable_bytes
+        + kept_bytes
+        + PARTICIPANT_BYTES
+        + TENSOR_BYTES * (size.tensors + vectors)
         for size in sizes.values()
     ]
     architectures = list(sizes)

@@ -101,9 +101,10 @@ class RankMemory:
     data, models, optimisers, step : int64 (R,)
         On the device: samples held; parameters and buffers, and what a method keeps; the optimisers' state; gradients
         and activations of the largest step of one participant, with its neighbours' arrays.
-    messages, records, bookkeeping : int64 (R,)
+    messages, records, checkpoint, bookkeeping : int64 (R,)
         In host memory: arrays that are published, sent and received, and one participant's view of them; metrics rows
-        on their way to the file; what every rank remembers of all participants.
+        on their way to the file; a checkpoint's copy of the state and its file's content, while it is written; what
+        every rank remembers of all participants.
     """
 
     data: NDArray[np.int64]
@@ -112,6 +113,7 @@ class RankMemory:
     step: NDArray[np.int64]
     messages: NDArray[np.int64]
     records: NDArray[np.int64]
+    checkpoint: NDArray[np.int64]
     bookkeeping: NDArray[np.int64]
 
     @property
@@ -122,7 +124,7 @@ class RankMemory:
     @property
     def total(self) -> NDArray[np.int64]:
         """All of it."""
-        return self.on_device + self.messages + self.records + self.bookkeeping
+        return self.on_device + self.messages + self.records + self.checkpoint + self.bookkeeping
 
     def parts(self, rank: int) -> dict[str, int]:
         """Each kind's bytes on one rank."""
@@ -175,25 +177,31 @@ def rank_memory(
     copies = [size.state_bytes + published for size in sizes.values()]
     step_R = np.maximum.reduceat(by_architecture(_step_bytes(config, sizes, links, message)), first_R)
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
-    messages_R, view_R = np.zeros(hosting.ranks), np.zeros(hosting.ranks)
-    if message is not None:
-        view_R = links.degree_max_R * message.array_bytes
-        buffers_R = (links.sent_R + links.received_R) * message.array_bytes
-        messages_R = buffers_R + 2 * links.messages_R * message.fixed_bytes + hosted_R * message.array_bytes + view_R
     records_R = 2 * 8 * row_width(holdings.domains) * hosted_R
     # Rank 0 holds everyone's rows, of two rounds while others run ahead.
     records_R[0] = 2 * 8 * row_width(holdings.domains) * hosting.participants
     samples = int(holdings.private_P.sum() + holdings.validation_P.sum()) + holdings.seed + sum(holdings.tests)
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
+    models_R = summed(by_architecture(copies))
+    optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))
     return RankMemory(
         data=data_R,
-        models=summed(by_architecture(copies)),
-        optimisers=optimiser_vectors(config.optimizer) * summed(by_architecture(trainable)),
+        models=models_R,
+        optimisers=optimisers_R,
         step=step_R,
-        messages=np.ceil(messages_R).astype(np.int64),
+        messages=_message_bytes(links, message, hosted_R),
         records=records_R,
+        checkpoint=2 * (models_R + optimisers_R),
         bookkeeping=np.full(hosting.ranks, bookkeeping),
     )
+
+
+def _message_bytes(links: Links, message: MessageSize | None, hosted_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Buffers of what is sent and received, what is published, and one participant's view of its neighbours' arrays."""
+    if message is None:
+        return np.zeros_like(hosted_R)
+    arrays_R = links.sent_R + links.received_R + hosted_R + links.degree_max_R
+    return np.ceil(arrays_R * message.array_bytes + 2 * links.messages_R * message.fixed_bytes).astype(np.int64)
 
 
 def _round_bytes(config: Config, holdings: Holdings) -> int:

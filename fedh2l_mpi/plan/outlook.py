@@ -166,7 +166,7 @@ def look_ahead(config: Config, name: str, ranks: int, calibrates: bool) -> Outlo
     held, refused = dealing.holdings(config, source)
     needs = estimate.needs(config, source, method, held)
     memory = needs.memory(hosting, schedule.first)
-    files = footprint.files(config, hosting, held, needs.models, schedule.edges)
+    files = footprint.files(config, hosting, held, needs.models, schedule.edges, needs.kept_bytes)
     calibration = None
     if calibrates:
         degree = float(schedule.first.degree_P.mean())

@@ -76,6 +76,7 @@ def _memory(told: Outlook) -> RenderableType:
         "step": "a step: gradients, activations, the neighbours' arrays",
         "messages": "messages",
         "records": "metrics on their way to the file",
+        "checkpoint": "a checkpoint while it is written",
         "bookkeeping": "who holds what, and who is whose neighbour, of all",
     }
     table = _table(f"memory of the largest rank ({rank:,})", "")

@@ -118,7 +118,7 @@ def test_where_a_machine_does_not_tell_its_memory_nobody_warns(tmp_path, warning
     assert estimate.available_bytes(tmp_path / "meminfo") == 42 * 1024
     (tmp_path / "old").write_text("MemTotal:       100 kB\n")
     assert estimate.available_bytes(tmp_path / "old") is None
-    one = footprint.RankMemory(*(np.array([GIB]),) * 7)
+    one = footprint.RankMemory(*(np.array([GIB]),) * 8)
     estimate.warn_if_node_too_small("a", [0], one, None)
     assert warnings == []
 

@@ -244,22 +244,23 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks):
+@pytest.mark.parametrize("kept", [0, 500_000])
+def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
     config = settled("participants=6", "models=[lenet5, resnet8, mlp]")
     source, method = digits(), methods.build(config)
     needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
     hosting = Hosting(6, ranks)
-    told = footprint.checkpoint_bytes(config, hosting, needs.models)
+    told = footprint.checkpoint_bytes(config, hosting, needs.models, kept)
     for rank in range(ranks):
         content = {}
         for index in hosting.of(rank):
             one = estimate.stand_in(config, source, build(config.architecture(index), 1, 8, 10, 0))
             content[index] = {
-                "model": one.model.state_dict(),
+                "model": {name: value.clone() for name, value in one.model.state_dict().items()},
                 "optimizer": one.optimizer.state(),
                 "steps": 3,
                 "position": 30,
-                "kept": {},
+                "kept": {"published": torch.zeros(kept // 4)},
             }
         path = tmp_path / f"rank-{rank:04d}.pt"
         torch.save({"round": 9, "participants": content}, path)
