@@ -290,9 +290,11 @@ def _scratch(pack: str) -> str:
 PACK=${{PACK:-{shlex.quote(pack)}}}
 scratch=${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/fedh2l_mpi-$SLURM_JOB_ID
 per_node=(srun --mpi=none "--nodes=$SLURM_NNODES" "--ntasks=$SLURM_NNODES" --ntasks-per-node=1)
-clean() {{ "${{per_node[@]}}" rm -rf -- "$scratch"; }}
+# Nothing can be started in a job that Slurm is ending: then the copy is left to the site, or to the next start.
+clean() {{ "${{per_node[@]}}" rm -rf -- "$scratch" 2>/dev/null; }}
 # By way of a name of the node's own: where scratch is not local after all, no file is half there.
-"${{per_node[@]}}" bash -c 'mkdir -p -- "$2" && cp -- "$1" "$2/$HOSTNAME" && mv -f -- "$2/$HOSTNAME" "$2/pack.h5"' \\
+"${{per_node[@]}}" bash -c \\
+  'mkdir -p -- "$2" && cp -- "$1" "$2/$SLURM_NODEID" && mv -f -- "$2/$SLURM_NODEID" "$2/pack.h5"' \\
   copy "$PACK" "$scratch" || {{ say "$PACK: cannot be copied to $scratch of every node" >&2; clean; exit 1; }}
 program+=(--set "data.root=$scratch/pack.h5")
 """

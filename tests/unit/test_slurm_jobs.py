@@ -305,7 +305,9 @@ def test_a_pack_is_copied_to_the_nodes_and_removed(tmp_path, run_job):
     pack = tmp_path / "the pack.h5"
     pack.write_bytes(b"pack")
     (tmp_path / "local").mkdir()
-    (tmp_path / "srun").write_text('#!/bin/bash\nif [ "$1" = --mpi=none ]; then shift 4; exec "$@"; fi\n' + PROGRAM)
+    (tmp_path / "srun").write_text(
+        '#!/bin/bash\nif [ "$1" = --mpi=none ]; then shift 4; SLURM_NODEID=0 exec "$@"; fi\n' + PROGRAM
+    )
     settings = ["--set", "data.name=pack", "--set", f"data.root={pack}", "--set", "data.partition={kind: domains}"]
     script = made(*SMALL, *settings, "--set", "participants=2", "--scratch")
     copied = tmp_path / "local" / "fedh2l_mpi-7" / "pack.h5"
