@@ -5,6 +5,7 @@ rich is imported by the rank that prints, not by the others.
 
 import logging
 import logging.handlers
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -117,8 +118,8 @@ def setup_logging(
 
 
 def is_terminal() -> bool:
-    """Whether standard output is a terminal; under mpirun it is a pipe."""
-    return sys.stdout.isatty()
+    """Whether a person sits at standard output. Open MPI gives rank 0 a terminal that nobody sits at."""
+    return sys.stdout.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
 
 
 def log_start(
