@@ -12,7 +12,7 @@ from fedh2l_mpi import config_file, offline, plan, slurm
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.options import Parser, new_parser, positive
+from fedh2l_mpi.options import add_set, new_parser, positive
 from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.world import Launch, World, connect
 
@@ -137,7 +137,7 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
-    _add_set(parser, "the config")
+    add_set(parser, "the config")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<config>-<time>)")
     parser.add_argument(
         "--resume",
@@ -183,7 +183,7 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     )
     parser = new_parser("python -m fedh2l_mpi sweep", meaning, speaks, SWEEP_EPILOG)
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="YAML file: base, set, axes, elements, table")
-    _add_set(parser, "every element's config")
+    add_set(parser, "every element's config")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep (default: runs/<sweep>)")
     parser.add_argument("--list", action="store_true", help="list the elements with their numbers and states")
     parser.add_argument("--table", action="store_true", help="make the table of what has finished; run nothing")
@@ -213,21 +213,10 @@ def _parse_doctor(words: list[str], speaks: bool) -> DoctorCommand:
     )
     parser = new_parser("python -m fedh2l_mpi doctor", meaning, speaks, DOCTOR_EPILOG)
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose devices, data and messages to try")
-    _add_set(parser, "the config")
+    add_set(parser, "the config")
     parser.add_argument("--out", metavar="DIR", help="where runs will be (default: runs, or here); left as it was")
     options = parser.parse_args(words)
     return DoctorCommand(options.config, tuple(options.overrides), options.out)
-
-
-def _add_set(parser: Parser, whose: str) -> None:
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help=f"override a key of {whose} (repeatable)",
-    )
 
 
 def is_run(command: Command) -> bool:

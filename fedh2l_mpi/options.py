@@ -39,3 +39,15 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number >= 1")
     return number
+
+
+def add_set(parser: Parser, whose: str) -> None:
+    """The option `--set`, whose values end up in `overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help=f"override a key of {whose} (repeatable)",
+    )

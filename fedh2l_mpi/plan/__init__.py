@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedh2l_mpi import config_file
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.options import new_parser, positive
+from fedh2l_mpi.options import add_set, new_parser, positive
 
 MEANING = """\
 What would this config take on N ranks: memory of a rank, traffic and messages, sizes of files, seconds a round?
@@ -44,14 +44,7 @@ def parse(words: Sequence[str], speaks: bool) -> PlanCommand:
     parser.add_argument(
         "--participants", type=positive, metavar="P", help="instead of the config's (null there: as many as ranks)"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override a key of the config (repeatable)",
-    )
+    add_set(parser, "the config")
     parser.add_argument("--no-calibration", dest="calibrate", action="store_false", help="tell no times, train nothing")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     options = parser.parse_args(list(words))
