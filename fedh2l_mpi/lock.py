@@ -4,6 +4,7 @@ Not a lock of the operating system: those do not reach from node to node on ever
 has ended is recognised, and taken over.
 """
 
+import errno
 import json
 import os
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 from fedh2l_mpi.errors import UserError
 
 SQUEUE_S = 20.0
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,16 @@ class RunLock:
     def _create(self) -> bool:
         # By a link, which exists whole or not at all: of two processes, one makes it.
         own = self.path.with_name(f"{self.path.name}.{self.holder.host}.{self.holder.pid}")
+        text = json.dumps(asdict(self.holder)) + "\n"
         try:
-            own.write_text(json.dumps(asdict(self.holder)) + "\n", encoding="utf-8")
-            os.link(own, self.path)
+            own.write_text(text, encoding="utf-8")
+            try:
+                os.link(own, self.path)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                with self.path.open("x", encoding="utf-8") as file:
+                    file.write(text)
         except FileExistsError:
             return False
         except OSError as error:
@@ -118,9 +128,9 @@ class RunLock:
         except FileNotFoundError:
             return
         if _read(aside) != held:
-            os.link(aside, self.path)
-        else:
-            self.taken_from = held
+            aside.rename(self.path)
+            return
+        self.taken_from = held
         aside.unlink()
 
 

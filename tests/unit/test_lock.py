@@ -91,6 +91,18 @@ def test_slurm_is_asked_about_the_job_of_another_host(path, tmp_path, monkeypatc
             RunLock(path)
 
 
+def test_a_file_system_without_hard_links_has_locks_too(path, monkeypatch):
+    def no_link(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    lock = RunLock(path)
+    with pytest.raises(UserError, match="at work in another process"):
+        RunLock(path)
+    lock.release()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_what_is_no_lock_of_ours_is_left_alone(path):
     path.write_text("not ours")
     with pytest.raises(UserError, match="is not a lock of fedh2l_mpi"):
