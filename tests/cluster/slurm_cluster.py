@@ -35,6 +35,16 @@ def is_up() -> bool:
     return " UP" in ended.stdout.upper()
 
 
+def all_nodes_answer(patience_s: float) -> bool:
+    """Whether the controller reaches every node; it marks those that it does not by a star."""
+    until = time.monotonic() + patience_s
+    while "*" in slurm("sinfo", "--noheader", "--format=%T"):
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
 def wait_until(what: str, holds: Callable[[], object], timeout: float = 40.0, poll: float = POLL_S) -> None:
     """Return as soon as something holds; fails the test if that takes longer than `timeout` [s]."""
     until = time.monotonic() + timeout

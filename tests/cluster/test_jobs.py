@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Mpi, assert_same, launch, mpich, openmpi
-from slurm_cluster import SLURM, Submitter, is_up, shared_memory_removed, slurm, wait_until
+from slurm_cluster import SLURM, Submitter, all_nodes_answer, is_up, shared_memory_removed, slurm, wait_until
 
 from fedh2l_mpi import metrics
 
@@ -35,16 +35,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.geteuid() != 0:
         pytest.skip("starting a Slurm needs root")
     was_up = is_up()
-    if not was_up:
-        # Into a file: the daemons would hold a pipe open.
-        said = tmp_path_factory.mktemp("slurm") / "start-slurm.log"
-        with said.open("w") as file:
-            environ = {**os.environ, "SLURM_SB_SMOKE": "no", "SLURM_SB_KILLWAIT": "4"}
-            started = subprocess.run([SLURM / "start-slurm"], stdout=file, stderr=file, timeout=300, env=environ)
-        assert started.returncode == 0, said.read_text()
+    for _ in range(2):
+        if not is_up():
+            # Into a file: the daemons would hold a pipe open.
+            said = tmp_path_factory.mktemp("slurm") / "start-slurm.log"
+            with said.open("w") as file:
+                environ = {**os.environ, "SLURM_SB_SMOKE": "no", "SLURM_SB_KILLWAIT": "4"}
+                started = subprocess.run([SLURM / "start-slurm"], stdout=file, stderr=file, timeout=300, env=environ)
+            assert started.returncode == 0, said.read_text()
+        if all_nodes_answer(patience_s=15.0):
+            break
+        # A daemon has been seen that runs and does not listen.
+        stop_slurm()
+    else:
+        pytest.fail(f"not all nodes of Slurm answer: {slurm('sinfo', '--Node')}")
     yield
     if not was_up:
-        subprocess.run([SLURM / "stop-slurm"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
+        stop_slurm()
+
+
+def stop_slurm() -> None:
+    subprocess.run([SLURM / "stop-slurm"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60)
 
 
 @pytest.fixture
