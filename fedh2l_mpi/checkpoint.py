@@ -1,8 +1,8 @@
 """Checkpoints: all that a run needs to go on, in a folder that is there whole or not at all.
 
 A checkpoint is `round-00000010/` (the state after 10 rounds) with a file for each rank, `rank-0000.pt`, and
-`manifest.json`, which has the size and the SHA-256 of each file. It is written as `round-00000010.tmp/`, forced to the
-disk and then renamed. Loading checks every digest: PyTorch itself reads 97 of 100 files with a flipped bit as if
+`manifest.json`, which has the size and the SHA-256 of each file. It is written under another name, forced to the disk
+and then renamed. Loading checks every digest: PyTorch itself reads 97 of 100 files with a flipped bit as if
 nothing were wrong.
 
 A rank copies its participants' state and goes on; a thread of its own writes the copy. Ranks tell rank 0 by a message
@@ -15,9 +15,10 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedh2l_mpi import durable
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.world import Hosting, World
 
@@ -39,6 +41,9 @@ log = logging.getLogger("fedh2l_mpi")
 FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
 MANIFEST = "manifest.json"
 TAGS = 2**14
+PAUSE_S = 2e-3
+# A file system's client may not see yet what another has made.
+PATIENCE_S = 1.0
 # A file's size [bytes] and its SHA-256, as a message.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
 States = Mapping[int, Mapping[str, Any]]
@@ -99,16 +104,23 @@ class CheckpointWriter:
         self._rows: dict[int, str] = {}
         self._sending: list[MPI.Request] = []
         self.newest = 0
+        # A rank that outlives a killed job must not write into the next one's files.
+        self._attempt: str = world.from_first(lambda: f"{world.host}-{os.getpid()}")
 
     def rows_are_written(self, rounds: int, digest: str) -> None:
         """On rank 0: the metrics file holds `rounds` rounds; none is committed before its rows are in that file."""
         self._rows = {r: d for r, d in self._rows.items() if r in self._pending}
         self._rows[rounds] = digest
 
-    def begin(self, rounds: int, participants: Sequence[Stateful]) -> None:
+    def begin(self, rounds: int, participants: Sequence[Stateful], idle: Callable[[], None] = lambda: None) -> None:
         """Copy the states of this rank's participants after `rounds` rounds, and write the copy in the background.
 
         Waits if the checkpoint before has not been written yet.
+
+        Parameters
+        ----------
+        idle : callable
+            Called while there is nothing to do but wait.
 
         Raises
         ------
@@ -116,12 +128,16 @@ class CheckpointWriter:
             If that one could not be written.
         """
         began = time.perf_counter()
+        # `idle` may look after the checkpoints, and take away what is done.
+        while not all(pending.own.done() for pending in self._pending.values()):
+            idle()
+            time.sleep(PAUSE_S)
         for pending in self._pending.values():
             pending.own.result()
         states = {participant.index: participant.state() for participant in participants}
         pause_ms = 1e3 * (time.perf_counter() - began)
         log.info(f"checkpoint after {rounds} rounds: paused {pause_ms:.1f} ms to copy", extra={"file_only": True})
-        folder = _unfinished(self._directory.checkpoint(rounds))
+        folder = _unfinished(self._directory.checkpoint(rounds), self._attempt)
         own = self._thread.submit(_write, folder / _name(self._world.rank), rounds, states)
         pending = self._pending[rounds] = _Pending(began, own)
         if self._comm is not None and self._world.rank == 0:
@@ -191,7 +207,13 @@ class CheckpointWriter:
             for rank, report in enumerate([own, *pending.reports])
         ]
         manifest = {"round": rounds, **self._facts, "rows_sha256": self._rows[rounds], "files": files}
-        pending.commit = self._thread.submit(commit, self._directory, rounds, manifest, self._keep)
+        pending.commit = self._thread.submit(
+            commit,
+            self._directory,
+            _unfinished(self._directory.checkpoint(rounds), self._attempt),
+            manifest,
+            self._keep,
+        )
 
     def _committed(self, rounds: int) -> None:
         pending = self._pending.pop(rounds)
@@ -202,16 +224,15 @@ class CheckpointWriter:
         log.info(f"checkpoint after {rounds} rounds: there {seconds:.2f} s later", extra={"file_only": True})
 
 
-def commit(directory: RunDirectory, rounds: int, manifest: Mapping[str, Any], keep: int) -> None:
-    """Make a checkpoint of files that are written: add its manifest, give it its name, remove the oldest ones.
+def commit(directory: RunDirectory, folder: Path, manifest: Mapping[str, Any], keep: int) -> None:
+    """Make a checkpoint of the files in `folder`: add its manifest, give it its name, remove the oldest ones.
 
     Raises
     ------
     OSError
         If that fails; the checkpoints before stay.
     """
-    final = directory.checkpoint(rounds)
-    folder = _unfinished(final)
+    final = directory.checkpoint(manifest["round"])
     # The rows that belong to it must not be lost with the machine if it is not.
     with directory.metrics.open("rb") as rows:
         durable.force(rows)
@@ -219,19 +240,18 @@ def commit(directory: RunDirectory, rounds: int, manifest: Mapping[str, Any], ke
         file.write(_sealed({"format": FORMAT, "version": VERSION, **manifest}).encode())
         durable.force(file)
     durable.force_names(folder)
-    if final.exists():
-        # One that turned out to be damaged: the run went on from an older one, and is back here.
-        shutil.rmtree(final)
     folder.rename(final)
     durable.force_names(directory.checkpoints)
     for old in directory.committed()[keep:]:
-        shutil.rmtree(old)
+        # Under a name that says that it is to go; if it cannot go now, since somebody reads in it, then later.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.old.tmp")), ignore_errors=True)
 
 
 def clear(folder: Path) -> None:
     """Remove what a killed process has left half-written; for whoever holds the run."""
     for path in folder.glob("round-*.tmp") if folder.is_dir() else ():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -244,10 +264,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
+        sealed = json.loads(_content(path))
         manifest, told = sealed["checkpoint"], sealed["sha256"]
-    except OSError as error:
-        raise DamagedError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{path}: is no manifest any more") from None
     if told != _digest_of(manifest):
@@ -270,10 +288,7 @@ def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int])
         if wanted.isdisjoint(range(file["first"], file["first"] + file["participants"])):
             continue
         path = folder / file["name"]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DamagedError(f"{path}: {error.strerror}") from None
+        content = _content(path)
         if len(content) != file["bytes"]:
             raise DamagedError(f"{path}: has {len(content)} bytes, must have {file['bytes']}")
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
@@ -314,12 +329,27 @@ def _write(path: Path, rounds: int, states: States) -> NDArray[Any]:
     return report
 
 
+def _content(path: Path) -> bytes:
+    """What a file of a checkpoint holds; a file that is not there is damage, one that cannot be read now is not."""
+    until = time.monotonic() + PATIENCE_S
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; the checkpoint was left as it is: try again"
+        ) from None
+
+
 def _name(rank: int) -> str:
     return f"rank-{rank:04d}.pt"
 
 
-def _unfinished(final: Path) -> Path:
-    return final.with_name(f"{final.name}.tmp")
+def _unfinished(final: Path, attempt: str) -> Path:
+    return final.with_name(f"{final.name}.{attempt}.tmp")
 
 
 def _sealed(manifest: Mapping[str, Any]) -> str:

@@ -4,11 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-from fedh2l_mpi import checkpoint, config_file, durable, metrics, settings
+from fedh2l_mpi import checkpoint, config_file, durable, metrics, settings, status
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lock import RunLock
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.status import Status
 from fedh2l_mpi.world import World
 
 log = logging.getLogger("fedh2l_mpi")
@@ -38,8 +39,9 @@ class Claim:
             If it cannot be written, or another process took it in the meantime.
         """
         if self.kind == "new":
-            self.directory.create(config.to_yaml())
+            self.directory.make()
             self._lock = RunLock(self.directory.lock)
+            self.directory.create(config.to_yaml())
         else:
             durable.replace(self.directory.config, config.to_yaml())
 
@@ -88,6 +90,11 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
     if not directory.config.exists():
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} holds no run; --resume auto begins one")
+        if directory.metrics.exists() or directory.committed():
+            raise UserError(
+                f"--resume {mode}: {directory.path} holds a run without its config.yaml; put that back "
+                "(metrics.h5 has its text as the attribute 'config'), or choose another --out"
+            )
         return Claim(directory)
     lock = RunLock(directory.lock)
     try:
@@ -101,6 +108,7 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
                 "for as many or more"
             )
         if finished == config.rounds:
+            _say_that_it_is_complete(directory, finished)
             return Claim(directory, "done", lock)
         checkpoint.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
@@ -116,6 +124,11 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
 
 
 def _check_config(directory: RunDirectory, config: Config) -> None:
+    if not directory.config.read_text(encoding="utf-8", errors="replace").strip():
+        raise UserError(
+            f"{directory.config}: is empty; put its text back (metrics.h5 has it as the attribute 'config'), or choose "
+            "another --out"
+        )
     theirs = settings.what_must_stay(config_file.load(directory.config))
     ours = settings.what_must_stay(config)
     differing = [
@@ -148,10 +161,31 @@ def _finished(directory: RunDirectory) -> int:
         run.close()
 
 
+def _say_that_it_is_complete(directory: RunDirectory, rounds: int) -> None:
+    """For a run that was killed between its last row and its last word."""
+    said = status.read(directory.status)
+    if said is None or said.state != "complete":
+        status.write(directory.status, Status("complete", rounds, rounds, checkpoint=rounds, who="resumed, all done"))
+
+
+def _rounds(directory: RunDirectory) -> int | None:
+    """Rounds in the metrics file, as far as it can be read; None if it cannot."""
+    try:
+        run = metrics.look(directory.metrics)
+    except UserError:
+        return None
+    try:
+        return None if run.problems else run.rounds
+    finally:
+        run.close()
+
+
 def _begin_anew(directory: RunDirectory) -> None:
     """Clear the way for the run to begin at round 0; rounds that had been finished are kept under another name."""
     aside = ""
-    if directory.metrics.exists():
+    if directory.metrics.exists() and _rounds(directory) == 0:
+        directory.metrics.unlink()
+    elif directory.metrics.exists():
         taken = (directory.metrics.with_name(f"metrics.unfinished-{number}.h5") for number in range(1, 10**6))
         free = next(path for path in taken if not path.exists())
         directory.metrics.rename(free)

@@ -5,6 +5,7 @@ Imports nothing but the standard library: a process that only watches over a run
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def replace(path: Path, text: str, forced: bool = True) -> None:
     OSError
         If neither works.
     """
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.new")
     content = text.encode()
     try:
         with new.open("wb") as file:

@@ -25,9 +25,11 @@ class Guardian:
         The status file, which says that the run is running.
     who : str
         Rank 0 in words.
+    lock : Path
+        The run's lock: what of it is rank 0's goes with rank 0.
     """
 
-    def __init__(self, path: Path, who: str) -> None:
+    def __init__(self, path: Path, who: str, lock: Path) -> None:
         package = Path(__file__).resolve().parent.parent
         # -S: what is in site-packages would cost a start-up; the package itself is found by its folder.
         start = f"import sys; sys.path.insert(0, {str(package)!r}); from fedh2l_mpi import guardian; guardian.main()"
@@ -35,7 +37,7 @@ class Guardian:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_OTHERS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", start, str(path.resolve()), who],
+                [sys.executable, "-S", "-E", "-c", start, str(path.resolve()), who, str(lock.resolve())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -51,7 +53,10 @@ class Guardian:
 
 def main() -> None:
     """What the process does."""
-    path, who = Path(sys.argv[1]), sys.argv[2]
+    path, who, lock = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    held = lock.read_bytes() if lock.is_file() else b""
     if os.read(0, len(DONE)) != DONE:
         reason = f"{who} ended without a word: it was killed, or its launcher ended the job after another rank had died"
         status.end(path, "failed", reason, f"guardian, pid {os.getpid()}")
+        if held and lock.is_file() and lock.read_bytes() == held:
+            lock.unlink(missing_ok=True)

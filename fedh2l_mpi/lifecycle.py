@@ -34,8 +34,9 @@ class Lifecycle:
         """The rounds begin, after `done` finished ones."""
         self._done = self.checkpoint = done
         if self._world.rank == 0:
+            # First: from the moment that the file says `running`, somebody takes that back if we cannot.
+            self._guardian = Guardian(self._path, str(self._world), self._claim.directory.lock)
             status.write(self._path, self._status("running"))
-            self._guardian = Guardian(self._path, str(self._world))
 
     def progress(self, done: int) -> None:
         """So many rounds are in the metrics file now."""
@@ -62,7 +63,11 @@ class Lifecycle:
             state, reason = "stopped", "interrupted"
         # Nobody is helped by a second error in place of the first; the guardian tries again.
         with contextlib.suppress(OSError):
-            status.end(self._path, state, reason, str(self._world))
+            said = status.read(self._path)
+            if self._world.rank == 0 and said is not None and said.state == "running":
+                status.write(self._path, self._status(state, reason))
+            else:
+                status.end(self._path, state, reason, str(self._world))
             self._dismiss()
             self._claim.release()
 

@@ -5,10 +5,12 @@ has ended is recognised, and taken over.
 """
 
 import errno
+import hashlib
 import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +18,11 @@ from pathlib import Path
 from fedh2l_mpi.errors import UserError
 
 SQUEUE_S = 20.0
+# States of a job that has no processes.
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PENDING"}
+ENDED |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
+# Longer than the few system calls that the right to take a lock away is held for.
+RIGHT_S = 10.0
 # What file systems without hard links answer.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -61,10 +68,11 @@ class Holder:
     def has_ended(self, now: "Holder") -> bool | None:
         """Whether the holder is gone, as seen from the process `now`; None: that cannot be told from here."""
         if self.host == now.host:
-            return _started(self.pid) != self.started
+            # Without /proc, nobody can tell a process from another with its number.
+            return _started(self.pid) != self.started if self.started and now.started else None
         if self.job and self.job == now.job:
-            # A job starts again only after its processes have ended.
-            return self.restarts < now.restarts
+            # A job starts again only after its processes have ended; of steps of one job, that cannot be told.
+            return True if self.restarts < now.restarts else None
         return _job_has_ended(self.job) if self.job else None
 
 
@@ -122,16 +130,23 @@ class RunLock:
 
     def _clear(self, held: Holder) -> None:
         """Take away a lock whose holder has ended, unless another process was faster and holds a new one."""
-        aside = self.path.with_name(f"{self.path.name}.stale.{self.holder.host}.{self.holder.pid}")
+        # The right to take it away is one for each holder that has ended: a new holder's lock is never touched.
+        digest = hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+        right = self.path.with_name(f"{self.path.name}.stale.{digest}")
         try:
-            self.path.rename(aside)
-        except FileNotFoundError:
+            right.mkdir()
+        except FileExistsError:
+            if time.time() - right.stat().st_mtime > RIGHT_S:
+                # Whoever had it was killed within a few system calls.
+                right.rmdir()
+            time.sleep(0.01)
             return
-        if _read(aside) != held:
-            aside.rename(self.path)
-            return
-        self.taken_from = held
-        aside.unlink()
+        try:
+            if _read(self.path) == held:
+                self.path.unlink()
+                self.taken_from = held
+        finally:
+            right.rmdir()
 
 
 def _read(path: Path) -> Holder | None:
@@ -166,4 +181,4 @@ def _job_has_ended(job: str) -> bool | None:
     if asked.returncode:
         # It has forgotten the job, or does not answer.
         return True if "Invalid job id" in asked.stderr else None
-    return not {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING"} & set(asked.stdout.split())
+    return set(asked.stdout.split()) <= ENDED

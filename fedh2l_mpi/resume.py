@@ -17,8 +17,7 @@ log = logging.getLogger("fedh2l_mpi")
 # Facts of the run that a checkpoint has, too: what another value of them means.
 MUST_AGREE = {
     "participants": "the number of participants",
-    "settings_sha256": "the config",
-    "data_sha256": "the data",
+    "data_sha256": "the seed set or the labels of the private data",
 }
 MAY_MOVE_NUMBERS = {
     "threads": "devices.threads",
@@ -29,7 +28,11 @@ MAY_MOVE_NUMBERS = {
 
 
 def restore(
-    world: World, directory: RunDirectory, participants: Sequence[Participant], facts: Mapping[str, Any]
+    world: World,
+    directory: RunDirectory,
+    participants: Sequence[Participant],
+    facts: Mapping[str, Any],
+    rounds: int,
 ) -> int:
     """Give the participants hosted here their states back; the number of rounds that are finished. **Collective.**
 
@@ -37,6 +40,8 @@ def restore(
     ----------
     facts : mapping
         Of this process's run, as `CheckpointWriter` has them.
+    rounds : int
+        How many there are to be in all.
 
     Raises
     ------
@@ -46,10 +51,13 @@ def restore(
     problems: list[str] = []
     damaged: list[Path] = []
     for folder in world.from_first(lambda: directory.committed()):
-        manifest, states, problem = _look(world, directory, folder, participants)
+        # What cannot be read now ends it here, on every rank: it is not for us to give up a checkpoint.
+        manifest, states, problem = world.together(
+            lambda folder=folder: _look(world, directory, folder, participants)  # type: ignore[misc]
+        )
         found = [text for text in world.collect(problem) if text]
         if not found:
-            world.together(lambda m=manifest, s=states: _take(m, s, participants, facts))  # type: ignore[misc]
+            world.together(lambda m=manifest, s=states: _take(m, s, participants, facts, rounds))  # type: ignore[misc]
             world.from_first(lambda: checkpoint.set_aside(damaged))
             return int(manifest["round"])
         problems += found
@@ -80,7 +88,7 @@ def _look(
 def _check_rows(directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
     try:
         found = metrics.rows_digest(directory.metrics, manifest["round"])
-    except (ValueError, OSError) as error:
+    except (ValueError, UserError) as error:
         raise DamagedError(f"its rows in {directory.metrics}: {error}") from None
     if found != manifest["rows_sha256"]:
         raise DamagedError(f"its rows in {directory.metrics}: have changed since they were written")
@@ -91,7 +99,15 @@ def _take(
     states: Mapping[int, Mapping[str, Any]],
     participants: Sequence[Participant],
     facts: Mapping[str, Any],
+    rounds: int,
 ) -> None:
+    if manifest["round"] > rounds:
+        raise UserError(f"rounds: got {rounds}, but the run has finished {manifest['round']}; ask for as many or more")
+    ours, theirs = facts["settings"], manifest["settings"]
+    keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    if keys:
+        told = "; ".join(f"{key}: there {theirs.get(key, 'default')}, here {ours.get(key, 'default')}" for key in keys)
+        raise UserError(f"--resume: the config has changed since the checkpoint of {manifest['round']} rounds: {told}")
     for fact, what in MUST_AGREE.items():
         if manifest[fact] != facts[fact]:
             raise UserError(

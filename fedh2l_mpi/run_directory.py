@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedh2l_mpi import durable
 from fedh2l_mpi.errors import UserError
 
 COMMITTED = re.compile(r"round-\d{8,}")
@@ -67,8 +68,21 @@ class RunDirectory:
         """The log of a rank."""
         return self.path / "log" / f"rank-{rank:04d}.log"
 
+    def make(self) -> None:
+        """Make the directory.
+
+        Raises
+        ------
+        UserError
+            If it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
+
     def create(self, config_text: str) -> None:
-        """Make the directory and put the resolved config in it; for rank 0 alone, once the run is known to be sound.
+        """Put the resolved config into the directory; for rank 0 alone, with the lock held, once the run is sound.
 
         Raises
         ------
@@ -77,9 +91,10 @@ class RunDirectory:
         """
         try:
             self.log(0).parent.mkdir(parents=True, exist_ok=True)
-            # Exclusively: of two runs that start at the same moment, one wins.
-            with self.config.open("x", encoding="utf-8") as file:
-                file.write(config_text)
+            # Of two runs that start at the same moment, one has the lock; what the other finds is whole.
+            if self.config.exists():
+                raise FileExistsError(17, "File exists", str(self.config))
+            durable.replace(self.config, config_text)
         except FileExistsError as error:
             raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already") from None
         except OSError as error:

@@ -39,17 +39,20 @@ def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
 def what_must_stay(config: Config) -> dict[str, Any]:
     """The settings that a run keeps when it is gone on with: its numbers so far depend on them.
 
-    Not how many rounds there will be, and not where data lie: of the data themselves, digests are compared.
+    Not how many rounds there will be, and not where data lie: of the data, the seed set and everybody's counts of
+    labels are compared by a digest.
     """
     counted = what_counts(flat(config.model_dump()))
     return {key: value for key, value in counted.items() if key not in ("rounds", "data.root")}
 
 
-def digest(config: Config) -> str:
-    """SHA-256, in hexadecimal, of what must stay; a key with its default value is as good as none.
-
-    So a later version's new keys do not make other runs of old ones.
-    """
+def unusual(config: Config) -> dict[str, Any]:
+    """What must stay and is not the default, as JSON has it: a later version's new keys change nothing of old runs."""
     usual = what_must_stay(Config())
-    unusual = {key: value for key, value in what_must_stay(config).items() if usual.get(key) != value}
-    return hashlib.sha256(json.dumps(unusual, sort_keys=True, default=list).encode()).hexdigest()
+    found = {key: value for key, value in what_must_stay(config).items() if usual.get(key) != value}
+    return dict(json.loads(json.dumps(found)))
+
+
+def digest(config: Config) -> str:
+    """SHA-256, in hexadecimal, of `unusual`."""
+    return hashlib.sha256(json.dumps(unusual(config), sort_keys=True).encode()).hexdigest()

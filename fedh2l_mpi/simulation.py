@@ -89,7 +89,7 @@ class Simulation:
         facts, deadline_s = self._facts(), config.exchange.deadline_s
         self.first_round = 0
         if claim.kind == "resume":
-            self.first_round = resume.restore(world, self.directory, self.participants, facts)
+            self.first_round = resume.restore(world, self.directory, self.participants, facts, config.rounds)
         world.from_first(lambda: claim.settle(config))
         self.writer = self._writer() if world.rank == 0 else None
         self.recorder = Recorder(world, self.hosting, metrics.row_width(self.plan.domains), self._write, deadline_s)
@@ -115,9 +115,9 @@ class Simulation:
         """
         self._listener = listener
         self.lifecycle.begin(self.first_round)
-        asked = Ask.NOTHING
         try:
-            for round_index in range(self.first_round, self.config.rounds):
+            asked = self.stopping.asked_before()
+            for round_index in range(self.first_round, 0 if asked.stops else self.config.rounds):
                 self._round(round_index)
                 asked = self._checkpoint_or_stop(round_index)
                 if asked.stops:
@@ -140,7 +140,7 @@ class Simulation:
         """What all ranks do after this round, and the checkpoint that belongs to it."""
         done, every = round_index + 1, self.config.checkpoint.every
         self.world.at = f"round {round_index}, agreeing"
-        asked = self.stopping.agreed(idle=self.recorder.poll)
+        asked = self.stopping.agreed(idle=self._idle)
         if done == self.config.rounds:
             # It is complete, whoever wanted to stop it.
             asked = Ask.NOTHING
@@ -149,11 +149,13 @@ class Simulation:
             self._requested = done
         if is_due or asked or done == self.config.rounds:
             self.world.at = f"round {round_index}, checkpoint"
-            self.checkpoints.begin(done, self.participants)
-        self._look_after_checkpoints()
+            self.checkpoints.begin(done, self.participants, self._idle)
+        self._idle()
         return asked
 
-    def _look_after_checkpoints(self) -> None:
+    def _idle(self) -> None:
+        """What need not be done at once: rows that have arrived, checkpoints that are written. Cheap, never waits."""
+        self.recorder.poll()
         if self.checkpoints.poll():
             self.lifecycle.checkpoint = self.checkpoints.newest
             if self._requested is not None and self.checkpoints.newest >= self._requested:
@@ -163,7 +165,7 @@ class Simulation:
     def _finish(self) -> None:
         """Wait until all that is on its way has arrived, and is in its files."""
         self.world.at = "the end of the run"
-        self.stopping.close(idle=self.recorder.poll)
+        self.stopping.close(idle=self._idle)
         self.recorder.finish()
         self.checkpoints.finish()
         self.lifecycle.checkpoint = self.checkpoints.newest or self.first_round
@@ -205,7 +207,7 @@ class Simulation:
                 self.method.local_phase(participant, now)
             if self.exchange is not None:
                 self.exchange.progress()
-            self.recorder.poll()
+            self._idle()
 
         if not self.method.publishes_first:
             self._publish(now, clock)
@@ -214,14 +216,14 @@ class Simulation:
         for participant in self._each(round_index, "mutual phase"):
             with clock.of(participant, "mutual"):
                 self.method.mutual_phase(participant, now, theirs[participant.index])
-            self.recorder.poll()
+            self._idle()
 
         scores: dict[int, dict[str, Any]] = {}
         if self._evaluates(round_index):
             for participant in self._each(round_index, "evaluation"):
                 with clock.of(participant, "evaluate"):
                     scores[participant.index] = self._evaluate(participant)
-                self.recorder.poll()
+                self._idle()
 
         self.world.at = f"round {round_index}, recording"
         self.recorder.record(round_index, self._rows(now.graph, clock, scores))
@@ -244,7 +246,7 @@ class Simulation:
             return {participant.index: torch.empty(0, rows, columns) for participant in self.participants}
         self.world.at = f"round {now.index}, waiting for neighbours"
         with clock.shared(self.participants, "wait"):
-            return self.exchange.finish(idle=self.recorder.poll)
+            return self.exchange.finish(idle=self._idle)
 
     def _each(self, round_index: int, phase: str) -> Iterator[Participant]:
         """The participants hosted here; keeps `world.at` up to date for the message if one of them fails."""
@@ -361,6 +363,7 @@ class Simulation:
         data = hashlib.sha256(self.federation.seed_set.digest() + self.plan.label_histogram().tobytes())
         return {
             "participants": self.config.size,
+            "settings": settings.unusual(self.config),
             "settings_sha256": settings.digest(self.config),
             "data_sha256": data.hexdigest(),
             "source_sha256": provenance.source_digest().hex(),

@@ -43,6 +43,10 @@ class Stopping:
         self._agreement = _Agreement(world, deadline_s) if world.comm is not None else None
         self._checkpoint_is_due = False
 
+    def asked_before(self) -> Ask:
+        """What signals had asked for before the first round, at all ranks together. **Collective.**"""
+        return max(self._world.collect(self._signals.asked if self._signals is not None else Ask.NOTHING))
+
     def agreed(self, idle: Callable[[], None] | None = None) -> Ask:
         """What all ranks do after the round that has just ended here. **Collective**, and hardly ever waits.
 

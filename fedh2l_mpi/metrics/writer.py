@@ -96,9 +96,8 @@ class MetricsWriter:
         growing = path.with_name(path.name + ".new")
         if kept is None and path.exists():
             raise FileExistsError(f"{path} exists: a run is never written over another")
-        if kept is not None:
-            # Left by a process that was killed here; whoever goes on with a run has it for himself.
-            growing.unlink(missing_ok=True)
+        # Left by a process that was killed here: whoever writes a run's file has the run for himself.
+        growing.unlink(missing_ok=True)
         self.file = h5py.File(growing, "x", libver=("v110", "v110"))
         self._path, self._domains = path, domains
         self._rows = hashlib.sha256()

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,12 @@ def shared_memory_removed() -> Iterator[None]:
     """Takes away what killed ranks of MPICH leave: it has the job's number, which a Slurm set up anew gives again."""
     before = set(Path("/dev/shm").glob("mpich_shm_*"))
     yield
-    left = set(Path("/dev/shm").glob("mpich_shm_*")) - before
+    remove_shared_memory(but=before)
+
+
+def remove_shared_memory(but: Collection[Path] = ()) -> None:
+    """Take away MPICH's shared memory that no process uses any more."""
+    left = set(Path("/dev/shm").glob("mpich_shm_*")).difference(but)
     for maps in Path("/proc").glob("[0-9]*/maps"):
         # A process may end while we look.
         with contextlib.suppress(OSError):

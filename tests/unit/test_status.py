@@ -62,7 +62,7 @@ from pathlib import Path
 from fedh2l_mpi import guardian, status
 path = Path(sys.argv[1])
 status.write(path, status.Status("running", 3, 9))
-keeper = guardian.Guardian(path, "rank 0 of 2")
+keeper = guardian.Guardian(path, "rank 0 of 2", path.with_name("lock"))
 print(keeper._process.pid, flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "ends":
