@@ -263,8 +263,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         If there is no manifest, or it has been changed.
     """
     path = folder / MANIFEST
+    content = _content(path)
     try:
-        sealed = json.loads(_content(path))
+        sealed = json.loads(content)
         manifest, told = sealed["checkpoint"], sealed["sha256"]
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{path}: is no manifest any more") from None

@@ -134,3 +134,22 @@ def test_of_many_processes_at_a_stale_lock_one_wins(path):
         for racer in racers:
             racer.communicate("\n", timeout=30)
     assert sorted(said) == ["lost"] * 5 + ["won"]
+
+
+def test_the_lock_of_a_new_holder_is_not_taken_away_as_that_of_the_one_before(path, monkeypatch):
+    stale = ended()
+    put(path, stale)
+    other = replace(Holder.here(), host="elsewhere", job="")
+    looked = Holder.has_ended
+
+    def too_late(self: Holder, now: Holder) -> bool | None:
+        if self == stale:
+            # Between our look and our hand, another process takes the lock over.
+            put(path, other)
+        return looked(self, now)
+
+    monkeypatch.setattr(Holder, "has_ended", too_late)
+    with pytest.raises(UserError, match="host elsewhere"):
+        RunLock(path)
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+    assert list(path.parent.iterdir()) == [path]

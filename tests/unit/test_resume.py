@@ -269,3 +269,58 @@ def test_a_run_stops_in_time_for_its_limit(tmp_path):
     assert (said.state, said.reason) == ("stopped", "max_wall")
     assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds >= 2
     assert np.isfinite(metrics.read(out / "metrics.h5")["loss_private"]).all()
+
+
+def test_a_run_killed_while_it_made_its_files_can_begin(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    run(out.path, "models=[mlp]", "rounds=1")
+    shutil.rmtree(out.checkpoints)
+    out.metrics.rename(out.path / "metrics.h5.new")
+    assert run(out.path, mode="auto") == Ask.NOTHING
+    assert metrics.read(out.metrics).rounds == 1
+
+
+def test_a_complete_run_that_was_killed_before_it_could_say_so_says_so_at_the_next_look(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    run(out.path, "models=[mlp]", "rounds=2")
+    status.write(out.status, status.Status("failed", 2, 2, "killed"))
+    config = config_file.load(out.config)
+    found = claim.take(ALONE, out, config, "auto")
+    found.release()
+    assert found.kind == "done"
+    assert status.read(out.status).state == "complete"
+
+
+def test_fewer_rounds_than_a_stopped_run_has_are_refused(copy):
+    with pytest.raises(UserError, match="rounds: got 2, but the run has finished 3"):
+        run(copy.path, "rounds=2", mode="auto")
+
+
+@pytest.mark.parametrize("spoil", [lambda run: run.config.unlink(), lambda run: run.config.write_text("")])
+def test_a_run_whose_config_is_gone_is_not_begun_anew(copy, spoil):
+    before = copy.metrics.read_bytes()
+    spoil(copy)
+    with pytest.raises(UserError, match="put (that|its text) back"):
+        run(copy.path, "models=[mlp]", "rounds=5", mode="auto")
+    assert copy.metrics.read_bytes() == before
+    assert len(copy.committed()) == 3
+
+
+def test_what_cannot_be_read_now_gives_up_no_checkpoint(copy, monkeypatch):
+    def stale(path: Path) -> bytes:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(UserError, match="cannot be read: Stale file handle; the checkpoint was left as it is"):
+        run(copy.path, mode="auto")
+    assert len(copy.committed()) == 3
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_nothing(copy, monkeypatch):
+    # As on NFS, while somebody has a file of it open.
+    def busy(path: Path, **options: object) -> None:
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    assert run(copy.path, "checkpoint.keep=2", mode="auto") == Ask.NOTHING
+    assert [path.name for path in copy.committed()] == ["round-00000005", "round-00000004"]
