@@ -6,7 +6,7 @@
 # TEST_ARGS for pytest; by default, tests that start jobs run one after the other, beside those that start none
 PYTHON ?= python3
 PIP_ARGS ?=
-TEST_ARGS ?= -n 2 --dist loadgroup
+TEST_ARGS ?= -n 2
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt $(PIP_ARGS)
 
 .PHONY: run test lint clean

@@ -22,8 +22,6 @@ from fedh2l_mpi import metrics
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 VERDICTS = "FEDH2L_TEST_VERDICTS"
-# Name of the group of tests that start jobs.
-ONE_BY_ONE = "jobs"
 # What Open MPI needs as root, and with more ranks than cores; MPICH needs nothing.
 OPENMPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -148,11 +146,16 @@ def any_mpi(request: pytest.FixtureRequest) -> Mpi:
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Under pytest-xdist, all tests that start jobs go to one worker: two at a time would be in each other's way."""
-    for item in items:
-        if item.path.parent.name in ("mpi", "cluster"):
-            item.add_marker(pytest.mark.xdist_group(ONE_BY_ONE))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class JobsOneByOne(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "jobs" if nodeid.startswith(("tests/mpi/", "tests/cluster/")) else nodeid
+
+    return JobsOneByOne(config, log)
 
 
 # Tests whose body runs on every rank.
@@ -186,9 +189,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     ranks, timeout = marker.kwargs["ranks"], marker.kwargs.get("timeout", 60)
     folder = pyfuncitem.funcargs.get("tmp_path") or pyfuncitem._request.getfixturevalue("tmp_path")
     command = [mpi.mpirun, "-n", str(ranks), mpi.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    # pytest-xdist adds the group to the name.
-    name = pyfuncitem.nodeid.removesuffix(f"@{ONE_BY_ONE}")
-    process = start([*command, name], {VERDICTS: str(folder)})
+    process = start([*command, pyfuncitem.nodeid], {VERDICTS: str(folder)})
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -196,7 +197,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         out, err = process.communicate()
     verdicts = {rank: (folder / f"verdict-{rank}") for rank in range(ranks)}
     said = {rank: path.read_text() for rank, path in verdicts.items() if path.exists()}
-    again = f"again: {VERDICTS}=$(mktemp -d) {' '.join(command)} {name}"
+    again = f"again: {VERDICTS}=$(mktemp -d) {' '.join(command)} {pyfuncitem.nodeid}"
     failed = "\n".join(f"--- rank {rank}\n{text}" for rank, text in said.items() if text not in ("passed", "skipped"))
     if failed:
         pytest.fail(f"{failed}\n{again}", pytrace=False)

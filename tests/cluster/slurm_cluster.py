@@ -125,6 +125,7 @@ class Job:
     def held(self) -> Iterator[None]:
         """A run in the middle of its rounds: rank 0 is halted while inside, so that none of them ends."""
         pid = self.pid(rank=0)
+        wait_until("no round ends", lambda: self.status("round") not in ("", "0"), poll=0.02)
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
