@@ -7,6 +7,7 @@ then has a quarter of the work.
 from torch import Tensor, nn
 
 from fedh2l_mpi.models.mobilenet import MobileNet
+from fedh2l_mpi.models.pooling import MaxPool2x2
 from fedh2l_mpi.models.residual import ResNet8, ResNet18
 from fedh2l_mpi.models.vit import VisionTransformer
 
@@ -42,10 +43,10 @@ class LeNet5(nn.Module):
         after = ((side + 2 * first - 4) // 2 + 2 * second - 4) // 2
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=first),
-            nn.MaxPool2d(2),
+            MaxPool2x2(),
             nn.ReLU(inplace=True),
             nn.Conv2d(6, 16, 5, padding=second),
-            nn.MaxPool2d(2),
+            MaxPool2x2(),
             nn.ReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(16 * after * after, 120),

@@ -11,6 +11,7 @@ from torch import nn
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import build, check_weights, weights_digest
 from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models.pooling import MaxPool2x2
 from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
 
@@ -134,6 +135,23 @@ def test_flat_storage_changes_neither_the_function_nor_the_gradient(name, frozen
             torch.testing.assert_close(parameter.detach(), next(values), rtol=1e-4, atol=1e-5)
         else:
             assert torch.equal(parameter, own)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6, 16, 20])
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (8, 6), (5, 7), (2, 2)])
+def test_pooling_of_few_channels_is_pytorchs_bit_for_bit(channels, height, width):
+    draw = torch.Generator().manual_seed(channels)
+    # Few values, so that windows have ties: of equals, the same one must get the gradient.
+    images = torch.randint(-2, 3, (5, channels, height, width), generator=draw).float()
+    for order in (torch.channels_last, torch.contiguous_format):
+        ours = images.to(memory_format=order, copy=True).requires_grad_()
+        theirs = images.to(memory_format=order, copy=True).requires_grad_()
+        pooled, expected = MaxPool2x2()(ours), nn.functional.max_pool2d(theirs, 2)
+        weights = torch.randn(expected.shape, generator=draw)
+        (pooled * weights).sum().backward()
+        (expected * weights).sum().backward()
+        assert torch.equal(pooled, expected)
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_unused_and_frozen_parameters_do_no_harm():
