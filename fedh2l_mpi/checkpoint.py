@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ PATIENCE_S = 1.0
 # A file's size [bytes] and its SHA-256, as a message.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
 States = Mapping[int, Mapping[str, Any]]
+T = TypeVar("T")
 
 
 class Stateful(Protocol):
@@ -84,6 +85,9 @@ class CheckpointWriter:
         How many checkpoints stay.
     deadline_s : float
         Longest wait for another rank's file [s].
+    worked : callable, optional
+        Called by the thread when it has done something: with what it was, with the rounds that the checkpoint is of,
+        and with the `time.perf_counter` of begin and end [s].
     """
 
     def __init__(
@@ -94,11 +98,13 @@ class CheckpointWriter:
         facts: Mapping[str, Any],
         keep: int,
         deadline_s: float,
+        worked: Callable[[str, int, float, float], None] | None = None,
     ) -> None:
         self._world, self._hosting, self._directory = world, hosting, directory
         self._facts, self._keep, self._deadline_s = facts, keep, deadline_s
         self._comm = world.comm.Dup() if world.comm is not None else None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._worked = worked
         self._pending: dict[int, _Pending] = {}
         # On rank 0: the digest of the metrics file's rows after so many rounds, for checkpoints to come or pending.
         self._rows: dict[int, str] = {}
@@ -138,7 +144,8 @@ class CheckpointWriter:
         pause_ms = 1e3 * (time.perf_counter() - began)
         log.info(f"checkpoint after {rounds} rounds: paused {pause_ms:.1f} ms to copy", extra={"file_only": True})
         folder = _unfinished(self._directory.checkpoint(rounds), self._attempt)
-        own = self._thread.submit(_write, folder / _name(self._world.rank), rounds, states)
+        path = folder / _name(self._world.rank)
+        own = self._in_background("write checkpoint", rounds, lambda: _write(path, rounds, states))
         pending = self._pending[rounds] = _Pending(began, own)
         if self._comm is not None and self._world.rank == 0:
             for rank in range(1, self._world.size):
@@ -185,6 +192,21 @@ class CheckpointWriter:
         self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "word of a checkpoint")
         self._sending = []
 
+    def _in_background(self, what: str, rounds: int, work: Callable[[], T]) -> Future[T]:
+        """Have the thread do it."""
+        worked = self._worked
+        if worked is None:
+            return self._thread.submit(work)
+
+        def timed() -> T:
+            begin = time.perf_counter()
+            try:
+                return work()
+            finally:
+                worked(what, rounds, begin, time.perf_counter())
+
+        return self._thread.submit(timed)
+
     def _report(self, rounds: int, own: NDArray[Any]) -> None:
         """Tell rank 0 what this rank has written."""
         if self._comm is not None:
@@ -207,12 +229,9 @@ class CheckpointWriter:
             for rank, report in enumerate([own, *pending.reports])
         ]
         manifest = {"round": rounds, **self._facts, "rows_sha256": self._rows[rounds], "files": files}
-        pending.commit = self._thread.submit(
-            commit,
-            self._directory,
-            _unfinished(self._directory.checkpoint(rounds), self._attempt),
-            manifest,
-            self._keep,
+        folder = _unfinished(self._directory.checkpoint(rounds), self._attempt)
+        pending.commit = self._in_background(
+            "commit checkpoint", rounds, lambda: commit(self._directory, folder, manifest, self._keep)
         )
 
     def _committed(self, rounds: int) -> None:

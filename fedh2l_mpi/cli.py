@@ -55,6 +55,7 @@ class RunCommand:
     overrides: tuple[str, ...]
     out: str | None
     resume: str
+    trace: Path | None
     check: bool
     keys: bool
     quiet: bool
@@ -148,6 +149,15 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         "require: or else it is a mistake. Without CONFIG, that run's own is used",
     )
     parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write the run's timeline for Perfetto or chrome://tracing: what every rank did, when. Messages end there "
+        "when their rank sees that all are complete: it looks after each participant's local phase and while it waits, "
+        "so they may have arrived earlier. FILE must be new, or the timeline of the run that is gone on with. "
+        "A killed run's is in DIR/trace, a file for each rank",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="validate config, data and graph, tell memory and traffic; train nothing"
     )
     parser.add_argument("--keys", action="store_true", help="list every key of the config with default and meaning")
@@ -155,6 +165,8 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     options = parser.parse_args(words)
     if options.resume != "never" and options.out is None:
         raise UserError(f"--resume {options.resume}: needs --out, the directory of the run to go on with")
+    if options.trace is not None and (options.check or options.keys):
+        raise UserError(f"--trace: there is nothing to write it of with {'--check' if options.check else '--keys'}")
     return RunCommand(**{**vars(options), "overrides": tuple(options.overrides)})
 
 
@@ -327,7 +339,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
     config = world.from_first(resolved)
     # Read by OpenMP when torch is imported; other counts than the config's would be used until it is told.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
-    from fedh2l_mpi import console, run_directory
+    from fedh2l_mpi import console, run_directory, timeline
     from fedh2l_mpi.simulation import Simulation
 
     name = Path(command.config).stem if command.config else "default"
@@ -340,7 +352,10 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
             if speaks:
                 print(f"{directory.path}: the run is complete, {config.rounds} rounds; nothing is left to do")
             return
-        simulation = Simulation(config, world, claim, signals)
+        if command.trace is not None:
+            trace: Path = command.trace
+            world.from_first(lambda: timeline.check(trace, directory, goes_on=claim.kind == "resume"))
+        simulation = Simulation(config, world, claim, signals, command.trace)
         console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
         plan = simulation.plan
         console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
@@ -358,10 +373,10 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
     finally:
         claim.release()
     if speaks:
-        _tell(directory, asked)
+        _tell(directory, asked, command.trace)
 
 
-def _tell(directory: "RunDirectory", asked: Ask) -> None:
+def _tell(directory: "RunDirectory", asked: Ask, trace: Path | None) -> None:
     """What the run has come to."""
     from fedh2l_mpi import console
     from fedh2l_mpi.analysis import report, runs
@@ -370,6 +385,8 @@ def _tell(directory: "RunDirectory", asked: Ask) -> None:
     out = console.output()
     out.print(report.rich_table(report.result_table(summarise(runs.look_at(directory.path)))))
     out.print(f"metrics: {directory.metrics}", highlight=False, soft_wrap=True)
+    if trace is not None:
+        out.print(f"timeline: {trace}", highlight=False, soft_wrap=True)
     if asked.stops:
         out.print(
             f"stopped ({asked.reason}), with a checkpoint; python -m fedh2l_mpi --resume auto --out {directory.path} "

@@ -7,7 +7,9 @@ logits, parameters, a user's own) is the method's business: the exchange knows i
 Shape letters: N neighbours.
 """
 
+import math
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,13 +192,23 @@ class Exchange:
     pinned : bool
         Whether what arrives is handed out in page-locked memory, on its way to a GPU. The messages themselves are not:
         only MPI and the CPU touch them.
+    arrived : callable, optional
+        Called once in a round with messages: with the round, with the `time.perf_counter` when its sends were posted,
+        and with that when this rank first saw all of them complete, its own and those to it [s].
     """
 
     def __init__(
-        self, world: World, hosting: Hosting, array: ArraySpec, deadline_s: float, pinned: bool = False
+        self,
+        world: World,
+        hosting: Hosting,
+        array: ArraySpec,
+        deadline_s: float,
+        pinned: bool = False,
+        arrived: Callable[[int, float, float], None] | None = None,
     ) -> None:
         self._world, self._hosting, self._array = world, hosting, array
         self._deadline_s, self._pinned = deadline_s, pinned
+        self._arrived, self._posted_s = arrived, math.nan
         self._hosted = hosting.of(world.rank)
         self._comm = world.comm.Dup() if world.comm is not None else None
         self._graph: Graph | None = None
@@ -242,11 +254,15 @@ class Exchange:
             self.ledger.mpi_sent += route.outgoing.buffer.nbytes
         if self._comm is not None:
             self._sends = [self._comm.Isend(route.outgoing.buffer, route.rank, tag) for route in self._routes]
+        self._posted_s = time.perf_counter()
 
     def progress(self) -> None:
         """Give MPI a chance to move large messages while this rank computes."""
         if self._receives:
             self._receives[0].Get_status()
+            waits = self._arrived is not None and not math.isnan(self._posted_s)
+            if waits and all(request.Get_status() for request in (*self._receives, *self._sends)):
+                self._tell_arrival()
 
     def finish(self, idle: Callable[[], None] | None = None) -> "Received":
         """Wait for the round's messages: each hosted participant's neighbours' arrays, in participant order.
@@ -296,12 +312,19 @@ class Exchange:
         self._receives, self._sends = [], []
         what = f"{self._array.name} of round {self._round}"
         sizes = self._world.wait(requests, ranks + ranks, self._deadline_s, what, idle)
+        self._tell_arrival()
         # A message longer than its buffer has raised MPI_ERR_TRUNCATE; a shorter one is MPI's silent case.
         for route, received_bytes in zip(self._routes, sizes, strict=False):
             try:
                 route.incoming.check(self._round, received_bytes)
             except RuntimeError as error:
                 raise RuntimeError(f"message of round {self._round} from rank {route.rank}: {error}") from None
+
+    def _tell_arrival(self) -> None:
+        """The round's messages are seen to be complete; told the first time only."""
+        if self._arrived is not None and not math.isnan(self._posted_s):
+            self._arrived(self._round, self._posted_s, time.perf_counter())
+        self._posted_s = math.nan
 
     def _plan_routes(self, graph: Graph) -> list[_Route]:
         """One route for every other rank that hosts a neighbour of a participant hosted here."""

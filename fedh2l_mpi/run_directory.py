@@ -68,6 +68,15 @@ class RunDirectory:
         """The log of a rank."""
         return self.path / "log" / f"rank-{rank:04d}.log"
 
+    @property
+    def traces(self) -> Path:
+        """The folder of the parts of the run's timeline."""
+        return self.path / "trace"
+
+    def trace(self, attempt: int, rank: int) -> Path:
+        """A rank's part of the timeline of one of the times that the run was begun or gone on with, counted from 1."""
+        return self.traces / f"attempt-{attempt:04d}" / f"rank-{rank:04d}.json"
+
     def make(self) -> None:
         """Make the directory.
 

@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from fedh2l_mpi.recorder import Recorder
 from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.stopping import Stopping
 from fedh2l_mpi.streams import Purpose, torch_seed
+from fedh2l_mpi.timeline import Timeline
 from fedh2l_mpi.topology import Graph, Topology
 from fedh2l_mpi.world import Hosting, World
 
@@ -58,6 +60,8 @@ class Simulation:
         On the run directory. That of a new run is not created before the config has proved to work.
     signals : Signals or None
         That may ask the run to stop; None: signals are not looked at.
+    trace : Path or None
+        The file that the run's timeline is written to; None: there is none.
 
     Raises
     ------
@@ -65,7 +69,9 @@ class Simulation:
         On every rank alike, if data, models, graph or devices do not fit the config.
     """
 
-    def __init__(self, config: Config, world: World, claim: Claim, signals: Signals | None = None) -> None:
+    def __init__(
+        self, config: Config, world: World, claim: Claim, signals: Signals | None = None, trace: Path | None = None
+    ) -> None:
         self.config, self.world, self.directory = config, world, claim.directory
         torch.set_num_threads(config.devices.threads)
         self.device = torch.device(assign_device(world, config.devices))
@@ -81,20 +87,23 @@ class Simulation:
                 "code version": provenance.source_digest(),
             }
         )
-        self.exchange = None
-        if self.array is not None:
-            pinned = self.device.type == "cuda"
-            self.exchange = Exchange(world, self.hosting, self.array, config.exchange.deadline_s, pinned)
         self.description = self._describe()
         facts, deadline_s = self._facts(), config.exchange.deadline_s
         self.first_round = 0
         if claim.kind == "resume":
             self.first_round = resume.restore(world, self.directory, self.participants, facts, config.rounds)
         world.from_first(lambda: claim.settle(config))
+        self.timeline = Timeline(world, self.hosting, self.directory, trace, deadline_s) if trace is not None else None
+        self.exchange = None
+        if self.array is not None:
+            pinned = self.device.type == "cuda"
+            arrived = self.timeline.messages if self.timeline is not None else None
+            self.exchange = Exchange(world, self.hosting, self.array, deadline_s, pinned, arrived)
         self.writer = self._writer() if world.rank == 0 else None
         self.recorder = Recorder(world, self.hosting, metrics.row_width(self.plan.domains), self._write, deadline_s)
         keep = config.checkpoint.keep
-        self.checkpoints = CheckpointWriter(world, self.hosting, self.directory, facts, keep, deadline_s)
+        worked = self.timeline.checkpoint_work if self.timeline is not None else None
+        self.checkpoints = CheckpointWriter(world, self.hosting, self.directory, facts, keep, deadline_s, worked)
         self.stopping = Stopping(world, signals, config.run, self.directory, deadline_s)
         self.lifecycle = Lifecycle(world, claim, config.rounds)
         # The checkpoint, after so many rounds, that answers what was asked for.
@@ -129,6 +138,8 @@ class Simulation:
         except BaseException as error:
             self._give_up(error)
             raise
+        if self.timeline is not None:
+            self.timeline.end(complete=state == "complete")
         used = resource.getrusage(resource.RUSAGE_SELF)
         log.info(
             f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
@@ -140,7 +151,8 @@ class Simulation:
         """What all ranks do after this round, and the checkpoint that belongs to it."""
         done, every = round_index + 1, self.config.checkpoint.every
         self.world.at = f"round {round_index}, agreeing"
-        asked = self.stopping.agreed(idle=self._idle)
+        with self._during("agree", round_index):
+            asked = self.stopping.agreed(idle=self._idle)
         if done == self.config.rounds:
             # It is complete, whoever wanted to stop it.
             asked = Ask.NOTHING
@@ -149,9 +161,16 @@ class Simulation:
             self._requested = done
         if is_due or asked or done == self.config.rounds:
             self.world.at = f"round {round_index}, checkpoint"
-            self.checkpoints.begin(done, self.participants, self._idle)
+            with self._during("checkpoint", round_index):
+                self.checkpoints.begin(done, self.participants, self._idle)
         self._idle()
+        if self.timeline is not None:
+            self.timeline.flush(only_if_due=True)
         return asked
+
+    def _during(self, what: str, round_index: int) -> contextlib.AbstractContextManager[None]:
+        """What runs inside is in the timeline, where there is one."""
+        return self.timeline.during(what, round_index) if self.timeline is not None else contextlib.nullcontext()
 
     def _idle(self) -> None:
         """What need not be done at once: rows that have arrived, checkpoints that are written. Cheap, never waits."""
@@ -177,6 +196,9 @@ class Simulation:
         # A closed file opens everywhere. On a full disk it cannot be closed, and can still be read.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             self._close("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        if self.timeline is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.timeline.close()
 
     def _close(self, state: str) -> None:
         if self.writer is not None:
@@ -191,7 +213,7 @@ class Simulation:
         return writer
 
     def _round(self, round_index: int) -> None:
-        clock = Clock(self.device)
+        clock = Clock(self.device, round_index, self.timeline)
         now = Round(
             round_index,
             self.topology.graph(round_index),
@@ -297,9 +319,10 @@ class Simulation:
 
     def _write(self, round_index: int, table: NDArray[np.float64]) -> None:
         if self.writer is not None:
-            if self.topology.is_redrawn(round_index):
-                self.writer.add_graph(round_index, self.topology.graph(round_index).edges)
-            digest = self.writer.append(round_index, table)
+            with self._during("write", round_index):
+                if self.topology.is_redrawn(round_index):
+                    self.writer.add_graph(round_index, self.topology.graph(round_index).edges)
+                digest = self.writer.append(round_index, table)
             self.checkpoints.rows_are_written(round_index + 1, digest)
             self.lifecycle.progress(round_index + 1)
             self._listener(round_index, table)
@@ -399,10 +422,10 @@ class Simulation:
 
 
 class Clock:
-    """Seconds of each participant in each phase of a round."""
+    """Seconds of each participant in each phase of a round, which are in the timeline, too, where there is one."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, round_index: int, timeline: Timeline | None = None) -> None:
+        self._device, self._round, self._timeline = device, round_index, timeline
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
     @contextmanager
@@ -412,13 +435,19 @@ class Clock:
         yield
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.seconds[participant.index][phase] += time.perf_counter() - begin
+        end = time.perf_counter()
+        self.seconds[participant.index][phase] += end - begin
+        if self._timeline is not None:
+            self._timeline.phase(phase, self._round, begin, end, participant.index)
 
     @contextmanager
     def shared(self, participants: list[Participant], phase: str) -> Iterator[None]:
         """Charge what runs inside to all participants of this rank, in equal parts that add up to the whole."""
         begin = time.perf_counter()
         yield
-        each = (time.perf_counter() - begin) / len(participants)
+        end = time.perf_counter()
+        each = (end - begin) / len(participants)
         for participant in participants:
             self.seconds[participant.index][phase] += each
+        if self._timeline is not None:
+            self._timeline.phase(phase, self._round, begin, end)

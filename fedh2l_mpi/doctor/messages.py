@@ -2,11 +2,11 @@
 
 import statistics
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedh2l_mpi.clocks import clock_offsets
 from fedh2l_mpi.doctor.findings import Finding, fact, failure, good, warning
 from fedh2l_mpi.world import World
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fedh2l_mpi.config import Config
 
 ROUNDS, WARM_UP = 20, 3
-PINGS = 10
 # Hosts whose clocks are compared with rank 0's.
 LISTED = 64
 SKEW_S = 1.0
@@ -136,39 +135,6 @@ def told(load: Load, seconds: Sequence[float], broken: Sequence[int]) -> Finding
         f"{1e3 * median:.2f} ms ({load.message_bytes / median / 1e6:,.0f} MB/s), at the slowest rank "
         f"({seconds.index(slowest)}) {1e3 * slowest:.2f} ms",
     )
-
-
-def clock_offsets(world: World, partners: Sequence[int], deadline_s: float) -> list[tuple[float, float]]:
-    """On rank 0, how far ahead of its own each partner's clock is, and how sure that is. **Collective.**
-
-    Half the time of a ping and its answer is taken off; the fastest of several is believed.
-
-    Returns
-    -------
-    list of tuple
-        Offset and its uncertainty [s]; empty on other ranks.
-    """
-    comm = world.comm
-    if comm is None:
-        return []
-    offsets = []
-    clock = array("d", [0.0])
-    for partner in partners:
-        answers = []
-        for _ in range(PINGS):
-            if world.rank == 0:
-                begin, sent = time.perf_counter(), time.time()
-                requests = [comm.Irecv(clock, partner, 1), comm.Isend(b"\0", partner, 1)]
-                world.wait(requests, [partner, partner], deadline_s, "answer about its clock")
-                took = time.perf_counter() - begin
-                answers.append((took, clock[0] - (sent + took / 2)))
-            elif world.rank == partner:
-                world.wait([comm.Irecv(bytearray(1), 0, 1)], [0], deadline_s, "question about the clock")
-                world.wait([comm.Isend(array("d", [time.time()]), 0, 1)], [0], deadline_s, "receipt of an answer")
-        if answers:
-            took, offset = min(answers)
-            offsets.append((offset, took / 2))
-    return offsets
 
 
 def clocks(hosts: Sequence[str], offsets: Sequence[tuple[float, float]]) -> Finding:

@@ -22,7 +22,8 @@ LAYERS = [
     ["methods"],
     ["participant"],
     ["footprint"],
-    ["recorder", "exchange", "checkpoint", "devices"],
+    ["timeline"],
+    ["recorder", "exchange", "checkpoint", "devices", "clocks"],
     [
         "world",
         "metrics",

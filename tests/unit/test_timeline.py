@@ -1,0 +1,85 @@
+"""The timeline of a run in one process: everything once, nothing across another, and the seconds that the file has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trace_events
+
+from fedh2l_mpi import cli, config_file, metrics, timeline
+from fedh2l_mpi.claim import Claim
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.simulation import Simulation
+from fedh2l_mpi.world import World
+
+SETTINGS = ["rounds=4", "participants=3", "evaluation.every=2", "checkpoint.every=2", "method.local_steps=2"]
+
+
+def run(folder: Path, trace: Path | None) -> metrics.RunMetrics:
+    settings = config_file.load(None, SETTINGS).resolved(1, launched=False)
+    directory = RunDirectory(folder)
+    Simulation(settings, World(None), Claim(directory), trace=trace).run(lambda round_index, table: None)
+    return metrics.read(directory.metrics)
+
+
+def test_every_phase_is_there_once_nests_soundly_and_adds_up_to_the_files_seconds(tmp_path):
+    plain, traced = run(tmp_path / "plain", None), run(tmp_path / "traced", tmp_path / "out.json")
+    for name, values in plain.arrays.items():
+        if name not in metrics.TIMINGS:
+            assert values.tobytes() == traced[name].tobytes(), name
+    events = trace_events.read(tmp_path / "out.json")
+    for phase in ("publish", "local", "wait", "mutual", "evaluate"):
+        told = np.zeros((4, 3))
+        own = []
+        for event in trace_events.spans(events, phase):
+            at = event["args"]
+            if "participant" in at:
+                told[at["round"], at["participant"]] += event["dur"]
+                own.append((at["round"], at["participant"]))
+            else:
+                assert at["participants"] == [0, 2]
+                told[at["round"]] += event["dur"] / 3
+        rounds = {"evaluate": [1, 3], "wait": []}.get(phase, range(4))
+        assert sorted(own) == [(r, i) for r in rounds for i in range(3)], phase
+        # To the file's three places of a microsecond, and the same clock.
+        assert told / 1e6 == pytest.approx(np.nan_to_num(traced[f"seconds_{phase}"]), abs=1e-6), phase
+    for name, rounds in {"wait": range(4), "write": range(4), "agree": range(4), "checkpoint": [1, 3]}.items():
+        assert [event["args"]["round"] for event in trace_events.spans(events, name)] == list(rounds), name
+    work = trace_events.spans(events, "checkpoint writer")
+    assert [event["name"] for event in work] == ["write checkpoint", "commit checkpoint"] * 2
+    assert {event["tid"] for event in work} == {timeline.CHECKPOINT_WRITER}
+    # One process sends no messages.
+    assert not [event for event in events if event["ph"] == "b"]
+    assert not (tmp_path / "traced" / "trace").exists()
+
+
+def test_a_part_that_was_cut_is_read_up_to_its_last_whole_event(tmp_path):
+    part = tmp_path / "rank-0000.json"
+    part.write_text('[\n{"name":"a","args":{}},\n{"name":"b","args":{}},\n{"name":"c","ar')
+    assert list(timeline.events_of(part)) == ['{"name":"a","args":{}}', '{"name":"b","args":{}}']
+
+
+def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_directory(tmp_path):
+    taken = tmp_path / "taken.json"
+    taken.write_text("{}")
+    for out, message in {taken: "exists already", tmp_path / "none" / "out.json": "No such file or directory"}.items():
+        words = ["--set", "rounds=1", "--out", str(tmp_path / "run"), "--trace", str(out)]
+        with pytest.raises(UserError, match=message):
+            cli.execute(cli.parse(words), World(None))
+    assert not (tmp_path / "run").exists()
+    assert taken.read_text() == "{}"
+    with pytest.raises(UserError, match="--trace: there is nothing"):
+        cli.parse(["--check", "--trace", "out.json"])
+
+
+def test_only_its_own_timeline_is_replaced_by_a_run_that_is_gone_on_with(tmp_path):
+    directory, out, other = RunDirectory(tmp_path / "run"), tmp_path / "out.json", tmp_path / "other.json"
+    directory.traces.mkdir(parents=True)
+    (directory.traces / "begun.json").write_text(f'{{"begun_s": 0, "out": "{out}"}}')
+    for path in (out, other):
+        path.write_text("{}")
+    timeline.check(out, directory, goes_on=True)
+    for path, goes_on in ((out, False), (other, True)):
+        with pytest.raises(UserError, match="exists already"):
+            timeline.check(path, directory, goes_on)
