@@ -22,8 +22,8 @@ class InnerProducts:
 
     @staticmethod
     def of(g_private: Tensor, g_seed: Tensor) -> "InnerProducts":
-        """From two flat gradients."""
-        return InnerProducts(g_private.dot(g_private), g_seed.dot(g_seed), g_private.dot(g_seed))
+        """From two flat gradients; from those of several participants (G, W), products (G,)."""
+        return InnerProducts(_dot(g_private, g_private), _dot(g_seed, g_seed), _dot(g_private, g_seed))
 
     @property
     def cosine(self) -> Tensor:
@@ -104,6 +104,11 @@ def nearest_in_cone(gram_KK: Tensor) -> Tensor:
     root = np.sqrt(values.clip(min=0))[:, None] * vectors.T
     multipliers, _ = nnls(root, -root.sum(axis=1))
     return torch.from_numpy(1 + multipliers).to(gram_KK)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    # Row by row: one product for all of them would add up in another order.
+    return a.dot(b) if a.dim() == 1 else torch.stack([one.dot(other) for one, other in zip(a, b, strict=True)])
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the minibatch of -log softmax(own_logits)[class], in nats.
+    """Mean over the minibatch of -log softmax(own_logits)[class], in nats; of several participants' (G, B, C), (G,).
 
     Parameters
     ----------
@@ -20,7 +20,10 @@ def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
     targets : int64 tensor (B,) or float tensor (B, C)
         Classes, or a distribution over them.
     """
-    return functional.cross_entropy(own_logits_BC, targets)
+    if own_logits_BC.dim() == 2:
+        return functional.cross_entropy(own_logits_BC, targets)
+    each = functional.cross_entropy(own_logits_BC.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+    return each.view(own_logits_BC.shape[:2]).mean(dim=-1)
 
 
 def posteriors(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:
@@ -79,7 +82,8 @@ def mutual_distillation(
     own_logits_BC : float tensor (B, C)
         Scores before softmax; gradients flow through these only.
     theirs_NBC : float tensor (N, B, C)
-        Neighbours' posteriors at the same temperature, rows summing to 1.
+        Neighbours' posteriors at the same temperature, rows summing to 1. For several participants, (N, G, B, C) with
+        own logits (G, B, C) gives (G,).
     temperature : float
         T, applied to `own_logits_BC`.
     divergence : str
@@ -92,10 +96,12 @@ def mutual_distillation(
     """
     if len(theirs_NBC) == 0:
         # Not a constant: an unlabelled seed set without neighbours still needs a (vanishing) gradient.
-        return own_logits_BC[:0].sum()
+        return own_logits_BC[..., :0, :].sum(dim=(-2, -1))
     own_log_BC = (own_logits_BC / temperature).log_softmax(dim=-1)
     apart_NB = DIVERGENCES[divergence](own_log_BC, theirs_NBC.detach())
-    return apart_NB.mean() if weights_NB is None else (weights_NB * apart_NB).sum(dim=0).mean()
+    if weights_NB is not None:
+        return (weights_NB * apart_NB).sum(dim=0).mean()
+    return apart_NB.movedim(0, -2).flatten(-2).mean(dim=-1)
 
 
 def logit_distance(own_logits_BC: Tensor, consensus_BC: Tensor) -> Tensor:

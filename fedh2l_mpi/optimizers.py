@@ -5,6 +5,7 @@ on every rank. Tests hold each update equal to torch.optim's, bit for bit.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,11 +19,17 @@ class Optimizer(Protocol):
 
     Attributes
     ----------
+    parameters : Tensor
+        What it moves.
     steps : int
         Updates so far.
     """
 
+    parameters: Tensor
+    config: OptimizerConfig
     steps: int
+
+    def __init__(self, parameters: Tensor, config: OptimizerConfig) -> None: ...
 
     def step(self, gradient: Tensor) -> None:
         """One update, in place; `gradient` may be overwritten."""
@@ -82,6 +89,25 @@ class Sgd:
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.velocity is None else {"velocity": self.velocity}
+
+
+def joined(single: Sequence[Optimizer], parameters_GW: Tensor) -> Optimizer:
+    """One optimiser that steps for several of one kind and as many steps; theirs become views of its rows.
+
+    Parameters
+    ----------
+    parameters_GW : float tensor (G, W)
+        What they move, a row each.
+    """
+    whole = type(single[0])(parameters_GW, single[0].config)
+    whole.steps = single[0].steps
+    for name, state_GW in whole.state().items():
+        for one, row in zip(single, state_GW, strict=True):
+            row.copy_(one.state()[name])
+            setattr(one, name, row)
+    for one, row in zip(single, parameters_GW, strict=True):
+        one.parameters = row
+    return whole
 
 
 def build(parameters: Tensor, config: OptimizerConfig) -> Optimizer:

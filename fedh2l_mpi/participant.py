@@ -53,8 +53,8 @@ class Minibatches:
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, participant: int) -> None:
-        self._samples, self._size = samples, min(batch_size, samples)
-        self._per_epoch = samples // self._size
+        self._samples, self.size = samples, min(batch_size, samples)
+        self._per_epoch = samples // self.size
         self._seed, self._participant = seed, participant
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
         self.position = 0
@@ -66,7 +66,7 @@ class Minibatches:
             draw = generator(self._seed, Purpose.PRIVATE_BATCHES, self._participant, epoch)
             self._order = (epoch, torch.from_numpy(draw.permutation(self._samples)))
         self.position += 1
-        return self._order[1][within * self._size : (within + 1) * self._size]
+        return self._order[1][within * self.size : (within + 1) * self.size]
 
 
 class Participant:
@@ -170,14 +170,19 @@ class Participant:
         torch.manual_seed(torch_seed(self._seed, Purpose.FORWARD_NOISE, self.index, round_index, phase))
         self.model.train()
 
-    def private_loss(self) -> Tensor:
-        """Cross-entropy on the next private minibatch, in nats; gradients flow into the model."""
+    def private_minibatch(self) -> tuple[Tensor, Tensor]:
+        """The next private minibatch: images (B, K, H, W) as the model sees them, and labels (B,)."""
         position = self.minibatches.position
         rows = self.minibatches.next().to(self.device)
         images = self.private.inputs(rows)
         if self._augment is not None:
             images = self._augment(images, generator(self._seed, Purpose.AUGMENTATION, self.index, position))
-        loss = objectives.cross_entropy(self.model(images), self.private.labels[rows])
+        return images, self.private.labels[rows]
+
+    def private_loss(self) -> Tensor:
+        """Cross-entropy on the next private minibatch, in nats; gradients flow into the model."""
+        images, labels = self.private_minibatch()
+        loss = objectives.cross_entropy(self.model(images), labels)
         self.note("loss_private", loss)
         return loss
 

@@ -12,7 +12,7 @@ import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import calibration, estimate, methods, metrics, models, provenance, resume, settings
+from fedh2l_mpi import calibration, cohort, estimate, methods, metrics, models, provenance, resume, settings
 from fedh2l_mpi.checkpoint import CheckpointWriter
 from fedh2l_mpi.claim import Claim
+from fedh2l_mpi.cohort import Cohort
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
@@ -224,9 +225,9 @@ class Simulation:
         if self.method.publishes_first:
             self._publish(now, clock)
 
-        for participant in self._each(round_index, "local phase"):
-            with clock.of(participant, "local"):
-                self.method.local_phase(participant, now)
+        for learner in self._each(round_index, "local phase", self.learners):
+            with clock.of(learner, "local"):
+                self.method.local_phase(learner, now)
             if self.exchange is not None:
                 self.exchange.progress()
             self._idle()
@@ -235,9 +236,9 @@ class Simulation:
             self._publish(now, clock)
         theirs = self._wait(now, clock)
 
-        for participant in self._each(round_index, "mutual phase"):
-            with clock.of(participant, "mutual"):
-                self.method.mutual_phase(participant, now, theirs[participant.index])
+        for learner in self._each(round_index, "mutual phase", self.learners):
+            with clock.of(learner, "mutual"):
+                self._mutual_phase(learner, now, theirs)
             self._idle()
 
         scores: dict[int, dict[str, Any]] = {}
@@ -249,6 +250,15 @@ class Simulation:
 
         self.world.at = f"round {round_index}, recording"
         self.recorder.record(round_index, self._rows(now.graph, clock, scores))
+
+    def _mutual_phase(self, learner: Participant, now: Round, theirs: Mapping[int, Tensor]) -> None:
+        """Of a participant, or of a cohort: one by one where its members' numbers of neighbours differ."""
+        taught = learner.taught(theirs) if isinstance(learner, Cohort) else theirs[learner.index]
+        if taught is not None:
+            self.method.mutual_phase(learner, now, taught)
+            return
+        for member in _members(learner):
+            self.method.mutual_phase(member, now, theirs[member.index])
 
     def _publish(self, now: Round, clock: "Clock") -> None:
         """Every participant's array, and the messages on their way."""
@@ -270,10 +280,13 @@ class Simulation:
         with clock.shared(self.participants, "wait"):
             return self.exchange.finish(idle=self._idle)
 
-    def _each(self, round_index: int, phase: str) -> Iterator[Participant]:
-        """The participants hosted here; keeps `world.at` up to date for the message if one of them fails."""
-        for participant in self.participants:
-            self.world.at = f"round {round_index}, participant {participant.index}, {phase}"
+    def _each(
+        self, round_index: int, phase: str, learners: Sequence[Participant] | None = None
+    ) -> Iterator[Participant]:
+        """The participants hosted here, or `learners`; keeps `world.at` up to date for the message if one fails."""
+        for participant in self.participants if learners is None else learners:
+            who = " or ".join(str(member.index) for member in _members(participant))
+            self.world.at = f"round {round_index}, participant {who}, {phase}"
             yield participant
 
     def _evaluates(self, round_index: int) -> bool:
@@ -361,6 +374,8 @@ class Simulation:
             )
         samples, classes = self.plan.seed_samples_per_round, self.plan.classes
         self.array = self.method.array(self.participants[0], samples, classes)
+        batches = config.devices.batching == "like" and self.method.takes_cohorts
+        self.learners = cohort.gathered(self.participants) if batches else self.participants
 
     def _describe(self) -> list[dict[str, Any]]:
         """Who learns where: the metrics file's participant fields, and the pid, of all participants, on every rank."""
@@ -421,6 +436,11 @@ class Simulation:
         )
 
 
+def _members(learner: Participant) -> list[Participant]:
+    """A cohort's participants; the participant itself where it steps alone."""
+    return learner.members if isinstance(learner, Cohort) else [learner]
+
+
 class Clock:
     """Seconds of each participant in each phase of a round, which are in the timeline, too, where there is one."""
 
@@ -430,7 +450,12 @@ class Clock:
 
     @contextmanager
     def of(self, participant: Participant, phase: str) -> Iterator[None]:
-        """Charge what runs inside to one participant."""
+        """Charge what runs inside to one participant, or to a cohort's members in equal parts."""
+        members = _members(participant)
+        if len(members) > 1:
+            with self.shared(members, phase):
+                yield
+            return
         begin = time.perf_counter()
         yield
         if self._device.type == "cuda":

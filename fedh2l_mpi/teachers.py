@@ -24,7 +24,9 @@ class Teachers:
     weights: Tensor | None = None
 
     def on(self, rows_B: Tensor) -> "Teachers":
-        """The teachers on a minibatch of the round's samples."""
+        """The teachers on a minibatch of the round's samples; of several participants, (N, G, S, C) on rows (G, B)."""
+        if rows_B.dim() == 2:
+            return Teachers(self.posteriors[:, torch.arange(len(rows_B), device=rows_B.device)[:, None], rows_B])
         weights = None if self.weights is None else self.weights[:, rows_B]
         return Teachers(self.posteriors[:, rows_B], weights)
 

@@ -20,10 +20,21 @@ class DevicesConfig(Section):
 
     kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where a device is visible, else CPU")
     threads: Count = Field(1, description="intra-op threads of a rank; other counts give other last bits")
+    batching: Literal["off", "like"] = Field(
+        "off",
+        description="like: participants of a rank with like models that are chains of linear layers step together; "
+        "the same weights, sooner",
+    )
     share: Switch = Field(False, description="whether several ranks of a node may use one GPU")
     map: tuple[Natural, ...] | None = Field(
         None, description="device of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
     )
+
+    @field_validator("batching", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        # YAML reads off as false.
+        return "off" if value is False else value
 
     @model_validator(mode="after")
     def _map_of_cuda(self) -> "DevicesConfig":

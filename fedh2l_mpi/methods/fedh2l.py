@@ -23,6 +23,8 @@ class FedH2L(PosteriorMethod):
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)
+        # A teacher's weight, and a constraint for every neighbour, are found for one participant at a time.
+        self.takes_cohorts = config.combine != "gem_neighbours" and config.teachers in (None, "each", "mean")
         if not labelled:
             if config.teachers == "seed_accuracy":
                 raise UserError("method.teachers: got 'seed_accuracy', but seed_set.labelled is false")
@@ -44,7 +46,7 @@ class FedH2L(PosteriorMethod):
             if self.config.combine == "gem_neighbours":
                 self.step_within_cone(participant, g_private, [participant.gradient(loss, True) for loss in losses])
             else:
-                self.combined_step(participant, g_private, participant.gradient(torch.stack(losses).sum()))
+                self.combined_step(participant, g_private, participant.gradient(torch.stack(losses).sum(dim=0)))
 
     def weight_kd(self, round_index: int) -> float:
         """w_kd of a round: 0 in the warm-up, then rising linearly over the ramp to its value."""
@@ -69,7 +71,7 @@ class FedH2L(PosteriorMethod):
         minibatch = taught.on(rows_B)
         parts = minibatch.apart() if self.config.combine == "gem_neighbours" else [minibatch]
         distillations = [self._distillation(own_logits_BC, part) for part in parts]
-        participant.note("loss_distillation", torch.stack(distillations).sum())
+        participant.note("loss_distillation", torch.stack(distillations).sum(dim=0))
         return losses + [weight_kd * self.temperature**2 * distillation for distillation in distillations]
 
     def _distillation(self, own_logits_BC: Tensor, taught: Teachers) -> Tensor:

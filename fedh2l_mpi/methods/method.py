@@ -63,6 +63,8 @@ class Method:
     pools_private_data = False
     # Every participant keeps a copy of the array that it published: the memory estimate counts it.
     keeps_published = False
+    # Both phases treat a `Cohort` as they treat a participant.
+    takes_cohorts = False
     # What whoever starts a run should be told.
     caution = ""
 
@@ -120,7 +122,7 @@ class Method:
         """One step along the combination of the two gradients that `method.combine` names; `sum` where none."""
         products = self._noted_products(participant, g_private, g_seed)
         a, b = COMBINERS[self.config.combine or "sum"](products)
-        participant.step(g_private.mul_(a).add_(g_seed.mul_(b)))
+        participant.step(g_private.mul_(a[..., None]).add_(g_seed.mul_(b[..., None])))
 
     def step_within_cone(self, participant: Participant, g_private: Tensor, g_terms: list[Tensor]) -> None:
         """One step along the vector nearest to the sum of all that, to first order, raises none of their losses."""

@@ -15,6 +15,8 @@ class SeedSupervised(Method):
     It is FedH2L without distillation: the same samples, steps and combination of gradients.
     """
 
+    takes_cohorts = True
+
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)
         if not labelled:

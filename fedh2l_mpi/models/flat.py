@@ -33,8 +33,16 @@ class FlatParameters:
 
     def __init__(self, model: nn.Module) -> None:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.vector = self._flatten([parameter.detach() for parameter in self._parameters])
-        first = 0
+        self._keep_in(self._flatten([parameter.detach() for parameter in self._parameters]))
+
+    @torch.no_grad()
+    def move_to(self, vector: Tensor) -> None:
+        """Keep the parameters in `vector` from now on, which takes over their values."""
+        vector.copy_(self.vector)
+        self._keep_in(vector)
+
+    def _keep_in(self, vector: Tensor) -> None:
+        self.vector, first = vector, 0
         for parameter in self._parameters:
             stored = self.vector[first : first + parameter.numel()]
             parameter.data = channels_second(stored.view(channels_last(parameter).shape))

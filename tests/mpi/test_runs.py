@@ -47,8 +47,17 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=pooled", "seed_set.views=affine"],
         ["method.combine=gem_neighbours", "method.teachers=confidence", "topology.kind=complete"],
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
+        ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
     ],
-    ids=["d_psgd", "fedprox", "fedmd, views, augmentation", "pooled", "gem_neighbours, confidence", "d_psgd, start"],
+    ids=[
+        "d_psgd",
+        "fedprox",
+        "fedmd, views, augmentation",
+        "pooled",
+        "gem_neighbours, confidence",
+        "d_psgd, start",
+        "batching",
+    ],
 )
 def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings):
     arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]

@@ -20,6 +20,7 @@ LAYERS = [
     ["resume", "lifecycle", "stopping", "estimate"],
     ["claim"],
     ["methods"],
+    ["cohort"],
     ["participant"],
     ["footprint"],
     ["timeline"],

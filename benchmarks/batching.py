@@ -1,0 +1,101 @@
+"""What stepping like models together gains or costs: CPU seconds of a step, side by side in one run.
+
+    python -m benchmarks.batching
+
+For G = 1, 4, 16, 32 models: one by one, as the simulator does by default; with `torch.func.vmap`, which takes any
+model; and, where the model is a chain of linear layers, as `devices.batching=like` does. One thread. Prints the median
+of each way's CPU time over that of one by one, with its range.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from fedh2l_mpi import objectives, optimizers
+from fedh2l_mpi.config import OptimizerConfig
+from fedh2l_mpi.models import build, stacked
+from fedh2l_mpi.models.flat import FlatParameters
+
+BATCH, REPEATS = 32, 9
+CASES = [("mlp", 8), ("mlp", 28), ("lenet5", 28)]
+
+
+def seconds(step: Callable[[], None], steps: int) -> float:
+    begin = time.process_time()
+    for _ in range(steps):
+        step()
+    return (time.process_time() - begin) / steps
+
+
+def one_by_one(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
+    flats = [FlatParameters(model) for model in models]
+    movers = [optimizers.build(flat.vector, config) for flat in flats]
+
+    def step() -> None:
+        for model, flat, mover, own, targets in zip(models, flats, movers, images, labels, strict=True):
+            mover.step(flat.gradient(objectives.cross_entropy(model(own), targets)))
+
+    return step
+
+
+def together(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
+    matrix = stacked.beside([torch.stack([FlatParameters(model).vector for model in models])])
+    model, mover = stacked.StackedModel(models[0], matrix), optimizers.build(matrix, config)
+    return lambda: mover.step(model.gradient(objectives.cross_entropy(model(images), labels)))
+
+
+def by_vmap(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
+    base = models[0]
+    for module in base.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    names = {name: torch.stack([dict(model.named_parameters())[name].detach() for model in models])
+             for name, _ in base.named_parameters()}  # fmt: skip
+    movers = {name: optimizers.build(value, config) for name, value in names.items()}
+
+    def loss(parameters: dict[str, Tensor], own: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(functional_call(base, parameters, (own,)), targets)
+
+    gradients = vmap(grad(loss))
+
+    def step() -> None:
+        for name, gradient in gradients(names, images, labels).items():
+            movers[name].step(gradient)
+
+    return step
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    config = OptimizerConfig(name="sgd", lr=0.01, momentum=0.9)
+    print(f"{'model':14}{'G':>4}  {'one by one':>18}  {'vmap':>22}  {'batching=like':>22}")
+    for name, side in CASES:
+        for count in (1, 4, 16, 32):
+            images, labels = torch.randn(count, BATCH, 1, side, side), torch.randint(0, 10, (count, BATCH))
+            ways = {"one": one_by_one, "vmap": by_vmap}
+            if name == "mlp":
+                ways["like"] = together
+            steps = {
+                way: make([build(name, 1, side, 10, seed) for seed in range(count)], images, labels, config)
+                for way, make in ways.items()
+            }
+            taken: dict[str, list[float]] = {way: [] for way in steps}
+            for repeat in range(REPEATS + 1):
+                for way, step in steps.items():
+                    spent = seconds(step, max(2, 32 // count))
+                    if repeat:
+                        taken[way].append(spent)
+            columns = [f"{statistics.median(taken['one']) / count * 1e6:9.0f} us each"]
+            for way in ("vmap", "like"):
+                ratios = [a / b for a, b in zip(taken[way], taken["one"], strict=True)] if way in taken else []
+                text = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+                columns.append(f"{text:>22}")
+            print(f"{name + ' ' + str(side) + 'x' + str(side):14}{count:4}  {columns[0]:>18}  {'  '.join(columns[1:])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Models of one architecture as one: a layer of all of them is one batched product.
+
+Only chains of Flatten, Linear and ReLU are stacked. Their steps are many small products, whose cost is mostly that of
+starting each; convolutions are slower together than one by one. A batched product gives every model the bits that its
+own product would: a test holds that.
+
+Shape letters: G models, B minibatch, I, O inputs and outputs of a layer, W weights of a model.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedh2l_mpi.models.zoo import Mlp
+
+# Numbers of float32 in 64 bytes.
+ALIGNED = 16
+
+
+def chain(model: nn.Module) -> list[nn.Module] | None:
+    """The layers of a model that can be stacked, in their order; None for any other."""
+    layers = _layers(model.layers if type(model) is Mlp else model)
+    if layers is None or not all(parameter.requires_grad for parameter in model.parameters()):
+        return None
+    # A chain that begins with a product of images, or shares a layer, is not what it looks like.
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    is_plain = isinstance(layers[0], nn.Flatten) and all(
+        one.out_features == two.in_features for one, two in pairwise(linears)
+    )
+    return layers if is_plain and linears and len({id(layer) for layer in linears}) == len(linears) else None
+
+
+def _layers(module: nn.Module) -> list[nn.Module] | None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        parts = [_layers(part) for part in module]
+        return [layer for part in parts for layer in part or []] if parts and None not in parts else None
+    if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        return [module]
+    return [module] if type(module) in (nn.Linear, nn.ReLU) else None
+
+
+def beside(parts: Sequence[Tensor]) -> Tensor:
+    """The columns of several matrices as a new one, whose rows begin at multiples of 64 bytes, as vectors do.
+
+    The last bit of a dot product depends on where in memory its operands begin.
+    """
+    width = sum(part.shape[1] for part in parts)
+    filling = parts[0].new_zeros((len(parts[0]), -width % ALIGNED))
+    return torch.cat([*parts, filling], dim=1)[:, :width]
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b of every model.
+
+    The gradient of W is g^T x, as PyTorch takes it for a single layer; left to itself, it would take (x^T g)^T of the
+    batch, with other last bits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values_GBI: Tensor, weight_GOI: Tensor, bias_GO: Tensor | None) -> Tensor:
+        ctx.save_for_backward(values_GBI, weight_GOI)
+        if bias_GO is None:
+            return torch.bmm(values_GBI, weight_GOI.transpose(1, 2))
+        return torch.baddbmm(bias_GO.unsqueeze(1), values_GBI, weight_GOI.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        values_GBI, weight_GOI = ctx.saved_tensors
+        gradient_GBO = gradients[0]
+        return (
+            torch.bmm(gradient_GBO, weight_GOI) if ctx.needs_input_grad[0] else None,
+            torch.bmm(gradient_GBO.transpose(1, 2), values_GBI),
+            gradient_GBO.sum(dim=1) if ctx.needs_input_grad[2] else None,
+        )
+
+
+class StackedModel(nn.Module):
+    """G models: images (G, B, channels, side, side) in, logits (G, B, classes) out.
+
+    Parameters
+    ----------
+    model : nn.Module
+        One of them, for the layers; `chain` must accept it.
+    parameters_GW : float tensor (G, W)
+        A row for each model, in the order of its `FlatParameters`. It may be changed in place between two passes.
+
+    Attributes
+    ----------
+    weights : list of Tensor
+        Views of `parameters_GW` that gradients are taken of, each (G, ...), in the order of the columns.
+    """
+
+    def __init__(self, model: nn.Module, parameters_GW: Tensor) -> None:
+        super().__init__()
+        layers = chain(model)
+        if layers is None:
+            raise ValueError(f"{type(model).__name__} is not a chain of Flatten, Linear and ReLU")
+        self._chain = layers
+        self.weights: list[Tensor] = []
+        first = 0
+        for parameter in model.parameters():
+            columns = parameters_GW[:, first : first + parameter.numel()].detach()
+            self.weights.append(columns.view(len(parameters_GW), *parameter.shape).requires_grad_())
+            first += parameter.numel()
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = iter(self.weights)
+        values = images
+        for layer in self._chain:
+            if isinstance(layer, nn.Linear):
+                weight = next(weights)
+                values = _Linear.apply(values, weight, None if layer.bias is None else next(weights))
+            elif isinstance(layer, nn.ReLU):
+                values = values.relu()
+            elif values.dim() > 3:
+                values = values.flatten(2)
+        return values
+
+    def gradient(self, losses_G: Tensor, again: bool = False) -> Tensor:
+        """d loss / d parameters of each model as a new (G, W) matrix; `again` as in `FlatParameters.gradient`."""
+        gradients = torch.autograd.grad(
+            losses_G.sum(), self.weights, retain_graph=again or None, materialize_grads=True
+        )
+        return beside([gradient.flatten(1) for gradient in gradients])

@@ -1,0 +1,98 @@
+"""Like participants that step together: the same weights as one by one, and who may step together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedh2l_mpi import cohort, config_file, metrics
+from fedh2l_mpi.claim import Claim
+from fedh2l_mpi.cohort import Cohort
+from fedh2l_mpi.models import build, stacked
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.simulation import Simulation
+from fedh2l_mpi.world import World
+
+# Told, and computed for all members at once: the mean over a minibatch may be rounded in another way.
+TOLD = ("loss_private", "loss_seed")
+
+
+def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
+    settings = config_file.load(None, overrides).resolved(1, launched=False)
+    directory = RunDirectory(folder)
+    simulation = Simulation(settings, World(None), Claim(directory))
+    simulation.run(lambda round_index, table: None)
+    return metrics.read(directory.metrics), simulation
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["models=[mlp]", "topology.kind=random_regular", "topology.degree=4"],
+        ["models=[mlp, cnn]", "method.combine=pcgrad", "optimizer.name=sgd", "optimizer.momentum=0.9"],
+        ["models=[mlp]", "method.teachers=mean", "seed_set.views=both", "optimizer.batch_size=13"],
+        ["models=[mlp]", "topology.kind=star", "method.temperature=2", "optimizer.weight_decay=0.01"],
+        ["models=[mlp]", "method.name=seed_supervised", "data.augmentation=affine"],
+        ["models=[mlp]", "method.name=independent"],
+    ],
+    ids=["regular graph", "two architectures", "views, odd minibatches", "unlike degrees", "seed_supervised", "alone"],
+)
+def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path, settings):
+    common = ["participants=7", "rounds=4", "evaluation.every=2", "data.partition.domains=4", *settings]
+    alone, one_by_one = run(tmp_path / "alone", *common)
+    together, simulation = run(tmp_path / "together", *common, "devices.batching=like")
+    assert any(isinstance(learner, Cohort) for learner in simulation.learners)
+    for name in alone.arrays:
+        if name in TOLD:
+            assert np.allclose(together[name], alone[name], rtol=1e-5, equal_nan=True)
+        elif name not in metrics.TIMINGS:
+            assert together[name].tobytes() == alone[name].tobytes(), name
+    for ours, theirs in zip(simulation.participants, one_by_one.participants, strict=True):
+        for name, value in theirs.state()["optimizer"].items():
+            assert torch.equal(ours.state()["optimizer"][name], value), name
+        assert torch.equal(ours.parameters.vector, theirs.parameters.vector)
+        assert ours.optimizer.steps == theirs.optimizer.steps > 0
+
+
+def test_only_chains_of_linear_layers_are_stacked():
+    class Own(nn.Sequential):
+        def forward(self, images):
+            return super().forward(images) * 2
+
+    layers = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)]
+    assert stacked.chain(build("mlp", 1, 8, 10, 0)) is not None
+    assert stacked.chain(nn.Sequential(*layers)) is not None
+    assert stacked.chain(nn.Sequential(nn.Flatten(), nn.Sequential(*layers[1:]))) is not None
+    for other in ("lenet5", "cnn", "resnet8", "vit"):
+        assert stacked.chain(build(other, 1, 8, 10, 0)) is None
+    assert stacked.chain(Own(*layers)) is None
+    assert stacked.chain(nn.Sequential(*layers, nn.Dropout(0.1))) is None
+    frozen = nn.Sequential(*layers)
+    frozen[1].weight.requires_grad_(False)
+    assert stacked.chain(frozen) is None
+    shared = nn.Linear(64, 64)
+    assert stacked.chain(nn.Sequential(nn.Flatten(), shared, shared)) is None
+
+
+def test_a_model_alone_and_models_of_other_kinds_step_alone(tmp_path):
+    sets = ["participants=4", "rounds=1", "models=[mlp, lenet5, cnn, lenet5]", "devices.batching=like"]
+    _, simulation = run(tmp_path / "run", *sets)
+    assert simulation.learners == simulation.participants
+
+
+def test_cohorts_are_of_bounded_size_and_lose_nobody(tmp_path):
+    sets = ["participants=70", "rounds=1", "models=[mlp]", "method.local_steps=1", "method.mutual_steps=1"]
+    _, simulation = run(tmp_path / "run", *sets, "data.partition.domains=4", "devices.batching=like")
+    sizes = [len(learner.members) for learner in simulation.learners if isinstance(learner, Cohort)]
+    assert sizes == [cohort.MEMBERS, cohort.MEMBERS, 6]
+    members = [member.index for learner in simulation.learners for member in learner.members]
+    assert members == list(range(70))
+
+
+def test_methods_that_look_at_one_participant_at_a_time_are_left_alone(tmp_path):
+    sets = ["rounds=1", "models=[mlp]", "topology.kind=complete", "devices.batching=like"]
+    for more in (["method.combine=gem_neighbours"], ["method.teachers=median"], ["method.name=dml"]):
+        _, simulation = run(tmp_path / more[0], *sets, *more)
+        assert simulation.learners == simulation.participants
