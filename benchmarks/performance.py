@@ -126,24 +126,20 @@ def beside_the_bare_loop(place: Place, cases: Sequence[Case], console: Console) 
         repeats: list[dict[str, dict[str, Spent]]] = []
         waited: list[Mapping[int, float]] = []
         for repeat in range(case.repeats):
-            console.print(f"{case.name}: repetition {repeat + 1} of {case.repeats}", style="dim")
             repeats.append(_repetition(place, case, repeat))
+            ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in _ratios(repeats[-1]).items())
+            console.print(f"{case.name}, {repeat + 1} of {case.repeats}: {ratios}", style="dim", highlight=False)
             waited.append(_waited_share(place.folder / _out(case, repeat, 2, case.long)))
-        names = list(repeats[0])
         measured.raw[case.name] = {
             "case": asdict(case),
             "spent": [{name: {n: asdict(s) for n, s in both.items()} for name, both in one.items()} for one in repeats],
             "waited_share_by_rank": [{str(rank): share for rank, share in one.items()} for one in waited],
         }
-        bare = [_steady(one["bare loop"]) for one in repeats]
         section = "CPU seconds of a round, over the bare loop's"
-        for name in names:
-            if name.startswith("bare loop"):
-                continue
-            beside = "bare loop beside lean" if name == "lean bare loop" else "bare loop"
-            ratios = [_steady(one[name]) / _steady(one[beside]) for one in repeats]
-            measured.add(section, f"{case.name}: {name}", "ratio", ratios, _target(name))
-        each = [1e3 * seconds / case.steady_rounds for seconds in bare]
+        for name in _ratios(repeats[0]):
+            values = [_ratios(one)[name] for one in repeats]
+            measured.add(section, f"{case.name}: {name}", "ratio", values, _target(name))
+        each = [1e3 * _steady(one["bare loop"]) / case.steady_rounds for one in repeats]
         measured.add("The bare loop itself", f"{case.name}: CPU of a participant and round", "ms", each)
         waits.append((case.name, [statistics.mean(one.values()) for one in waited]))
         for rank in waited[0]:
@@ -189,6 +185,16 @@ def _out(case: Case, repeat: int, ranks: int, rounds: int) -> str:
 
 def _steady(both: Mapping[str, Spent]) -> float:
     return both["long"].cpu_s - both["short"].cpu_s
+
+
+def _ratios(taken: Mapping[str, Mapping[str, Spent]]) -> dict[str, float]:
+    """Steady states over that of the bare loop that ran beside, or just before or after."""
+    ratios = {}
+    for name, both in taken.items():
+        beside = "bare loop beside lean" if name == "lean bare loop" else "bare loop"
+        if not name.startswith("bare loop"):
+            ratios[name] = _steady(both) / _steady(taken[beside])
+    return ratios
 
 
 def _target(name: str) -> float | None:
@@ -285,7 +291,13 @@ def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, co
     ]
     measured.add(section, f"memory of one more, P = {low} to {middle}", "MiB", slopes[0])
     measured.add(section, f"memory of one more, P = {middle} to {high}", "MiB", slopes[1])
-    measured.add(section, "the second over the first", "ratio", [b / a for a, b in zip(*slopes, strict=True)], 1.1)
+    measured.add(
+        section,
+        f"memory of one more: P to {high} over P to {middle}",
+        "ratio",
+        [b / a for a, b in zip(*slopes, strict=True)],
+        1.1,
+    )
     measured.raw["many participants"] = {
         f"{count}, {graph}": {
             "participants": count, "graph": graph, "cpu_ms": each_ms[count, graph], "round_s": walls[count, graph],
