@@ -1,15 +1,16 @@
-"""The yardstick: FedH2L's steps on the workload as a plain PyTorch loop, one process, one thread, no framework.
+"""The yardstick: the workload as a plain PyTorch loop, one process, one thread, no framework round it.
 
 It does the same optimiser steps, seed posteriors and evaluations as `fedh2l_mpi benchmarks/workload.yaml`, the way one
-would write them down first: torch.optim, a backward pass for each loss, models in their default memory format.
-It imports nothing of fedh2l_mpi.
+would write them down first: tensors in memory, torch.optim, a backward pass for each loss, the default memory format.
+It imports nothing of fedh2l_mpi. `--lean` changes two things: channels-last tensors, and pooling before ReLU.
 
-    python benchmarks/bare_loop.py MNIST_FOLDER [ROUNDS]
+    python benchmarks/bare_loop.py MNIST_FOLDER [--method dml|gem] [--participants 16] [--rounds 20] [--lean]
 """
 
+import argparse
 import gzip
 import math
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, kl_div
 
-PARTICIPANTS, SAMPLES, SEED_SHARE, SEED_SAMPLES = 16, 1000, 20, 320
+SAMPLES, SEED_SAMPLES = 1000, 320
 DOMAINS, STEP_DEG, TESTS = 4, 15.0, 250
-LOCAL, MUTUAL, BATCH, EVERY = 10, 10, 32, 10
+# Local steps on private data, then mutual ones: `dml` on seed images alone, `gem` on both.
+STEPS = {"dml": (32, 10), "gem": (10, 10)}
+BATCH, EVERY = 32, 10
 
 
 def read(folder: Path, name: str, header: int) -> np.ndarray:
@@ -39,7 +42,7 @@ def images(pixels: np.ndarray, domain: int) -> Tensor:
     return (x - 0.1307) / 0.3081
 
 
-def lenet5() -> nn.Module:
+def lenet5() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
@@ -47,64 +50,104 @@ def lenet5() -> nn.Module:
     )  # fmt: skip
 
 
-def main(folder: Path, rounds: int) -> None:
+def lean_lenet5() -> nn.Sequential:
+    conv1, relu1, pool1, conv2, relu2, pool2, *rest = lenet5()
+    model = nn.Sequential(conv1, pool1, relu1, conv2, pool2, relu2, *rest)
+    return model.to(memory_format=torch.channels_last)
+
+
+def minibatches(samples: int) -> Iterator[Tensor]:
+    """Epoch after epoch, each in a new order; without what a last whole minibatch leaves over."""
+    while True:
+        yield from torch.randperm(samples).split(BATCH)[: samples // BATCH]
+
+
+def main(folder: Path, method: str, participants: int, rounds: int, lean: bool) -> None:
     torch.set_num_threads(1)
     pixels = read(folder, "train-images-idx3-ubyte", 16).reshape(-1, 784)
     labels = torch.tensor(read(folder, "train-labels-idx1-ubyte", 8).astype(np.int64))
     test_pixels = read(folder, "t10k-images-idx3-ubyte", 16).reshape(-1, 784)[:TESTS]
-    test_labels = torch.tensor(read(folder, "t10k-labels-idx1-ubyte", 8).astype(np.int64))[:TESTS]
-    rows = np.random.default_rng(0).permutation(len(labels))[: PARTICIPANTS * SAMPLES].reshape(PARTICIPANTS, SAMPLES)
-    x = [images(pixels[own[SEED_SHARE:]], i % DOMAINS) for i, own in enumerate(rows)]
-    y = [labels[torch.tensor(own[SEED_SHARE:])] for own in rows]
-    seed_x = torch.cat([images(pixels[own[:SEED_SHARE]], i % DOMAINS) for i, own in enumerate(rows)])
-    seed_y = torch.cat([labels[torch.tensor(own[:SEED_SHARE])] for own in rows])
+    test_y = torch.tensor(read(folder, "t10k-labels-idx1-ubyte", 8).astype(np.int64))[:TESTS]
+    rows = np.random.default_rng(0).permutation(len(labels))[: SEED_SAMPLES + participants * SAMPLES]
+    seed_rows, private_rows = rows[:SEED_SAMPLES], rows[SEED_SAMPLES:].reshape(participants, SAMPLES)
+    x = [images(pixels[own], i % DOMAINS) for i, own in enumerate(private_rows)]
+    y = [labels[torch.tensor(own)] for own in private_rows]
+    seed_x = torch.cat([images(pixels[seed_rows[domain::DOMAINS]], domain) for domain in range(DOMAINS)])
+    seed_y = torch.cat([labels[torch.tensor(seed_rows[domain::DOMAINS])] for domain in range(DOMAINS)])
     tests = [images(test_pixels, domain) for domain in range(DOMAINS)]
-    models = [lenet5() for _ in range(PARTICIPANTS)]
+    models = [lean_lenet5() if lean else lenet5() for _ in range(participants)]
+    if lean:
+        last = torch.channels_last
+        x, tests = [t.to(memory_format=last) for t in x], [t.to(memory_format=last) for t in tests]
+        seed_x = seed_x.to(memory_format=last)
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in models]
+    private_batches = [minibatches(SAMPLES) for _ in models]
+    local_steps, mutual_steps = STEPS[method]
 
     def private_loss(i: int) -> Tensor:
-        batch = torch.randperm(len(y[i]))[:BATCH]
+        batch = next(private_batches[i])
         return cross_entropy(models[i](x[i][batch]), y[i][batch])
 
+    def dml_step(i: int, batch: Tensor, teachers: list[Tensor]) -> None:
+        logits = models[i](seed_x[batch])
+        loss = cross_entropy(logits, seed_y[batch])
+        for teacher in teachers:
+            loss = loss + kl_div(logits.log_softmax(1), teacher[batch], reduction="batchmean")
+        optimizers[i].zero_grad()
+        loss.backward()
+        optimizers[i].step()
+
+    def gem_step(i: int, batch: Tensor, teachers: list[Tensor]) -> None:
+        parameters = list(models[i].parameters())
+        optimizers[i].zero_grad()
+        private_loss(i).backward()
+        private = [p.grad.clone() for p in parameters]
+        logits = models[i](seed_x[batch])
+        loss = cross_entropy(logits, seed_y[batch])
+        for teacher in teachers:
+            kl = kl_div(logits.log_softmax(1), teacher[batch], reduction="batchmean")
+            loss = loss + kl / len(teachers)
+        optimizers[i].zero_grad()
+        loss.backward()
+        seed = [p.grad for p in parameters]
+        pp = float(sum((g * g).sum() for g in private))
+        ss = float(sum((g * g).sum() for g in seed))
+        ps = float(sum((g * h).sum() for g, h in zip(private, seed, strict=True)))
+        a, b = 1 - min(pp + ps, 0) / pp, 1 - min(ss + ps, 0) / ss
+        for p, g, h in zip(parameters, private, seed, strict=True):
+            p.grad = a * g + b * h
+        optimizers[i].step()
+
+    mutual_step = {"dml": dml_step, "gem": gem_step}[method]
     for r in range(rounds):
         with torch.no_grad():
-            posteriors = [model.eval()(seed_x[:SEED_SAMPLES]).softmax(1) for model in models]
+            posteriors = [model.eval()(seed_x).softmax(1) for model in models]
         for i, model in enumerate(models):
             model.train()
-            for _ in range(LOCAL):
+            for _ in range(local_steps):
+                loss = private_loss(i)
                 optimizers[i].zero_grad()
-                private_loss(i).backward()
+                loss.backward()
                 optimizers[i].step()
-        for i, model in enumerate(models):
-            teachers = [posteriors[(i - 1) % PARTICIPANTS], posteriors[(i + 1) % PARTICIPANTS]]
-            order = torch.randperm(SEED_SAMPLES)
-            for m in range(MUTUAL):
-                optimizers[i].zero_grad()
-                private_loss(i).backward()
-                g = [p.grad.clone() for p in model.parameters()]
-                optimizers[i].zero_grad()
-                batch = order[m * BATCH % SEED_SAMPLES :][:BATCH]
-                logits = model(seed_x[batch])
-                own_log = logits.log_softmax(1)
-                kl = sum(kl_div(own_log, teacher[batch], reduction="batchmean") for teacher in teachers) / len(teachers)
-                (cross_entropy(logits, seed_y[batch]) + kl).backward()
-                s = [p.grad for p in model.parameters()]
-                gg = sum((a * a).sum() for a in g)
-                ss = sum((a * a).sum() for a in s)
-                gs = sum((a * b).sum() for a, b in zip(g, s, strict=True))
-                a, b = 1 - min(float(gg + gs), 0) / float(gg), 1 - min(float(ss + gs), 0) / float(ss)
-                for p, g_private, g_seed in zip(model.parameters(), g, s, strict=True):
-                    p.grad = a * g_private + b * g_seed
-                optimizers[i].step()
-        if (r + 1) % EVERY == 0:
-            accuracy = []
+        for i in range(participants):
+            teachers = [posteriors[(i - 1) % participants], posteriors[(i + 1) % participants]]
+            for batch in torch.randperm(SEED_SAMPLES).split(BATCH)[:mutual_steps]:
+                mutual_step(i, batch, teachers)
+        if (r + 1) % EVERY == 0 or r == rounds - 1:
+            accuracies, losses = [], []
             for model in models:
                 with torch.no_grad():
                     logits = [model.eval()(test) for test in tests]
-                accuracy += [float((z.argmax(1) == test_labels).double().mean()) for z in logits]
-                [float(cross_entropy(z, test_labels)) for z in logits]
-            print(f"round {r + 1}: all-domain accuracy {np.mean(accuracy):.3f}")
+                accuracies += [float((z.argmax(1) == test_y).double().mean()) for z in logits]
+                losses += [float(cross_entropy(z, test_y)) for z in logits]
+            print(f"round {r + 1}: all-domain accuracy {np.mean(accuracies):.3f}, loss {np.mean(losses):.3f}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder of MNIST's IDX files")
+    parser.add_argument("--method", choices=STEPS, default="dml")
+    parser.add_argument("--participants", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--lean", action="store_true", help="channels-last tensors, pooling before ReLU")
+    main(**vars(parser.parse_args()))

@@ -9,31 +9,15 @@ checkpoint; it is told beside the time of a round, which the file of the second 
 
 import argparse
 import re
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import spent
 from fedh2l_mpi import metrics
-
-HERE = Path(__file__).parent
-
-
-def spent(command: Sequence[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a command and all it starts."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
-    wall = time.perf_counter() - begin
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{ended.stderr}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def run(every: str, options: argparse.Namespace, out: Path) -> tuple[float, float]:
@@ -41,7 +25,9 @@ def run(every: str, options: argparse.Namespace, out: Path) -> tuple[float, floa
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(options.ranks)]
     settings = [f"data.root={options.root}", f"rounds={options.rounds}", f"checkpoint.every={every}"]
     words = [word for setting in settings for word in ("--set", setting)]
-    return spent([*mpirun, sys.executable, "-m", "fedh2l_mpi", options.config, *words, "--quiet", "--out", str(out)])
+    command = [*mpirun, sys.executable, "-m", "fedh2l_mpi", options.config, *words, "--quiet", "--out", str(out)]
+    took = spent(command)
+    return took.wall_s, took.cpu_s
 
 
 def paused_ms(log: Path) -> list[float]:

@@ -1,0 +1,106 @@
+"""What a command takes, as the operating system counts it, and how repeated measurements are told.
+
+A command's processes are found by a mark in their environment, which they hand on: also those whose parent has gone.
+"""
+
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MARK = "BENCHMARK_OF"
+# Adding up page tables takes a processor from what is measured: at most this share of one.
+SAMPLE_EVERY_S, SAMPLING_SHARE = 0.5, 0.03
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a command and all that it started took.
+
+    Attributes
+    ----------
+    cpu_s : float
+        User and system time of all processes.
+    pss_bytes : int
+        Largest sum of their proportional set sizes, of samples taken while they ran: a page that several processes
+        share counts once.
+    """
+
+    cpu_s: float
+    wall_s: float
+    pss_bytes: int
+
+
+def spent(command: Sequence[str]) -> Spent:
+    """Run a command from the repository's root, and what it took.
+
+    Raises
+    ------
+    SystemExit
+        If it fails, with what it wrote.
+    """
+    mark = uuid.uuid4().hex
+    ended = threading.Event()
+    with tempfile.TemporaryFile("w+") as output, ThreadPoolExecutor(1) as pool:
+        begin = time.perf_counter()
+        environment = {**os.environ, MARK: mark, "PYTHONPATH": str(REPOSITORY)}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment)
+        peak = pool.submit(_peak_pss, mark, ended)
+        # Of this child alone, and of those it waited for: several commands may run at a time.
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        ended.set()
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{output.read()}")
+        return Spent(used.ru_utime + used.ru_stime, wall, peak.result())
+
+
+def spent_together(commands: Sequence[Sequence[str]]) -> list[Spent]:
+    """What each of several commands took that ran at the same time."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(spent, commands))
+
+
+def _peak_pss(mark: str, ended: threading.Event) -> int:
+    peak, pause = 0, SAMPLE_EVERY_S
+    while not ended.wait(pause):
+        begin = time.perf_counter()
+        peak = max(peak, sum(_pss(process) for process in _marked(mark)))
+        pause = max(SAMPLE_EVERY_S, (time.perf_counter() - begin) / SAMPLING_SHARE)
+    return peak
+
+
+def _marked(mark: str) -> list[Path]:
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (process / "environ").read_bytes():
+                found.append(process)
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+def _pss(process: Path) -> int:
+    try:
+        lines = (process / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Such as `0.72 (0.70 to 0.75)`: median and range."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
