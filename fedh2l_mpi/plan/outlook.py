@@ -2,22 +2,27 @@
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedh2l_mpi import estimate, footprint, methods, models, objectives
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.data.sources import Source
-from fedh2l_mpi.footprint import Files, RankMemory
+from fedh2l_mpi.exchange import ArraySpec
+from fedh2l_mpi.footprint import Files, MessageSize, RankMemory
 from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.plan import dealing, graphs, timing
+from fedh2l_mpi.plan.bookkeeping import FITTED, loads_of
+from fedh2l_mpi.plan.cluster import Cluster, Forecast, Rows, Steps, forecast
 from fedh2l_mpi.plan.graphs import Schedule
-from fedh2l_mpi.plan.timing import Calibration
+from fedh2l_mpi.plan.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.world import Hosting
 
 
@@ -33,6 +38,10 @@ class Outlook:
         A process of this machine with Python, PyTorch and one small step taken.
     calibration : Calibration or None
         None: nothing was timed.
+    publishes_first, shares_parameters : bool
+        Whether messages travel during the local phase; whether they are parameters.
+    cluster : Cluster or None
+        None: nothing was told of one.
     """
 
     config: Config
@@ -46,6 +55,9 @@ class Outlook:
     refused: str
     base_bytes: int
     calibration: Calibration | None
+    publishes_first: bool
+    shares_parameters: bool
+    cluster: Cluster | None
 
     @property
     def largest_rank(self) -> int:
@@ -94,14 +106,50 @@ class Outlook:
         """The slowest rank's round, on average over the run, and its run [s]; empty where nothing was timed."""
         if self.calibration is None:
             return {}
-        rounds, exchanges = self.config.rounds, self.schedule.exchanges
-        run_s = {
-            name: phases.run_s(rounds, exchanges, self.evaluations) for name, phases in self.calibration.phases.items()
-        }
-        of_P = np.array([run_s[self.config.architecture(index)] for index in range(self.config.size)])
-        slowest = np.add.reduceat(of_P, footprint.first_of(self.hosting)).max() + rounds * self.calibration.seed_round_s
-        everyone = of_P.sum() + rounds * self.hosting.ranks * self.calibration.seed_round_s
-        return {"round": float(slowest / rounds), "run": float(slowest), "cpu": float(everyone)}
+        rounds = self.config.rounds
+        of_R = self._per_rank(lambda phases: phases.run_s(rounds, self.schedule.exchanges, self.evaluations))
+        of_R += rounds * self.calibration.seed_round_s
+        return {"round": float(of_R.max() / rounds), "run": float(of_R.max()), "cpu": float(of_R.sum())}
+
+    def _per_rank(self, seconds: Callable[[PhaseSeconds], float]) -> NDArray[np.float64]:
+        """Sums over the participants of each rank, (R,) [s]."""
+        if self.calibration is None:
+            raise RuntimeError("nothing was timed")
+        each = {name: seconds(phases) for name, phases in self.calibration.phases.items()}
+        of_P = np.array([each[self.config.architecture(index)] for index in range(self.config.size)])
+        return np.add.reduceat(of_P, footprint.first_of(self.hosting))
+
+    def forecasts(self) -> dict[str, Forecast]:
+        """A round on the cluster, as configured and sharing parameters; empty where nothing was told of one."""
+        if self.cluster is None or self.calibration is None:
+            return {}
+        told = {}
+        if not self.shares_parameters:
+            name = "as configured" if self.needs.message is not None else "without exchange"
+            told[name] = self._forecast(self.needs.message, self.schedule.exchanges, True, self.publishes_first)
+        mean_bytes = self.needs.sharing_bytes(self.schedule.first) / max(1.0, float(self.schedule.first.degree_P.sum()))
+        # A message's header, and every sender's number in it.
+        parameters = MessageSize(ArraySpec("parameters", 1, 1).message_bytes(0), 4 + round(mean_bytes))
+        if self.shares_parameters:
+            told["parameters"] = self._forecast(self.needs.message, self.schedule.exchanges, True, self.publishes_first)
+        else:
+            told["parameters"] = self._forecast(parameters, self.config.rounds, False, True)
+        return told
+
+    def _forecast(
+        self, message: MessageSize | None, exchanges: int, publishes: bool, publishes_first: bool
+    ) -> Forecast:
+        """A round in which such messages are exchanged; `publishes` if that takes a forward pass on the seed set."""
+        if self.cluster is None or self.calibration is None:
+            raise RuntimeError("a forecast needs a cluster and a calibration")
+        rounds = self.config.rounds
+        published = exchanges if publishes else 0
+        all_R = self._per_rank(lambda phases: phases.run_s(rounds, published, self.evaluations)) / rounds
+        hiding_R = self._per_rank(lambda phases: phases.local if publishes_first else 0.0)
+        steps = Steps(all_R + self.calibration.seed_round_s, hiding_R)
+        rows = Rows(self.hosting.ranks - 1, float(self.recorded * self.record_bytes))
+        loads = loads_of(self.schedule.first, self.hosting, message)
+        return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -145,10 +193,19 @@ class Outlook:
             }
             if self.calibration is not None
             else None,
+            "cluster": {
+                **asdict(self.cluster),
+                **{
+                    name: {**asdict(told), "round": told.round, "bottleneck": told.bottleneck[0]}
+                    for name, told in self.forecasts().items()
+                },
+            }
+            if self.cluster is not None
+            else None,
         }
 
 
-def look_ahead(config: Config, name: str, ranks: int, calibrates: bool) -> Outlook:
+def look_ahead(config: Config, name: str, ranks: int, calibrates: bool, cluster: Cluster | None = None) -> Outlook:
     """What a resolved config would take on this many ranks.
 
     Raises
@@ -173,7 +230,22 @@ def look_ahead(config: Config, name: str, ranks: int, calibrates: bool) -> Outlo
         calibration = timing.calibrate(
             config, source, held, degree, needs.message.array_bytes if needs.message is not None else 0
         )
-    return Outlook(config, name, source, hosting, needs, schedule, memory, files, refused, base_bytes, calibration)
+    return Outlook(
+        config,
+        name,
+        source,
+        hosting,
+        needs,
+        schedule,
+        memory,
+        files,
+        refused,
+        base_bytes,
+        calibration,
+        method.publishes_first,
+        method.shares_parameters,
+        cluster,
+    )
 
 
 def _base_bytes() -> int:

@@ -1,0 +1,433 @@
+"""What a round costs outside the training steps, fitted from real runs with 4 to 1,000 participants.
+
+    python -m benchmarks.scaling MNIST_FOLDER [--largest 1000] [--repeats 1]
+
+Runs an MLP of 20,000 parameters on MNIST, on rings and on random 4-regular graphs, on one rank and on several, sharing
+posteriors and sharing parameters, and takes the CPU seconds of every rank's main thread, so that others on the machine
+disturb little. Fits the constants of `fedh2l_mpi/plan/bookkeeping.py` by least squares, one part of a round at a time,
+prints them and how far the model is off, with each run left out of its own fit, and writes results/scaling.csv.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from fedh2l_mpi import config_file, estimate, methods
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.footprint import Links, MessageSize, links
+from fedh2l_mpi.plan import bookkeeping, dealing, timing
+from fedh2l_mpi.plan.bookkeeping import Bookkeeping, Loads
+from fedh2l_mpi.topology import draw
+from fedh2l_mpi.world import Hosting
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "scaling.csv"
+SETTINGS = [
+    "data.name=mnist",
+    "data.partition.domains=4",
+    "data.partition.samples_per_participant=50",
+    "models=[benchmarks.scaling:Mlp]",
+    # As many seed samples for 4 participants as for 1,000.
+    "seed_set.share=0.4",
+    "seed_set.max_samples=80",
+    "seed_set.samples_per_round=80",
+    "optimizer.batch_size=16",
+    "optimizer.seed_batch_size=16",
+    "evaluation.test_samples_per_domain=250",
+    "evaluation.every=1000",
+    "checkpoint.every=null",
+]
+RING, REGULAR = ["topology.kind=ring"], ["topology.kind=random_regular", "topology.degree=4"]
+POSTERIORS, PARAMETERS = ["method.name=fedh2l"], ["method.name=d_psgd", "method.publish=start"]
+# In the order of the columns of the file.
+PARTS = ("publish", "local", "mutual", "evaluate", "post", "finish", "stack", "write", "rest")
+CALIBRATIONS = 5
+
+
+class Mlp(nn.Sequential):
+    """20,210 parameters on MNIST."""
+
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        width = 25
+        super().__init__(nn.Flatten(), nn.Linear(channels * side * side, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run."""
+
+    method: str
+    graph: str
+    participants: int
+    ranks: int
+
+    def settings(self, root: str) -> list[str]:
+        sent = {"posteriors": POSTERIORS, "parameters": PARAMETERS}[self.method]
+        drawn = {"ring": RING, "4-regular": REGULAR}[self.graph]
+        rounds = 4 if self.participants >= 256 else 10
+        return [
+            *SETTINGS,
+            *sent,
+            *drawn,
+            f"data.root={root}",
+            f"participants={self.participants}",
+            f"rounds={rounds}",
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.method:10} {self.graph:9} P={self.participants:<4} R={self.ranks}"
+
+
+@dataclass
+class Measured:
+    """What a run took.
+
+    Attributes
+    ----------
+    loads : Loads
+        What each rank had to do in a round.
+    parts : list of dict of str to float
+        CPU seconds of each rank in each part of a round.
+    pss_bytes, rss_bytes : list of int
+        Of each rank, after the last round.
+    """
+
+    case: Case
+    loads: Loads
+    parts: list[dict[str, float]]
+    pss_bytes: list[int]
+    rss_bytes: list[int]
+
+    @property
+    def busiest(self) -> int:
+        return int(np.argmax([sum(parts.values()) for parts in self.parts]))
+
+    @property
+    def per_participant_s(self) -> float:
+        """CPU seconds of all ranks for a participant and round, without the evaluation."""
+        return sum(sum(p.values()) - p["evaluate"] for p in self.parts) / self.case.participants
+
+
+def cases(largest: int) -> list[Case]:
+    """The runs: the first ones answer how cost grows with participants, the others tell messages and bytes apart."""
+    sizes = [size for size in (4, 16, 64, 256, 1000) if size <= largest]
+    graphs = ("ring", "4-regular")
+    found = [
+        Case("posteriors", graph, size, ranks)
+        for size in sizes
+        for graph in graphs
+        for ranks in (1, 2)
+        # Degree 4 needs 5 participants.
+        if not (graph == "4-regular" and size == 4)
+    ]
+    found += [Case("posteriors", graph, 64, ranks) for graph in graphs for ranks in (4, 8) if largest >= 64]
+    found += [
+        Case("parameters", graph, size, ranks)
+        for size in (16, 64, 256)
+        if size <= largest
+        for graph in graphs
+        for ranks in ((1, 2, 8) if size == 64 else (1, 2))
+    ]
+    return found
+
+
+def work(settings: list[str], folder: Path) -> None:
+    """On every rank: the run, with CPU seconds of this thread in the place of all that is timed."""
+    time.perf_counter = time.thread_time  # type: ignore[assignment]
+    from fedh2l_mpi import exchange
+    from fedh2l_mpi.claim import Claim
+    from fedh2l_mpi.run_directory import RunDirectory
+    from fedh2l_mpi.simulation import Simulation
+    from fedh2l_mpi.world import connect
+
+    starts: list[float] = []
+    stacks: dict[int, float] = defaultdict(float)
+    writes: list[tuple[int, float]] = []
+
+    class Marked(Simulation):
+        def _round(self, round_index: int) -> None:
+            starts.append(time.thread_time())
+            super()._round(round_index)
+
+        def _write(self, round_index: int, table: NDArray[np.float64]) -> None:
+            begin = time.thread_time()
+            super()._write(round_index, table)
+            writes.append((len(starts) - 1, time.thread_time() - begin))
+
+    plain = exchange.Received.__getitem__
+
+    def timed(self: exchange.Received, participant: int) -> object:
+        begin = time.thread_time()
+        stacked = plain(self, participant)
+        stacks[len(starts) - 1] += time.thread_time() - begin
+        return stacked
+
+    exchange.Received.__getitem__ = timed  # type: ignore[assignment,method-assign]
+    world = connect()
+    config = config_file.load(None, settings).resolved(world.size, world.launched)
+    directory = RunDirectory(folder / "run")
+    Marked(config, world, Claim(directory), trace=folder / "trace.json").run(lambda round_index, table: None)
+    rollup = Path("/proc/self/smaps_rollup").read_text().split("\n")
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup if line.startswith(("Pss:", "Rss:"))}
+    told = {"starts": starts, "stacks": stacks, "writes": writes, "pss": 1024 * kib["Pss"], "rss": 1024 * kib["Rss"]}
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(told))
+
+
+def run(case: Case, root: str) -> Measured:
+    """Start the ranks, and read what they leave."""
+    settings = case.settings(root)
+    with tempfile.TemporaryDirectory() as name:
+        program = [sys.executable, "-m", "benchmarks.scaling", root, "--worker", name, "--settings", *settings]
+        if case.ranks > 1:
+            program = [str(Path(sys.executable).with_name("mpirun")), "-n", str(case.ranks), *program]
+        ended = subprocess.run(program, capture_output=True, text=True, cwd=HERE.parent)
+        if ended.returncode:
+            raise SystemExit(f"{' '.join(program)} failed:\n{ended.stderr}")
+        folder = Path(name)
+        events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+        told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
+    config = config_file.load(None, settings).resolved(case.ranks, launched=True)
+    loads = loads_of(config, case.ranks)
+    parts = [parts_of(rank, events, told[rank], config.rounds) for rank in range(case.ranks)]
+    return Measured(case, loads, parts, [one["pss"] for one in told], [one["rss"] for one in told])
+
+
+def parts_of(rank: int, events: list[dict], told: dict, rounds: int) -> dict[str, float]:
+    """Seconds of one rank in each part of a round: the least of the rounds but the first and the last.
+
+    Others on the machine only ever add, to CPU seconds, too: caches and cores' halves are shared.
+    """
+    spans = [event for event in events if event["ph"] == "X" and event["pid"] == rank and event["tid"] == 1]
+    seconds: dict[str, list[float]] = {name: [0.0] * rounds for name in PARTS}
+    names = {"post messages": "post", "wait": "finish"}
+    wrote = [event for event in spans if event["name"] == "write"]
+    flushed = [0.0] * rounds
+    for event in spans:
+        part, at = names.get(event["name"], event["name"]), event["args"]["round"]
+        if part == "timeline":
+            flushed[at] += event["dur"] / 1e6
+        elif part in seconds and part != "write":
+            inside = [other for other in wrote if 0 <= other["ts"] - event["ts"] < event["dur"]]
+            seconds[part][at] += (event["dur"] - sum(other["dur"] for other in inside)) / 1e6
+    # A round may be written while the next one runs: what counts here is when.
+    for at, took in told["writes"]:
+        seconds["write"][at] += took
+    for at in range(1, rounds - 1):
+        seconds["stack"][at] = told["stacks"].get(str(at), 0.0)
+        seconds["mutual"][at] -= seconds["stack"][at]
+        whole = told["starts"][at + 1] - told["starts"][at] - flushed[at]
+        seconds["rest"][at] = whole - sum(seconds[name][at] for name in PARTS if name != "rest")
+    found = {name: min(values[1 : rounds - 1]) for name, values in seconds.items()}
+    found["evaluate"] = seconds["evaluate"][rounds - 1]
+    found["write"] = min((took for _, took in told["writes"]), default=0.0)
+    return found
+
+
+def loads_of(config: Config, ranks: int) -> Loads:
+    """What each rank has to do in a round of a resolved config."""
+    hosting = Hosting(config.size, ranks)
+    graph: Links = links(draw(config.topology, config.size, config.seed, 0).edges, hosting)
+    source = open_source(config.data.name, config.data.root)
+    held, _ = dealing.holdings(config, source)
+    message: MessageSize | None = estimate.needs(config, source, methods.build(config), held).message
+    return bookkeeping.loads_of(graph, hosting, message)
+
+
+def calibrated(case: Case, root: str) -> dict[str, float]:
+    """What `plan` measures of a participant's phases, as CPU seconds of a process of its own."""
+    program = [sys.executable, "-m", "benchmarks.scaling", root, "--calibrate", "--settings", *case.settings(root)]
+    ended = subprocess.run(program, capture_output=True, text=True, cwd=HERE.parent)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(program)} failed:\n{ended.stderr}")
+    return json.loads(ended.stdout)
+
+
+def calibrate(settings: list[str]) -> None:
+    """Print it."""
+    time.perf_counter = time.thread_time  # type: ignore[assignment]
+    config = config_file.load(None, settings).resolved(1, launched=False)
+    source = open_source(config.data.name, config.data.root)
+    held, _ = dealing.holdings(config, source)
+    message = estimate.needs(config, source, methods.build(config), held).message
+    degree = 2.0 if config.topology.kind == "ring" else float(config.topology.degree or 0)
+    found = timing.calibrate(config, source, held, degree, message.array_bytes if message else 0)
+    (phases,) = found.phases.values()
+    told = {name: getattr(phases, name) for name in ("publish", "local", "mutual", "evaluate")}
+    print(json.dumps(told | {"seed_round": found.seed_round_s}))
+
+
+def least_squares(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Constants >= 0 whose relative errors are least, by dropping what would be negative."""
+    weights = 1.0 / np.maximum(seconds, 0.05 * np.median(seconds))
+    active = [column for column in range(features.shape[1]) if features[:, column].any()]
+    found = np.zeros(features.shape[1])
+    while active:
+        fitted, *_ = np.linalg.lstsq(features[:, active] * weights[:, None], seconds * weights, rcond=None)
+        if (fitted >= 0).all():
+            found[active] = fitted
+            break
+        active.pop(int(np.argmin(fitted)))
+    return found
+
+
+def fit(runs: Sequence[Measured]) -> Bookkeeping:
+    """The constants that runs agree on best."""
+    constants: dict[str, float] = {}
+    for part, names in bookkeeping.TERMS.items():
+        rows, seconds = [], []
+        for one in runs:
+            # Waiting burns some CPU, too: the rank that waits least tells what receiving takes.
+            ranks = range(one.case.ranks)
+            if part == "write":
+                chosen = [0]
+            elif part == "finish":
+                chosen = [min(ranks, key=lambda rank: one.parts[rank]["finish"])]
+            else:
+                chosen = list(ranks)
+            for rank in chosen:
+                rows.append([one.loads.counts[of][rank] for of in names.values()])
+                seconds.append(one.parts[rank][part])
+        constants |= zip(names, least_squares(np.array(rows, dtype=float), np.array(seconds)), strict=True)
+    return Bookkeeping(**constants)
+
+
+def predicted(one: Measured, rank: int, phases: dict[str, float], constants: Bookkeeping) -> float:
+    """Seconds of a round of a rank, without evaluation."""
+    steps = sum(phases[name] for name in ("publish", "local", "mutual"))
+    return one.loads.participants[rank] * steps + phases["seed_round"] + outside(one, rank, constants)
+
+
+def outside(one: Measured, rank: int, constants: Bookkeeping) -> float:
+    """What the model says of the seconds of a round of a rank outside the steps."""
+    return float(sum(seconds[rank] for seconds in constants.seconds(one.loads).values()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=lambda text: str(Path(text).resolve()), help="folder of MNIST's IDX files")
+    parser.add_argument("--largest", type=int, default=1000, help="participants of the largest runs (1000)")
+    parser.add_argument("--repeats", type=int, default=1, help="of every run; the one that took least counts (1)")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--calibrate", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", nargs="*", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        return work(options.settings, options.worker)
+    if options.calibrate:
+        return calibrate(options.settings)
+    chosen = cases(options.largest)
+    # The steps of a participant depend on these alone.
+    kinds = dict.fromkeys((case.method, case.graph) for case in chosen)
+    of_kind: dict[tuple[str, str], dict[str, float]] = {}
+    for kind in kinds:
+        tried = [calibrated(Case(*kind, participants=64, ranks=1), options.root) for _ in range(CALIBRATIONS)]
+        # The least: others on the machine only ever add.
+        of_kind[kind] = {name: min(one[name] for one in tried) for name in tried[0]}
+        told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in of_kind[kind].items())
+        print(f"{' on '.join(kind)}, calibrated: {told}", flush=True)
+    runs, phases = [], []
+    for case in chosen:
+        calibration = of_kind[case.method, case.graph]
+        tries = [run(case, options.root) for _ in range(options.repeats)]
+        one = min(tries, key=lambda one: one.per_participant_s)
+        for parts in one.parts:
+            # Of what is left, the round's seed samples are calibrated, too.
+            parts["seed_round"] = calibration["seed_round"]
+            parts["rest"] -= calibration["seed_round"]
+        runs.append(one)
+        phases.append(calibration)
+        print(
+            f"{case}: {1e3 * one.per_participant_s:.2f} ms of CPU a participant and round, "
+            f"PSS {max(one.pss_bytes) / 2**20:.0f} MiB at most",
+            flush=True,
+        )
+    constants = fit(runs)
+    report(runs, phases, constants)
+    return None
+
+
+def report(runs: list[Measured], phases: list[dict[str, float]], constants: Bookkeeping) -> None:
+    """Print constants, errors, growth and memory; write the file."""
+    print("\nfedh2l_mpi/plan/bookkeeping.py:")
+    for name, value in vars(constants).items():
+        print(f"    {name}={value:.3g},")
+    print("\nCPU ms of a round at the busiest rank: measured, model, error, error when left out of the fit")
+    lines = []
+    for number, one in enumerate(runs):
+        rank = one.busiest
+        measured = sum(one.parts[rank].values()) - one.parts[rank]["evaluate"]
+        model = predicted(one, rank, phases[number], constants)
+        without = fit([other for other in runs if other is not one])
+        left_out = predicted(one, rank, phases[number], without)
+        besides = sum(one.parts[rank][part] for part in bookkeeping.TERMS)
+        book, book_out = (outside(one, rank, of) for of in (constants, without))
+        exchange = sum(one.parts[rank][part] for part in ("post", "finish", "stack")) / measured
+        lines.append(
+            {
+                "shared": one.case.method,
+                "graph": one.case.graph,
+                "participants": one.case.participants,
+                "ranks": one.case.ranks,
+                "cpu_s_per_participant_and_round": one.per_participant_s,
+                "cpu_s_of_the_busiest_rank": measured,
+                "model_s": model,
+                "error": model / measured - 1,
+                "error_left_out": left_out / measured - 1,
+                "outside_steps_s": besides,
+                "outside_steps_model_s": book,
+                "outside_steps_error_left_out": book_out / besides - 1,
+                "exchange_share": exchange,
+                **{f"{part}_s": one.parts[rank][part] for part in PARTS},
+                "pss_bytes": max(one.pss_bytes),
+                "rss_bytes": max(one.rss_bytes),
+            }
+        )
+        print(
+            f"  {one.case}: {1e3 * measured:9.1f} {1e3 * model:9.1f} {model / measured - 1:+7.1%} "
+            f"{left_out / measured - 1:+7.1%}; outside the steps {1e3 * besides:8.2f} {1e3 * book:8.2f} "
+            f"{book / besides - 1:+7.1%} {book_out / besides - 1:+7.1%}; exchange {exchange:.2%}"
+        )
+    errors = np.abs([line["error_left_out"] for line in lines])
+    print(f"left out of the fit, off by {np.median(errors):.1%} in the median, {errors.max():.1%} at most")
+    for graph in ("ring", "4-regular"):
+        for ranks in (1, 2):
+            chosen = [
+                one for one in runs if (one.case.method, one.case.graph, one.case.ranks) == ("posteriors", graph, ranks)
+            ]
+            if len(chosen) < 2:
+                continue
+            each = [one.per_participant_s for one in chosen]
+            sizes = [one.case.participants for one in chosen]
+            slope, base = np.polyfit(sizes, [max(one.pss_bytes) / 2**20 for one in chosen], 1)
+            off = max(abs(max(o.pss_bytes) / 2**20 - base - slope * o.case.participants) for o in chosen)
+            print(
+                f"{graph} on {ranks}: "
+                + ", ".join(f"{size}: {1e3 * s:.2f} ms" for size, s in zip(sizes, each, strict=True))
+                + f" a participant and round ({max(each) / min(each) - 1:.1%} between least and most); "
+                f"PSS {base:.0f} MiB + {1024 * slope:.0f} KiB a participant, off by {off:.1f} MiB at most"
+            )
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(
+            {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in line.items()}
+            for line in lines
+        )
+    print(f"wrote {RESULTS.relative_to(HERE.parent)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""What a round costs a rank outside the training steps: Python, checksums, copies and the file of rows.
+
+The constants are CPU seconds of one core, fitted by least squares to real runs with 4 to 1,000 participants on 1 to 8
+ranks: `python -m benchmarks.scaling MNIST_FOLDER`, which prints them and how far they are off.
+
+Shape letters: R ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.footprint import Links, MessageSize
+from fedh2l_mpi.footprint.traffic import block_sizes, first_of
+from fedh2l_mpi.world import Hosting
+
+Counts = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Loads:
+    """What every rank has to do in a round, counted: float64 (R,) each.
+
+    Attributes
+    ----------
+    participants, all_participants : float64 (R,)
+        Hosted there; all of the run at rank 0, and none elsewhere: their rows are written there.
+    neighbours : float64 (R,)
+        Of all participants hosted there together, each pair once from this side.
+    messages : float64 (R,)
+        Sent to other ranks; as many arrive.
+    sent_bytes, received_bytes : float64 (R,)
+        In those messages.
+    published_bytes, stacked_bytes : float64 (R,)
+        Arrays that are published there, and those handed to the mutual phases: one for every neighbour.
+    """
+
+    participants: Counts
+    all_participants: Counts
+    neighbours: Counts
+    messages: Counts
+    sent_bytes: Counts
+    received_bytes: Counts
+    published_bytes: Counts
+    stacked_bytes: Counts
+
+    @property
+    def counts(self) -> Mapping[str, Counts]:
+        """By name, with `round`, of which there is one, and `file`, which rank 0 has."""
+        once, file = np.ones_like(self.participants), np.minimum(self.all_participants, 1.0)
+        return {**vars(self), "round": once, "file": file}
+
+
+# The parts of a round, each a sum of constants times counts. `write` is rank 0's alone.
+TERMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "post": {
+            "publish_s": "participants",
+            "publish_byte_s": "published_bytes",
+            "send_s": "messages",
+            "send_byte_s": "sent_bytes",
+        },
+        "finish": {
+            "finish_s": "participants",
+            "receive_s": "messages",
+            "receive_byte_s": "received_bytes",
+        },
+        "stack": {"stack_s": "participants", "stack_one_s": "neighbours", "stack_byte_s": "stacked_bytes"},
+        "rest": {"round_s": "round", "participant_s": "participants"},
+        "write": {"write_s": "file", "write_row_s": "all_participants"},
+    }
+)
+EXCHANGE = ("post", "finish", "stack")
+
+
+@dataclass(frozen=True)
+class Bookkeeping:
+    """Seconds of a core for each participant, message, neighbour or byte, as `TERMS` has them.
+
+    Attributes
+    ----------
+    publish_s, publish_byte_s : float
+        Checking a participant's own array.
+    send_s, send_byte_s, receive_s, receive_byte_s : float
+        A message: packing and its checksum; the checksum again, and checking what is in it.
+    finish_s : float
+        Entering a participant's array and bytes.
+    stack_s, stack_one_s, stack_byte_s : float
+        Handing a participant its neighbours' arrays: for each participant, for each neighbour.
+    round_s, participant_s : float
+        The round's seed samples, agreeing, and progress; a participant's row, its clocks and its random numbers.
+    write_s, write_row_s : float
+        Rank 0: a round into the metrics file, and each participant's row of it.
+    """
+
+    publish_s: float
+    publish_byte_s: float
+    send_s: float
+    send_byte_s: float
+    finish_s: float
+    receive_s: float
+    receive_byte_s: float
+    stack_s: float
+    stack_one_s: float
+    stack_byte_s: float
+    round_s: float
+    participant_s: float
+    write_s: float
+    write_row_s: float
+
+    def seconds(self, loads: Loads) -> dict[str, Counts]:
+        """Each part of a round at every rank, (R,) each [s]."""
+        counts = loads.counts
+        return {
+            part: np.sum([getattr(self, constant) * counts[of] for constant, of in terms.items()], axis=0)
+            for part, terms in TERMS.items()
+        }
+
+
+def loads_of(graph: Links, hosting: Hosting, message: MessageSize | None) -> Loads:
+    """Every rank's load.
+
+    Parameters
+    ----------
+    message : MessageSize or None
+        None: nothing is exchanged.
+    """
+    hosted_R, none_R = block_sizes(hosting).astype(float), np.zeros(hosting.ranks)
+    all_R = none_R.copy()
+    all_R[0] = hosting.participants
+    if message is None:
+        return Loads(hosted_R, all_R, none_R, none_R, none_R, none_R, none_R, none_R)
+    neighbours_R = np.add.reduceat(graph.degree_P, first_of(hosting))
+    fixed_R, each = graph.messages_R * message.fixed_bytes, message.array_bytes
+    return Loads(
+        participants=hosted_R,
+        all_participants=all_R,
+        neighbours=neighbours_R,
+        messages=graph.messages_R,
+        sent_bytes=fixed_R + graph.sent_R * each,
+        received_bytes=fixed_R + graph.received_R * each,
+        published_bytes=hosted_R * each,
+        stacked_bytes=neighbours_R * each,
+    )
+
+
+FITTED = Bookkeeping(
+    publish_s=1.9e-05,
+    publish_byte_s=0.0,
+    send_s=0.000124,
+    send_byte_s=6.67e-11,
+    finish_s=1.49e-06,
+    receive_s=0.000175,
+    receive_byte_s=1.69e-10,
+    stack_s=1.13e-05,
+    stack_one_s=1.56e-06,
+    stack_byte_s=0.0,
+    round_s=0.00168,
+    participant_s=9.37e-05,
+    write_s=0.00377,
+    write_row_s=3.07e-05,
+)
+# How far the seconds of a round were off for runs left out of the fit: in the median, and at most.
+OFF_MEDIAN, OFF_MOST = 0.09, 0.15
