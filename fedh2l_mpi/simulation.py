@@ -337,7 +337,8 @@ class Simulation:
                 )
             )
         samples, classes = self.plan.seed_samples_per_round, self.plan.classes
-        self.array = self.method.array(self.participants[0], samples, classes)
+        array = self.method.array(self.participants[0], samples, classes)
+        self.array = array.coded(config.exchange) if array is not None else None
 
     def _describe(self) -> list[dict[str, Any]]:
         """Who learns where: the metrics file's participant fields, and the pid, of all participants, on every rank."""

@@ -107,9 +107,10 @@ def test_a_wrong_message_is_refused_by_its_receiver(comm, fault, says):
         return
     own = comm.Dup()
     message = Message([0], posteriors(5, 3))
-    message.payload[0] = posterior_of(0, 4, 5, 3).numpy()
+    values = posterior_of(0, 4, 5, 3).numpy()
     if fault == "nan":
-        message.payload[0, 1, 0] = np.nan
+        values[1, 0] = np.nan
+    message.encoded[0] = posteriors(5, 3).encode(values, 0)
     message.seal(5 if fault == "round" else 4)
     if fault == "bit":
         message.buffer[-1] ^= 1

@@ -27,7 +27,7 @@ from fedh2l_mpi.world import Hosting, World
 
 # A message with one 3 x 10 array: 48 bytes of header, 4 for the sender, 120 of numbers.
 ARRAY = ArraySpec("posteriors", 3, 10)
-SIZE = MessageSize(48, 4 + 120)
+SIZE = MessageSize(48, 4 + 120, 120)
 
 
 def settled(*overrides: str, ranks: int = 1) -> Config:

@@ -38,6 +38,7 @@ LAYERS = [
         "data",
         "models",
         "staging",
+        "codecs",
     ],
     ["provenance", "config_file", "users_own", "status"],
     ["config_keys", "options", "settings"],
