@@ -160,7 +160,7 @@ class Needs:
     @property
     def kept_bytes(self) -> int:
         """What the method keeps of each participant from round to round [bytes]."""
-        return self.message.array_bytes if self.message is not None and self.method.keeps_published else 0
+        return self.message.held_bytes if self.message is not None and self.method.keeps_published else 0
 
     def sharing_bytes(self, graph: Links) -> float:
         """What sharing parameters over the same edges would take in a round [bytes]."""
@@ -174,7 +174,7 @@ def needs(config: Config, source: Source, method: Method, held: Holdings) -> Nee
     Raises
     ------
     UserError
-        If a model is unknown or does not fit the data.
+        If a model is unknown or does not fit the data, or the codec what is exchanged.
     """
     built = zoo(config, source)
     sizes = {name: model_size(model, source) for name, model in built.items()}
@@ -182,8 +182,9 @@ def needs(config: Config, source: Source, method: Method, held: Holdings) -> Nee
     array = method.array(stand_in(config, source, model), held.seed_per_round, source.classes)
     message = None
     if array is not None:
+        array = array.coded(config.exchange)
         fixed = array.message_bytes(0)
-        message = MessageSize(fixed, array.message_bytes(1) - fixed)
+        message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, not array.codec.exact)
     return Needs(config, method, held, sizes, message)
 
 

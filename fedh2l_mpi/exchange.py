@@ -1,8 +1,9 @@
 """Arrays between neighbours: one message per pair of ranks and round, started at publish, completed when needed.
 
-A message is a header, the list of senders, and one float32 payload (senders, rows, columns), in one contiguous buffer
-that is never pickled. Participants that one rank hosts hand their arrays over directly. What the array is (posteriors,
-logits, parameters, a user's own) is the method's business: the exchange knows its name and its shape.
+A message is a header, the list of senders, and the arrays of these as the codec makes them, in one contiguous buffer
+that is never pickled. Participants that one rank hosts hand their arrays over directly, as what the codec would have
+made of them at another rank: the numbers do not depend on who is hosted where. What the array is (posteriors, logits,
+parameters, a user's own) is the method's business: the exchange knows its name and its shape.
 
 Shape letters: N neighbours.
 """
@@ -12,7 +13,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import staging
+from fedh2l_mpi import codecs, staging
+from fedh2l_mpi.codecs import Codec
+from fedh2l_mpi.config import ExchangeConfig
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 
 MAGIC = b"FH2L"
 VERSION = 2
-FLOAT32 = 0
 # magic, version, codec, name of the array, number of senders, round, rows, columns, CRC-32 of senders and payload
 HEADER = struct.Struct("<4sHH16sIqIII")
 # Rows of posteriors must sum to 1 within what float32 softmax and 1,000 classes leave of it.
@@ -49,12 +52,15 @@ class ArraySpec:
         Its shape, the same for every participant and round.
     sums_to_one : bool
         Whether every row is a probability distribution: checked where it is sent and where it arrives.
+    codec : Codec
+        What it is on the wire; a method leaves this to the config (`coded`).
     """
 
     name: str
     rows: int
     columns: int
     sums_to_one: bool = False
+    codec: Codec = codecs.FLOAT32
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name.encode()) <= 16:
@@ -62,9 +68,63 @@ class ArraySpec:
         if self.rows < 1 or self.columns < 1:
             raise ValueError(f"shape of {self.name}: got {self.rows} x {self.columns}, must be at least 1 x 1")
 
+    def coded(self, config: ExchangeConfig) -> "ArraySpec":
+        """The same array, on the wire as the config says.
+
+        Raises
+        ------
+        UserError
+            If the config's codec is not for such an array.
+        """
+        codec = codecs.build(config.codec, config.top_k)
+        if codec.distributions_only and not self.sums_to_one:
+            fitting = ", ".join(name for name, kind in codecs.KINDS.items() if not kind.distributions_only)
+            raise UserError(
+                f"exchange.codec: got {codec.name!r}, which is for posteriors, but the method exchanges {self.name}, "
+                f"whose rows do not sum to 1; use one of {fitting}"
+            )
+        if config.top_k is not None and config.top_k > self.columns:
+            raise UserError(f"exchange.top_k: got {config.top_k}, must be <= {self.columns}, the number of classes")
+        return replace(self, codec=codec)
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of one participant's array in memory, float32 [bytes]."""
+        return 4 * self.rows * self.columns
+
     def message_bytes(self, senders: int = 1) -> int:
         """Size of a message with the arrays of `senders` participants [bytes]."""
-        return HEADER.size + 4 * senders + 4 * senders * self.rows * self.columns
+        return HEADER.size + senders * (4 + self.codec.encoded_bytes(self.rows, self.columns))
+
+    def encode(self, values: NDArray[np.float32], participant: int) -> NDArray[np.uint8]:
+        """A participant's array (rows, columns), which has passed `check`, as bytes.
+
+        Raises
+        ------
+        UserError
+            If a number is too large for the codec.
+        """
+        if not self.codec.exact and not self.sums_to_one:
+            row, column = np.unravel_index(np.abs(values).argmax(), values.shape)
+            if abs(values[row, column]) > self.codec.largest:
+                wider = [kind.name for kind in codecs.KINDS.values() if kind.largest > self.codec.largest]
+                raise UserError(
+                    f"exchange.codec: got {self.codec.name!r}, which holds numbers up to {self.codec.largest:.6g}, but "
+                    f"{self.name} of participant {participant}, row {row}, have {values[row, column]:.6g}; "
+                    f"use {' or '.join(name for name in wider if not codecs.KINDS[name].distributions_only)}"
+                )
+        return self.codec.encode(values)
+
+    def decode(self, encoded: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The array (rows, columns) that the bytes stand for; a view of them if the codec is exact.
+
+        Raises
+        ------
+        ValueError
+            If they stand for none.
+        """
+        values = self.codec.decode(encoded, self.rows, self.columns)
+        return values if self.codec.exact or not self.sums_to_one else codecs.as_distributions(values)
 
     def check(self, payload: NDArray[np.float32], senders: Sequence[int]) -> None:
         """Refuse arrays (senders, rows, columns) that are not finite, or not distributions where they must be."""
@@ -91,32 +151,35 @@ class Message:
         self.buffer = np.zeros(array.message_bytes(len(self.senders)), dtype=np.uint8)
         body = self.buffer[HEADER.size :]
         self._listed: NDArray[np.int32] = body[: 4 * len(self.senders)].view(np.int32)
-        self.payload: NDArray[np.float32] = body[4 * len(self.senders) :].view(np.float32).reshape(self.shape)
+        # A row for each sender: its array as the codec made it.
+        self.encoded: NDArray[np.uint8] = body[4 * len(self.senders) :].reshape(len(self.senders), -1)
 
     def seal(self, round_index: int) -> None:
         """Write header and senders for the payload as it stands."""
         self._listed[:] = self.senders
         name = self.array.name.encode()
-        header = HEADER.pack(
-            MAGIC, VERSION, FLOAT32, name, self.shape[0], round_index, *self.shape[1:], self._checksum()
-        )
+        codec = self.array.codec.number
+        header = HEADER.pack(MAGIC, VERSION, codec, name, self.shape[0], round_index, *self.shape[1:], self._checksum())
         self.buffer[: HEADER.size] = np.frombuffer(header, dtype=np.uint8)
 
-    def check(self, round_index: int, received_bytes: int) -> None:
-        """Refuse anything but sound arrays of the expected name and participants for this round.
+    def opened(self, round_index: int, received_bytes: int) -> list[NDArray[np.float32]]:
+        """Each sender's array, decoded; anything but sound arrays of the expected name and participants is refused.
 
         Raises
         ------
         RuntimeError
-            With what differs: size, magic, version, name, round, shape, senders, checksum, finiteness or row sums.
+            With what differs: codec, size, magic, version, name, round, shape, senders, checksum, finiteness, row sums.
         """
+        magic, version, codec, name, count, got_round, rows, columns, checksum = HEADER.unpack_from(self.buffer.data)
+        ours = self.array.codec
+        # First of all: another codec makes messages of another size.
+        if received_bytes >= HEADER.size and (magic, version) == (MAGIC, VERSION) and codec != ours.number:
+            raise RuntimeError(f"codec: got {codecs.NAMES.get(codec, codec)!r}, expected {ours.name!r}")
         if received_bytes != self.buffer.nbytes:
             raise RuntimeError(f"size: got {received_bytes} bytes, expected {self.buffer.nbytes}")
-        magic, version, codec, name, count, got_round, rows, columns, checksum = HEADER.unpack_from(self.buffer.data)
         got = {
             "magic": (magic, MAGIC),
             "version": (version, VERSION),
-            "codec": (codec, FLOAT32),
             "array": (name.rstrip(b"\0"), self.array.name.encode()),
             "round": (got_round, round_index),
             "shape": ((count, rows, columns), self.shape),
@@ -126,7 +189,14 @@ class Message:
         for what, (value, expected) in got.items():
             if value != expected:
                 raise RuntimeError(f"{what}: got {value!r}, expected {expected!r}")
-        self.array.check(self.payload, self.senders)
+        arrays = []
+        for participant, encoded in zip(self.senders, self.encoded, strict=True):
+            try:
+                arrays.append(self.array.decode(encoded))
+            except ValueError as error:
+                raise RuntimeError(f"{self.array.name} of participant {participant}: {error}") from None
+            self.array.check(arrays[-1][None], [participant])
+        return arrays
 
     def _checksum(self) -> int:
         return zlib.crc32(self.buffer[HEADER.size :].data)
@@ -215,7 +285,8 @@ class Exchange:
         self._routes: list[_Route] = []
         self._receives: list[MPI.Request] = []
         self._sends: list[MPI.Request] = []
-        self._published: Mapping[int, Tensor] = {}
+        # Hosted participants' arrays as the codec makes them, which is what their neighbours here get, too.
+        self._published: Mapping[int, NDArray[np.uint8]] = {}
         self._round = -1
         self.ledger = Ledger()
 
@@ -232,6 +303,8 @@ class Exchange:
         RuntimeError
             If they are not what the specification says: checked here too, because what one rank hosts never crosses
             MPI.
+        UserError
+            If a number is too large for the codec.
         """
         expected = (self._array.rows, self._array.columns)
         for participant, array in published.items():
@@ -241,15 +314,16 @@ class Exchange:
                     f"expected torch.float32 {expected}"
                 )
             self._array.check(array.numpy()[None], [participant])
+        encoded = {index: self._array.encode(array.numpy(), index) for index, array in published.items()}
         if graph is not self._graph:
             self._graph, self._routes = graph, self._plan_routes(graph)
-        self._round, self._published = round_index, published
+        self._round, self._published = round_index, encoded
         tag = round_index % TAGS
         if self._comm is not None:
             self._receives = [self._comm.Irecv(route.incoming.buffer, route.rank, tag) for route in self._routes]
         for route in self._routes:
             for slot, participant in enumerate(route.outgoing.senders):
-                route.outgoing.payload[slot] = published[participant].numpy()
+                route.outgoing.encoded[slot] = encoded[participant]
             route.outgoing.seal(round_index)
             self.ledger.mpi_sent += route.outgoing.buffer.nbytes
         if self._comm is not None:
@@ -286,11 +360,8 @@ class Exchange:
         """
         if self._graph is None:
             raise RuntimeError("finish() was called before start()")
-        self._wait(idle)
-        arrived = dict(self._published)
-        for route in self._routes:
-            for slot, participant in enumerate(route.incoming.senders):
-                arrived[participant] = torch.from_numpy(route.incoming.payload[slot])
+        arrived = {index: torch.from_numpy(self._array.decode(encoded)) for index, encoded in self._published.items()}
+        arrived |= {index: torch.from_numpy(array) for index, array in self._from_other_ranks(idle)}
         edge_bytes = self._array.message_bytes()
         for participant in self._hosted:
             # Edges are undirected: as much comes in as goes out.
@@ -304,7 +375,8 @@ class Exchange:
         ledger, self.ledger = self.ledger, Ledger(mpi_sent=self.ledger.mpi_sent)
         return ledger
 
-    def _wait(self, idle: Callable[[], None] | None) -> None:
+    def _from_other_ranks(self, idle: Callable[[], None] | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What has arrived from other ranks, by participant."""
         if not self._receives:
             return
         ranks = [route.rank for route in self._routes]
@@ -316,9 +388,10 @@ class Exchange:
         # A message longer than its buffer has raised MPI_ERR_TRUNCATE; a shorter one is MPI's silent case.
         for route, received_bytes in zip(self._routes, sizes, strict=False):
             try:
-                route.incoming.check(self._round, received_bytes)
+                arrays = route.incoming.opened(self._round, received_bytes)
             except RuntimeError as error:
                 raise RuntimeError(f"message of round {self._round} from rank {route.rank}: {error}") from None
+            yield from zip(route.incoming.senders, arrays, strict=True)
 
     def _tell_arrival(self) -> None:
         """The round's messages are seen to be complete; told the first time only."""

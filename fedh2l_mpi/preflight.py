@@ -56,9 +56,10 @@ def check(config: Config) -> RenderableType:
         + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
         "traffic": f"{size(message.edge_bytes)} an edge and direction; {size(a_round)} a round, "
         f"{size(a_round * exchanges)} in {exchanges} rounds"
+        + (f", as {config.exchange.codec}" if config.exchange.codec != "float32" else "")
         if message is not None
         else f"none: method {config.method.name} exchanges nothing",
-        "sharing parameters": f"{size(sharing)} a round, {sharing / a_round:.1f} times as much"
+        "sharing parameters": f"{size(sharing)} a round as float32, {sharing / a_round:.1f} times as much"
         if a_round
         else f"{size(sharing)} a round",
         "memory of a rank": "; ".join(

@@ -373,7 +373,8 @@ class Simulation:
                 )
             )
         samples, classes = self.plan.seed_samples_per_round, self.plan.classes
-        self.array = self.method.array(self.participants[0], samples, classes)
+        array = self.method.array(self.participants[0], samples, classes)
+        self.array = array.coded(config.exchange) if array is not None else None
         batches = config.devices.batching == "like" and self.method.takes_cohorts
         self.learners = cohort.gathered(self.participants) if batches else self.participants
 

@@ -191,6 +191,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
             f"{told['seed_set_samples']} samples, {told.get('seed_set_samples_per_round')} a round"
             + (f", views {views}" if views and views != "none" else ""),
         )
+    if key("exchange.codec"):
+        yield "codec", str(key("exchange.codec")) + (f", k = {key('exchange.top_k')}" if key("exchange.top_k") else "")
     if key("optimizer.name"):
         yield "optimizer", f"{key('optimizer.name')}, lr {key('optimizer.lr')}, minibatch {key('optimizer.batch_size')}"
     yield "seed", str(told.get("seed", "?"))

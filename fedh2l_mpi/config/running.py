@@ -1,4 +1,4 @@
-"""How a run is carried out, secured and ended: nothing here moves a number, but for the number of threads."""
+"""How a run is carried out, secured and ended: nothing here moves a number, but codecs and threads."""
 
 import re
 from typing import Annotated, Literal
@@ -6,13 +6,26 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config.section import Count, Natural, Section, Switch
+from fedh2l_mpi.config.section import Count, Natural, Section, Switch, check_kind_keys
 
 
 class ExchangeConfig(Section):
-    """Messages between ranks."""
+    """Messages between neighbours and between ranks."""
 
+    codec: Literal["float32", "float16", "bfloat16", "uint8", "top_k"] = Field(
+        "float32",
+        description="how neighbours' arrays are sent: as they are (float32), in half the bytes (float16, bfloat16); "
+        "posteriors only: log p in steps of 1/16 nat, a byte each (uint8), or the largest of each row (top_k)",
+    )
+    top_k: Count | None = Field(
+        None, description="how many of a row's posteriors are sent, top_k; the others share the rest evenly"
+    )
     deadline_s: float = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
+
+    @model_validator(mode="after")
+    def _keys_of_codec(self) -> "ExchangeConfig":
+        check_kind_keys(self, {"top_k": {"top_k": ...}}, "codec")
+        return self
 
 
 class DevicesConfig(Section):

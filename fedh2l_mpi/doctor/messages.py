@@ -59,7 +59,9 @@ def load_of(config: "Config") -> Load | None:
     ]
     participant = estimate.stand_in(config, source, built[0])
     sent = methods.build(config).array(participant, plan.seed_samples_per_round, plan.classes)
-    return Load(f"{sent.name} of {sent.rows} x {sent.columns}", sent.message_bytes()) if sent is not None else None
+    if sent is None:
+        return None
+    return Load(f"{sent.name} of {sent.rows} x {sent.columns}", sent.coded(config.exchange).message_bytes())
 
 
 def examine(world: World, load: Load | None, deadline_s: float) -> list[Finding]:

@@ -173,7 +173,7 @@ def rank_memory(
     everyones = holdings.seed + sum(holdings.tests) + (int(holdings.private_P.sum()) if pooled else 0)
     data_R = holdings.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, holdings)
     trainable = [size.trainable_bytes for size in sizes.values()]
-    published = message.array_bytes if message is not None and keeps_published else 0
+    published = message.held_bytes if message is not None and keeps_published else 0
     copies = [size.state_bytes + published for size in sizes.values()]
     step_R = np.maximum.reduceat(by_architecture(_step_bytes(config, sizes, links, message)), first_R)
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
@@ -200,8 +200,12 @@ def _message_bytes(links: Links, message: MessageSize | None, hosted_R: NDArray[
     """Buffers of what is sent and received, what is published, and one participant's view of its neighbours' arrays."""
     if message is None:
         return np.zeros_like(hosted_R)
-    arrays_R = links.sent_R + links.received_R + hosted_R + links.degree_max_R
-    return np.ceil(arrays_R * message.array_bytes + 2 * links.messages_R * message.fixed_bytes).astype(np.int64)
+    sent_R, held_R = links.sent_R + links.received_R, hosted_R + links.degree_max_R
+    if message.is_coded:
+        # What is published is encoded for all who get it, and decoded for those hosted here; what is received, too.
+        sent_R, held_R = sent_R + hosted_R, held_R + hosted_R + links.received_R
+    total_R = sent_R * message.array_bytes + held_R * message.held_bytes + 2 * links.messages_R * message.fixed_bytes
+    return np.ceil(total_R).astype(np.int64)
 
 
 def _round_bytes(config: Config, holdings: Holdings) -> int:
@@ -217,7 +221,7 @@ def _step_bytes(config: Config, sizes: Mapping[str, ModelSize], links: Links, me
         # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides. The
         # seed minibatch's forward pass, kept for all of these, lives on until the next one's.
         vectors, passes = 2 * (degree + 2) + 3, 2
-    theirs = degree * message.array_bytes if message is not None else 0
+    theirs = degree * message.held_bytes if message is not None else 0
     trained = max(config.optimizer.batch_size, config.optimizer.seed_batch_size)
     return [
         vectors * size.trainable_bytes

@@ -15,10 +15,20 @@ Counts = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MessageSize:
-    """A message with the arrays of n participants is `fixed_bytes + n * array_bytes` long."""
+    """A message with the arrays of n participants is `fixed_bytes + n * array_bytes` long.
+
+    Attributes
+    ----------
+    held_bytes : int
+        An array in memory, as what it was before it was encoded, or what it is decoded to.
+    is_coded : bool
+        Whether the array in a message is another one than that in memory, so that there are both.
+    """
 
     fixed_bytes: int
     array_bytes: int
+    held_bytes: int
+    is_coded: bool = False
 
     @property
     def edge_bytes(self) -> int:

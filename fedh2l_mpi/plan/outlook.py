@@ -228,7 +228,7 @@ def look_ahead(config: Config, name: str, ranks: int, calibrates: bool, cluster:
     if calibrates:
         degree = float(schedule.first.degree_P.mean())
         calibration = timing.calibrate(
-            config, source, held, degree, needs.message.array_bytes if needs.message is not None else 0
+            config, source, held, degree, needs.message.held_bytes if needs.message is not None else 0
         )
     return Outlook(
         config,

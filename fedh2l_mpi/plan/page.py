@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedh2l_mpi import console, estimate
+from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.plan.bookkeeping import OFF_MEDIAN, OFF_MOST
 from fedh2l_mpi.plan.cluster import Cluster, Forecast
 from fedh2l_mpi.plan.outlook import Outlook, machine
@@ -67,10 +68,17 @@ def _who(told: Outlook) -> RenderableType:
         "method": f"{config.method.name}, {config.rounds:,} rounds, {told.schedule.exchanges:,} with an exchange, "
         f"{told.evaluations:,} with an evaluation",
     }
+    if config.exchange.codec != "float32" and told.needs.message is not None:
+        rows["codec"] = _codec(config.exchange)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), width=WIDTH, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)
     return Group(table, "")
+
+
+def _codec(config: ExchangeConfig) -> str:
+    """The codec, such as `top_k, k = 3`."""
+    return config.codec + (f", k = {config.top_k}" if config.top_k is not None else "")
 
 
 def _memory(told: Outlook) -> RenderableType:
@@ -106,7 +114,7 @@ def _traffic(told: Outlook) -> RenderableType:
         table.add_row("  over the graph's edges", size(traffic["edge_bytes_per_round"]), size(traffic["edge_bytes"]))
         table.add_row("  sent by a participant, on average", size(even), size(in_all))
         table.add_row(
-            "  sharing parameters instead" + _ratio(traffic),
+            f"  sharing parameters instead{_as_float32(told)}{_ratio(traffic)}",
             size(traffic["sharing_bytes_per_round"]),
             size(traffic["sharing_bytes"]),
         )
@@ -125,6 +133,11 @@ def _traffic(told: Outlook) -> RenderableType:
     )
     caution = told.schedule.caution
     return Group(table, *_notes(f"Of the graph: {caution}." if caution else ""), "")
+
+
+def _as_float32(told: Outlook) -> str:
+    """The word that says that parameters are counted as they are, where what is exchanged is not."""
+    return "" if told.config.exchange.codec == "float32" else ", as float32"
 
 
 def _ratio(traffic: dict[str, float]) -> str:

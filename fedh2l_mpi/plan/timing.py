@@ -59,15 +59,15 @@ class Calibration:
     neighbours: int
 
 
-def calibrate(config: Config, source: Source, held: Holdings, degree: float, array_bytes: int) -> Calibration:
+def calibrate(config: Config, source: Source, held: Holdings, degree: float, held_bytes: int) -> Calibration:
     """Time every architecture of a resolved config on the CPU, with as many threads as a rank of the run would have.
 
     Parameters
     ----------
     degree : float
         Mean number of neighbours.
-    array_bytes : int
-        What each neighbour sends.
+    held_bytes : int
+        What each neighbour's array takes in memory.
     """
     torch.set_num_threads(config.devices.threads)
     seed = estimate.random_samples(source, _part(held.seed, held.input_bytes))
@@ -75,7 +75,7 @@ def calibrate(config: Config, source: Source, held: Holdings, degree: float, arr
     index = config.rounds - 1
     seed_set.of_round(index)
     seed_round_s = _seconds(lambda: seed_set.of_round(index)) * held.seed_per_round / seed_set.samples_per_round
-    neighbours = max(0, min(math.ceil(degree), NEIGHBOURS, DATA_BYTES // max(1, array_bytes)))
+    neighbours = max(0, min(math.ceil(degree), NEIGHBOURS, DATA_BYTES // max(1, held_bytes)))
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
     private = int(held.private_P.mean())
     now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1))

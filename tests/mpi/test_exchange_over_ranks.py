@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.errors import LateRankError, UserError
 from fedh2l_mpi.exchange import ArraySpec, Exchange, Message
 from fedh2l_mpi.topology import Graph
@@ -65,6 +66,32 @@ def test_hosting_packs_one_message_for_each_pair_of_ranks(comm):
     assert set(exchange.ledger.sent.values()) == {5 * posteriors(20, 10).message_bytes()}
 
 
+CODECS = [{"codec": name} for name in ("float32", "float16", "bfloat16", "uint8")]
+CODECS += [{"codec": "top_k", "top_k": k} for k in (1, 3)]
+
+
+@pytest.mark.mpi(ranks=3)
+def test_with_each_codec_two_and_three_ranks_bring_what_one_hands_over(comm):
+    graph, participants = Graph(5, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0), (0, 2)]), 5
+    published = {index: posterior_of(index, 0, 31, 300) for index in range(participants)}
+    pair = comm.Split(0 if comm.rank < 2 else 1)
+    for settings in CODECS:
+        array = posteriors(31, 300).coded(ExchangeConfig(**settings))
+        alone = Exchange(World(None), Hosting(participants, 1), array, deadline_s=20.0)
+        alone.start(0, graph, published)
+        expected = alone.finish()
+        for world in [World(comm), *([World(pair)] if comm.rank < 2 else [])]:
+            hosting = Hosting(participants, world.size)
+            hosted = hosting.of(world.rank)
+            exchange = Exchange(world, hosting, array, deadline_s=20.0)
+            exchange.start(0, graph, {index: published[index] for index in hosted})
+            for index, received in exchange.finish().items():
+                assert torch.equal(received, expected[index])
+                assert exchange.ledger.sent[index] == alone.ledger.sent[index]
+            others = {index for own in hosted for index in graph.neighbours[own]} - set(hosted)
+            assert others, "no participant's array crosses ranks"
+
+
 @pytest.mark.mpi(ranks=2)
 def test_two_participants_exchange_over_their_one_edge(comm):
     assert_rounds_arrive(comm, [Graph(2, [(0, 1)])], samples=5, classes=3)
@@ -107,9 +134,10 @@ def test_a_wrong_message_is_refused_by_its_receiver(comm, fault, says):
         return
     own = comm.Dup()
     message = Message([0], posteriors(5, 3))
-    message.payload[0] = posterior_of(0, 4, 5, 3).numpy()
+    values = posterior_of(0, 4, 5, 3).numpy()
     if fault == "nan":
-        message.payload[0, 1, 0] = np.nan
+        values[1, 0] = np.nan
+    message.encoded[0] = posteriors(5, 3).encode(values, 0)
     message.seal(5 if fault == "round" else 4)
     if fault == "bit":
         message.buffer[-1] ^= 1

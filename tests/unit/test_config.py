@@ -37,6 +37,11 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("models=lenet5", "models: got 'lenet5'; must be a list of architectures, or a map"),
         ("models={a: mlp}", "models: got .*; must be a list of architectures, or a map"),
         ("topology=ring", "topology: got 'ring', must be a section"),
+        (
+            "exchange.top_k=3",
+            "exchange.top_k: got 3, but codec 'float32' does not use it .*remove it or set it to null",
+        ),
+        ("exchange.codec=top_k", "exchange.top_k: must be given for codec 'top_k'"),
         ("topology.degree=3", "topology.degree: got 3, but kind 'ring' does not use it .*remove it or set it to null"),
         ("topology.redraw_every=2", "topology.redraw_every: got 2, but kind 'ring' is not random"),
         ("topology.kind=edge_list", "topology.path: must be given for kind 'edge_list'"),

@@ -14,7 +14,7 @@ SMALL = ArraySpec("posteriors", 3, 2, sums_to_one=True)
 
 def sealed(round_index: int = 3) -> Message:
     message = Message([1, 4], POSTERIORS)
-    message.payload[:] = 0.1
+    message.encoded[:] = POSTERIORS.encode(np.full((5, 10), 0.1, np.float32), 1)
     message.seal(round_index)
     return message
 
@@ -22,8 +22,7 @@ def sealed(round_index: int = 3) -> Message:
 def test_a_message_that_arrives_as_it_was_sent_is_accepted():
     sent, received = sealed(), Message([1, 4], POSTERIORS)
     received.buffer[:] = sent.buffer
-    received.check(3, sent.buffer.nbytes)
-    assert np.array_equal(received.payload, sent.payload)
+    assert np.array_equal(received.opened(3, sent.buffer.nbytes), np.full((2, 5, 10), 0.1, np.float32))
     assert sent.buffer.nbytes == POSTERIORS.message_bytes(2) == HEADER.size + 2 * 4 + 2 * 5 * 10 * 4
 
 
@@ -32,27 +31,27 @@ def test_any_flipped_byte_is_noticed(byte):
     message = sealed()
     message.buffer[byte] ^= 0x10
     with pytest.raises(RuntimeError, match="got|not finite"):
-        message.check(3, message.buffer.nbytes)
+        message.opened(3, message.buffer.nbytes)
 
 
 def test_a_message_of_another_round_size_or_sender_is_refused():
     message = sealed()
     with pytest.raises(RuntimeError, match="round: got 3, expected 4"):
-        message.check(4, message.buffer.nbytes)
+        message.opened(4, message.buffer.nbytes)
     with pytest.raises(RuntimeError, match=r"size: got 10 bytes, expected"):
-        message.check(3, 10)
+        message.opened(3, 10)
     other = Message([1, 5], POSTERIORS)
     other.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match=r"senders: got \[1, 4\], expected \[1, 5\]"):
-        other.check(3, message.buffer.nbytes)
+        other.opened(3, message.buffer.nbytes)
     shape = Message([1, 4], ArraySpec("posteriors", 10, 5, sums_to_one=True))
     shape.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match="shape: got"):
-        shape.check(3, message.buffer.nbytes)
+        shape.opened(3, message.buffer.nbytes)
     logits = Message([1, 4], ArraySpec("logits", 5, 10))
     logits.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match="array: got b'posteriors', expected b'logits'"):
-        logits.check(3, message.buffer.nbytes)
+        logits.opened(3, message.buffer.nbytes)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.3])

@@ -27,11 +27,22 @@ from fedh2l_mpi.world import Hosting, World
 
 # A message with one 3 x 10 array: 48 bytes of header, 4 for the sender, 120 of numbers.
 ARRAY = ArraySpec("posteriors", 3, 10)
-SIZE = MessageSize(48, 4 + 120)
+SIZE = MessageSize(48, 4 + 120, 120)
 
 
 def settled(*overrides: str, ranks: int = 1) -> Config:
     return config_file.load(None, overrides).resolved(ranks, launched=False)
+
+
+def test_of_a_codec_both_what_is_sent_and_what_is_decoded_takes_memory():
+    config = settled("participants=4", "exchange.codec=uint8")
+    source, method = digits(), methods.build(config)
+    needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
+    assert needs.message == MessageSize(48, 4 + 288 * 10, 4 * 288 * 10, is_coded=True)
+    memory = needs.memory(Hosting(4, 2), footprint.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2)))
+    # Encoded: two published, two in the outgoing message, two in the incoming one. In float32: two published, these two
+    # and two from the other rank decoded, and the two neighbours' of the participant that learns.
+    assert memory.messages.tolist() == [6 * (4 + 2880) + 2 * 48 + 8 * 4 * 2880] * 2
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 12])
@@ -82,6 +93,8 @@ REDRAWN = ["topology.kind=erdos_renyi", "topology.redraw_every=2", "topology.pro
         ["method.name=d_psgd", "models=[mlp]"],
         ["method.name=fedmd", "method.warmup_rounds=2"],
         ["method.name=independent"],
+        ["exchange.codec=top_k", "exchange.top_k=3"],
+        ["method.name=d_psgd", "models=[mlp]", "exchange.codec=bfloat16"],
     ],
 )
 def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):

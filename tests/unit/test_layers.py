@@ -40,6 +40,7 @@ LAYERS = [
         "data",
         "models",
         "staging",
+        "codecs",
     ],
     ["provenance", "config_file", "users_own", "status"],
     ["config_keys", "options", "settings"],

@@ -44,6 +44,21 @@ def test_the_numbers_of_a_small_plan_are_those_worked_out_by_hand(capsys):
     assert got["refused"] is None
 
 
+def test_traffic_follows_the_codec_and_sharing_parameters_is_still_as_they_are(capsys):
+    words = ["--ranks", "2", "--participants", "4"]
+    usual, coded = (
+        told(capsys, *words, *(word for key in sets for word in ("--set", f"exchange.{key}")))["traffic"]
+        for sets in ([], ["codec=top_k", "top_k=3"])
+    )
+    assert coded["edge_bytes_per_round"] == 8 * (48 + 4 + 288 * 3 * (2 + 1))
+    assert coded["mpi_bytes_per_round"] == 2 * (48 + 2 * (4 + 288 * 3 * (2 + 1)))
+    assert coded["sharing_bytes"] == usual["sharing_bytes"]
+    page = shown(capsys, *words, "--no-calibration", "--set", "exchange.codec=uint8")
+    assert "sharing parameters instead, as float32, 25.2 times" in page
+    assert "codec" in page
+    assert max(map(len, page.splitlines())) <= 80
+
+
 def test_participants_are_as_many_as_ranks_where_the_config_leaves_it_open(capsys):
     assert told(capsys, "--ranks", "6")["participants"] == 6
     assert told(capsys, "--ranks", "3", "--set", "participants=9")["participants"] == 9

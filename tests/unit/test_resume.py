@@ -34,6 +34,7 @@ CASES = {
     "gossip of parameters from before the local steps": ["method.name=d_psgd", "models=[cnn]", "method.publish=start"],
     "federated averaging with a proximal term": ["method.name=fedprox", "models=[mlp]", "topology.kind=complete"],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
+    "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
 }
 
 
@@ -82,6 +83,17 @@ def test_stopped_and_resumed_is_unbroken_bit_for_bit(tmp_path, case):
     assert run(tmp_path / "broken", mode="require", stop_after=3) == Ask.FILE_STOP
     assert run(tmp_path / "broken", *settings, mode="auto") == Ask.NOTHING
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken", rounds=4)
+
+
+def test_a_codec_moves_numbers_and_must_stay_and_the_deadline_need_not(tmp_path):
+    settings = ["models=[mlp]", "evaluation.every=2", "exchange.codec=top_k", "exchange.top_k=2"]
+    run(tmp_path / "run", *settings, "rounds=2")
+    for change in (["exchange.top_k=3"], ["exchange.codec=uint8", "exchange.top_k=null"]):
+        with pytest.raises(UserError) as error:
+            run(tmp_path / "run", *change, "rounds=3", mode="auto")
+        assert all(override.partition("=")[0] in str(error.value) for override in change)
+    assert run(tmp_path / "run", "exchange.deadline_s=77", "rounds=3", mode="auto") == Ask.NOTHING
+    assert config_file.load(tmp_path / "run" / "config.yaml").exchange.deadline_s == 77
 
 
 def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path):

@@ -1,0 +1,253 @@
+"""What an array is on the wire: exactly its float32 numbers, or fewer bytes that stand for nearly the same ones.
+
+Every codec is a pair of functions, and says how many bytes it makes of so many rows and columns, by arithmetic. Where
+the rows are posteriors, what a codec makes of them is scaled to sum to 1 again (`as_distributions`). Errors are told
+for a row scaled to sum to 1, as the total variation distance (half the sum of absolute differences) between it and what
+is decoded.
+
+Shape letters: R rows, C columns (classes), K columns that are kept.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+
+class Codec(ABC):
+    """Turns float32 arrays into bytes and back; the same bytes always become the same numbers.
+
+    Attributes
+    ----------
+    name, number : str, int
+        What it is called in the config, and in a message's header.
+    exact : bool
+        Whether decoding gives the same bits back.
+    distributions_only : bool
+        Whether it is for rows that sum to 1, and no others.
+    largest : float
+        The largest magnitude that it can hold.
+    """
+
+    name: ClassVar[str]
+    number: ClassVar[int]
+    exact: ClassVar[bool] = False
+    distributions_only: ClassVar[bool] = False
+    largest: ClassVar[float] = math.inf
+
+    @abstractmethod
+    def encoded_bytes(self, rows: int, columns: int) -> int:
+        """Size of an encoded array [bytes]."""
+
+    @abstractmethod
+    def encode(self, values_RC: Floats) -> Bytes:
+        """The array, of finite numbers up to `largest`, as contiguous bytes (encoded_bytes,)."""
+
+    @abstractmethod
+    def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
+        """The array float32 (rows, columns) that the bytes stand for, not scaled.
+
+        Raises
+        ------
+        ValueError
+            If they stand for none.
+        """
+
+    def tv_bound(self, columns: int) -> float:
+        """Upper bound of the total variation distance of a row of so many columns from what is decoded of it."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Float32(Codec):
+    """The numbers as they are, 4 bytes each; nothing is copied, and nothing is lost."""
+
+    name = "float32"
+    number = 0
+    exact = True
+
+    def encoded_bytes(self, rows: int, columns: int) -> int:
+        return 4 * rows * columns
+
+    def encode(self, values_RC: Floats) -> Bytes:
+        return np.ascontiguousarray(values_RC).reshape(-1).view(np.uint8)
+
+    def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
+        return encoded.view(np.float32).reshape(rows, columns)
+
+    def tv_bound(self, columns: int) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Float16(Codec):
+    """IEEE half precision, 2 bytes each, to the nearest, ties to even.
+
+    Error: at most 2^-11 of a number, or 2^-25 where it is under 6e-5; under 3e-8 it becomes 0. Of posteriors, a total
+    variation distance of at most 2^-11 + C 2^-25 (C = 10: 0.0005). Numbers over 65,504 cannot be sent.
+    """
+
+    name = "float16"
+    number = 1
+    largest = 65504.0
+
+    def encoded_bytes(self, rows: int, columns: int) -> int:
+        return 2 * rows * columns
+
+    def encode(self, values_RC: Floats) -> Bytes:
+        return np.ascontiguousarray(values_RC, dtype=np.float16).reshape(-1).view(np.uint8)
+
+    def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
+        return encoded.view(np.float16).astype(np.float32).reshape(rows, columns)
+
+    def tv_bound(self, columns: int) -> float:
+        return 2.0**-11 + columns * 2.0**-25
+
+
+@dataclass(frozen=True)
+class BFloat16(Codec):
+    """The upper half of a float32, 2 bytes each, to the nearest, ties to even: float32's range with 8 bits of it.
+
+    Error: at most 2^-8 of a number. Of posteriors, a total variation distance of at most 2^-8 (0.004).
+    """
+
+    name = "bfloat16"
+    number = 2
+    # All but the lowest exponent's bits and 8 bits of the significand are set.
+    largest = (2.0 - 2.0**-7) * 2.0**127
+
+    def encoded_bytes(self, rows: int, columns: int) -> int:
+        return 2 * rows * columns
+
+    def encode(self, values_RC: Floats) -> Bytes:
+        bits = np.ascontiguousarray(values_RC).reshape(-1).view(np.uint32)
+        # Half of the last bit that stays, or one less before an even one: what is exactly between goes to the even one.
+        rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+        return rounded.astype(np.uint16).view(np.uint8)
+
+    def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
+        return (encoded.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(rows, columns)
+
+    def tv_bound(self, columns: int) -> float:
+        return 2.0**-8
+
+
+@dataclass(frozen=True)
+class QuantisedLog(Codec):
+    """-log p in steps of 1/16 nat, a byte each, for posteriors: every probability within 3.2 % before scaling.
+
+    Levels 0 to 255 are 1 down to exp(-255/16) = 1.2e-7, the floor: what is smaller, a 0 too, becomes that. So a
+    decoded probability is never 0, and no divergence infinite.
+
+    Error: half a step in log p, so e^(1/32) in the ratio; a total variation distance of at most tanh(step / 4) plus C
+    times the floor (C = 10: 0.016).
+    """
+
+    name = "uint8"
+    number = 3
+    distributions_only = True
+
+    STEP: ClassVar[float] = 1 / 16
+    # exp(-STEP) and exp(-255 STEP).
+    RATIO: ClassVar[float] = 0.9394130628134758
+    FLOOR: ClassVar[float] = 1.197930699220045e-07
+
+    def encoded_bytes(self, rows: int, columns: int) -> int:
+        return rows * columns
+
+    def encode(self, values_RC: Floats) -> Bytes:
+        levels = np.log(np.maximum(values_RC, np.float32(self.FLOOR)))
+        levels *= np.float32(-1 / self.STEP)
+        # Rounding may have left a probability over 1.
+        return np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8).reshape(-1)
+
+    def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
+        # By multiplication, which is the same to the last bit on every machine; exp is not.
+        table = np.cumprod(np.concatenate([[1.0], np.full(255, self.RATIO)]))
+        return table.astype(np.float32)[encoded].reshape(rows, columns)
+
+    def tv_bound(self, columns: int) -> float:
+        return math.tanh(self.STEP / 4) + columns * self.FLOOR
+
+
+@dataclass(frozen=True)
+class TopK(Codec):
+    """The k largest posteriors of each row in half precision, with their classes; the others share the rest evenly.
+
+    2 bytes for each of the k, and 1, 2 or 4 for its class, whichever is enough for C of them. Of equals, the lower
+    class is kept.
+
+    Error: a total variation distance of at most the sum of what is not kept, itself at most 1 - k / C, plus that of
+    half precision, 2^-11 + k 2^-25. A row whose others are equal has only the latter.
+    """
+
+    k: int
+
+    name = "top_k"
+    number = 4
+    distributions_only = True
+
+    def encoded_bytes(self, rows: int, columns: int) -> int:
+        return rows * self.k * (2 + _index_type(columns).itemsize)
+
+    def encode(self, values_RC: Floats) -> Bytes:
+        share_RC = as_distributions(np.array(values_RC))
+        kept_RK = np.argsort(-share_RC, axis=1, kind="stable")[:, : self.k]
+        value_RK = np.take_along_axis(share_RC, kept_RK, axis=1).astype(np.float16)
+        index_RK = kept_RK.astype(_index_type(values_RC.shape[1]))
+        return np.concatenate([value_RK.reshape(-1).view(np.uint8), index_RK.reshape(-1).view(np.uint8)])
+
+    def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
+        values = 2 * rows * self.k
+        value_RK = encoded[:values].view(np.float16).astype(np.float32).reshape(rows, self.k)
+        index_RK = encoded[values:].view(_index_type(columns)).astype(np.int64).reshape(rows, self.k)
+        if index_RK.max() >= columns:
+            raise ValueError(f"class {index_RK.max()} of {columns}")
+        rest_R1 = np.maximum(0.0, 1.0 - value_RK.sum(axis=1, dtype=np.float64, keepdims=True))
+        decoded_RC = np.empty((rows, columns), dtype=np.float32)
+        decoded_RC[:] = rest_R1 / max(1, columns - self.k)
+        np.put_along_axis(decoded_RC, index_RK, value_RK, axis=1)
+        return decoded_RC
+
+    def tv_bound(self, columns: int) -> float:
+        return 1 - self.k / columns + 2.0**-11 + self.k * 2.0**-25
+
+
+FLOAT32 = Float32()
+KINDS: dict[str, type[Codec]] = {kind.name: kind for kind in (Float32, Float16, BFloat16, QuantisedLog, TopK)}
+NAMES: dict[int, str] = {kind.number: kind.name for kind in KINDS.values()}
+
+
+def build(name: str, top_k: int | None = None) -> Codec:
+    """The codec of a name of KINDS; `top_k` needs its k."""
+    if name == TopK.name:
+        if top_k is None:
+            raise ValueError("top_k: must be given for the codec of that name")
+        return TopK(top_k)
+    return KINDS[name]()
+
+
+def as_distributions(values_RC: Floats) -> Floats:
+    """Rows of non-negative numbers, scaled in place to sum to 1; a row of zeros becomes an even one.
+
+    The same bits give the same bits: a row's sum is taken over that row alone, in float64.
+    """
+    total_R1 = values_RC.sum(axis=1, dtype=np.float64, keepdims=True)
+    # Of very many classes, all may be too small for half precision.
+    empty_R = total_R1[:, 0] == 0
+    if empty_R.any():
+        values_RC[empty_R] = 1.0
+        total_R1[empty_R] = values_RC.shape[1]
+    values_RC /= total_R1
+    return values_RC
+
+
+def _index_type(columns: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that holds every index of so many columns."""
+    return np.dtype(np.uint8 if columns <= 2**8 else np.uint16 if columns <= 2**16 else np.uint32)
