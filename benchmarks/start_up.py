@@ -13,6 +13,7 @@ second escapes, whoever forked whom.
 """
 
 import argparse
+import compileall
 import ctypes
 import os
 import statistics
@@ -128,6 +129,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mpirun", nargs="+", default=[str(Path(sys.executable).with_name("mpirun"))])
     options = parser.parse_args()
+    # As an installation leaves it: where PYTHONDONTWRITEBYTECODE is set, every rank would compile the package anew.
+    compileall.compile_dir(HERE.parent / "fedh2l_mpi", quiet=1)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     launcher = [*options.mpirun, "-n", str(options.ranks), sys.executable]
     settings = ["--set", f"participants={options.ranks}", "--set", "models=[waiting:Waits]", "--set", "rounds=1"]
