@@ -1,91 +1,23 @@
-"""`python -m fedh2l_mpi`: hand over to the command line; end the whole job if any rank fails."""
+"""`python -m fedh2l_mpi`: hand over to the program; before that, share what it imports if that is asked for."""
 
-import faulthandler
-import logging
-import os
-import signal
 import sys
-import time
-import traceback
-from typing import NoReturn
 
-from fedh2l_mpi import cli
-from fedh2l_mpi.errors import (
-    EXIT_FAULT,
-    EXIT_INTERRUPTED,
-    EXIT_LATE,
-    EXIT_USER,
-    DivergedError,
-    LateRankError,
-    UserError,
-)
-from fedh2l_mpi.signals import Signals
-from fedh2l_mpi.world import Launch, World
-
-SILENT_RANKS_STAY_S = 5.0
+from fedh2l_mpi import shared_imports
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line of this process and exit."""
-    # kill -USR2 prints where a hanging rank is; Python's own handlers do not run inside a blocked MPI call.
-    faulthandler.register(signal.SIGUSR2)
-    # Before the ranks have met, each finds the same mistake or prints the same text: one of them speaks.
-    launch = Launch.of(os.environ)
-    is_first = launch.rank == 0
-    try:
-        command = cli.parse(sys.argv[1:], speaks=is_first)
-        if not cli.needs_world(command) and not is_first:
-            sys.exit(0)
-        # From here on, what would end this process asks it to stop in order.
-        signals = Signals() if cli.is_run(command) else None
-        world = cli.world_of(command)
-    except UserError as error:
-        _say(str(error), speaks=is_first)
-        if not is_first:
-            # A launcher ends the job when its first process leaves with an error: let that be the one that has spoken.
-            time.sleep(SILENT_RANKS_STAY_S)
-        sys.exit(EXIT_USER)
-    try:
-        code = cli.execute(command, world, signals)
-    except UserError as error:
-        _say(str(error), speaks=world.rank == 0 or not error.agreed)
-        if world.comm is not None and not error.agreed:
-            world.abort(EXIT_USER)
-        sys.exit(EXIT_USER)
-    except (LateRankError, DivergedError) as error:
-        _say(f"{world}, {world.at}: {error}")
-        world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`... --keys | head`); standard output cannot be flushed any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
-    except KeyboardInterrupt:
-        _say(f"{world}, {world.at}: interrupted")
-        world.abort(EXIT_INTERRUPTED)
-    except BaseException as error:
-        _end_after(error, world)
-    sys.exit(code)
+    # Looked for before anything is imported that could be shared; the program reads the command line in earnest.
+    origin = shared_imports.begin(_is_run) if shared_imports.OPTION in sys.argv[1:] else None
+    from fedh2l_mpi import program
+
+    program.main(origin)
 
 
-def _end_after(error: BaseException, world: World) -> None:
-    """Tell of an error that nobody expected, and end the job: a rank that just left would leave the others waiting."""
-    # sys.exit() from inside a run, too, is such an error, be it with code 0.
-    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
-    if type(error).__module__.startswith("mpi4py") and (dead := world.dead_ranks(patience_s=2.0)):
-        # The one that MPI fails on is not the one to blame.
-        _say(f"{world}, {world.at}: MPI failed, because {' and '.join(dead)} has died: killed, or out of memory")
-    else:
-        _say(f"{world}, {world.at}: failed with {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
-    world.abort(code or EXIT_FAULT)
+def _is_run() -> bool:
+    from fedh2l_mpi import program
 
-
-def _say(message: str, speaks: bool = True) -> None:
-    """Print an error, and leave it in the rank's log where there is one."""
-    if speaks:
-        print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
-        log = logging.getLogger("fedh2l_mpi")
-        if log.handlers:
-            log.error(message, extra={"file_only": True})
+    return program.is_run(sys.argv[1:])
 
 
 if __name__ == "__main__":

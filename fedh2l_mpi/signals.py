@@ -1,9 +1,10 @@
 """What a run may be asked for, and the signals that ask: noted from the first moment on, looked at between rounds."""
 
-import os
 import signal
 import time
 from enum import IntEnum
+
+from fedh2l_mpi.shared_imports import Origin
 
 
 class Ask(IntEnum):
@@ -32,19 +33,20 @@ class Ask(IntEnum):
 
 
 class Signals:
-    """Notes USR1 and TERM from its making on; before, they would end the process."""
+    """Notes USR1 and TERM from its making on; before, they would end the process.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    origin : Origin or None
+        Who has started this process; None: its parent.
+    """
+
+    def __init__(self, origin: Origin | None = None) -> None:
         self.begin = time.monotonic()
         self.asked = Ask.NOTHING
-        self._parent = os.getppid()
+        self.origin = origin or Origin()
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         self.asked = max(self.asked, Ask.USR1 if number == signal.SIGUSR1 else Ask.TERM)
-
-    @property
-    def launcher_is_gone(self) -> bool:
-        """Whether the process that started this one has ended: nobody would end the ranks any more."""
-        return os.getppid() != self._parent

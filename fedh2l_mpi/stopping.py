@@ -84,7 +84,7 @@ class Stopping:
         asked = Ask.NOTHING
         if self._signals is not None:
             asked = self._signals.asked
-            if self._world.launched and self._signals.launcher_is_gone:
+            if self._world.launched and self._signals.origin.launcher_is_gone:
                 asked = max(asked, Ask.LAUNCHER_GONE)
         if self._world.rank == 0:
             # One rank looks: every look is a request to the file system's server.

@@ -544,7 +544,7 @@ def test_what_is_not_installed_is_told_on_the_page_and_not_by_a_traceback(tmp_pa
         "    return version(name)\n"
         "metadata.version = missing\n"
         "sys.argv[1:] = ['doctor', '--out', sys.argv[1]]\n"
-        "from fedh2l_mpi.__main__ import main\n"
+        "from fedh2l_mpi.program import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)

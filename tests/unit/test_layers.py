@@ -11,6 +11,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 # From the top: a module may import from its own layer only where the order below allows, and from any layer under it.
 LAYERS = [
     ["__main__"],
+    ["program"],
     ["cli"],
     ["doctor", "slurm"],
     ["preflight", "plan", "sweep", "offline"],
@@ -44,8 +45,9 @@ LAYERS = [
     ],
     ["provenance", "config_file", "users_own", "status"],
     ["config_keys", "options", "settings"],
-    ["config", "streams"],
-    ["errors", "units", "durable", "signals", "__init__"],
+    ["config", "streams", "signals"],
+    ["shared_imports"],
+    ["errors", "units", "durable", "__init__"],
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

@@ -1,0 +1,170 @@
+"""What the start of a job on one node costs: wall seconds, CPU seconds, memory, with `--share-imports` and without.
+
+    python -m benchmarks.start_up [--ranks 16] [--repeats 3] [--mpirun mpirun ...]
+
+Starts, one by one and REPEATS times over: RANKS processes under mpirun that import torch, h5py and mpi4py; RANKS
+ranks of a tiny run; and the same with `--share-imports`. Wall seconds count to the moment when every one has what it
+needs: has met the others after the imports, or has begun round 0. CPU seconds are of every process of the job from its
+first to its last, and memory is the sum of the proportional set sizes (PSS) of all of them at that moment. The
+processes wait then until they are told to go on, so that nothing else is measured.
+
+This process makes itself the parent of every orphan (PR_SET_CHILD_SUBREAPER) and waits for each descendant: no CPU
+second escapes, whoever forked whom.
+"""
+
+import argparse
+import compileall
+import ctypes
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PR_SET_CHILD_SUBREAPER = 36
+PATIENCE_S = 300.0
+# Each process says that it is there, and waits for the word to go on; a model is the first thing that a round calls.
+WAITING = """
+import os, pathlib, time
+from torch import nn
+
+def arrive():
+    folder = pathlib.Path(os.environ["START_UP_FOLDER"])
+    (folder / f"there-{os.getpid()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+
+class Waits(nn.Module):
+    def __init__(self, channels, side, classes):
+        super().__init__()
+        self.layer, self.waited = nn.Linear(channels * side * side, classes), False
+    def forward(self, images):
+        if not self.waited:
+            self.waited = True
+            arrive()
+        return self.layer(images.flatten(1))
+"""
+IMPORTS = "import torch, h5py, mpi4py.MPI as mpi; mpi.COMM_WORLD.Barrier(); import waiting; waiting.arrive()"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a job."""
+
+    wall_s: float
+    cpu_s: float
+    pss_mib: float
+    processes: int
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below a process."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit():
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(folder.name))
+        except OSError:
+            continue
+    found, new = [], [pid]
+    while new:
+        new = [child for parent in new for child in children.get(parent, [])]
+        found += new
+    return found
+
+
+def pss_mib(pids: Sequence[int]) -> float:
+    kib = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        kib += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kib / 1024
+
+
+def measure(command: Sequence[str], ranks: int) -> Cost:
+    """Start a job, wait until all its ranks are there, look at it, and let it end."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "waiting.py").write_text(WAITING)
+        paths = [name, str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environ = {**os.environ, "START_UP_FOLDER": name, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        before, begin = os.times(), time.monotonic()
+        words = [word.replace("{folder}", name) for word in command]
+        job = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ, cwd=HERE.parent)
+        while len(list(folder.glob("there-*"))) < ranks:
+            if job.poll() is not None or time.monotonic() - begin > PATIENCE_S:
+                job.kill()
+                raise SystemExit(f"{' '.join(words)}: its ranks have not come")
+            time.sleep(0.02)
+        wall = time.monotonic() - begin
+        pids = descendants(os.getpid())
+        memory = pss_mib(pids)
+        (folder / "go").touch()
+        if job.wait():
+            raise SystemExit(f"{' '.join(words)}: ended with {job.returncode}")
+        # Whatever it has left behind is ours, and counts when it has ended.
+        while True:
+            try:
+                os.wait()
+            except ChildProcessError:
+                break
+        after = os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Cost(wall, cpu, memory, len(pids))
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mpirun", nargs="+", default=[str(Path(sys.executable).with_name("mpirun"))])
+    options = parser.parse_args()
+    # As an installation leaves it: where PYTHONDONTWRITEBYTECODE is set, every rank would compile the package anew.
+    compileall.compile_dir(HERE.parent / "fedh2l_mpi", quiet=1)
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    launcher = [*options.mpirun, "-n", str(options.ranks), sys.executable]
+    settings = ["--set", f"participants={options.ranks}", "--set", "models=[waiting:Waits]", "--set", "rounds=1"]
+    settings += ["--set", "data.partition.samples_per_participant=40", "--set", "exchange.deadline_s=600"]
+    run = [*launcher, "-m", "fedh2l_mpi", *settings, "--quiet", "--out", "{folder}/run"]
+    jobs = {
+        "imports only": [*launcher, "-c", IMPORTS],
+        "a run": run,
+        "a run with --share-imports": [*run, "--share-imports"],
+    }
+    costs: dict[str, list[Cost]] = {name: [] for name in jobs}
+    for repeat in range(options.repeats):
+        for name, command in jobs.items():
+            cost = measure(command, options.ranks)
+            costs[name].append(cost)
+            print(
+                f"{repeat + 1}: {name}: {cost.wall_s:.1f} s, {cost.cpu_s:.1f} CPU s, {cost.pss_mib:.0f} MiB in "
+                f"{cost.processes} processes",
+                flush=True,
+            )
+    print(f"{options.ranks} ranks on {os.cpu_count()} cores, medians of {options.repeats} (ranges)")
+    for name, measured in costs.items():
+        print(
+            f"{name}: {spread([cost.wall_s for cost in measured])} s, {spread([cost.cpu_s for cost in measured])} "
+            f"CPU s, {spread([cost.pss_mib for cost in measured], 0)} MiB"
+        )
+    for name, base in ("a run", "imports only"), ("a run with --share-imports", "a run"):
+        pairs = list(zip(costs[name], costs[base], strict=True))
+        print(
+            f"{name} over {base}: wall {spread([a.wall_s / b.wall_s for a, b in pairs], 2)}, CPU "
+            f"{spread([a.cpu_s / b.cpu_s for a, b in pairs], 2)}, memory "
+            f"{spread([a.pss_mib / b.pss_mib for a, b in pairs], 2)}"
+        )
+
+
+if __name__ == "__main__":
+    main()

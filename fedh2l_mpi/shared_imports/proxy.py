@@ -1,0 +1,114 @@
+"""What stays of a process that the launcher started: it passes signals on to its rank, and ends as that ends."""
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NoReturn
+
+from fedh2l_mpi.errors import EXIT_FAULT
+from fedh2l_mpi.shared_imports import handover
+from fedh2l_mpi.shared_imports.handover import Facts
+
+# What the server says: a kind, then the length of a text that follows, or a number.
+WORD = struct.Struct("!cq")
+STARTED, ENDED, NOT_SHARED, FAULT = b"S", b"E", b"N", b"F"
+NOTHING = (b"", 0, "")
+# As `ps` and `top` show it.
+NAME = "fedh2l-proxy"
+# Those that a fault of the process itself raises, and those that mean its own children or its window.
+OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
+OWN |= {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ}
+STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+
+def stand_in(connection: socket.socket, facts: Facts) -> str | None:
+    """Have the server fork this rank, and stand in for it until it ends: then this process has ended, too.
+
+    Returns only if imports cannot be shared, why, or None if the server has ended without a word. This process is as it
+    was then, and has to be the rank itself.
+    """
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    caught = [number for number in signal.valid_signals() - OWN if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _noted) for number in caught}
+    wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    words = _words(connection, heard)
+    with contextlib.suppress(OSError):
+        handover.send(connection, facts)
+    kind, number, text = next(words, NOTHING)
+    if kind == STARTED:
+        handover.renamed(NAME)
+        # The rank has them now; who waits for the last to close one must not wait for us.
+        handover.close_files(but=(2, connection.fileno(), heard.fileno(), told.fileno()))
+        _end_with(number, words)
+    signal.set_wakeup_fd(wakes)
+    for caught_number, handler in before.items():
+        signal.signal(caught_number, handler)
+    heard.close()
+    told.close()
+    return text if kind == NOT_SHARED else None
+
+
+def _end_with(rank: int, words: Iterator[tuple[bytes, int, str]]) -> NoReturn:
+    """Wait until the rank ends, and end as it did: the launcher is to see what it would have seen."""
+    kind, status, text = next(words, NOTHING)
+    if kind != ENDED:
+        _fail(text or f"the process that imported for this node has ended, and pid {rank} with it")
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        # The rank has left a core if one was wanted.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [-code])
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _words(connection: socket.socket, heard: socket.socket) -> Iterator[tuple[bytes, int, str]]:
+    """What the server says, one by one; meanwhile, signals are passed on to it."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    poll.register(heard, select.POLLIN)
+    said = b""
+    while True:
+        ready = {number for number, _ in poll.poll()}
+        if heard.fileno() in ready:
+            numbers = heard.recv(4096)
+            with contextlib.suppress(OSError):
+                connection.sendall(numbers)
+            if any(number in STOPS for number in numbers):
+                # As a process that does not catch it would; whoever continues us continues the rank, too.
+                os.kill(os.getpid(), signal.SIGSTOP)
+        if connection.fileno() in ready:
+            try:
+                part = connection.recv(4096)
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                return
+            said += part
+            while len(said) >= WORD.size:
+                kind, number = WORD.unpack_from(said)
+                length = number if kind in (NOT_SHARED, FAULT) else 0
+                if len(said) < WORD.size + length:
+                    break
+                text = said[WORD.size : WORD.size + length].decode()
+                said = said[WORD.size + length :]
+                yield kind, number, text
+
+
+def _fail(text: str) -> NoReturn:
+    """End with an error."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"fedh2l_mpi: error: {text}\n".encode())
+    os._exit(EXIT_FAULT)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The wake-up file has it."""

@@ -1,0 +1,179 @@
+"""`--share-imports`: one import on a node for all its ranks; real launches, real kills, and nobody left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Mpi, assert_same, kill, launch, mpich, openmpi, start
+
+from fedh2l_mpi import metrics, status
+
+FAST = ["--set", "participants=3", "--set", "models=[mlp]", "--set", "evaluation.every=50"]
+ENDLESS = ["--share-imports", "--quiet", *FAST, "--set", "rounds=100000"]
+SHARES = "--share-imports: a copy of a process with all imports; the launcher knows it as pid "
+
+
+def processes(out: Path) -> dict[int, str]:
+    """Pid and name of every process with `out` in its command line, this job's guardian and launcher among them."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and str(out).encode() in (folder / "cmdline").read_bytes():
+                found[int(folder.name)] = (folder / "comm").read_text().strip()
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(what: str, found: Callable[[], object], patience_s: float = 30) -> None:
+    until = time.monotonic() + patience_s
+    while not found():
+        assert time.monotonic() < until, f"not within {patience_s} s: {what}"
+        time.sleep(0.02)
+
+
+def all_are_gone(out: Path) -> None:
+    wait_for(f"no process left of {processes(out)}", lambda: not processes(out), 5)
+
+
+def running(out: Path, mpi: Mpi, ranks: int = 3) -> subprocess.Popen[str]:
+    """A job that goes on until it is ended, and that has finished a round."""
+    process = start([mpi.mpirun, "-n", str(ranks), mpi.python, "-m", "fedh2l_mpi", *ENDLESS, "--out", str(out)])
+    try:
+        wait_for("the rounds", lambda: process.poll() is not None or metrics_rounds(out) > 0)
+        assert process.poll() is None, process.communicate()
+    except BaseException:
+        kill(process)
+        raise
+    return process
+
+
+def metrics_rounds(out: Path) -> int:
+    return metrics.look(out / "metrics.h5").rounds if (out / "metrics.h5").exists() else 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[Path, str]:
+    """A run of one process, and what it printed of its end: the numbers depend neither on the ranks nor on the MPI."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    ended = launch([*SHORT, "--out", str(out)])
+    assert ended.code == 0, ended.err
+    return out, table(ended.out)
+
+
+SHORT = ["--set", "participants=3", "--set", "rounds=3", "--set", "evaluation.every=2"]
+
+
+def table(printed: str) -> str:
+    # Open MPI gives rank 0 a terminal: with colours, and with its line ends.
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed).replace("\r", "")
+    return plain[plain.index("after 3 rounds; accuracies on test data") : plain.index("metrics:")]
+
+
+def test_the_numbers_and_the_table_are_those_without_the_option(tmp_path, any_mpi, alone):
+    out = tmp_path / "run"
+    ended = launch([*SHORT, "--share-imports", "--out", str(out)], ranks=3, mpi=any_mpi)
+    assert (ended.code, ended.err) == (0, "")
+    assert_same(alone[0] / "metrics.h5", out / "metrics.h5")
+    assert table(ended.out) == alone[1]
+    for rank in range(3):
+        assert SHARES in (out / "log" / f"rank-000{rank}.log").read_text()
+    all_are_gone(out)
+
+
+@pytest.mark.parametrize("wrong", [["--bogus"], ["--set", "optimizer.lr=-1"]])
+def test_a_mistake_is_told_once_and_all_leave(tmp_path, wrong):
+    mpi, out = openmpi() if wrong == ["--bogus"] else mpich(), tmp_path / "run"
+    if mpi is None:
+        pytest.skip("one of the two MPIs is missing")
+    ended = launch(["--share-imports", *wrong, "--out", str(out)], ranks=3, mpi=mpi)
+    assert ended.code == 2
+    assert ended.err.count("fedh2l_mpi: error:") == 1
+    assert "--bogus" in ended.err or "optimizer.lr: got -1" in ended.err
+    all_are_gone(out)
+
+
+@pytest.mark.parametrize("victim", ["a rank", "a proxy", "the server"])
+def test_whoever_is_killed_takes_all_along(tmp_path, any_mpi, victim):
+    out = tmp_path / "run"
+    process = running(out, any_mpi)
+    try:
+        names = processes(out)
+        assert list(names.values()).count("fedh2l-proxy") == 3, names
+        assert list(names.values()).count("fedh2l-imports") == 1, names
+        told = (out / "log" / "rank-0001.log").read_text()
+        pid = {
+            "a rank": int(told.split("pid ")[1].split(")")[0]),
+            "a proxy": int(told.split(SHARES)[1].split()[0]),
+            "the server": next(pid for pid, name in names.items() if name == "fedh2l-imports"),
+        }[victim]
+        os.kill(pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=20)
+    finally:
+        kill(process)
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    if victim == "the server":
+        assert "the process that imported for this node has ended, and pid" in said
+    all_are_gone(out)
+    assert status.read(out / "status").state == "failed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_signals_to_the_launcher_reach_the_ranks(tmp_path, any_mpi, number):
+    out = tmp_path / "run"
+    process = running(out, any_mpi)
+    try:
+        process.send_signal(number)
+        process.communicate(timeout=20)
+    finally:
+        kill(process)
+    all_are_gone(out)
+    said = status.read(out / "status")
+    if number == signal.SIGUSR1:
+        assert (process.returncode, said.state, said.reason) == (0, "stopped", "USR1")
+        assert said.checkpoint == said.round > 0
+    else:
+        assert process.returncode != 0
+        assert said.state in ("failed", "stopped")
+
+
+def test_ranks_whose_launcher_was_killed_stop_in_order(tmp_path):
+    mpi, out = openmpi(), tmp_path / "run"
+    if mpi is None:
+        pytest.skip("MPICH's ranks are killed with their launcher; there is no Open MPI here")
+    process = running(out, mpi)
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+        wait_for("the end", lambda: status.read(out / "status").state != "running")
+        all_are_gone(out)
+    finally:
+        kill(process)
+    said = status.read(out / "status")
+    assert (said.state, said.reason) == ("stopped", "launcher gone")
+
+
+def test_a_rank_that_sees_other_gpus_imports_for_itself_and_says_why(tmp_path):
+    mpi, out = mpich(), tmp_path / "run"
+    if mpi is None:
+        pytest.skip("no mpirun on this machine")
+    rank = [mpi.python, "-m", "fedh2l_mpi", "--share-imports", "--quiet", *SHORT, "--out", str(out)]
+    each = [["-n", "1", "-env", "CUDA_VISIBLE_DEVICES", number, *rank] for number in "010"]
+    process = start([mpi.mpirun, *each[0], ":", *each[1], ":", *each[2]])
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        kill(process)
+    assert (process.returncode, said) == (0, "")
+    logs = [(out / "log" / f"rank-000{rank}.log").read_text() for rank in range(3)]
+    # Whoever came first decides which of the two GPUs is the other.
+    shares = [SHARES in text for text in logs]
+    assert shares in ([True, False, True], [False, True, False]), logs
+    refused = logs[shares.index(False)]
+    assert "imports are not shared: this rank sees {'CUDA_VISIBLE_DEVICES': " in refused
+    all_are_gone(out)

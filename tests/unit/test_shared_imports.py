@@ -1,0 +1,101 @@
+"""What `--share-imports` decides by, and what a process hands over to the one that takes its place."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedh2l_mpi.shared_imports import handover, meeting
+
+
+@pytest.mark.parametrize(
+    ("environ", "ranks"),
+    [
+        ({}, 1),
+        ({"MPI_LOCALNRANKS": "3", "PMI_SIZE": "8"}, 3),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_NODEID": "0"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "1"}, 4),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2"}, 3),
+        # A batch script's own shell.
+        ({"SLURM_NTASKS": "8", "SLURM_NODEID": "0"}, 1),
+        # One process, and launchers that do not say how many there are on a node.
+        ({"PMI_SIZE": "1"}, 1),
+        ({"FLUX_JOB_SIZE": "8"}, None),
+        ({"JSM_NAMESPACE_SIZE": "8"}, None),
+    ],
+)
+def test_launchers_tell_how_many_ranks_are_on_a_node(environ, ranks):
+    assert meeting.ranks_on_node(environ) == ranks
+
+
+def test_processes_meet_only_where_what_libraries_read_at_load_is_the_same(monkeypatch):
+    here = meeting.place()
+    monkeypatch.setenv("PMI_RANK", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert meeting.place() == here
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert meeting.place() != here
+
+
+# The sender has 300 files, more than the kernel passes in one message; the receiver has files at the same numbers.
+HANDS_OVER = """
+import os, signal, socket, sys
+from fedh2l_mpi.shared_imports import handover
+ours, theirs = socket.socketpair()
+child = os.fork()
+if child:
+    theirs.close()
+    for number in range(20, 320):
+        file = os.open(f"file-{number}", os.O_RDWR | os.O_CREAT)
+        os.write(file, b"%d" % number)
+        os.dup2(file, number)
+        os.close(file)
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")
+    sys.argv[:] = ["prog", "--x"]
+    os.environ["OF_THE_RANK"] = "yes"
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    sys.stdout.reconfigure(encoding="latin-1", errors="replace")
+    handover.send(ours, handover.capture())
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+ours.close()
+os.environ["OF_THE_SERVER"] = "yes"
+null = os.open(os.devnull, os.O_RDWR)
+for number in (0, 1, 2, *range(15, 330)):
+    if number != theirs.fileno():
+        os.dup2(null, number)
+facts, received = handover.receive(theirs)
+theirs.close()
+handover.take_on(facts, received)
+print(sys.argv, os.environ.get("OF_THE_RANK"), os.environ.get("OF_THE_SERVER"), os.path.basename(os.getcwd()))
+print(signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(0, []))
+open_now = {int(name) for name in os.listdir("/proc/self/fd")}
+# One more is open while they are listed.
+print(len(open_now - {0, 1, 2, *range(20, 320)}), all(os.pread(n, 9, 0) == b"%d" % n for n in range(20, 320)))
+print("\u00fc\u4e2d", sys.stdout.name)
+"""
+
+
+def test_a_process_is_handed_over_with_all_its_files_and_each_keeps_its_number(tmp_path):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1024:
+        pytest.skip("too few open files are allowed here")
+    package = Path(handover.__file__).parent.parent.parent
+    ended = subprocess.run(
+        [sys.executable, "-c", HANDS_OVER],
+        capture_output=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(package)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode("latin-1").splitlines() == [
+        "['prog', '--x'] yes None elsewhere",
+        f"{signal.SIG_IGN!s} {signal.SIG_DFL!s} {{{signal.SIGUSR2!r}}}",
+        "1 True",
+        "\u00fc? <stdout>",
+    ]
