@@ -129,7 +129,8 @@ class Outlook:
             told[name] = self._forecast(self.needs.message, self.schedule.exchanges, True, self.publishes_first)
         mean_bytes = self.needs.sharing_bytes(self.schedule.first) / max(1.0, float(self.schedule.first.degree_P.sum()))
         # A message's header, and every sender's number in it.
-        parameters = MessageSize(ArraySpec("parameters", 1, 1).message_bytes(0), 4 + round(mean_bytes))
+        fixed, array = ArraySpec("parameters", 1, 1).message_bytes(0), round(mean_bytes)
+        parameters = MessageSize(fixed, 4 + array, array)
         if self.shares_parameters:
             told["parameters"] = self._forecast(self.needs.message, self.schedule.exchanges, True, self.publishes_first)
         else:
