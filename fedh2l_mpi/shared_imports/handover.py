@@ -19,7 +19,7 @@ from fedh2l_mpi.shared_imports.meeting import DEVICES
 FILES_AT_ONCE = 250
 LENGTH = struct.Struct("!Q")
 STREAMS = ("stdin", "stdout", "stderr")
-DEVICE_FOLDERS = {"/dev": ("nvidia", "fakegpu", "kfd"), "/dev/dri": ("renderD",)}
+DEVICE_FOLDERS = {"/dev": ("nvidia", "kfd"), "/dev/dri": ("renderD",)}
 
 Facts = dict[str, Any]
 
