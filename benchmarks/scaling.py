@@ -11,6 +11,7 @@ prints them and how far the model is off, with each run left out of its own fit,
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fedh2l_mpi import config_file, estimate, methods
+from fedh2l_mpi import config_file, estimate, methods, metrics
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.footprint import Links, MessageSize, links
@@ -186,7 +187,7 @@ def work(settings: list[str], folder: Path) -> None:
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(told))
 
 
-def run(case: Case, root: str) -> Measured:
+def run(case: Case, root: str, notes: float) -> Measured:
     """Start the ranks, and read what they leave."""
     settings = case.settings(root)
     with tempfile.TemporaryDirectory() as name:
@@ -200,7 +201,7 @@ def run(case: Case, root: str) -> Measured:
         events = json.loads((folder / "trace.json").read_text())["traceEvents"]
         told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
     config = config_file.load(None, settings).resolved(case.ranks, launched=True)
-    loads = loads_of(config, case.ranks)
+    loads = loads_of(config, case.ranks, notes)
     parts = [parts_of(rank, events, told[rank], config.rounds) for rank in range(case.ranks)]
     return Measured(case, loads, parts, [one["pss"] for one in told], [one["rss"] for one in told])
 
@@ -236,14 +237,14 @@ def parts_of(rank: int, events: list[dict], told: dict, rounds: int) -> dict[str
     return found
 
 
-def loads_of(config: Config, ranks: int) -> Loads:
+def loads_of(config: Config, ranks: int, notes: float) -> Loads:
     """What each rank has to do in a round of a resolved config."""
     hosting = Hosting(config.size, ranks)
     graph: Links = links(draw(config.topology, config.size, config.seed, 0).edges, hosting)
     source = open_source(config.data.name, config.data.root)
     held, _ = dealing.holdings(config, source)
     message: MessageSize | None = estimate.needs(config, source, methods.build(config), held).message
-    return bookkeeping.loads_of(graph, hosting, message)
+    return bookkeeping.loads_of(graph, hosting, message, notes, 8 * metrics.row_width(held.domains))
 
 
 def calibrated(case: Case, root: str) -> dict[str, float]:
@@ -266,7 +267,7 @@ def calibrate(settings: list[str]) -> None:
     found = timing.calibrate(config, source, held, degree, message.array_bytes if message else 0)
     (phases,) = found.phases.values()
     told = {name: getattr(phases, name) for name in ("publish", "local", "mutual", "evaluate")}
-    print(json.dumps(told | {"seed_round": found.seed_round_s}))
+    print(json.dumps(told | {"seed_round": found.seed_round_s, "notes": found.notes}))
 
 
 def least_squares(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -283,8 +284,27 @@ def least_squares(features: NDArray[np.float64], seconds: NDArray[np.float64]) -
     return found
 
 
-def fit(runs: Sequence[Measured]) -> Bookkeeping:
-    """The constants that runs agree on best."""
+def written(participants: int) -> tuple[float, float]:
+    """Bytes of the rows of so many participants, and the least CPU seconds that a round of them takes to be written."""
+    domains = 4
+    row = {field.name: "x" if field.dtype == "S" else 0 for field in metrics.PARTICIPANT_FIELDS}
+    attributes = {"config": "", "seed": 0, "rounds_planned": 1, "ranks": 1, "threads": 1}
+    histogram = np.zeros((participants, 10), dtype=np.int64)
+    header = metrics.RunHeader(attributes, [row] * participants, histogram, ["x"] * domains)
+    table = np.random.default_rng(0).random((participants, metrics.row_width(domains)))
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        writer = metrics.MetricsWriter(Path(folder) / "metrics.h5", header)
+        for round_index in range(8):
+            begin = time.thread_time()
+            writer.append(round_index, table)
+            times.append(time.thread_time() - begin)
+        writer.close("complete")
+    return float(table.nbytes), min(times)
+
+
+def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> Bookkeeping:
+    """The constants that runs agree on best, and large files that are written without a run."""
     constants: dict[str, float] = {}
     for part, names in bookkeeping.TERMS.items():
         rows, seconds = [], []
@@ -300,6 +320,9 @@ def fit(runs: Sequence[Measured]) -> Bookkeeping:
             for rank in chosen:
                 rows.append([one.loads.counts[of][rank] for of in names.values()])
                 seconds.append(one.parts[rank][part])
+        if part == "write":
+            rows += [[1.0, row_bytes] for row_bytes, _ in writes]
+            seconds += [took for _, took in writes]
         constants |= zip(names, least_squares(np.array(rows, dtype=float), np.array(seconds)), strict=True)
     return Bookkeeping(**constants)
 
@@ -336,12 +359,12 @@ def main() -> None:
         tried = [calibrated(Case(*kind, participants=64, ranks=1), options.root) for _ in range(CALIBRATIONS)]
         # The least: others on the machine only ever add.
         of_kind[kind] = {name: min(one[name] for one in tried) for name in tried[0]}
-        told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in of_kind[kind].items())
+        told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in of_kind[kind].items() if name != "notes")
         print(f"{' on '.join(kind)}, calibrated: {told}", flush=True)
     runs, phases = [], []
     for case in chosen:
         calibration = of_kind[case.method, case.graph]
-        tries = [run(case, options.root) for _ in range(options.repeats)]
+        tries = [run(case, options.root, calibration["notes"]) for _ in range(options.repeats)]
         one = min(tries, key=lambda one: one.per_participant_s)
         for parts in one.parts:
             # Of what is left, the round's seed samples are calibrated, too.
@@ -354,13 +377,16 @@ def main() -> None:
             f"PSS {max(one.pss_bytes) / 2**20:.0f} MiB at most",
             flush=True,
         )
-    constants = fit(runs)
-    report(runs, phases, constants)
+    writes = [written(participants) for participants in (10_000, 100_000)]
+    for row_bytes, took in writes:
+        print(f"a round of {row_bytes / 1e6:.1f} MB of rows is written in {1e3 * took:.1f} ms of CPU")
+    report(runs, phases, writes)
     return None
 
 
-def report(runs: list[Measured], phases: list[dict[str, float]], constants: Bookkeeping) -> None:
+def report(runs: list[Measured], phases: list[dict[str, float]], writes: list[tuple[float, float]]) -> None:
     """Print constants, errors, growth and memory; write the file."""
+    constants = fit(runs, writes)
     print("\nfedh2l_mpi/plan/bookkeeping.py:")
     for name, value in vars(constants).items():
         print(f"    {name}={value:.3g},")
@@ -370,7 +396,7 @@ def report(runs: list[Measured], phases: list[dict[str, float]], constants: Book
         rank = one.busiest
         measured = sum(one.parts[rank].values()) - one.parts[rank]["evaluate"]
         model = predicted(one, rank, phases[number], constants)
-        without = fit([other for other in runs if other is not one])
+        without = fit([other for other in runs if other is not one], writes)
         left_out = predicted(one, rank, phases[number], without)
         besides = sum(one.parts[rank][part] for part in bookkeeping.TERMS)
         book, book_out = (outside(one, rank, of) for of in (constants, without))
@@ -400,8 +426,16 @@ def report(runs: list[Measured], phases: list[dict[str, float]], constants: Book
             f"{left_out / measured - 1:+7.1%}; outside the steps {1e3 * besides:8.2f} {1e3 * book:8.2f} "
             f"{book / besides - 1:+7.1%} {book_out / besides - 1:+7.1%}; exchange {exchange:.2%}"
         )
-    errors = np.abs([line["error_left_out"] for line in lines])
-    print(f"left out of the fit, off by {np.median(errors):.1%} in the median, {errors.max():.1%} at most")
+    cores = len(os.sched_getaffinity(0))
+    for what, chosen in (
+        ("a core for every rank", [line for line in lines if line["ranks"] <= cores]),
+        ("ranks that share a core", [line for line in lines if line["ranks"] > cores]),
+    ):
+        errors = np.abs([line["error_left_out"] for line in chosen])
+        if len(errors):
+            print(
+                f"left out of the fit, {what}: off by {np.median(errors):.1%} in the median, {errors.max():.1%} at most"
+            )
     for graph in ("ring", "4-regular"):
         for ranks in (1, 2):
             chosen = [

@@ -21,7 +21,7 @@ class Cohort(Participant):
 
     Members remain whole participants: their parameters and the state of their optimisers become rows of the cohort's
     matrices, so that whatever else is done with them (publishing, evaluation, checkpoints) sees every step. Weights
-    become, bit for bit, those of members that step alone; losses, which are only told, may differ in the last bit.
+    and losses are, bit for bit, those of members that step alone.
 
     Parameters
     ----------

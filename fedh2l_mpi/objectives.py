@@ -23,7 +23,11 @@ def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
     if own_logits_BC.dim() == 2:
         return functional.cross_entropy(own_logits_BC, targets)
     each = functional.cross_entropy(own_logits_BC.flatten(0, 1), targets.flatten(0, 1), reduction="none")
-    return each.view(own_logits_BC.shape[:2]).mean(dim=-1)
+    mean_G = each.view(own_logits_BC.shape[:2]).mean(dim=-1)
+    # The gradient is that of each participant alone, but this mean is rounded in another way than theirs.
+    pairs = zip(own_logits_BC.detach(), targets, strict=True)
+    exact_G = torch.stack([functional.cross_entropy(own, target) for own, target in pairs])
+    return exact_G + (mean_G - mean_G.detach())
 
 
 def posteriors(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:

@@ -233,6 +233,11 @@ class Participant:
         """Remember a scalar of this step; nothing leaves the device before `noted_means`."""
         self._noted.setdefault(name, []).append(value.detach())
 
+    @property
+    def notes(self) -> int:
+        """How many scalars were noted since the last `noted_means`."""
+        return sum(map(len, self._noted.values()))
+
     def noted_means(self) -> dict[str, float]:
         """Mean of each scalar noted since the last call, which it forgets; a name never noted is not there.
 

@@ -36,7 +36,7 @@ class DevicesConfig(Section):
     batching: Literal["off", "like"] = Field(
         "off",
         description="like: participants of a rank with like models that are chains of linear layers step together; "
-        "the same weights, sooner",
+        "the same numbers, sooner",
     )
     share: Switch = Field(False, description="whether several ranks of a node may use one GPU")
     map: tuple[Natural, ...] | None = Field(

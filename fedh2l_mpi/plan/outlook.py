@@ -149,7 +149,7 @@ class Outlook:
         hiding_R = self._per_rank(lambda phases: phases.local if publishes_first else 0.0)
         steps = Steps(all_R + self.calibration.seed_round_s, hiding_R)
         rows = Rows(self.hosting.ranks - 1, float(self.recorded * self.record_bytes))
-        loads = loads_of(self.schedule.first, self.hosting, message)
+        loads = loads_of(self.schedule.first, self.hosting, message, self.calibration.notes, self.record_bytes)
         return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)
 
     def as_dict(self) -> dict[str, Any]:

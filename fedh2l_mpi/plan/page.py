@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedh2l_mpi import console, estimate
 from fedh2l_mpi.config import ExchangeConfig
-from fedh2l_mpi.plan.bookkeeping import OFF_MEDIAN, OFF_MOST
+from fedh2l_mpi.plan.bookkeeping import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.plan.cluster import Cluster, Forecast
 from fedh2l_mpi.plan.outlook import Outlook, machine
 from fedh2l_mpi.units import size
@@ -213,9 +213,9 @@ def _cluster(told: Outlook, cluster: Cluster) -> RenderableType:
         *_notes(
             f"Takes most: {takes_most}.",
             f"Latency {_seconds(cluster.latency_s)}, bandwidth {cluster.bandwidth_bytes_s / 1e9:.3g} GB/s, {device}. "
-            "Bookkeeping: this project's fit to CPU seconds of runs with 4 to 1,000 participants on 1 to 8 ranks, "
-            f"where, left out of its own fit, a run's round was off by {OFF_MEDIAN:.0%} in the median and by "
-            f"{OFF_MOST:.0%} at most; beyond that it is extrapolated. The core is taken to be like the one of the fit. "
+            "Bookkeeping is a fit to CPU seconds of runs with 4 to 1,000 participants; a run left out of it was off by "
+            f"{OFF_MEDIAN:.0%} in the median and {OFF_MOST:.0%} at most, or {OFF_SHARED:.0%} with ranks that share a "
+            "core. Beyond that it is extrapolated, for a core like the one of the fit. "
             "Hiding needs messages that move while a rank computes. Not in it: start-up, checkpoints, networks that "
             "messages share, copies to and from a device, ranks that wait for each other's chance delays.",
         ),

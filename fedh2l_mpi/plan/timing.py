@@ -52,11 +52,14 @@ class Calibration:
         A round's seed samples with their views, once on every rank [s].
     neighbours : int
         Whose arrays a participant learned from.
+    notes : float
+        Scalars that a participant notes in a round, of which a row has the means.
     """
 
     phases: dict[str, PhaseSeconds]
     seed_round_s: float
     neighbours: int
+    notes: float
 
 
 def calibrate(config: Config, source: Source, held: Holdings, degree: float, held_bytes: int) -> Calibration:
@@ -79,11 +82,11 @@ def calibrate(config: Config, source: Source, held: Holdings, degree: float, hel
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
     private = int(held.private_P.mean())
     now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1))
-    phases = {}
+    phases, notes = {}, 0.0
     for name, model in estimate.zoo(config, source).items():
         participant = estimate.stand_in(config, source, model, _part(private, held.input_bytes))
-        phases[name] = _phases(config, participant, now, source, held)
-    return Calibration(phases, seed_round_s, neighbours)
+        phases[name], notes = _phases(config, participant, now, source, held)
+    return Calibration(phases, seed_round_s, neighbours, notes)
 
 
 def _part(samples: int, sample_bytes: int) -> int:
@@ -97,8 +100,10 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _phases(config: Config, participant: Participant, now: Round, source: Source, held: Holdings) -> PhaseSeconds:
-    """Publish, local and mutual phase with fewer steps where these are slow, scaled up; and an evaluation."""
+def _phases(
+    config: Config, participant: Participant, now: Round, source: Source, held: Holdings
+) -> tuple[PhaseSeconds, float]:
+    """Publish, local and mutual phase with fewer steps where these are slow, scaled up; an evaluation; the notes."""
     local, mutual = config.method.local_steps, config.method.mutual_steps
     once = _method(config, min(local, 1), min(mutual, 1))
     # The first time pays for what libraries set up.
@@ -110,7 +115,9 @@ def _phases(config: Config, participant: Participant, now: Round, source: Source
     tries: list[tuple[float, float, float]] = []
     begin = time.perf_counter()
     while not tries or (len(tries) < REPEATS and time.perf_counter() - begin < BUDGET_S):
+        participant.noted_means()
         tries.append(_a_round(method, participant, now, source.classes))
+    notes = participant.notes * (local + mutual) / max(1, e + m)
     publish, first, second = (statistics.median(times) for times in zip(*tries, strict=True))
     # Methods that share parameters make all their steps in the local phase.
     by_local = local / e if e else mutual / m if m else 1.0
@@ -119,7 +126,7 @@ def _phases(config: Config, participant: Participant, now: Round, source: Source
     tests = sum(held.tests) + int(held.validation_P.mean())
     scored = estimate.random_samples(source, min(_part(tests, held.input_bytes), 8 * config.evaluation.batch_size))
     evaluate = _seconds(lambda: participant.score(scored)) * tests / len(scored)
-    return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate)
+    return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate), notes
 
 
 def _method(config: Config, local_steps: int, mutual_steps: int) -> Method:

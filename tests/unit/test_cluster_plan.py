@@ -15,8 +15,8 @@ from fedh2l_mpi.world import Hosting
 
 # A ring of 4 on 2 ranks: 0, 1 | 2, 3. 0-3 and 1-2 cross: each rank sends one message with both arrays.
 RING = links([(0, 1), (1, 2), (2, 3), (0, 3)], Hosting(4, 2))
-SIZE = MessageSize(fixed_bytes=50, array_bytes=1000)
-LOADS = loads_of(RING, Hosting(4, 2), SIZE)
+SIZE = MessageSize(fixed_bytes=50, array_bytes=1000, held_bytes=1000)
+LOADS = loads_of(RING, Hosting(4, 2), SIZE, notes=30, row_bytes=400)
 # Each constant another power of two, in ms, so that a sum says what is in it.
 NAMES = [name for terms in TERMS.values() for name in terms]
 POWERS = Bookkeeping(**{name: 1e-3 * 2.0**-number for number, name in enumerate(NAMES)})
@@ -30,7 +30,8 @@ def told(network: Cluster, constants: Bookkeeping = POWERS, steps: Steps = STEPS
 def test_the_loads_of_a_ring_of_four_on_two_ranks():
     assert {name: values.tolist() for name, values in LOADS.counts.items()} == {
         "participants": [2, 2],
-        "all_participants": [4, 0],
+        "rows_bytes": [1600, 0],
+        "notes": [60, 60],
         "neighbours": [4, 4],
         "messages": [1, 1],
         "sent_bytes": [2050, 2050],
@@ -40,7 +41,7 @@ def test_the_loads_of_a_ring_of_four_on_two_ranks():
         "round": [1, 1],
         "file": [1, 0],
     }
-    alone = loads_of(RING, Hosting(4, 2), None)
+    alone = loads_of(RING, Hosting(4, 2), None, notes=30, row_bytes=400)
     assert alone.neighbours.tolist() == alone.messages.tolist() == alone.stacked_bytes.tolist() == [0, 0]
 
 
@@ -56,8 +57,8 @@ def test_every_constant_is_counted_as_often_as_it_happens():
     assert 1e3 * parts["stack"] == pytest.approx(
         [2 * ms["stack_s"] + 4 * ms["stack_one_s"] + 4000 * ms["stack_byte_s"]] * 2
     )
-    assert 1e3 * parts["rest"] == pytest.approx([ms["round_s"] + 2 * ms["participant_s"]] * 2)
-    assert 1e3 * parts["write"] == pytest.approx([ms["write_s"] + 4 * ms["write_row_s"], 0.0])
+    assert 1e3 * parts["rest"] == pytest.approx([ms["round_s"] + 2 * ms["participant_s"] + 60 * ms["note_s"]] * 2)
+    assert 1e3 * parts["write"] == pytest.approx([ms["write_s"] + 1600 * ms["write_row_byte_s"], 0.0])
 
 
 def test_a_round_is_the_slowest_ranks_steps_bookkeeping_unhidden_messages_and_writing():
@@ -76,12 +77,17 @@ def test_a_round_is_the_slowest_ranks_steps_bookkeeping_unhidden_messages_and_wr
     assert slow.round == pytest.approx(0.3 + 20.501 - 0.004)
     # 2,000 bytes of rows at 1,000 bytes/s hold up a round of two messages' headers.
     bare = cluster.forecast(
-        Cluster(0.0, 1000.0, 1.0), loads_of(RING, Hosting(4, 2), None), STEPS, Rows(1, 2000.0), 0.0, nothing
+        Cluster(0.0, 1000.0, 1.0),
+        loads_of(RING, Hosting(4, 2), None, notes=30, row_bytes=400),
+        STEPS,
+        Rows(1, 2000.0),
+        0.0,
+        nothing,
     )
     assert (bare.path, bare.rows, bare.round) == pytest.approx((0.3, 2.0, 2.0))
     assert bare.bottleneck == ("rows on their way to rank 0", 1.0)
-    written = told(Cluster(0.0, 1e12, 1.0), Bookkeeping(**{**dict.fromkeys(NAMES, 0.0), "write_row_s": 1.0}))
-    assert (written.rank, written.write, written.bottleneck[0]) == (0, 4.0, "writing rows")
+    written = told(Cluster(0.0, 1e12, 1.0), Bookkeeping(**{**dict.fromkeys(NAMES, 0.0), "write_row_byte_s": 1.0}))
+    assert (written.rank, written.write, written.bottleneck[0]) == (0, 1600.0, "writing rows")
 
 
 def test_a_slower_network_is_never_faster_nor_is_a_slower_device():
