@@ -10,7 +10,6 @@ the operating system, of all processes. Five repetitions take some 25 minutes on
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import platform
@@ -26,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import start_up
 from benchmarks.measuring import Spent, spent, spent_together, spread
 from fedh2l_mpi import metrics, provenance
 
@@ -34,6 +34,8 @@ METHODS = {"dml": (), "gem": ("method.name=fedh2l", "method.local_steps=10")}
 MIB = 2**20
 # Of the workload: private images of a participant; seed and test images, which every rank holds; weights of a model.
 PRIVATE, SHARED, IMAGE_BYTES, PARAMETERS = 1000, 320 + 4 * 250, 784 * 4 + 8, 61_706
+# Memory stays as it is from the first evaluation on.
+MEMORY_ROUNDS = 2
 IMPORTS = "import torch, h5py, time; from mpi4py import MPI; MPI.COMM_WORLD.Barrier(); time.sleep(3)"
 
 
@@ -233,16 +235,24 @@ def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) 
     ranks = case.participants
     runs = [one[f"one of {ranks} per rank"]["long"]["pss_bytes"] for one in measured.raw[case.name]["spent"]]
     imports = [spent([*mpirun(ranks), sys.executable, "-c", IMPORTS]).pss_bytes for _ in range(repeats)]
+    shared = []
+    for repeat in range(repeats):
+        out = f"shared-{repeat}"
+        run = place.simulator("workload.yaml", ranks, MEMORY_ROUNDS, ranks, METHODS[case.method], out)
+        shared.append(spent([*run, "--share-imports"]).pss_bytes)
     # Weights and momentum of each model, and a private and a seed gradient.
     own = PRIVATE * IMAGE_BYTES + 4 * PARAMETERS * 4
     arithmetic = ranks * (own + SHARED * IMAGE_BYTES)
     floor = statistics.median(imports) + arithmetic
-    measured.raw["memory of ranks"] = {"run": runs, "imports": imports, "data and models": arithmetic}
+    measured.raw["memory of ranks"] = {"run": runs, "shared": shared, "imports": imports, "data and models": arithmetic}
     section = f"Memory of {ranks} ranks"
     measured.add(section, "import torch, h5py, mpi4py.MPI", "MiB", [value / MIB for value in imports])
     measured.add(section, "data and models, by arithmetic", "MiB", [arithmetic / MIB])
     measured.add(section, "the run", "MiB", [value / MIB for value in runs])
-    measured.add(section, "the run over imports, data and models", "ratio", [value / floor for value in runs], 1.1)
+    measured.add(section, "the run with --share-imports", "MiB", [value / MIB for value in shared])
+    for name, values in ("the run", runs), ("with --share-imports", shared):
+        figure = f"{name}, over imports, data and models"
+        measured.add(section, figure, "ratio", [value / floor for value in values], 1.1)
 
 
 def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, console: Console) -> Measured:
@@ -308,11 +318,15 @@ def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, co
     return measured
 
 
-def start_up(measured: Measured, root: str, repeats: int) -> None:
-    """The rows of `benchmarks/start_up.py`, where there is one."""
-    if importlib.util.find_spec("benchmarks.start_up") is not None:
-        for figure, values, target in importlib.import_module("benchmarks.start_up").ratios(root, repeats):
-            measured.add("Start-up of 16 ranks, over 16 processes that only import", figure, "ratio", values, target)
+def starts(measured: Measured, ranks: int, repeats: int) -> None:
+    """Until round 0 begins on every rank, over as many processes that only import."""
+    costs = start_up.measure_all([mpirun(ranks)[0]], ranks, repeats)
+    measured.raw["start-up"] = {name: [asdict(cost) for cost in each] for name, each in costs.items()}
+    section = f"Start-up of {ranks} ranks, over {ranks} processes that only import"
+    for name in (start_up.RUN, start_up.SHARED):
+        pairs = list(zip(costs[name], costs[start_up.IMPORTS_ONLY], strict=True))
+        measured.add(section, f"{name}: CPU", "ratio", [ours.cpu_s / theirs.cpu_s for ours, theirs in pairs])
+        measured.add(section, f"{name}: wall", "ratio", [ours.wall_s / theirs.wall_s for ours, theirs in pairs])
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -379,7 +393,7 @@ def main() -> None:
         place = Place(root, Path(folder), tuple(options.option))
         measured = beside_the_bare_loop(place, all_cases, console)
         memory_of_ranks(place, measured, all_cases[-1], few)
-        start_up(measured, root, few)
+        starts(measured, all_cases[-1].participants, few)
         many = many_participants(place, lengths, min(repeats, 2), console)
     measured.rows += many.rows
     measured.raw |= many.raw

@@ -16,7 +16,6 @@ import argparse
 import compileall
 import ctypes
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,9 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measuring import spread
+
 HERE = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER = 36
 PATIENCE_S = 300.0
+# The jobs.
+IMPORTS_ONLY, RUN, SHARED = "imports only", "a run", "a run with --share-imports"
 # Each process says that it is there, and waits for the word to go on; a model is the first thing that a round calls.
 WAITING = """
 import os, pathlib, time
@@ -119,8 +122,31 @@ def measure(command: Sequence[str], ranks: int) -> Cost:
     return Cost(wall, cpu, memory, len(pids))
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+def measure_all(mpirun: Sequence[str], ranks: int, repeats: int) -> dict[str, list[Cost]]:
+    """Cost of every job in each repetition; no other child of this process may run meanwhile."""
+    # As an installation leaves it: where PYTHONDONTWRITEBYTECODE is set, every rank would compile the package anew.
+    compileall.compile_dir(HERE.parent / "fedh2l_mpi", quiet=1)
+    launcher = [*mpirun, "-n", str(ranks), sys.executable]
+    settings = ["--set", f"participants={ranks}", "--set", "models=[waiting:Waits]", "--set", "rounds=1"]
+    settings += ["--set", "data.partition.samples_per_participant=40", "--set", "exchange.deadline_s=600"]
+    run = [*launcher, "-m", "fedh2l_mpi", *settings, "--quiet", "--out", "{folder}/run"]
+    jobs = {IMPORTS_ONLY: [*launcher, "-c", IMPORTS], RUN: run, SHARED: [*run, "--share-imports"]}
+    costs: dict[str, list[Cost]] = {name: [] for name in jobs}
+    control = ctypes.CDLL(None).prctl
+    control(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        for repeat in range(repeats):
+            for name, command in jobs.items():
+                cost = measure(command, ranks)
+                costs[name].append(cost)
+                print(
+                    f"{repeat + 1}: {name}: {cost.wall_s:.1f} s, {cost.cpu_s:.1f} CPU s, {cost.pss_mib:.0f} MiB in "
+                    f"{cost.processes} processes",
+                    flush=True,
+                )
+    finally:
+        control(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    return costs
 
 
 def main() -> None:
@@ -129,35 +155,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mpirun", nargs="+", default=[str(Path(sys.executable).with_name("mpirun"))])
     options = parser.parse_args()
-    # As an installation leaves it: where PYTHONDONTWRITEBYTECODE is set, every rank would compile the package anew.
-    compileall.compile_dir(HERE.parent / "fedh2l_mpi", quiet=1)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    launcher = [*options.mpirun, "-n", str(options.ranks), sys.executable]
-    settings = ["--set", f"participants={options.ranks}", "--set", "models=[waiting:Waits]", "--set", "rounds=1"]
-    settings += ["--set", "data.partition.samples_per_participant=40", "--set", "exchange.deadline_s=600"]
-    run = [*launcher, "-m", "fedh2l_mpi", *settings, "--quiet", "--out", "{folder}/run"]
-    jobs = {
-        "imports only": [*launcher, "-c", IMPORTS],
-        "a run": run,
-        "a run with --share-imports": [*run, "--share-imports"],
-    }
-    costs: dict[str, list[Cost]] = {name: [] for name in jobs}
-    for repeat in range(options.repeats):
-        for name, command in jobs.items():
-            cost = measure(command, options.ranks)
-            costs[name].append(cost)
-            print(
-                f"{repeat + 1}: {name}: {cost.wall_s:.1f} s, {cost.cpu_s:.1f} CPU s, {cost.pss_mib:.0f} MiB in "
-                f"{cost.processes} processes",
-                flush=True,
-            )
+    costs = measure_all(options.mpirun, options.ranks, options.repeats)
     print(f"{options.ranks} ranks on {os.cpu_count()} cores, medians of {options.repeats} (ranges)")
     for name, measured in costs.items():
-        print(
-            f"{name}: {spread([cost.wall_s for cost in measured])} s, {spread([cost.cpu_s for cost in measured])} "
-            f"CPU s, {spread([cost.pss_mib for cost in measured], 0)} MiB"
-        )
-    for name, base in ("a run", "imports only"), ("a run with --share-imports", "a run"):
+        walls, seconds = [cost.wall_s for cost in measured], [cost.cpu_s for cost in measured]
+        memory = spread([cost.pss_mib for cost in measured], 0)
+        print(f"{name}: {spread(walls, 1)} s, {spread(seconds, 1)} CPU s, {memory} MiB")
+    for name, base in (RUN, IMPORTS_ONLY), (SHARED, RUN):
         pairs = list(zip(costs[name], costs[base], strict=True))
         print(
             f"{name} over {base}: wall {spread([a.wall_s / b.wall_s for a, b in pairs], 2)}, CPU "
