@@ -13,7 +13,7 @@ from fedh2l_mpi.models import stacked
 from fedh2l_mpi.participant import Participant
 
 # More members gain nothing, and their gradients would leave the cache.
-MEMBERS = 32
+MEMBERS = 16
 
 
 class Cohort(Participant):

@@ -80,7 +80,7 @@ def test_cohorts_are_of_bounded_size_and_lose_nobody(tmp_path):
     sets = ["participants=70", "rounds=1", "models=[mlp]", "method.local_steps=1", "method.mutual_steps=1"]
     _, simulation = run(tmp_path / "run", *sets, "data.partition.domains=4", "devices.batching=like")
     sizes = [len(learner.members) for learner in simulation.learners if isinstance(learner, Cohort)]
-    assert sizes == [cohort.MEMBERS, cohort.MEMBERS, 6]
+    assert sizes == [cohort.MEMBERS] * 4 + [6]
     members = [member.index for learner in simulation.learners for member in learner.members]
     assert members == list(range(70))
 
