@@ -36,10 +36,12 @@ def test_a_killed_run_leaves_its_timeline_and_the_job_that_goes_on_makes_one_of_
     finally:
         kill(process)
         process.communicate()
+    killed = []
     for rank, part in enumerate(parts):
         events = trace_events.read_part(part)
         assert {event["pid"] for event in events} == {rank}
         assert trace_events.spans(events, "mutual")
+        killed.append(trace_events.spans(events, "wait"))
     assert not (tmp_path / "out.json").exists()
     done = metrics.read(tmp_path / "run" / "metrics.h5").rounds
     ended = launch(words(tmp_path, done + 5), ranks=2)
@@ -51,12 +53,15 @@ def test_a_killed_run_leaves_its_timeline_and_the_job_that_goes_on_makes_one_of_
         of_rank = [event for event in events if event["pid"] == rank]
         last = {(e["args"]["round"], e["ph"]): e["ts"] for e in of_rank if e.get("cat") == "messages"}
         waits = {e["args"]["round"]: e for e in trace_events.spans(of_rank, "wait")}
-        assert set(range(done + 5)) <= set(waits)
+        # Only of the last moment before the kill, after what was in the file by then, may rounds be missing.
+        flushed = max(event["args"]["round"] for event in killed[rank])
+        assert {*range(flushed + 1), *range(done, done + 5)} <= set(waits)
         for round_index in range(done, done + 5):
             assert last[round_index, "b"] <= waits[round_index]["ts"]
             # Seen at the latest when the wait for them has ended.
             assert last[round_index, "e"] <= waits[round_index]["ts"] + waits[round_index]["dur"]
-        assert len(trace_events.spans(of_rank, "local")) > 2 * (done + 5) - 1
-    assert len(trace_events.spans(events, "write")) >= done + 5
+        assert len(trace_events.spans(of_rank, "local")) >= 2 * len(waits)
+    written = {event["args"]["round"] for event in trace_events.spans(events, "write")}
+    assert set(range(done, done + 5)) <= written
     assert {event["pid"] for event in trace_events.spans(events, "write")} == {0}
     assert not (tmp_path / "run" / "trace").exists()
