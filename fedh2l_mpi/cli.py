@@ -154,8 +154,9 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         type=Path,
         metavar="FILE",
         help="write the run's timeline for Perfetto or chrome://tracing: what every rank did, when. Messages end there "
-        "when their rank sees that all are complete: it looks after each participant's local phase and while it waits, "
-        "so they may have arrived earlier. FILE must be new, or the timeline of the run that is gone on with. "
+        "when their rank sees that all are complete, its own sends, too: it looks after each participant's local phase "
+        "and while it waits, so they may have arrived earlier. FILE must be new, or the timeline of the run that is gone "
+        "on with. "
         "A killed run's is in DIR/trace, a file for each rank",
     )
     parser.add_argument(
