@@ -155,9 +155,8 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
         metavar="FILE",
         help="write the run's timeline for Perfetto or chrome://tracing: what every rank did, when. Messages end there "
         "when their rank sees that all are complete, its own sends, too: it looks after each participant's local phase "
-        "and while it waits, so they may have arrived earlier. FILE must be new, or the timeline of the run that is gone "
-        "on with. "
-        "A killed run's is in DIR/trace, a file for each rank",
+        "and while it waits, so they may have arrived earlier. FILE must be new, or the timeline of the run that is "
+        "gone on with. A killed run's is in DIR/trace, a file for each rank",
     )
     parser.add_argument(
         "--check", action="store_true", help="validate config, data and graph, tell memory and traffic; train nothing"
