@@ -75,7 +75,7 @@ def _peak_pss(mark: str, ended: threading.Event) -> int:
     peak, pause = 0, SAMPLE_EVERY_S
     while not ended.wait(pause):
         begin = time.perf_counter()
-        peak = max(peak, sum(_pss(process) for process in _marked(mark)))
+        peak = max(peak, sum(_pss_of_running(process) for process in _marked(mark)))
         pause = max(SAMPLE_EVERY_S, (time.perf_counter() - begin) / SAMPLING_SHARE)
     return peak
 
@@ -92,12 +92,17 @@ def _marked(mark: str) -> list[Path]:
     return found
 
 
-def _pss(process: Path) -> int:
+def _pss_of_running(process: Path) -> int:
     try:
-        lines = (process / "smaps_rollup").read_text().splitlines()
-    except OSError:
+        return pss_bytes(process)
+    except (OSError, StopIteration):  # it has ended
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def pss_bytes(process: Path) -> int:
+    """Proportional set size of a process, which is a folder of /proc."""
+    lines = (process / "smaps_rollup").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -13,9 +13,7 @@ With --cost, besides: CPU seconds of whole runs with and without --trace, in pai
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -24,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import spent
 from fedh2l_mpi import metrics
 
-HERE = Path(__file__).parent
 COMPUTING = ("publish", "local", "mutual", "evaluate")
 Interval = tuple[float, float]
 
@@ -96,16 +94,6 @@ def wait_shares(out: Path) -> dict[int, float]:
     }
 
 
-def spent(command: list[str]) -> float:
-    """CPU seconds of a command and all it starts."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{ended.stderr}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", nargs="?", help="YAML file (default: the built-in config)")
@@ -118,9 +106,10 @@ def main() -> None:
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(options.ranks)]
     given = [word for override in options.overrides for word in ("--set", override)]
     program = [*mpirun, sys.executable, "-m", "fedh2l_mpi", *([options.config] if options.config else []), *given]
+    run = [*program, "--quiet"]
     with tempfile.TemporaryDirectory() as folder:
         trace, out = Path(folder) / "out.json", Path(folder) / "run"
-        spent([*program, "--quiet", "--out", str(out), "--trace", str(trace)])
+        spent([*run, "--out", str(out), "--trace", str(trace)])
         shares = wait_shares(out)
         for rank, told in overlaps(lanes(trace)).items():
             line = f"rank {rank}: waits {shares[rank]:.2%} of its rounds' time"
@@ -138,7 +127,7 @@ def main() -> None:
             # Whichever is first meets a machine in another state: take turns.
             order = [traced, []] if pair % 2 else [[], traced]
             seconds = {
-                bool(more): spent([*program, "--quiet", "--out", str(Path(folder) / f"{pair}-{len(more)}"), *more])
+                bool(more): spent([*run, "--out", str(Path(folder) / f"{pair}-{len(more)}"), *more]).cpu_s
                 for more in order
             }
             costs.append(seconds[True] / seconds[False] - 1)

@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measuring import spread
+from benchmarks.measuring import pss_bytes, spread
+from fedh2l_mpi.processes import stat_fields
 
 HERE = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER = 36
@@ -71,7 +72,7 @@ def descendants(pid: int) -> list[int]:
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit():
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int(stat_fields(int(folder.name))[1])
                 children.setdefault(parent, []).append(int(folder.name))
         except OSError:
             continue
@@ -80,14 +81,6 @@ def descendants(pid: int) -> list[int]:
         new = [child for parent in new for child in children.get(parent, [])]
         found += new
     return found
-
-
-def pss_mib(pids: Sequence[int]) -> float:
-    kib = 0
-    for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        kib += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return kib / 1024
 
 
 def measure(command: Sequence[str], ranks: int) -> Cost:
@@ -107,7 +100,7 @@ def measure(command: Sequence[str], ranks: int) -> Cost:
             time.sleep(0.02)
         wall = time.monotonic() - begin
         pids = descendants(os.getpid())
-        memory = pss_mib(pids)
+        memory = sum(pss_bytes(Path(f"/proc/{pid}")) for pid in pids) / 2**20
         (folder / "go").touch()
         if job.wait():
             raise SystemExit(f"{' '.join(words)}: ended with {job.returncode}")

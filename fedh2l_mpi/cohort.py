@@ -31,7 +31,7 @@ class Cohort(Participant):
 
     def __init__(self, members: Sequence[Participant]) -> None:
         first = members[0]
-        self.members = list(members)
+        self._members = list(members)
         self.index, self.architecture, self.device = first.index, first.architecture, first.device
         matrix_GW = stacked.beside([torch.stack([member.parameters.vector for member in members])])
         for member, row in zip(members, matrix_GW, strict=True):
@@ -39,6 +39,11 @@ class Cohort(Participant):
         self._stacked = stacked.StackedModel(first.model, matrix_GW)
         self.model = self._stacked
         self.optimizer = optimizers.joined([member.optimizer for member in members], matrix_GW)
+
+    @property
+    def members(self) -> list[Participant]:
+        """Who steps together, in the order of the matrices' rows."""
+        return self._members
 
     def begin(self, round_index: int, phase: int) -> None:
         """Nothing to do: no layer of these models draws random numbers or has a mode."""

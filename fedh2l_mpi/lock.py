@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.processes import stat_fields
 
 SQUEUE_S = 20.0
 # States of a job that has no processes.
@@ -162,11 +163,10 @@ def _read(path: Path) -> Holder | None:
 def _started(pid: int) -> str | None:
     """When a process of this machine started; None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = stat_fields(pid)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (OSError, IndexError):
         return None
-    # Field 22 of proc(5), counted from the third, the state.
     return None if fields[0] in ("Z", "X") else f"{fields[19]} {boot}"
 
 

@@ -157,6 +157,11 @@ class Participant:
         self.kept = {name: value.to(self.device) for name, value in state["kept"].items()}
 
     @property
+    def members(self) -> "list[Participant]":
+        """Who steps here: this one alone."""
+        return [self]
+
+    @property
     def parameter_count(self) -> int:
         """Trainable and frozen parameters of the model."""
         return sum(parameter.numel() for parameter in self.model.parameters())

@@ -10,10 +10,7 @@ import json
 import logging
 import os
 import resource
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,7 @@ from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.recorder import Recorder
 from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.stopping import Stopping
+from fedh2l_mpi.stopwatch import Stopwatch
 from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.timeline import Timeline
 from fedh2l_mpi.topology import Graph, Topology
@@ -214,7 +212,7 @@ class Simulation:
         return writer
 
     def _round(self, round_index: int) -> None:
-        clock = Clock(self.device, round_index, self.timeline)
+        clock = Stopwatch(self.device, round_index, self.timeline)
         now = Round(
             round_index,
             self.topology.graph(round_index),
@@ -257,10 +255,10 @@ class Simulation:
         if taught is not None:
             self.method.mutual_phase(learner, now, taught)
             return
-        for member in _members(learner):
+        for member in learner.members:
             self.method.mutual_phase(member, now, theirs[member.index])
 
-    def _publish(self, now: Round, clock: "Clock") -> None:
+    def _publish(self, now: Round, clock: Stopwatch) -> None:
         """Every participant's array, and the messages on their way."""
         if self.exchange is None or not self.method.exchanges_in(now.index):
             return
@@ -271,7 +269,7 @@ class Simulation:
         with clock.shared(self.participants, "publish"):
             self.exchange.start(now.index, now.graph, published)
 
-    def _wait(self, now: Round, clock: "Clock") -> Mapping[int, Tensor]:
+    def _wait(self, now: Round, clock: Stopwatch) -> Mapping[int, Tensor]:
         """What the neighbours have published, by participant; nothing in a round without exchange."""
         if self.exchange is None or not self.method.exchanges_in(now.index):
             rows, columns = (self.array.rows, self.array.columns) if self.array is not None else (0, 0)
@@ -285,7 +283,7 @@ class Simulation:
     ) -> Iterator[Participant]:
         """The participants hosted here, or `learners`; keeps `world.at` up to date for the message if one fails."""
         for participant in self.participants if learners is None else learners:
-            who = " or ".join(str(member.index) for member in _members(participant))
+            who = " or ".join(str(member.index) for member in participant.members)
             self.world.at = f"round {round_index}, participant {who}, {phase}"
             yield participant
 
@@ -309,7 +307,7 @@ class Simulation:
             "calibration_3K": calibration.reliability(calibration_3K),
         }
 
-    def _rows(self, graph: Graph, clock: "Clock", scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
+    def _rows(self, graph: Graph, clock: Stopwatch, scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
         """One row per hosted participant."""
         unknown = [float("nan")] * self.plan.domains
         ledger = self.exchange.close_round() if self.exchange is not None else Ledger()
@@ -435,45 +433,3 @@ class Simulation:
             label_histogram=self.plan.label_histogram(),
             domain_names=self.plan.domain_names,
         )
-
-
-def _members(learner: Participant) -> list[Participant]:
-    """A cohort's participants; the participant itself where it steps alone."""
-    return learner.members if isinstance(learner, Cohort) else [learner]
-
-
-class Clock:
-    """Seconds of each participant in each phase of a round, which are in the timeline, too, where there is one."""
-
-    def __init__(self, device: torch.device, round_index: int, timeline: Timeline | None = None) -> None:
-        self._device, self._round, self._timeline = device, round_index, timeline
-        self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-
-    @contextmanager
-    def of(self, participant: Participant, phase: str) -> Iterator[None]:
-        """Charge what runs inside to one participant, or to a cohort's members in equal parts."""
-        members = _members(participant)
-        if len(members) > 1:
-            with self.shared(members, phase):
-                yield
-            return
-        begin = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        end = time.perf_counter()
-        self.seconds[participant.index][phase] += end - begin
-        if self._timeline is not None:
-            self._timeline.phase(phase, self._round, begin, end, participant.index)
-
-    @contextmanager
-    def shared(self, participants: list[Participant], phase: str) -> Iterator[None]:
-        """Charge what runs inside to all participants of this rank, in equal parts that add up to the whole."""
-        begin = time.perf_counter()
-        yield
-        end = time.perf_counter()
-        each = (end - begin) / len(participants)
-        for participant in participants:
-            self.seconds[participant.index][phase] += each
-        if self._timeline is not None:
-            self._timeline.phase(phase, self._round, begin, end)

@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
+from fedh2l_mpi.processes import stat_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,7 +277,7 @@ class World:
 def _is_running(pid: int) -> bool:
     """Whether a process of this machine runs; a killed one that its launcher has not yet noticed does not."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = stat_fields(pid)[0]
     except (OSError, IndexError):
         return False
     return state not in ("Z", "X")

@@ -109,6 +109,7 @@ class StackedModel(nn.Module):
             first += parameter.numel()
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (G, B, classes) of each model on its own images."""
         weights = iter(self.weights)
         values = images
         for layer in self._chain:

@@ -17,6 +17,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+from fedh2l_mpi.processes import stat_fields
+
 # How many ranks of the job are on this node, by launcher, most specific first; srun's is a list of nodes.
 KNOWN_BY = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
 # Any of these says that there are several processes.
@@ -62,8 +64,7 @@ def ranks_on_node(environ: Mapping[str, str]) -> int | None:
 def place() -> bytes:
     """The address at which this process and those that can share imports with it meet."""
     launcher = os.getppid()
-    with open(f"/proc/{launcher}/stat", "rb") as stat:
-        started = stat.read().rpartition(b")")[2].split()[19].decode()
+    started = stat_fields(launcher)[19]
     with open("/proc/self/status") as status:
         kept = [line for line in status if line.partition(":")[0] in KEPT_IN_STATUS]
     loads = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD) and name not in DEVICES}

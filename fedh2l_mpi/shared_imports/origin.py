@@ -2,6 +2,8 @@
 
 import os
 
+from fedh2l_mpi.processes import stat_fields
+
 
 class Origin:
     """Of this process.
@@ -29,9 +31,7 @@ class Origin:
         if not self.proxy:
             return os.getppid() != self._launcher
         try:
-            with open(f"/proc/{self.proxy}/stat", "rb") as stat:
-                # Field 4 of proc(5); the name in field 2 may hold anything.
-                return int(stat.read().rpartition(b")")[2].split()[1]) != self._launcher
+            return int(stat_fields(self.proxy)[1]) != self._launcher
         except OSError:
             # Without its proxy this process is about to be killed.
             return True

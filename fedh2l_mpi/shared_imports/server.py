@@ -118,8 +118,9 @@ class _Server:
             if heard.fileno() in ready:
                 heard.recv(4096)
                 self._reap()
-            for rank in [rank for rank in self._ranks if rank.connection and rank.connection.fileno() in ready]:
-                self._listen(rank, poll)
+            for rank in self._ranks:
+                if rank.connection is not None and rank.connection.fileno() in ready:
+                    self._listen(rank, rank.connection, poll)
             if self._listener.fileno() in ready:
                 served += 1
                 if (becomes := self._accept(poll)) is not None:
@@ -183,16 +184,15 @@ class _Server:
             return f"this rank has CPUs {facts['cpus']}, which the process that imports for the node may not use"
         return ""
 
-    def _listen(self, rank: _Rank, poll: select.poll) -> None:
+    def _listen(self, rank: _Rank, connection: socket.socket, poll: select.poll) -> None:
         """Pass a proxy's signals on; if it has gone, its rank goes at once."""
-        assert rank.connection is not None
         try:
-            numbers = rank.connection.recv(4096)
+            numbers = connection.recv(4096)
         except OSError:
             numbers = b""
         if not numbers:
-            poll.unregister(rank.connection)
-            rank.connection.close()
+            poll.unregister(connection)
+            connection.close()
             rank.connection = None
             numbers = bytes([signal.SIGKILL])
         for number in numbers:

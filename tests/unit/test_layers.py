@@ -18,7 +18,7 @@ LAYERS = [
     ["analysis"],
     ["console"],
     ["simulation"],
-    ["resume", "lifecycle", "stopping", "estimate"],
+    ["resume", "lifecycle", "stopping", "stopwatch", "estimate"],
     ["claim"],
     ["methods"],
     ["cohort"],
@@ -47,7 +47,7 @@ LAYERS = [
     ["config_keys", "options", "settings"],
     ["config", "streams", "signals"],
     ["shared_imports"],
-    ["errors", "units", "durable", "__init__"],
+    ["errors", "units", "durable", "processes", "__init__"],
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
