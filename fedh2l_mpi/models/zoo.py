@@ -4,10 +4,12 @@ Shape letters: B minibatch, K channels, H side, C classes. Max-pooling stands be
 then has a quarter of the work.
 """
 
+from itertools import islice
+
 from torch import Tensor, nn
 
+from fedh2l_mpi.models import side_by_side
 from fedh2l_mpi.models.mobilenet import MobileNet
-from fedh2l_mpi.models.pooling import MaxPool2x2
 from fedh2l_mpi.models.residual import ResNet8, ResNet18
 from fedh2l_mpi.models.vit import VisionTransformer
 
@@ -36,6 +38,9 @@ class LeNet5(nn.Module):
     Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
 
+    # Layers before the flattening one.
+    CONVOLUTIONAL = 6
+
     def __init__(self, channels: int, side: int, classes: int) -> None:
         super().__init__()
         # 28 pixels are padded to the 32 of the original; images too small for its second layer are padded there too.
@@ -43,10 +48,10 @@ class LeNet5(nn.Module):
         after = ((side + 2 * first - 4) // 2 + 2 * second - 4) // 2
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=first),
-            MaxPool2x2(),
+            nn.MaxPool2d(2),
             nn.ReLU(inplace=True),
             nn.Conv2d(6, 16, 5, padding=second),
-            MaxPool2x2(),
+            nn.MaxPool2d(2),
             nn.ReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(16 * after * after, 120),
@@ -57,7 +62,13 @@ class LeNet5(nn.Module):
         )
 
     def forward(self, images_BKHH: Tensor) -> Tensor:
-        return self.layers(images_BKHH)
+        if images_BKHH.device.type != "cpu":
+            return self.layers(images_BKHH)
+        layers = iter(self.layers)
+        values = side_by_side.forward(islice(layers, self.CONVOLUTIONAL), images_BKHH)
+        for layer in layers:
+            values = layer(values)
+        return values
 
 
 class Cnn(nn.Module):

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.models import build, check_weights, weights_digest
+from fedh2l_mpi.models import build, check_weights, side_by_side, weights_digest
 from fedh2l_mpi.models.flat import FlatParameters
-from fedh2l_mpi.models.pooling import MaxPool2x2
 from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
 
@@ -137,21 +136,32 @@ def test_flat_storage_changes_neither_the_function_nor_the_gradient(name, frozen
             assert torch.equal(parameter, own)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 6, 16, 20])
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (8, 6), (5, 7), (2, 2)])
-def test_pooling_of_few_channels_is_pytorchs_bit_for_bit(channels, height, width):
-    draw = torch.Generator().manual_seed(channels)
-    # Few values, so that windows have ties: of equals, the same one must get the gradient.
-    images = torch.randint(-2, 3, (5, channels, height, width), generator=draw).float()
-    for order in (torch.channels_last, torch.contiguous_format):
-        ours = images.to(memory_format=order, copy=True).requires_grad_()
-        theirs = images.to(memory_format=order, copy=True).requires_grad_()
-        pooled, expected = MaxPool2x2()(ours), nn.functional.max_pool2d(theirs, 2)
-        weights = torch.randn(expected.shape, generator=draw)
-        (pooled * weights).sum().backward()
-        (expected * weights).sum().backward()
-        assert torch.equal(pooled, expected)
-        assert torch.equal(ours.grad, theirs.grad)
+@pytest.mark.parametrize(("channels", "side", "padding"), [(1, 28, 2), (3, 32, 0), (6, 9, (1, 3)), (20, 7, 1)])
+@pytest.mark.parametrize("batch", [1, 2, 5, 32])
+def test_a_minibatch_as_one_wide_image_gives_what_its_images_give(channels, side, padding, batch):
+    draw = torch.Generator().manual_seed(side)
+    # Multiples of 1/8, small enough for exact sums in any order; few values, so that windows have ties: of equals,
+    # the same one must get the gradient.
+    images = torch.randint(-2, 3, (batch, channels, side, side), generator=draw) / 8
+    layers = nn.Sequential(nn.Conv2d(channels, 6, 5, padding=padding), nn.MaxPool2d(2), nn.ReLU(inplace=True))
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.copy_(torch.randint(-2, 3, parameter.shape, generator=draw) / 8)
+    ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
+    wide, expected = side_by_side.forward(layers, ours), layers(theirs)
+    assert torch.equal(wide, expected)
+    weights = torch.randint(-2, 3, expected.shape, generator=draw) / 8
+    got = torch.autograd.grad((wide * weights).sum(), [ours, *layers.parameters()])
+    for one, other in zip(
+        got, torch.autograd.grad((expected * weights).sum(), [theirs, *layers.parameters()]), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_lenet5_is_its_layers_one_after_the_other():
+    model = build("lenet5", 1, 28, 10, seed=0)
+    images = torch.randn(7, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(images), model.layers(images), rtol=1e-6, atol=1e-7)
 
 
 def test_unused_and_frozen_parameters_do_no_harm():
