@@ -1,4 +1,16 @@
-"""What Linux tells of a process of this machine."""
+"""What Linux tells of a process of this machine, and what it is asked for."""
+
+import ctypes
+import os
+import platform
+import struct
+
+# Long beside what filling the caches takes, short beside a round.
+TURN_S = 0.05
+# The system call's number, which C libraries have had no name for before glibc 2.41.
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "ppc64le": 355}
+# struct sched_attr: size, policy, flags, nice, priority, runtime [ns], deadline, period.
+_SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 
 
 def stat_fields(pid: int) -> list[str]:
@@ -13,3 +25,27 @@ def stat_fields(pid: int) -> list[str]:
     """
     with open(f"/proc/{pid}/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].decode().split()
+
+
+def take_long_turns(turn_s: float = TURN_S) -> bool:
+    """Ask Linux to give this process's threads the processor for longer at a time; shares stay what they are.
+
+    Where more processes compute than there are cores, each of Linux's own turns of 1 to 3 ms begins with what another
+    process left in the caches: a round of 16 ranks on two cores takes 0.7 of the seconds when turns are longer. A
+    process that has asked for shorter ones, or mostly sleeps, still comes first.
+
+    Returns
+    -------
+    bool
+        Whether Linux took the request; before 6.12 it does, and ignores it.
+
+    Source: sched(7), sched_setattr(2); linux/kernel/sched/syscalls.c, "request custom slice".
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    policy = os.sched_getscheduler(0)
+    # Real-time and idle policies are somebody's choice, and know no turns of this kind.
+    if number is None or policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
+        return False
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, 0, nice, 0, round(turn_s * 1e9), 0, 0)
+    return ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0) == 0

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fedh2l_mpi import cli
+from fedh2l_mpi import cli, processes
 from fedh2l_mpi.errors import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
@@ -46,6 +46,8 @@ def main(origin: Origin | None = None) -> NoReturn:
             sys.exit(0)
         # From here on, what would end this process asks it to stop in order.
         signals = Signals(origin) if cli.is_run(command) else None
+        if cli.is_run(command):
+            processes.take_long_turns()
         world = cli.world_of(command)
     except UserError as error:
         _say(str(error), speaks=is_first)

@@ -1,0 +1,39 @@
+"""What the kernel is asked for."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+ASK = """
+import ctypes, os, platform, struct
+from fedh2l_mpi.processes import take_long_turns
+os.nice(3)
+taken = take_long_turns(0.04)
+buffer = ctypes.create_string_buffer(56)
+number = {"x86_64": 315, "aarch64": 275, "ppc64le": 356}[platform.machine()]
+assert ctypes.CDLL(None).syscall(number, 0, buffer, 56, 0) == 0
+_, policy, _, nice, _, runtime_ns = struct.unpack_from("=IIQiIQ", buffer)
+print(taken, policy == os.SCHED_OTHER, nice, runtime_ns)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "syscall"), reason="no system calls by number here")
+def test_long_turns_are_taken_and_leave_policy_and_niceness_as_they_are():
+    taken, policy, nice, runtime_ns = subprocess.check_output([sys.executable, "-c", ASK], text=True).split()
+    if taken == "False":
+        pytest.skip("the system call is not allowed here")
+    niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
+    assert (policy, int(nice)) == ("True", niceness)
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if release >= (6, 12):
+        assert int(runtime_ns) == 40_000_000
+
+
+def test_other_policies_stay_what_they_are():
+    ask = "import os; from fedh2l_mpi.processes import take_long_turns\n"
+    ask += "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(take_long_turns())\n"
+    ask += "print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    assert subprocess.check_output([sys.executable, "-c", ask], text=True).split() == ["False", "True"]
