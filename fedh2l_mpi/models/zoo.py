@@ -46,13 +46,14 @@ class LeNet5(nn.Module):
         # 28 pixels are padded to the 32 of the original; images too small for its second layer are padded there too.
         first, second = (0 if side >= 32 else 2), (0 if side >= 20 else 2)
         after = ((side + 2 * first - 4) // 2 + 2 * second - 4) // 2
+        # ReLU in place would change a view of what pooling returned, which costs autograd two copies.
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=first),
             nn.MaxPool2d(2),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Conv2d(6, 16, 5, padding=second),
             nn.MaxPool2d(2),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.Flatten(),
             nn.Linear(16 * after * after, 120),
             nn.ReLU(inplace=True),
