@@ -172,7 +172,11 @@ class Participant:
         Modules like dropout can draw from torch's global generator only. Seeding it here keeps their numbers apart
         between participants and the same for every number of ranks.
         """
-        torch.manual_seed(torch_seed(self._seed, Purpose.FORWARD_NOISE, self.index, round_index, phase))
+        seed = torch_seed(self._seed, Purpose.FORWARD_NOISE, self.index, round_index, phase)
+        # Not torch.manual_seed: for every kind of device that is not there it keeps a note, with a stack trace.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed_all(seed)
         self.model.train()
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
