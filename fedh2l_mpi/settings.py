@@ -8,6 +8,8 @@ from typing import Any
 from fedh2l_mpi.config import Config
 
 Settings = Mapping[str, Any]
+# Keys that older runs do not have, and what those runs did.
+ADDED = {"exchange.codec": "float32", "optimizer.precision": "float32"}
 # Where and how fast a run runs, how it is secured, and when it ends.
 NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
 
@@ -27,7 +29,8 @@ def what_counts(settings: Settings) -> dict[str, Any]:
     elsewhere = () if settings.get("data.name") == "pack" else ("data.root",)
     ignored = (*NEVER_COUNT, *elsewhere)
     # An empty section says as much as an absent one.
-    return {key: value for key, value in settings.items() if not key.startswith(ignored) and value != {}}
+    told = {**settings, **{key: value for key, value in ADDED.items() if key not in settings}}
+    return {key: value for key, value in told.items() if not key.startswith(ignored) and value != {}}
 
 
 def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:

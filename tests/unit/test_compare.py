@@ -150,6 +150,14 @@ def settings(*overrides: str) -> dict:
     return what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
 
 
+def test_a_run_that_is_older_than_a_key_is_like_one_with_the_default():
+    config = yaml.safe_load(load(None, []).to_yaml())
+    del config["exchange"]["codec"], config["optimizer"]["precision"]
+    old = what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
+    assert grouping.differing([old, settings()]) == []
+    assert grouping.differing([old, settings("exchange.codec=uint8")]) == ["exchange.codec"]
+
+
 def names(*runs: tuple[str, ...]) -> list[str]:
     given = [settings(*overrides) for overrides in runs]
     keys = grouping.telling(given, grouping.differing(given))
