@@ -20,6 +20,7 @@ from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.metrics import CONFIDENCE_BINS
+from fedh2l_mpi.models import precision
 from fedh2l_mpi.models.flat import FlatParameters, SharedState
 from fedh2l_mpi.streams import Purpose, generator, torch_seed
 
@@ -112,6 +113,8 @@ class Participant:
         self.private, self.validation = private, validation
         self.device = private.images.device
         self.model = model.to(self.device)
+        if optimizer.precision == "bfloat16":
+            precision.mix(self.model)
         self.parameters = FlatParameters(self.model)
         self.shared_state = SharedState(self.model, self.parameters)
         self.kept: dict[str, Tensor] = {}

@@ -194,7 +194,11 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if key("exchange.codec"):
         yield "codec", str(key("exchange.codec")) + (f", k = {key('exchange.top_k')}" if key("exchange.top_k") else "")
     if key("optimizer.name"):
-        yield "optimizer", f"{key('optimizer.name')}, lr {key('optimizer.lr')}, minibatch {key('optimizer.batch_size')}"
+        precision = f", {key('optimizer.precision')}" if key("optimizer.precision") == "bfloat16" else ""
+        yield (
+            "optimizer",
+            f"{key('optimizer.name')}, lr {key('optimizer.lr')}, minibatch {key('optimizer.batch_size')}{precision}",
+        )
     yield "seed", str(told.get("seed", "?"))
     yield "hardware", _hardware(run)
     yield "versions", _versions(told.get("versions"))

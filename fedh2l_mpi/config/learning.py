@@ -166,6 +166,11 @@ class OptimizerConfig(Section):
     eps: float = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
     batch_size: Count = Field(32, description="private minibatch [samples]")
     seed_batch_size: Count = Field(32, description="seed minibatch of a mutual step [samples]")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of a model's products and convolutions; bfloat16 is for GPUs and CPUs that have it in hardware: "
+        "weights, losses and updates stay float32, and like models do not step together",
+    )
 
     @model_validator(mode="after")
     def _momentum_of_sgd(self) -> "OptimizerConfig":

@@ -80,7 +80,7 @@ class _Growing:
     def __init__(self, dataset: "h5py.Dataset") -> None:
         from h5py import h5s
 
-        self._id, self._dtype, self._shape = dataset.id, dataset.dtype, dataset.shape[1:]
+        self._id, self._shape = dataset.id, dataset.shape[1:]
         self._begin = (0,) * len(self._shape)
         self._in_memory = h5s.create_simple((1, *self._shape))
 
@@ -89,7 +89,7 @@ class _Growing:
         self._id.set_extent((round_index + 1, *self._shape))
         in_file = self._id.get_space()
         in_file.select_hyperslab((round_index, *self._begin), (1, *self._shape))
-        self._id.write(self._in_memory, in_file, np.ascontiguousarray(values, dtype=self._dtype))
+        self._id.write(self._in_memory, in_file, np.ascontiguousarray(values))
 
 
 class MetricsWriter:

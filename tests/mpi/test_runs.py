@@ -49,7 +49,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
         ["method.name=fedmd", "method.warmup_rounds=0", "models=[mlp]", "exchange.codec=float16"],
-        ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
+        ["optimizer.precision=bfloat16", "exchange.codec=top_k", "exchange.top_k=2"],
     ],
     ids=[
         "d_psgd",
@@ -60,7 +60,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "d_psgd, start",
         "batching",
         "fedmd, float16",
-        "top 2",
+        "bfloat16, top 2",
     ],
 )
 def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings):

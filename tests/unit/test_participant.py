@@ -13,7 +13,7 @@ from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.method import Round
-from fedh2l_mpi.models import build
+from fedh2l_mpi.models import build, stacked
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.topology import Graph
@@ -218,3 +218,26 @@ def test_what_sharing_parameters_would_send_counts_running_statistics_too():
     floats = sum(v.numel() for v in participant.model.state_dict().values() if v.is_floating_point())
     assert shared_bytes(participant.model) == 4 * floats
     assert floats == participant.parameter_count + 2 * (16 + 32)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5", "cnn"])
+def test_in_bfloat16_logits_and_gradients_are_float32_and_near_those_of_float32(name):
+    exact, mixed = learner(name), learner(name, precision="bfloat16")
+    assert mixed.model.state_dict().keys() == exact.model.state_dict().keys()
+    images = samples(40, seed=3).images
+    ours, theirs = mixed.logits(images), exact.logits(images)
+    assert ours.dtype == torch.float32
+    # bfloat16 has 8 digits of 2.
+    assert 0 < (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
+    g_mixed, g_exact = (one.gradient(one.private_loss()) for one in (mixed, exact))
+    assert g_mixed.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(g_mixed, g_exact, dim=0) > 0.99
+
+
+def test_models_in_bfloat16_learn_and_are_not_stacked():
+    mixed = learner("mlp", precision="bfloat16")
+    before = mixed.score(mixed.private).loss
+    for _ in range(30):
+        mixed.step(mixed.gradient(mixed.private_loss()))
+    assert mixed.score(mixed.private).loss < 0.8 * before
+    assert stacked.chain(mixed.model) is None
