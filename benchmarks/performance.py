@@ -36,7 +36,6 @@ MIB = 2**20
 PRIVATE, SHARED, IMAGE_BYTES, PARAMETERS = 1000, 320 + 4 * 250, 784 * 4 + 8, 61_706
 # Memory stays as it is from the first evaluation on.
 MEMORY_ROUNDS = 2
-IMPORTS = "import torch, h5py, time; from mpi4py import MPI; MPI.COMM_WORLD.Barrier(); time.sleep(3)"
 
 
 @dataclass(frozen=True)
@@ -231,10 +230,10 @@ def _waited_share(out: Path) -> dict[int, float]:
 
 
 def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) -> None:
-    """A run on as many ranks as participants, against that many processes with the same imports."""
+    """A run on as many ranks as participants, against that many processes with the same imports (of `starts`)."""
     ranks = case.participants
     runs = [one[f"one of {ranks} per rank"]["long"]["pss_bytes"] for one in measured.raw[case.name]["spent"]]
-    imports = [spent([*mpirun(ranks), sys.executable, "-c", IMPORTS]).pss_bytes for _ in range(repeats)]
+    imports = [cost["pss_mib"] * MIB for cost in measured.raw["start-up"][start_up.IMPORTS_ONLY]]
     shared = []
     for repeat in range(repeats):
         out = f"shared-{repeat}"
@@ -325,7 +324,8 @@ def starts(measured: Measured, ranks: int, repeats: int) -> None:
     section = f"Start-up of {ranks} ranks, over {ranks} processes that only import"
     for name in (start_up.RUN, start_up.SHARED):
         pairs = list(zip(costs[name], costs[start_up.IMPORTS_ONLY], strict=True))
-        measured.add(section, f"{name}: CPU", "ratio", [ours.cpu_s / theirs.cpu_s for ours, theirs in pairs])
+        cpu = [ours.cpu_s / theirs.cpu_s for ours, theirs in pairs]
+        measured.add(section, f"{name}: CPU", "ratio", cpu, 0.5)
         measured.add(section, f"{name}: wall", "ratio", [ours.wall_s / theirs.wall_s for ours, theirs in pairs])
 
 
@@ -392,8 +392,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Place(root, Path(folder), tuple(options.option))
         measured = beside_the_bare_loop(place, all_cases, console)
-        memory_of_ranks(place, measured, all_cases[-1], few)
         starts(measured, all_cases[-1].participants, few)
+        memory_of_ranks(place, measured, all_cases[-1], few)
         many = many_participants(place, lengths, min(repeats, 2), console)
     measured.rows += many.rows
     measured.raw |= many.raw
