@@ -1,10 +1,11 @@
-"""What compiling a model, or bfloat16, gains or costs a step here: CPU time, side by side in one run.
+"""Other ways to make a step, and what they gain or cost here: CPU time, side by side in one run.
 
     python -m benchmarks.variants
 
-For each model, minibatches of 32 MNIST-like images, one thread: as it is; by `torch.compile`, with the seconds that its
-first step takes (the simulator does not offer it: this is why); and with `optimizer.precision=bfloat16`. Prints the
-median of each way's CPU time over that of the model as it is, with its range.
+For each model, minibatches of 32 images of 28 x 28, one thread: by `torch.compile`, with the seconds that its first step
+takes; with `optimizer.precision=bfloat16`; and, of a mutual step, both gradients from one forward pass of both
+minibatches. The simulator offers the second; this is why. Prints the median of each way's CPU time over that of the
+usual one, with its range.
 """
 
 import statistics
@@ -35,7 +36,22 @@ def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[]
     return lambda: mover.step(flat.gradient(objectives.cross_entropy(called(images), labels)))
 
 
-def cpu_seconds(step: Callable[[], None]) -> float:
+def two_gradients(name: str, together: bool, images: Tensor, labels: Tensor) -> Callable[[], object]:
+    """Those of a private and a seed minibatch at the same weights."""
+    model = build(name, 1, 28, 10, 0).train()
+    flat, both = FlatParameters(model), torch.cat([images, images])
+
+    def loss(logits: Tensor) -> Tensor:
+        return objectives.cross_entropy(logits, labels)
+
+    def from_one_pass() -> object:
+        private, seed = model(both).split(BATCH)
+        return flat.gradient(loss(private), again=True), flat.gradient(loss(seed))
+
+    return from_one_pass if together else lambda: [flat.gradient(loss(model(images))) for _ in range(2)]
+
+
+def cpu_seconds(step: Callable[[], object]) -> float:
     begin = time.process_time()
     for _ in range(STEPS):
         step()
@@ -46,9 +62,14 @@ def main() -> None:
     torch.set_num_threads(1)
     images = torch.randn(BATCH, 1, 28, 28).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,))
-    print(f"{'model':10}{'a step':>10}  {'compiled':>22}  {'first step':>10}  {'bfloat16':>22}")
+    print(
+        f"{'model':10}{'a step':>10}  {'compiled':>22}  {'first step':>10}  {'bfloat16':>22}  {'one forward pass':>22}"
+    )
     for name in MODELS:
-        steps = {way: stepping(name, way, images, labels) for way in ("as it is", "compiled", "bfloat16")}
+        steps: dict[str, Callable[[], object]] = {
+            way: stepping(name, way, images, labels) for way in ("usual", "compiled", "bfloat16")
+        }
+        steps |= {way: two_gradients(name, way == "together", images, labels) for way in ("apart", "together")}
         begin = time.perf_counter()
         steps["compiled"]()
         first_s = time.perf_counter() - begin
@@ -58,10 +79,12 @@ def main() -> None:
                 seconds = cpu_seconds(step)
                 if repeat:
                     taken[way].append(seconds)
-        usual = taken.pop("as it is")
-        compiled, mixed = (spread([a / b for a, b in zip(one, usual, strict=True)]) for one in taken.values())
-        own_us = f"{statistics.median(usual) * 1e6:.0f} us"
-        print(f"{name:10}{own_us:>10}  {compiled:>22}  {first_s:>8.1f} s  {mixed:>22}", flush=True)
+        compiled, mixed, together = (
+            spread([a / b for a, b in zip(taken[way], taken[over], strict=True)])
+            for way, over in (("compiled", "usual"), ("bfloat16", "usual"), ("together", "apart"))
+        )
+        own_us = f"{statistics.median(taken['usual']) * 1e6:.0f} us"
+        print(f"{name:10}{own_us:>10}  {compiled:>22}  {first_s:>8.1f} s  {mixed:>22}  {together:>22}", flush=True)
 
 
 if __name__ == "__main__":
