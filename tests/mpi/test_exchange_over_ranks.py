@@ -137,7 +137,7 @@ def test_a_wrong_message_is_refused_by_its_receiver(comm, fault, says):
     values = posterior_of(0, 4, 5, 3).numpy()
     if fault == "nan":
         values[1, 0] = np.nan
-    message.encoded[0] = posteriors(5, 3).encode(values, 0)
+    message.fill({0: posteriors(5, 3).encode(values, 0)})
     message.seal(5 if fault == "round" else 4)
     if fault == "bit":
         message.buffer[-1] ^= 1
