@@ -159,8 +159,9 @@ class Needs:
 
     @property
     def kept_bytes(self) -> int:
-        """What the method keeps of each participant from round to round [bytes]."""
-        return self.message.held_bytes if self.message is not None and self.method.keeps_published else 0
+        """What is kept of each participant from round to round, by the method or to skip unchanged rows [bytes]."""
+        arrays = self.method.keeps_published + (self.config.exchange.skip_below is not None)
+        return arrays * self.message.held_bytes if self.message is not None else 0
 
     def sharing_bytes(self, graph: Links) -> float:
         """What sharing parameters over the same edges would take in a round [bytes]."""
@@ -184,7 +185,8 @@ def needs(config: Config, source: Source, method: Method, held: Holdings) -> Nee
     if array is not None:
         array = array.coded(config.exchange)
         fixed = array.message_bytes(0)
-        message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, not array.codec.exact)
+        is_coded = not array.codec.exact or array.skip_below is not None
+        message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, is_coded)
     return Needs(config, method, held, sizes, message)
 
 

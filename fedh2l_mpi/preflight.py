@@ -54,7 +54,8 @@ def check(config: Config) -> RenderableType:
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
         f"degree {_range(degrees.min(), degrees.max())}"
         + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
-        "traffic": f"{size(message.edge_bytes)} an edge and direction; {size(a_round)} a round, "
+        "traffic": ("at most " if config.exchange.skip_below is not None else "")
+        + f"{size(message.edge_bytes)} an edge and direction; {size(a_round)} a round, "
         f"{size(a_round * exchanges)} in {exchanges} rounds"
         + (f", as {config.exchange.codec}" if config.exchange.codec != "float32" else "")
         if message is not None

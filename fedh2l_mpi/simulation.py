@@ -44,6 +44,8 @@ from fedh2l_mpi.world import Hosting, World
 
 log = logging.getLogger("fedh2l_mpi")
 Listener = Callable[[int, NDArray[np.float64]], None]
+# Under which name a participant keeps what its neighbours hold of its array, where unchanged rows are skipped.
+HELD = "held_by_neighbours"
 
 
 class Simulation:
@@ -98,6 +100,8 @@ class Simulation:
             pinned = self.device.type == "cuda"
             arrived = self.timeline.messages if self.timeline is not None else None
             self.exchange = Exchange(world, self.hosting, self.array, deadline_s, pinned, arrived)
+            if self.array.skip_below is not None:
+                self._keep_what_is_held(self.exchange)
         self.writer = self._writer() if world.rank == 0 else None
         self.recorder = Recorder(world, self.hosting, metrics.row_width(self.plan.domains), self._write, deadline_s)
         keep = config.checkpoint.keep
@@ -375,6 +379,18 @@ class Simulation:
         self.array = array.coded(config.exchange) if array is not None else None
         batches = config.devices.batching == "like" and self.method.takes_cohorts
         self.learners = cohort.gathered(self.participants) if batches else self.participants
+
+    def _keep_what_is_held(self, exchange: Exchange) -> None:
+        """What neighbours hold becomes a part of every participant's state; after a checkpoint, it is as it was then.
+
+        **Collective.**
+        """
+        before = next(filter(self.method.exchanges_in, reversed(range(self.first_round))), None)
+        if before is not None:
+            held = {participant.index: participant.kept[HELD].cpu() for participant in self.participants}
+            exchange.hand_over(before, self.topology.graph(before), held)
+        for participant in self.participants:
+            participant.kept[HELD] = exchange.held(participant.index)
 
     def _describe(self) -> list[dict[str, Any]]:
         """Who learns where: the metrics file's participant fields, and the pid, of all participants, on every rank."""

@@ -193,6 +193,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         )
     if key("exchange.codec"):
         yield "codec", str(key("exchange.codec")) + (f", k = {key('exchange.top_k')}" if key("exchange.top_k") else "")
+    if key("exchange.skip_below") is not None:
+        yield "rows not sent", f"those within {key('exchange.skip_below'):g} of what the neighbours hold"
     if key("optimizer.name"):
         precision = f", {key('optimizer.precision')}" if key("optimizer.precision") == "bfloat16" else ""
         yield (

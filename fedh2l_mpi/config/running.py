@@ -1,4 +1,4 @@
-"""How a run is carried out, secured and ended: nothing here moves a number, but codecs and threads."""
+"""How a run is carried out, secured and ended: nothing here moves a number, but threads, codecs and skipped rows."""
 
 import re
 from typing import Annotated, Literal
@@ -19,6 +19,12 @@ class ExchangeConfig(Section):
     )
     top_k: Count | None = Field(
         None, description="how many of a row's posteriors are sent, top_k; the others share the rest evenly"
+    )
+    skip_below: float | None = Field(
+        None,
+        ge=0.0,
+        description="a row is not sent again while none of its numbers is further than this from what the neighbours "
+        "hold; 0.0: only the same row; null: all are sent; posteriors: needs views none and samples_per_round null",
     )
     deadline_s: float = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
 

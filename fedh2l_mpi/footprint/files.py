@@ -76,7 +76,7 @@ def files(
     edges : int
         Of all graphs of the run together.
     kept_bytes : int
-        What the method keeps of each participant from round to round.
+        What is kept of each participant from round to round.
     """
     longest = max(len(name.encode()) for name in sizes)
     metrics_bytes = metrics_file_bytes(

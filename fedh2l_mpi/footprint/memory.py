@@ -184,6 +184,8 @@ def rank_memory(
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
     models_R = summed(by_architecture(copies))
     optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))
+    # What neighbours hold, counted among the messages, is a part of the state where unchanged rows are skipped.
+    held = 0 if message is None or config.exchange.skip_below is None else message.held_bytes
     return RankMemory(
         data=data_R,
         models=models_R,
@@ -191,7 +193,7 @@ def rank_memory(
         step=step_R,
         messages=_message_bytes(links, message, hosted_R),
         records=records_R,
-        checkpoint=2 * (models_R + optimisers_R),
+        checkpoint=2 * (models_R + optimisers_R + held * hosted_R),
         bookkeeping=np.full(hosting.ranks, bookkeeping),
     )
 
@@ -202,7 +204,8 @@ def _message_bytes(links: Links, message: MessageSize | None, hosted_R: NDArray[
         return np.zeros_like(hosted_R)
     sent_R, held_R = links.sent_R + links.received_R, hosted_R + links.degree_max_R
     if message.is_coded:
-        # What is published is encoded for all who get it, and decoded for those hosted here; what is received, too.
+        # What is published is encoded for all who get it, and decoded for those hosted here; what is received, too. Or,
+        # where unchanged rows are skipped, held.
         sent_R, held_R = sent_R + hosted_R, held_R + hosted_R + links.received_R
     total_R = sent_R * message.array_bytes + held_R * message.held_bytes + 2 * links.messages_R * message.fixed_bytes
     return np.ceil(total_R).astype(np.int64)

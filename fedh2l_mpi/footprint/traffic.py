@@ -22,7 +22,8 @@ class MessageSize:
     held_bytes : int
         An array in memory, as what it was before it was encoded, or what it is decoded to.
     is_coded : bool
-        Whether the array in a message is another one than that in memory, so that there are both.
+        Whether the array in a message is another one than that in memory, so that there are both: encoded, or without
+        the rows that hardly changed, of which `array_bytes` then counts all.
     """
 
     fixed_bytes: int

@@ -131,8 +131,12 @@ def _traffic(told: Outlook) -> RenderableType:
         size(traffic["record_bytes_per_round"]),
         size(traffic["record_bytes_per_round"] * rounds),
     )
-    caution = told.schedule.caution
-    return Group(table, *_notes(f"Of the graph: {caution}." if caution else ""), "")
+    caution, within = told.schedule.caution, told.config.exchange.skip_below
+    notes = (
+        f"Of the graph: {caution}." if caution else "",
+        "" if within is None else f"At most: rows within {within:g} of what the neighbours hold are not sent again.",
+    )
+    return Group(table, *_notes(*notes), "")
 
 
 def _as_float32(told: Outlook) -> str:

@@ -92,6 +92,52 @@ def test_with_each_codec_two_and_three_ranks_bring_what_one_hands_over(comm):
             assert others, "no participant's array crosses ranks"
 
 
+def creeping(participant: int, round_index: int) -> torch.Tensor:
+    """Posteriors that move by less from round to round, at another pace for every participant and row."""
+    scores = posterior_of(participant, 0, 31, 10).log() + posterior_of(participant, 1, 31, 10).log() / (1 + round_index)
+    return scores.softmax(dim=1)
+
+
+def rounds_of(exchange: Exchange, hosted: range, graphs: list[Graph], first: int = 0) -> list[tuple]:
+    """By round and participant: what arrives, the bytes sent and received, and what neighbours hold then."""
+    found = []
+    for round_index in range(first, len(graphs)):
+        exchange.start(round_index, graphs[round_index], {i: creeping(i, round_index) for i in hosted})
+        arrived = {i: theirs.numpy().tobytes() for i, theirs in exchange.finish().items()}
+        ledger = exchange.close_round()
+        found.append((arrived, ledger.sent, ledger.received, {i: exchange.held(i).clone() for i in hosted}))
+    return found
+
+
+@pytest.mark.mpi(ranks=3)
+def test_where_rows_are_skipped_every_number_of_ranks_brings_the_same_and_so_does_going_on(comm):
+    ring, other = Graph(5, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 0)]), Graph(5, [(0, 2), (2, 4), (1, 3), (1, 4)])
+    graphs = [ring, ring, ring, Graph(5, ring.edges), other, other]
+    pair = comm.Split(0 if comm.rank < 2 else 1)
+    for codec in ("float32", "float16", "uint8"):
+        array = posteriors(31, 10).coded(ExchangeConfig(codec=codec, skip_below=0.02))
+        expected = rounds_of(Exchange(World(None), Hosting(5, 1), array, deadline_s=20.0), range(5), graphs)
+        whole = array.message_bytes()
+        assert expected[2][1] != expected[2][2], "all have sent as much as they received"
+        assert all(sent < 2 * whole for sent in expected[3][1].values())
+        # In the fifth round the graph is another.
+        assert expected[4][1] == {0: whole, 1: 2 * whole, 2: 2 * whole, 3: whole, 4: 2 * whole}
+        for world in [World(comm), *([World(pair)] if comm.rank < 2 else [])]:
+            hosting = Hosting(5, world.size)
+            hosted = hosting.of(world.rank)
+            unbroken, resumed = (Exchange(world, hosting, array, deadline_s=20.0) for _ in range(2))
+            got = rounds_of(unbroken, hosted, graphs)
+            resumed.hand_over(1, graphs[1], got[1][3])
+            for rounds in (got, got[:2] + rounds_of(resumed, hosted, graphs, first=2)):
+                for here, everywhere in zip(rounds, expected, strict=True):
+                    for ours, all_of_it in zip(here[:3], everywhere[:3], strict=True):
+                        assert ours == {i: all_of_it[i] for i in hosted}
+                    assert all(torch.equal(here[3][i], everywhere[3][i]) for i in hosted)
+            if hosted == range(4, 5):
+                # Alone on its rank: what the ledger says is what went through MPI.
+                assert unbroken.ledger.mpi_sent == sum(sent[4] for _, sent, _, _ in got)
+
+
 @pytest.mark.mpi(ranks=2)
 def test_two_participants_exchange_over_their_one_edge(comm):
     assert_rounds_arrive(comm, [Graph(2, [(0, 1)])], samples=5, classes=3)
@@ -137,7 +183,7 @@ def test_a_wrong_message_is_refused_by_its_receiver(comm, fault, says):
     values = posterior_of(0, 4, 5, 3).numpy()
     if fault == "nan":
         values[1, 0] = np.nan
-    message.encoded[0] = posteriors(5, 3).encode(values, 0)
+    message.fill({0: posteriors(5, 3).encode(values, 0)})
     message.seal(5 if fault == "round" else 4)
     if fault == "bit":
         message.buffer[-1] ^= 1

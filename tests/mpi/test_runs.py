@@ -48,8 +48,8 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.combine=gem_neighbours", "method.teachers=confidence", "topology.kind=complete"],
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
-        ["method.name=fedmd", "method.warmup_rounds=0", "models=[mlp]", "exchange.codec=float16"],
-        ["optimizer.precision=bfloat16", "exchange.codec=top_k", "exchange.top_k=2"],
+        ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
+        ["models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2", "exchange.skip_below=0.1"],
     ],
     ids=[
         "d_psgd",
@@ -59,8 +59,8 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "gem_neighbours, confidence",
         "d_psgd, start",
         "batching",
-        "fedmd, float16",
-        "bfloat16, top 2",
+        "fedmd, bfloat16, float16",
+        "top 2, skipped rows",
     ],
 )
 def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings):

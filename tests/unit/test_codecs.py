@@ -160,8 +160,7 @@ def test_what_is_handed_over_on_a_rank_is_what_a_message_would_have_brought(name
     exchange.start(3, graph, published)
     theirs = exchange.finish()
     sent = Message([0, 1], array)
-    for index in range(2):
-        sent.encoded[index] = array.encode(published[index].numpy(), index)
+    sent.fill({index: array.encode(published[index].numpy(), index) for index in range(2)})
     sent.seal(3)
     for index, arrived in enumerate(sent.opened(3, sent.buffer.nbytes)):
         assert np.array_equal(theirs[1 - index][0].numpy(), arrived)

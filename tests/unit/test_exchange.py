@@ -14,7 +14,7 @@ SMALL = ArraySpec("posteriors", 3, 2, sums_to_one=True)
 
 def sealed(round_index: int = 3) -> Message:
     message = Message([1, 4], POSTERIORS)
-    message.encoded[:] = POSTERIORS.encode(np.full((5, 10), 0.1, np.float32), 1)
+    message.fill(dict.fromkeys((1, 4), POSTERIORS.encode(np.full((5, 10), 0.1, np.float32), 1)))
     message.seal(round_index)
     return message
 

@@ -45,6 +45,24 @@ def test_of_a_codec_both_what_is_sent_and_what_is_decoded_takes_memory():
     assert memory.messages.tolist() == [6 * (4 + 2880) + 2 * 48 + 8 * 4 * 2880] * 2
 
 
+def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_checkpoint():
+    ring = footprint.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2))
+    source, told = digits(), []
+    for bound in ("null", "0.1"):
+        config = settled("participants=4", "seed_set.views=none", f"exchange.skip_below={bound}")
+        method = methods.build(config)
+        told.append(estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source))))
+    array = 4 * 288 * 10
+    assert told[1].message == MessageSize(48, 4 + 288 // 8 + array, array, is_coded=True)
+    assert [needs.kept_bytes for needs in told] == [0, array]
+    usual, skipping = (needs.memory(Hosting(4, 2), ring) for needs in told)
+    # Of two participants each, the state and the file with it.
+    assert (skipping.checkpoint - usual.checkpoint).tolist() == [2 * 2 * array] * 2
+    # Two published arrays in bytes, what is held of them and of two elsewhere; six arrays' bits and senders.
+    bits = 6 * (4 + 36) - 4 * 4
+    assert (skipping.messages - usual.messages).tolist() == [6 * array + bits] * 2
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 12])
 @pytest.mark.parametrize("kind", ["ring", "star", "complete", "random_regular", "erdos_renyi"])
 def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks):

@@ -59,6 +59,16 @@ def test_traffic_follows_the_codec_and_sharing_parameters_is_still_as_they_are(c
     assert max(map(len, page.splitlines())) <= 80
 
 
+def test_where_rows_are_skipped_traffic_is_an_upper_bound_and_says_so(capsys):
+    words = ["--ranks", "2", "--participants", "4", "--set", "seed_set.views=none", "--set", "exchange.skip_below=0.05"]
+    assert told(capsys, *words)["traffic"]["edge_bytes_per_round"] == 8 * (48 + 4 + 36 + 4 * 288 * 10)
+    page = shown(capsys, *words, "--no-calibration")
+    assert "At most: rows within 0.05 of what the neighbours hold are not sent again." in page
+    assert max(map(len, page.splitlines())) <= 80
+    assert cli.execute(cli.parse(["--check", *words[4:]]), World(None)) == 0
+    assert "at most 11.3 KiB an edge and direction" in capsys.readouterr().out
+
+
 def test_participants_are_as_many_as_ranks_where_the_config_leaves_it_open(capsys):
     assert told(capsys, "--ranks", "6")["participants"] == 6
     assert told(capsys, "--ranks", "3", "--set", "participants=9")["participants"] == 9

@@ -35,6 +35,14 @@ CASES = {
     "federated averaging with a proximal term": ["method.name=fedprox", "models=[mlp]", "topology.kind=complete"],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
+    "skipped rows, a codec, redrawn graph": [
+        *("models=[mlp]", "seed_set.views=none", "exchange.skip_below=0.1", "exchange.codec=float16"),
+        *("topology.kind=erdos_renyi", "topology.redraw_every=2"),
+    ],
+    "skipped rows of logits, none before the first exchange": [
+        *("method.name=fedmd", "method.warmup_rounds=2", "models=[mlp]"),
+        *("seed_set.views=none", "exchange.skip_below=2.0"),
+    ],
 }
 
 
