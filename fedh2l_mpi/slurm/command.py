@@ -131,6 +131,10 @@ def request(command: SlurmCommand) -> job.Request:
             raise UserError("--ranks-per-node: must be given where --gpus-per-node is 0")
         if options.share_imports and ranks_per_node == 1:
             raise UserError(f"{shared_imports.OPTION}: a rank alone on its node has nobody to share with; leave it out")
+        if options.share_imports and options.mpi == "pmi2" and options.nodes > 1:
+            raise UserError(
+                f"{shared_imports.OPTION}: --mpi pmi2 lets ranks share on one node only; use --mpi mpirun, or --nodes 1"
+            )
         name = Path(options.config).stem
         work, threads = _sweep(options, ranks_per_node) if options.sweep else _run(options, ranks_per_node)
         resources = _resources(options, re.sub(rf"[^{NAME.pattern[1:-2]}]", "_", name), threads, ranks_per_node)

@@ -92,6 +92,10 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
         (["--run", "a\nrm -rf ."], "--run: got 'a\\nrm -rf .', must be one line"),
         (["--scratch"], "--scratch: copies a pack; got data.name 'digits'"),
         (["--ranks-per-node", "1", "--share-imports"], "--share-imports: a rank alone on its node has nobody to share"),
+        (
+            ["--nodes", "2", "--share-imports"],
+            "--share-imports: --mpi pmi2 lets ranks share on one node only; use --mpi",
+        ),
         (["--analyse", "--share-imports"], "--share-imports: for a run or a sweep, not for --analyse"),
     ],
 )
