@@ -89,6 +89,7 @@ class SweepCommand:
     prepare: bool
     jobs: int
     ranks: int | None
+    share_imports: bool
     quiet: bool
 
 
@@ -218,8 +219,19 @@ def _parse_sweep(words: list[str], speaks: bool) -> SweepCommand:
     parser.add_argument(
         "--ranks", type=positive, metavar="R", help="MPI ranks of each run (default: one process, without mpirun)"
     )
+    parser.add_argument(
+        shared_imports.OPTION,
+        action="store_true",
+        help="with --ranks: each run imports torch and the rest once on a node, not once for every rank",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors; the table is in DIR")
     options = parser.parse_args(words)
+    if options.share_imports and options.ranks in (None, 1):
+        raise UserError(
+            f"{shared_imports.OPTION}: runs of one process have nobody to share with; give --ranks 2 or more"
+        )
+    if options.share_imports and options.prepare:
+        raise UserError(f"{shared_imports.OPTION}: --prepare runs nothing; give it to the job's own run")
     options.out = options.out or Path("runs") / options.sweep.stem
     return SweepCommand(**{**vars(options), "overrides": tuple(options.overrides)})
 
@@ -311,7 +323,9 @@ def _sweep(command: SweepCommand) -> int:
     if command.prepare:
         print(sweep.prepare(elements, command.out, command.index))
         return 0
-    return sweep.run(elements, command.out, command.jobs, command.ranks, command.index, command.quiet)
+    return sweep.run(
+        elements, command.out, command.jobs, command.ranks, command.index, command.quiet, command.share_imports
+    )
 
 
 def _pack(command: PackCommand) -> None:

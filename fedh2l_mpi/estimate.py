@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedh2l_mpi import models, objectives
+from fedh2l_mpi import cohort, models, objectives
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
@@ -24,6 +24,7 @@ from fedh2l_mpi.devices import choose_device
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.footprint import Holdings, Links, MessageSize, ModelSize, RankMemory, links, rank_memory
 from fedh2l_mpi.methods import Method
+from fedh2l_mpi.models import stacked
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Topology
@@ -71,6 +72,7 @@ def model_size(model: nn.Module, source: Source) -> ModelSize:
         kept_bytes=kept,
         largest_bytes=largest,
         tensors=len(model.state_dict()),
+        stacks=stacked.chain(model) is not None,
     )
 
 
@@ -152,9 +154,17 @@ class Needs:
 
     def memory(self, hosting: Hosting, graph: Links) -> RankMemory:
         """Bytes of every rank."""
-        pooled, keeps_published = self.method.pools_private_data, self.method.keeps_published
+        batches = self.config.devices.batching == "like" and self.method.takes_cohorts
         return rank_memory(
-            self.config, hosting, self.holdings, self.models, graph, self.message, pooled, keeps_published
+            self.config,
+            hosting,
+            self.holdings,
+            self.models,
+            graph,
+            self.message,
+            self.method.pools_private_data,
+            self.method.keeps_published,
+            cohort.MEMBERS if batches else 1,
         )
 
     @property

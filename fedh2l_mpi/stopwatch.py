@@ -20,15 +20,14 @@ class Stopwatch:
 
     def of(self, learner: Participant, phase: str) -> AbstractContextManager[None]:
         """Charge what runs inside to one participant, or to a cohort's members in equal parts."""
-        members = learner.members
-        return self._charged(members, phase, learner.index if len(members) == 1 else EVERYONE)
+        return self._charged(learner.members, phase, tuple(member.index for member in learner.members))
 
     def shared(self, participants: Sequence[Participant], phase: str) -> AbstractContextManager[None]:
         """Charge what runs inside to all participants of this rank, in equal parts that add up to the whole."""
         return self._charged(participants, phase, EVERYONE)
 
     @contextmanager
-    def _charged(self, participants: Sequence[Participant], phase: str, told: int) -> Iterator[None]:
+    def _charged(self, participants: Sequence[Participant], phase: str, told: tuple[int, ...]) -> Iterator[None]:
         begin = time.perf_counter()
         yield
         # What was begun on a GPU is to be charged to whoever began it.

@@ -31,10 +31,10 @@ ROUND_PATH, CHECKPOINT_WRITER = 1, 2
 LANES = {ROUND_PATH: "rounds", CHECKPOINT_WRITER: "writer of checkpoints"}
 # Events wait in memory for so long, or until they are so many.
 FLUSH_S, FLUSH_EVENTS = 1.0, 2**15
-# Of an event that no single participant is charged with.
-EVERYONE = -1
-# name, category, begin and end [perf_counter s], round, participant, lane
-Event = tuple[str, str, float, float, int, int, int]
+# Of an event that no participant is charged with, nor a cohort.
+EVERYONE = ()
+# name, category, begin and end [perf_counter s], round, participants, lane
+Event = tuple[str, str, float, float, int, tuple[int, ...], int]
 MESSAGES = "messages"
 
 
@@ -90,11 +90,13 @@ class Timeline:
         self._flushed_s = time.perf_counter()
         self._file: TextIO = world.together(self._open)
 
-    def phase(self, name: str, round_index: int, begin_s: float, end_s: float, participant: int = EVERYONE) -> None:
-        """A phase of one participant, or of all that are hosted here together."""
+    def phase(
+        self, name: str, round_index: int, begin_s: float, end_s: float, members: tuple[int, ...] = EVERYONE
+    ) -> None:
+        """A phase of one participant, of several that step together, or of all that are hosted here."""
         # What the participants of a rank publish together is the messages.
-        told = "post messages" if name == "publish" and participant == EVERYONE else name
-        self._events.append((told, name, begin_s, end_s, round_index, participant, ROUND_PATH))
+        told = "post messages" if name == "publish" and members == EVERYONE else name
+        self._events.append((told, name, begin_s, end_s, round_index, members, ROUND_PATH))
 
     def messages(self, round_index: int, posted_s: float, seen_s: float) -> None:
         """A round's messages were on their way, from when they were posted until they were seen to be complete."""
@@ -221,9 +223,12 @@ class Timeline:
 
     def _text(self, event: Event) -> str:
         """An event as the lines of the file; written out, since this is done between rounds."""
-        name, category, begin_s, end_s, round_index, participant, lane = event
+        name, category, begin_s, end_s, round_index, members, lane = event
         begin_us, end_us = 1e6 * (begin_s - self._origin_s), 1e6 * (end_s - self._origin_s)
-        who = f'"participant":{participant}' if participant != EVERYONE else f'"participants":{list(self._hosted)}'
+        if members == EVERYONE:
+            who = f'"participants":{list(self._hosted)}'
+        else:
+            who = f'"participant":{members[0]}' if len(members) == 1 else f'"cohort":{list(members)}'
         given = f'"pid":{self._world.rank},"tid":{lane},"args":{{{who},"round":{round_index}}}}}'
         if category == MESSAGES:
             named = (

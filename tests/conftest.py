@@ -22,6 +22,8 @@ from fedh2l_mpi import metrics
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 VERDICTS = "FEDH2L_TEST_VERDICTS"
+# In the log of a rank that shares its imports.
+SHARES = "--share-imports: a copy of a process with all imports; the launcher knows it as pid "
 # What Open MPI needs as root, and with more ranks than cores; MPICH needs nothing.
 OPENMPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -113,6 +115,18 @@ def kill(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def processes(out: Path) -> dict[int, str]:
+    """Pid and name of every process with `out` in its command line, a job's guardian and launcher among them."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and str(out).encode() in (folder / "cmdline").read_bytes():
+                found[int(folder.name)] = (folder / "comm").read_text().strip()
+        except OSError:
+            continue
+    return found
 
 
 def assert_same(one: Path, other: Path) -> None:

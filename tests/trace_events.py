@@ -31,6 +31,8 @@ def checked(events: list[dict]) -> list[dict]:
         assert event["ts"] >= 0
         if event["ph"] == "X":
             assert event["dur"] >= 0
+            who = {"participant", "cohort", "participants"} & set(event["args"])
+            assert len(who) == 1, f"of one, of some who step together, or of all: {event}"
         elif event["ph"] in ("b", "e"):
             pair = open_pairs[event["cat"], event["id"], event["pid"], event["name"]]
             pair.append(event["ts"])

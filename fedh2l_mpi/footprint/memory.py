@@ -15,7 +15,8 @@ from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.world import Hosting
 
 # Vectors as long as the trainable parameters that live at once in a step: two gradients, their combination or the parts
-# of one before they are joined, and what the optimiser computes on the way. Measured with every method.
+# of one before they are joined, and what the optimiser computes on the way. Measured with every method. A cohort has
+# that of all its members; before its first step it needs less, when their vectors move into its matrices.
 STEP_VECTORS = 4
 # A float32 tensor as large as the largest one of a forward pass, this many times over: what a layer reads, writes and
 # computes on the way, in a forward pass that keeps nothing, and in a backward pass beside what was kept.
@@ -44,6 +45,8 @@ class ModelSize:
         The largest tensor of one sample in a forward pass.
     tensors : int
         Entries of its state dict.
+    stacks : bool
+        Whether like participants with it may step together.
     """
 
     parameters: int
@@ -53,6 +56,7 @@ class ModelSize:
     kept_bytes: int
     largest_bytes: int
     tensors: int = 0
+    stacks: bool = False
 
     def training_bytes(self, samples: int, passes: int = 1) -> int:
         """Activations of a forward and a backward pass of a minibatch; `passes` forward passes are kept at a time."""
@@ -100,9 +104,9 @@ class RankMemory:
     ----------
     data, models, optimisers, step : int64 (R,)
         On the device: samples held; parameters and buffers, and what a method keeps; the optimisers' state; gradients
-        and activations of the largest step of one participant, with its neighbours' arrays.
+        and activations of the largest step of one participant or cohort, with its neighbours' arrays.
     messages, records, checkpoint, bookkeeping : int64 (R,)
-        In host memory: arrays that are published, sent and received, and one participant's view of them; metrics rows
+        In host memory: arrays that are published, sent and received, and one learner's view of them; metrics rows
         on their way to the file; a checkpoint's copy of the state and its file's content, while it is written; what
         every rank remembers of all participants.
     """
@@ -145,6 +149,7 @@ def rank_memory(
     message: MessageSize | None,
     pooled: bool = False,
     keeps_published: bool = False,
+    members: int = 1,
 ) -> RankMemory:
     """What every rank of a run needs.
 
@@ -158,6 +163,8 @@ def rank_memory(
         Whether everyone trains on everybody's private data, which then lie on each rank once.
     keeps_published : bool
         Whether everyone keeps a copy of the array that it published.
+    members : int
+        How many participants step together at most, where their models allow it.
     """
     first_R = first_of(hosting)
     architectures = list(sizes)
@@ -175,8 +182,10 @@ def rank_memory(
     trainable = [size.trainable_bytes for size in sizes.values()]
     published = message.held_bytes if message is not None and keeps_published else 0
     copies = [size.state_bytes + published for size in sizes.values()]
-    step_R = np.maximum.reduceat(by_architecture(_step_bytes(config, sizes, links, message)), first_R)
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
+    hosted_RA = np.stack([summed(of_P == number) for number in range(len(sizes))], axis=1)
+    # Minibatches of unlike sizes, too, keep participants apart: then this is more than they need.
+    together_RA = np.minimum(hosted_RA, [members if size.stacks else 1 for size in sizes.values()])
     records_R = 2 * 8 * row_width(holdings.domains) * hosted_R
     # Rank 0 holds everyone's rows, of two rounds while others run ahead.
     records_R[0] = 2 * 8 * row_width(holdings.domains) * hosting.participants
@@ -190,19 +199,25 @@ def rank_memory(
         data=data_R,
         models=models_R,
         optimisers=optimisers_R,
-        step=step_R,
-        messages=_message_bytes(links, message, hosted_R),
+        step=_step_bytes(config, sizes, links, message, together_RA),
+        messages=_message_bytes(links, message, hosted_R, together_RA.max(axis=1)),
         records=records_R,
         checkpoint=2 * (models_R + optimisers_R + held * hosted_R),
         bookkeeping=np.full(hosting.ranks, bookkeeping),
     )
 
 
-def _message_bytes(links: Links, message: MessageSize | None, hosted_R: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Buffers of what is sent and received, what is published, and one participant's view of its neighbours' arrays."""
+def _message_bytes(
+    links: Links, message: MessageSize | None, hosted_R: NDArray[np.int64], together_R: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Buffers of what is sent and received, what is published, and one learner's view of its neighbours' arrays.
+
+    That of a cohort is put together from its members' views.
+    """
     if message is None:
         return np.zeros_like(hosted_R)
-    sent_R, held_R = links.sent_R + links.received_R, hosted_R + links.degree_max_R
+    views_R = np.where(together_R > 1, 2 * together_R, 1)
+    sent_R, held_R = links.sent_R + links.received_R, hosted_R + views_R * links.degree_max_R
     if message.is_coded:
         # What is published is encoded for all who get it, and decoded for those hosted here; what is received, too. Or,
         # where unchanged rows are skipped, held.
@@ -216,8 +231,20 @@ def _round_bytes(config: Config, holdings: Holdings) -> int:
     return holdings.seed_per_round * holdings.input_bytes * (1 if config.seed_set.views == "none" else 3)
 
 
-def _step_bytes(config: Config, sizes: Mapping[str, ModelSize], links: Links, message: MessageSize | None) -> list[int]:
-    """Gradients and activations of the largest step of each architecture, with what the neighbours sent."""
+def _step_bytes(
+    config: Config,
+    sizes: Mapping[str, ModelSize],
+    links: Links,
+    message: MessageSize | None,
+    together_RA: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Gradients and activations of every rank's largest step, with what the neighbours sent.
+
+    Parameters
+    ----------
+    together_RA : int64 (R, A)
+        How many of an architecture step together; 0 where a rank hosts none.
+    """
     degree = int(np.ceil(links.degree_P.max(initial=0)))
     vectors, passes = STEP_VECTORS, 1
     if config.method.combine == "gem_neighbours":
@@ -226,9 +253,10 @@ def _step_bytes(config: Config, sizes: Mapping[str, ModelSize], links: Links, me
         vectors, passes = 2 * (degree + 2) + 3, 2
     theirs = degree * message.held_bytes if message is not None else 0
     trained = max(config.optimizer.batch_size, config.optimizer.seed_batch_size)
-    return [
-        vectors * size.trainable_bytes
-        + max(size.training_bytes(trained, passes), size.inference_bytes(config.evaluation.batch_size))
-        + theirs
-        for size in sizes.values()
-    ]
+    each_A = np.array([vectors * size.trainable_bytes + theirs for size in sizes.values()])
+    training_A = np.array([size.training_bytes(trained, passes) for size in sizes.values()])
+    # Whoever steps together is evaluated one by one.
+    inference_A = np.array([size.inference_bytes(config.evaluation.batch_size) for size in sizes.values()])
+    activations_RA = np.maximum(together_RA * training_A, (together_RA > 0) * inference_A)
+    largest_R: NDArray[np.int64] = (together_RA * each_A + activations_RA).max(axis=1)
+    return largest_R

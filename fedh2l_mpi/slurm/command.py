@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi import config_file
+from fedh2l_mpi import config_file, shared_imports
 from fedh2l_mpi.config import Config, parse_seconds
 from fedh2l_mpi.devices import check_devices_apart, choose_device
 from fedh2l_mpi.errors import UserError
@@ -64,6 +64,9 @@ def parse(words: Sequence[str], speaks: bool = True) -> SlurmCommand:
     made.add_argument(
         "--scratch", action="store_true", help="copy the pack to each node's $SLURM_TMPDIR or $TMPDIR first"
     )
+    made.add_argument(
+        shared_imports.OPTION, action="store_true", help="the run imports once on every node, not once for every rank"
+    )
     made.add_argument("--sweep", action="store_true", help="CONFIG is a sweep file: an array job over its elements")
     made.add_argument("--at-a-time", type=positive, metavar="K", help="elements of a sweep that run at a time")
     made.add_argument("--analyse", action="store_true", help="a job that looks at a run; takes no CONFIG")
@@ -115,6 +118,8 @@ def request(command: SlurmCommand) -> job.Request:
     _check_words(options)
     work: job.Run | job.Sweep | job.Analysis
     if options.analyse:
+        if options.share_imports:
+            raise UserError(f"{shared_imports.OPTION}: for a run or a sweep, not for --analyse")
         work, threads = job.Analysis(options.run), 1
         resources = _resources(options, "analyse", threads, ranks_per_node=1)
     else:
@@ -124,12 +129,25 @@ def request(command: SlurmCommand) -> job.Request:
         ranks_per_node = options.ranks_per_node or options.gpus_per_node
         if not ranks_per_node:
             raise UserError("--ranks-per-node: must be given where --gpus-per-node is 0")
+        if options.share_imports and ranks_per_node == 1:
+            raise UserError(f"{shared_imports.OPTION}: a rank alone on its node has nobody to share with; leave it out")
+        if options.share_imports and options.mpi == "pmi2" and options.nodes > 1:
+            raise UserError(
+                f"{shared_imports.OPTION}: --mpi pmi2 lets ranks share on one node only; use --mpi mpirun, or --nodes 1"
+            )
         name = Path(options.config).stem
         work, threads = _sweep(options, ranks_per_node) if options.sweep else _run(options, ranks_per_node)
         resources = _resources(options, re.sub(rf"[^{NAME.pattern[1:-2]}]", "_", name), threads, ranks_per_node)
         _check_time(options)
     return job.Request(
-        resources, work, options.mpi or "", round(options.lead), options.max_restarts, options.env, _made_by(command)
+        resources,
+        work,
+        options.mpi or "",
+        round(options.lead),
+        options.max_restarts,
+        options.env,
+        _made_by(command),
+        options.share_imports,
     )
 
 

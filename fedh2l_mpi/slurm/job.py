@@ -77,6 +77,8 @@ class Request:
         A script to source that must exist; None: `jobs/env.sh`, if there is one.
     made_by : str
         The command line that makes this job.
+    share_imports : bool
+        Whether a node imports once for all its ranks.
     """
 
     resources: Resources
@@ -86,6 +88,7 @@ class Request:
     max_restarts: int = 20
     env: str | None = None
     made_by: str = ""
+    share_imports: bool = False
 
 
 def script(request: Request) -> str:
@@ -96,7 +99,9 @@ def script(request: Request) -> str:
     else:
         own = _run(work) if isinstance(work, Run) else _element(work)
         scratch = _scratch(work.pack) if isinstance(work, Run) and work.pack is not None else ""
-        parts = [_head(request), _environment(request), _begin(request), own, SIGNALS, scratch, _launch(request), END]
+        share = SHARE_IMPORTS if request.share_imports else ""
+        begin = [_head(request), _environment(request), _begin(request), own, share]
+        parts = [*begin, SIGNALS, scratch, _launch(request), END]
     return "\n".join(part for part in parts if part)
 
 
@@ -242,6 +247,12 @@ RUN=$("${{prepare[@]}}" --index "$SLURM_ARRAY_TASK_ID" --prepare) || exit $?
 exec 9<>"$RUN.yaml"
 flock -n 9 || {{ say "$RUN: another process runs it" >&2; exit 1; }}
 program=("$PYTHON" -m fedh2l_mpi "$RUN.yaml" --out "$RUN" --resume auto)
+"""
+
+
+SHARE_IMPORTS = """\
+# One import on each node for all its ranks.
+program+=(--share-imports)
 """
 
 

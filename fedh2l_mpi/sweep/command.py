@@ -27,7 +27,13 @@ def listing(sweep: Sweep, root: Path) -> str:
 
 
 def run(
-    sweep: Sweep, root: Path, jobs: int = 1, ranks: int | None = None, index: int | None = None, quiet: bool = False
+    sweep: Sweep,
+    root: Path,
+    jobs: int = 1,
+    ranks: int | None = None,
+    index: int | None = None,
+    quiet: bool = False,
+    share_imports: bool = False,
 ) -> int:
     """Run what has not finished, and write the table of what has; the exit code.
 
@@ -43,7 +49,7 @@ def run(
     """
     elements = sweep.elements if index is None else (_element(sweep, index),)
     follower = Follower(quiet)
-    runner = Runner(elements, root, jobs, ranks, follower, waits=index is None)
+    runner = Runner(elements, root, jobs, ranks, follower, waits=index is None, share_imports=share_imports)
     if runner.to_do:
         check_fit(runner.to_do, sweep.path, jobs)
     try:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedh2l_mpi import shared_imports
 from fedh2l_mpi.analysis import tables
 from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import UserError
@@ -85,6 +86,8 @@ class Runner:
         Is told what happens.
     waits : bool
         Whether to wait for what another process runs, or leave it to that.
+    share_imports : bool
+        Whether each run imports once on a node for all its ranks.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class Runner:
         ranks: int | None,
         follower: Follower,
         waits: bool = True,
+        share_imports: bool = False,
     ) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self.failed: dict[str, str] = {}
         self.interrupted = False
         self._root, self._jobs, self._follower, self._waits = root, jobs, follower, waits
         self._command = [*mpi_command(ranks), sys.executable, "-m", "fedh2l_mpi"]
+        self._command += [shared_imports.OPTION] if share_imports else []
         self._children: list[Child] = []
         self._elsewhere: deque[Place] = deque()
         self._looked = time.monotonic()

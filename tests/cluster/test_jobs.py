@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Mpi, assert_same, launch, mpich, openmpi
+from conftest import ROOT, SHARES, Mpi, assert_same, launch, mpich, openmpi, processes
 from slurm_cluster import (
     SLURM,
+    Job,
     Submitter,
     all_nodes_answer,
     is_up,
@@ -117,6 +118,11 @@ def openmpi_here() -> Mpi:
     return found
 
 
+def logs(job: Job) -> list[str]:
+    """What every rank of a job's run has in its log."""
+    return [path.read_text() for path in sorted((job.run / "log").iterdir())]
+
+
 def test_a_job_that_is_signalled_stops_goes_on_and_ends_like_an_unbroken_run(submit, alone, mpich_here):
     job = submit(JOBS / "ring_16.sbatch", *TWO, mpi=mpich_here, settings=RING)
     job.signalled()
@@ -143,14 +149,25 @@ def test_a_preempted_job_goes_on_and_ends_like_an_unbroken_run(submit, alone, op
     assert_same(expected, job.run / "metrics.h5")
 
 
+def made(script: Path, *options: str) -> Path:
+    """A job of two nodes, as the command makes it."""
+    words = ["slurm", "configs/digits_ring.yaml", "--nodes", "2", "--time", "10m", "--set", "participants=4"]
+    ended = launch([*words, *options, "--elsewhere", "--out", str(script)])
+    assert ended.code == 0, ended.err
+    return script
+
+
 @pytest.fixture(scope="session")
 def by_mpirun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job of two nodes that starts its ranks by mpirun, as the command makes it."""
-    script = tmp_path_factory.mktemp("jobs") / "by_mpirun.sbatch"
-    options = ["--nodes", "2", "--ranks-per-node", "1", "--time", "10m", "--mpi", "mpirun", "--set", "participants=4"]
-    made = launch(["slurm", "configs/digits_ring.yaml", *options, "--elsewhere", "--out", str(script)])
-    assert made.code == 0, made.err
-    return script
+    """A job that starts its ranks by mpirun."""
+    return made(tmp_path_factory.mktemp("jobs") / "by_mpirun.sbatch", "--ranks-per-node", "1", "--mpi", "mpirun")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job by srun of which the two ranks of a node share their imports."""
+    options = ["--ranks-per-node", "2", "--mpi", "pmix", "--share-imports"]
+    return made(tmp_path_factory.mktemp("jobs") / "shared.sbatch", *options)
 
 
 def test_a_job_by_mpirun_stops_goes_on_and_ends_like_an_unbroken_run(submit, alone, openmpi_here, by_mpirun):
@@ -172,6 +189,42 @@ def test_a_cancelled_job_is_not_queued_again(submit, mpich_here):
     wait_until("no word of it", lambda: "cancelled: not queued again" in job.said(), 15)
     assert (job.status("state"), job.facts()["Restarts"]) == ("stopped", "0")
     assert job.status("reason") in ("USR1", "TERM")
+
+
+@pytest.mark.parametrize(("which", "nodes"), [("openmpi", 2), ("mpich", 1)])
+def test_a_job_whose_ranks_share_imports_stops_goes_on_and_ends_like_a_run_without(
+    submit, alone, shared, which, nodes, request
+):
+    job = submit(shared, f"--nodes={nodes}", mpi=request.getfixturevalue(f"{which}_here"), settings=RING)
+    job.signalled()
+    job.wait_until_queued_again()
+    assert (job.status("state"), job.status("reason")) == ("stopped", "USR1")
+    expected = alone(RING)
+    assert job.end() == "COMPLETED", job.said()
+    assert (job.status("state"), job.facts()["Restarts"]) == ("complete", "1")
+    # Before the signal, and after it.
+    assert [text.count(SHARES) for text in logs(job)] == [2] * 2 * nodes
+    assert_same(expected, job.run / "metrics.h5")
+
+
+def test_a_cancelled_job_whose_ranks_share_imports_stops_in_order_and_leaves_nobody(submit, mpich_here, shared):
+    job = submit(shared, "--nodes=1", mpi=mpich_here, settings=RING)
+    with job.held():
+        names = sorted(processes(job.run).values())
+        slurm("scancel", job.name)
+        wait_until("no word of the signal", lambda: "TERM: the run is asked" in job.said())
+    assert [names.count(name) for name in ("fedh2l-imports", "fedh2l-proxy")] == [1, 2]
+    assert job.end() == "CANCELLED"
+    wait_until("no word of it", lambda: "cancelled: not queued again" in job.said(), 15)
+    assert (job.status("state"), job.facts()["Restarts"]) == ("stopped", "0")
+    assert job.status("reason") in ("USR1", "TERM")
+    wait_until("processes are left", lambda: not processes(job.run), 5)
+
+
+def test_ranks_that_might_not_find_each_other_import_for_themselves_and_say_why(submit, mpich_here, shared):
+    job = submit(shared, mpi=mpich_here, settings=SHORT)
+    assert job.end() == "COMPLETED", job.said()
+    assert [text.count("imports are not shared: by srun --mpi=pmi2 on several nodes") for text in logs(job)] == [1] * 4
 
 
 def test_a_killed_rank_fails_the_job(submit, mpich_here):

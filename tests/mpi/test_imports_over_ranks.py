@@ -9,25 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Mpi, assert_same, kill, launch, mpich, openmpi, start
+from conftest import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start
 
 from fedh2l_mpi import metrics, status
 
 FAST = ["--set", "participants=3", "--set", "models=[mlp]", "--set", "evaluation.every=50"]
 ENDLESS = ["--share-imports", "--quiet", *FAST, "--set", "rounds=100000"]
-SHARES = "--share-imports: a copy of a process with all imports; the launcher knows it as pid "
-
-
-def processes(out: Path) -> dict[int, str]:
-    """Pid and name of every process with `out` in its command line, this job's guardian and launcher among them."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and str(out).encode() in (folder / "cmdline").read_bytes():
-                found[int(folder.name)] = (folder / "comm").read_text().strip()
-        except OSError:
-            continue
-    return found
 
 
 def wait_for(what: str, found: Callable[[], object], patience_s: float = 30) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Ended, kill, launch, mpich, start
+from conftest import SHARES, Ended, kill, launch, mpich, start
 from same_runs import assert_same_run
 
 from fedh2l_mpi import config_file, metrics
@@ -108,11 +108,14 @@ def test_a_finished_run_of_another_config_is_never_taken_for_this_one(tmp_path, 
     assert launch([*command, "--index", "0", "--set", "devices.kind=cpu"]).code == 0
 
 
-def test_ranks_give_the_same_numbers(tmp_path, sweep):
+@pytest.mark.parametrize("options", [[], ["--share-imports"]])
+def test_ranks_give_the_same_numbers(tmp_path, sweep, options):
     command = sweep()
-    alone, ranks = [*command[:2], "--out", str(tmp_path / "alone")], [*command, "--ranks", "2", "--jobs", "2"]
+    alone, ranks = [*command[:2], "--out", str(tmp_path / "alone")], [*command, "--ranks", "2", "--jobs", "2", *options]
     assert launch([*alone, "--index", "1"]).code == 0
     assert launch([*ranks, "--quiet"]).code == 0
+    for log in (tmp_path / "out").glob("*/log/rank-*.log"):
+        assert (SHARES in log.read_text()) == bool(options)
     one, other = (metrics.read(tmp_path / name / LABELS[1] / "metrics.h5") for name in ("alone", "out"))
     assert (one["accuracy"] == other["accuracy"]).all()
     assert (one.attributes["ranks"], other.attributes["ranks"]) == (1, 2)
@@ -177,6 +180,8 @@ def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
         (["--index", "-1"], "--index: got -1, must be from 0 to 3"),
         (["--jobs", "0"], "--jobs: got '0', must be a whole number >= 1"),
         (["--ranks", "3"], "--ranks: got 3, but participants is 2"),
+        (["--share-imports"], "--share-imports: runs of one process have nobody to share with; give --ranks 2 or more"),
+        (["--share-imports", "--ranks", "2", "--index", "0", "--prepare"], "--share-imports: --prepare runs nothing;"),
         (["--set", "topology.kind=star", "--set", "seed=3"], "--set seed: an axis or an element gives this key"),
         (["--set", "topology={kind: random_regular, degree: 3}"], "topology.degree: got 3, must be"),
         (["--set", "data={name: mnist, root: /nowhere}"], "/nowhere"),
@@ -255,10 +260,12 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_what_was_ther
     assert metrics.read(out / LABELS[1] / "metrics.h5").rounds == 80
 
 
-@pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_leaves_nobody_behind_and_can_be_gone_on_with(tmp_path, sweep, signal_sent):
+@pytest.mark.parametrize(
+    ("signal_sent", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGTERM, ["--share-imports"])]
+)
+def test_an_interrupted_sweep_leaves_nobody_behind_and_can_be_gone_on_with(tmp_path, sweep, signal_sent, options):
     command, out = sweep(rounds="100000"), tmp_path / "out"
-    process = start([mpich().python, "-m", "fedh2l_mpi", *command, "--ranks", "2"])
+    process = start([mpich().python, "-m", "fedh2l_mpi", *command, "--ranks", "2", *options])
     try:
         wait_for_pid(out / LABELS[0])
         os.kill(process.pid, signal_sent)

@@ -35,8 +35,11 @@ class Ranks(World):
         self._processes = [(host, 1000 + number) for number, host in enumerate(hosts)]
 
 
-def test_what_fits_is_let_through():
-    estimate.refuse_if_too_large(Place(3, "cuda:1", 11 * GIB, 80 * GIB), PARTS, 11 * GIB)
+def test_what_fits_to_the_last_byte_is_let_through_and_a_byte_more_is_not():
+    place = Place(3, "cuda:1", 11 * GIB, 80 * GIB)
+    estimate.refuse_if_too_large(place, PARTS, 11 * GIB)
+    with pytest.raises(UserError, match="rank 3 needs"):
+        estimate.refuse_if_too_large(place, PARTS, 11 * GIB + 1)
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():

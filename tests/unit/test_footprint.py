@@ -1,6 +1,7 @@
 """The arithmetic of what a run takes, against what runs, messages, files and tensors really take."""
 
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fedh2l_mpi import config_file, estimate, footprint, methods, metrics
 from fedh2l_mpi.claim import Claim
+from fedh2l_mpi.cohort import Cohort
 from fedh2l_mpi.config import Config, TopologyConfig
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.seed_set import SeedRound
@@ -238,6 +240,42 @@ def test_a_step_takes_about_what_is_told(name, combine):
     assert measured <= 1.1 * told.step[0]
     # Evaluation is charged four of a layer's tensors, of which a plain stack of layers needs two.
     assert told.step[0] <= 2.5 * measured
+
+
+@pytest.mark.parametrize(("side", "degree"), [(8, 2), (8, 8), (28, 4)])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, optimizer):
+    overrides = ["models=[mlp]", "participants=20", "devices.batching=like", f"optimizer.name={optimizer}"]
+    config = settled(*overrides, "method.local_steps=2", "method.mutual_steps=2")
+    table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
+    source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
+    method = methods.build(config)
+    held = Holdings(np.full(20, 64), np.full(20, 0), 256, 256, [128], 10, source.image_bytes + 8, source.input_bytes)
+    needs = estimate.needs(config, source, method, held)
+    graph = draw(TopologyConfig(kind="random_regular", degree=degree), 20, 0, 0)
+    # Of 20 on one rank, 16 step together.
+    hosting = Hosting(20, 1)
+    told = needs.memory(hosting, footprint.links(graph.edges, hosting))
+    alone = replace(needs, config=settled(*overrides, "devices.batching=off"))
+    one_by_one = alone.memory(hosting, footprint.links(graph.edges, hosting))
+    # Sixteen members' views of their neighbours' arrays, and the cohort's of the same, instead of one participant's.
+    assert told.messages[0] - one_by_one.messages[0] == (2 * 16 - 1) * degree * needs.message.held_bytes
+    for same in ("data", "models", "optimisers", "checkpoint"):
+        assert getattr(told, same) == getattr(one_by_one, same)
+    members = [estimate.stand_in(config, source, build("mlp", 1, side, 10, 0), 64) for _ in range(16)]
+    samples = estimate.random_samples(source, 256)
+    now = Round(0, graph, SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 20)
+    arrived = torch.full((20, 256, 10), 0.1)
+    cohorts = []
+
+    def steps():
+        method.local_phase(cohorts[0], now)
+        method.mutual_phase(cohorts[0], now, torch.stack([arrived[:degree]] * 16, dim=1))
+
+    assert peak_bytes(lambda: cohorts.append(Cohort(members))) <= told.step[0]
+    steps()
+    # With SGD, which computes less on the way than Adam, the more so.
+    assert 0.6 * told.step[0] <= peak_bytes(steps) <= told.step[0]
 
 
 def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():

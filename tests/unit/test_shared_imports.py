@@ -32,6 +32,15 @@ def test_launchers_tell_how_many_ranks_are_on_a_node(environ, ranks):
     assert meeting.ranks_on_node(environ) == ranks
 
 
+def test_ranks_of_mpich_share_nothing_where_slurm_would_cut_what_they_publish():
+    by_srun = {"PMI_FD": "11", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+    assert meeting.long_addresses_are_cut(by_srun)
+    assert not meeting.long_addresses_are_cut({**by_srun, "SLURM_STEP_NUM_NODES": "1"})
+    # MPICH's own mpirun, and Open MPI under srun --mpi=pmix.
+    assert not meeting.long_addresses_are_cut({**by_srun, "MPI_LOCALNRANKS": "2"})
+    assert not meeting.long_addresses_are_cut({name: by_srun[name] for name in by_srun if name != "PMI_FD"})
+
+
 def test_processes_meet_only_where_what_libraries_read_at_load_is_the_same(monkeypatch):
     here = meeting.place()
     monkeypatch.setenv("PMI_RANK", "3")

@@ -91,6 +91,12 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
         (["--partition", "gpu; rm -rf ."], "--partition: got 'gpu; rm -rf .', must be of letters"),
         (["--run", "a\nrm -rf ."], "--run: got 'a\\nrm -rf .', must be one line"),
         (["--scratch"], "--scratch: copies a pack; got data.name 'digits'"),
+        (["--ranks-per-node", "1", "--share-imports"], "--share-imports: a rank alone on its node has nobody to share"),
+        (
+            ["--nodes", "2", "--share-imports"],
+            "--share-imports: --mpi pmi2 lets ranks share on one node only; use --mpi",
+        ),
+        (["--analyse", "--share-imports"], "--share-imports: for a run or a sweep, not for --analyse"),
     ],
 )
 def test_a_job_that_would_not_work_is_refused(options, says):
@@ -299,6 +305,15 @@ def test_the_environment_has_the_last_word(run_job, tmp_path):
 def test_mpirun_starts_the_ranks_where_it_is_asked_to(run_job):
     done = run_job(made(*[word if word != "pmi2" else "mpirun" for word in SMALL]), STATE="complete")
     assert done.arguments[:6] == ["-n", "2", "--bind-to", "none", "python", "-m"]
+
+
+def test_imports_are_shared_by_the_ranks_of_a_run_and_of_an_element_if_that_is_asked_for(run_job, tmp_path):
+    alone, shared = run_job(made(*SMALL), STATE="complete"), run_job(made(*SMALL, "--share-imports"), STATE="complete")
+    assert shared.arguments == [*alone.arguments, "--share-imports"]
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text("axes: {seed: [0, 1]}\n")
+    script = made(str(sweep), "--sweep", *SMALL[1:], "--share-imports")
+    assert script.index("program=(") < script.index("program+=(--share-imports)") < script.index('"${program[@]}"')
 
 
 def test_a_pack_is_copied_to_the_nodes_and_removed(tmp_path, run_job):

@@ -16,15 +16,18 @@ from fedh2l_mpi.world import World
 SETTINGS = ["rounds=4", "participants=3", "evaluation.every=2", "checkpoint.every=2", "method.local_steps=2"]
 
 
-def run(folder: Path, trace: Path | None) -> metrics.RunMetrics:
-    settings = config_file.load(None, SETTINGS).resolved(1, launched=False)
+def run(folder: Path, trace: Path | None, *more: str) -> metrics.RunMetrics:
+    settings = config_file.load(None, [*SETTINGS, *more]).resolved(1, launched=False)
     directory = RunDirectory(folder)
     Simulation(settings, World(None), Claim(directory), trace=trace).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
 
 
-def test_every_phase_is_there_once_nests_soundly_and_adds_up_to_the_files_seconds(tmp_path):
-    plain, traced = run(tmp_path / "plain", None), run(tmp_path / "traced", tmp_path / "out.json")
+@pytest.mark.parametrize("cohort", [[], [0, 2]], ids=["alone", "together"])
+def test_every_phase_is_there_once_nests_soundly_and_adds_up_to_the_files_seconds(tmp_path, cohort):
+    more = ["models=[mlp, cnn]", "devices.batching=like"] if cohort else []
+    # Whose numbers do not depend on who steps together, either.
+    plain, traced = run(tmp_path / "plain", None, *more[:1]), run(tmp_path / "traced", tmp_path / "out.json", *more)
     for name, values in plain.arrays.items():
         if name not in metrics.TIMINGS:
             assert values.tobytes() == traced[name].tobytes(), name
@@ -37,8 +40,13 @@ def test_every_phase_is_there_once_nests_soundly_and_adds_up_to_the_files_second
             if "participant" in at:
                 told[at["round"], at["participant"]] += event["dur"]
                 own.append((at["round"], at["participant"]))
+            elif "cohort" in at:
+                assert (phase in ("local", "mutual"), at["cohort"]) == (True, cohort)
+                told[at["round"], cohort] += event["dur"] / len(cohort)
+                own += [(at["round"], index) for index in cohort]
             else:
                 assert at["participants"] == [0, 2]
+                assert phase in ("publish", "wait")
                 told[at["round"]] += event["dur"] / 3
         rounds = {"evaluate": [1, 3], "wait": []}.get(phase, range(4))
         assert sorted(own) == [(r, i) for r in rounds for i in range(3)], phase
