@@ -230,7 +230,10 @@ def _waited_share(out: Path) -> dict[int, float]:
 
 
 def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) -> None:
-    """A run on as many ranks as participants, against that many processes with the same imports (of `starts`)."""
+    """A run on as many ranks as participants, at its peak, against that many processes with the same imports.
+
+    These are looked at once, by `starts`, when all have imported: their memory only grows until then.
+    """
     ranks = case.participants
     runs = [one[f"one of {ranks} per rank"]["long"]["pss_bytes"] for one in measured.raw[case.name]["spent"]]
     imports = [cost["pss_mib"] * MIB for cost in measured.raw["start-up"][start_up.IMPORTS_ONLY]]

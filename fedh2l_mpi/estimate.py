@@ -155,6 +155,8 @@ class Needs:
     def memory(self, hosting: Hosting, graph: Links) -> RankMemory:
         """Bytes of every rank."""
         batches = self.config.devices.batching == "like" and self.method.takes_cohorts
+        # Models in bfloat16 step one by one.
+        batches = batches and self.config.optimizer.precision == "float32"
         return rank_memory(
             self.config,
             hosting,

@@ -563,7 +563,7 @@ class Exchange:
         if self._array.skip_below is None:
             return self._array.encode(values, participant)
         part = self._array.encode_changes(values, participant, self._held[participant])
-        # By the bytes that others get: decoded together with other rows, a row might differ in its last bits.
+        # By the bytes that others get: what is held here and there comes about in one way.
         self._array.take_changes(part, self._held[participant])
         return part
 

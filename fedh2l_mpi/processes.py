@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import struct
+import sys
 
 # Long beside what filling the caches takes, short beside a round.
 TURN_S = 0.05
@@ -28,7 +29,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def take_long_turns(turn_s: float = TURN_S) -> bool:
-    """Ask Linux to give this process's threads the processor for longer at a time; shares stay what they are.
+    """Ask Linux to give this thread, and all that it will start, a processor for longer at a time; shares stay.
 
     Where more processes compute than there are cores, each of Linux's own turns of 1 to 3 ms begins with what another
     process left in the caches: a round of 16 ranks on two cores takes 0.7 of the seconds when turns are longer. A
@@ -37,15 +38,20 @@ def take_long_turns(turn_s: float = TURN_S) -> bool:
     Returns
     -------
     bool
-        Whether Linux took the request; before 6.12 it does, and ignores it.
+        Whether Linux took the request (before 6.12 it does, and ignores it); False on other systems, and where this
+        process may not ask.
 
     Source: sched(7), sched_setattr(2); linux/kernel/sched/syscalls.c, "request custom slice".
     """
-    number = _SCHED_SETATTR.get(platform.machine())
-    policy = os.sched_getscheduler(0)
-    # Real-time and idle policies are somebody's choice, and know no turns of this kind.
-    if number is None or policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
+    number = _SCHED_SETATTR.get(platform.machine()) if sys.platform == "linux" else None
+    if number is None:
         return False
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+    except OSError:
+        return False
+    # Real-time and idle policies are somebody's choice, and know no turns of this kind.
+    if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
+        return False
     attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, 0, nice, 0, round(turn_s * 1e9), 0, 0)
     return ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0) == 0

@@ -8,7 +8,7 @@ from typing import Any
 from fedh2l_mpi.config import Config
 
 Settings = Mapping[str, Any]
-# Keys that older runs do not have, and what those runs did.
+# Keys that older runs do not have, and what those runs did; an absent key reads as null, which needs no word here.
 ADDED = {"exchange.codec": "float32", "optimizer.precision": "float32"}
 # Where and how fast a run runs, how it is secured, and when it ends.
 NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")

@@ -24,7 +24,8 @@ class ExchangeConfig(Section):
         None,
         ge=0.0,
         description="a row is not sent again while none of its numbers is further than this from what the neighbours "
-        "hold; 0.0: only the same row; null: all are sent; posteriors: needs views none and samples_per_round null",
+        "hold; 0.0: only the same row; null: all are sent; posteriors and logits need seed_set.views=none and "
+        "seed_set.samples_per_round=null",
     )
     deadline_s: float = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
 

@@ -51,23 +51,24 @@ def build(config: Config) -> Method:
             f"topology.kind: got {config.topology.kind!r}, but method {name!r} averages over all participants; "
             "set topology.kind=complete (d_psgd averages over the neighbours of any graph)"
         )
-    if config.exchange.skip_below is not None and not method.shares_parameters:
+    exchanges = type(method).array is not Method.array
+    if config.exchange.skip_below is not None and exchanges and not method.shares_parameters:
         _check_rows_stay(config)
     return method
 
 
 def _check_rows_stay(config: Config) -> None:
     """Rows that are compared with those of the round before must be of the same inputs."""
-    way_out = f"exchange.skip_below={config.exchange.skip_below} compares a round's rows with those sent before"
+    skipping = f"exchange.skip_below={config.exchange.skip_below}"
     if config.seed_set.views != "none":
         raise UserError(
-            f"seed_set.views: got {config.seed_set.views!r}, must be 'none' where {way_out}: views are other inputs in "
-            "every round; set seed_set.views=none, or exchange.skip_below=null"
+            f"seed_set.views: got {config.seed_set.views!r}, must be 'none' for {skipping}: with views, a round's "
+            "rows are of other images than the last round's; set seed_set.views=none, or exchange.skip_below=null"
         )
     if config.seed_set.samples_per_round is not None:
         raise UserError(
             f"seed_set.samples_per_round: got {config.seed_set.samples_per_round}, must be null (the whole seed set) "
-            f"where {way_out}: a subset is another one in every round; set seed_set.samples_per_round=null, with a "
+            f"for {skipping}: a subset is another one in every round; set seed_set.samples_per_round=null, with a "
             "smaller seed_set.max_samples if need be, or exchange.skip_below=null"
         )
 

@@ -11,8 +11,8 @@ class FedAvg(ParameterMethod):
     """E + M steps on private data from the common weights, then everybody's mean, weighted by private samples.
 
     Without a server, everyone sends its parameters to everyone: the graph must be complete. Sums are taken in the order
-    of participants, so all end with the same bits; but for a codec that loses some, or a row that is skipped, as
-    one's own are taken as they are.
+    of participants, so all end with the same bits. With a codec that loses digits, or skipped rows, they differ a
+    little: everyone takes its own parameters as they are.
 
     Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
     """

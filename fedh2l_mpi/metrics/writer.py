@@ -89,7 +89,7 @@ class _Growing:
         self._id.set_extent((round_index + 1, *self._shape))
         in_file = self._id.get_space()
         in_file.select_hyperslab((round_index, *self._begin), (1, *self._shape))
-        self._id.write(self._in_memory, in_file, np.ascontiguousarray(values))
+        self._id.write(self._in_memory, in_file, np.ascontiguousarray(values).reshape(1, *self._shape))
 
 
 class MetricsWriter:

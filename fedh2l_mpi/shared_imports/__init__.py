@@ -41,7 +41,7 @@ def begin(is_run: Callable[[], bool]) -> Origin:
     if ranks == 1:
         return Origin()
     if meeting.long_addresses_are_cut(os.environ):
-        return Origin(refused="by srun --mpi=pmi2 on several nodes, such ranks of MPICH might not find each other")
+        return Origin(refused="under srun --mpi=pmi2 on several nodes, ranks of MPICH might not find each other then")
     if bound := [name for name in meeting.BINDS_THREADS if name in os.environ]:
         return Origin(refused=f"{bound[0]} is set, by which a library binds threads when it is loaded; unset it")
     address = meeting.place()

@@ -188,6 +188,8 @@ def test_rows_that_are_of_other_inputs_in_every_round_are_refused(overrides, say
         update={"method": config.method.model_copy(update={"name": "d_psgd"}), "models": ("cnn",)}
     )
     assert methods.build(parameters).shares_parameters
+    baseline = config.model_copy(update={"method": config.method.model_copy(update={"name": "independent"})})
+    assert methods.build(baseline).array(None, 1, 1) is None
 
 
 def test_with_a_bound_of_zero_a_run_is_the_run_that_sends_everything(tmp_path):
