@@ -278,7 +278,9 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch):
 def start_slowly(tree: Path, out: Path) -> subprocess.Popen[bytes]:
     """A pack that takes half a minute, begun; returns when its partial file is there and pictures have been done."""
     code = (
-        "import sys, time; from pathlib import Path; from fedh2l_mpi.data import packing\n"
+        "import signal, sys, time; from pathlib import Path; from fedh2l_mpi.data import packing\n"
+        # A shell's background job begins with it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "packing.BATCH_BYTES = 1\n"
         "def slow(done, total):\n"
         "    print(done, flush=True)\n"
