@@ -224,7 +224,8 @@ def test_a_cancelled_job_whose_ranks_share_imports_stops_in_order_and_leaves_nob
 def test_ranks_that_might_not_find_each_other_import_for_themselves_and_say_why(submit, mpich_here, shared):
     job = submit(shared, mpi=mpich_here, settings=SHORT)
     assert job.end() == "COMPLETED", job.said()
-    assert [text.count("imports are not shared: under srun --mpi=pmi2 on several nodes") for text in logs(job)] == [1] * 4
+    why = "imports are not shared: under srun --mpi=pmi2 on several nodes"
+    assert [text.count(why) for text in logs(job)] == [1] * 4
 
 
 def test_a_killed_rank_fails_the_job(submit, mpich_here):
