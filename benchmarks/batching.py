@@ -8,13 +8,13 @@ of each way's CPU time over that of one by one, with its range.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from benchmarks.measuring import ratios, step_seconds
 from fedh2l_mpi import objectives, optimizers
 from fedh2l_mpi.config import OptimizerConfig
 from fedh2l_mpi.models import build, stacked
@@ -22,13 +22,6 @@ from fedh2l_mpi.models.flat import FlatParameters
 
 BATCH, REPEATS = 32, 9
 CASES = [("mlp", 8), ("mlp", 28), ("lenet5", 28)]
-
-
-def seconds(step: Callable[[], None], steps: int) -> float:
-    begin = time.process_time()
-    for _ in range(steps):
-        step()
-    return (time.process_time() - begin) / steps
 
 
 def one_by_one(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
@@ -83,16 +76,10 @@ def main() -> None:
                 way: make([build(name, 1, side, 10, seed) for seed in range(count)], images, labels, config)
                 for way, make in ways.items()
             }
-            taken: dict[str, list[float]] = {way: [] for way in steps}
-            for repeat in range(REPEATS + 1):
-                for way, step in steps.items():
-                    spent = seconds(step, max(2, 32 // count))
-                    if repeat:
-                        taken[way].append(spent)
+            taken = step_seconds(steps, max(2, 32 // count), REPEATS)
             columns = [f"{statistics.median(taken['one']) / count * 1e6:9.0f} us each"]
             for way in ("vmap", "like"):
-                ratios = [a / b for a, b in zip(taken[way], taken["one"], strict=True)] if way in taken else []
-                text = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+                text = ratios(taken[way], taken["one"]) if way in taken else "-"
                 columns.append(f"{text:>22}")
             print(f"{name + ' ' + str(side) + 'x' + str(side):14}{count:4}  {columns[0]:>18}  {'  '.join(columns[1:])}")
 

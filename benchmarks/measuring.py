@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,24 @@ def pss_bytes(process: Path) -> int:
     """Proportional set size of a process, which is a folder of /proc."""
     lines = (process / "smaps_rollup").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def step_seconds(ways: Mapping[str, Callable[[], object]], steps: int, repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of a step by each of several ways, in every repetition; they take turns, first once to warm up."""
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    for repeat in range(repeats + 1):
+        for way, step in ways.items():
+            begin = time.process_time()
+            for _ in range(steps):
+                step()
+            if repeat:
+                taken[way].append((time.process_time() - begin) / steps)
+    return taken
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """`spread` of what is so many times the other, repetition by repetition."""
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.measuring import spread
+from benchmarks.measuring import ratios, step_seconds
 from fedh2l_mpi import objectives, optimizers
 from fedh2l_mpi.config import OptimizerConfig
 from fedh2l_mpi.models import build, precision
@@ -34,7 +34,7 @@ def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[]
     mover = optimizers.build(flat.vector, OptimizerConfig(name="sgd", lr=0.01, momentum=0.9))
     if way == "bfloat16":
         precision.mix(model)
-    called: nn.Module = torch.compile(model) if way == "compiled" else model
+    called: Callable[[Tensor], Tensor] = torch.compile(model) if way == "compiled" else model
     return lambda: mover.step(flat.gradient(objectives.cross_entropy(called(images), labels)))
 
 
@@ -51,13 +51,6 @@ def two_gradients(name: str, together: bool, images: Tensor, labels: Tensor) -> 
         return flat.gradient(loss(private), again=True), flat.gradient(loss(seed))
 
     return from_one_pass if together else lambda: [flat.gradient(loss(model(images))) for _ in range(2)]
-
-
-def cpu_seconds(step: Callable[[], object]) -> float:
-    begin = time.process_time()
-    for _ in range(STEPS):
-        step()
-    return (time.process_time() - begin) / STEPS
 
 
 def main() -> None:
@@ -77,14 +70,9 @@ def main() -> None:
             begin = time.perf_counter()
             steps["compiled"]()
             first_s = time.perf_counter() - begin
-        taken: dict[str, list[float]] = {way: [] for way in steps}
-        for repeat in range(REPEATS + 1):
-            for way, step in steps.items():
-                seconds = cpu_seconds(step)
-                if repeat:
-                    taken[way].append(seconds)
+        taken = step_seconds(steps, STEPS, REPEATS)
         compiled, mixed, together = (
-            spread([a / b for a, b in zip(taken[way], taken[over], strict=True)])
+            ratios(taken[way], taken[over])
             for way, over in (("compiled", "usual"), ("bfloat16", "usual"), ("together", "apart"))
         )
         own_us = f"{statistics.median(taken['usual']) * 1e6:.0f} us"
