@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi import objectives, optimizers
+from fedh2l_mpi.config import Config
 from fedh2l_mpi.models import stacked
 from fedh2l_mpi.participant import Participant
 
@@ -81,6 +82,14 @@ class Cohort(Participant):
         """What the members' neighbours have published, float32 (N, G, S, C); None where their numbers differ."""
         arrays = [theirs[member.index] for member in self.members]
         return torch.stack(arrays, dim=1) if len({len(array) for array in arrays}) == 1 else None
+
+
+def may_form(config: Config, takes_cohorts: bool) -> bool:
+    """Whether like participants step together in a run, by its config and its method's `takes_cohorts`.
+
+    Models in bfloat16 step alone: they do more than their layers say.
+    """
+    return takes_cohorts and config.devices.batching == "like" and config.optimizer.precision == "float32"
 
 
 def gathered(participants: Sequence[Participant]) -> list[Participant]:

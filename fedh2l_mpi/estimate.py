@@ -154,9 +154,6 @@ class Needs:
 
     def memory(self, hosting: Hosting, graph: Links) -> RankMemory:
         """Bytes of every rank."""
-        batches = self.config.devices.batching == "like" and self.method.takes_cohorts
-        # Models in bfloat16 step one by one.
-        batches = batches and self.config.optimizer.precision == "float32"
         return rank_memory(
             self.config,
             hosting,
@@ -166,7 +163,7 @@ class Needs:
             self.message,
             self.method.pools_private_data,
             self.method.keeps_published,
-            cohort.MEMBERS if batches else 1,
+            cohort.MEMBERS if cohort.may_form(self.config, self.method.takes_cohorts) else 1,
         )
 
     @property

@@ -46,7 +46,7 @@ def main(origin: Origin | None = None) -> NoReturn:
             sys.exit(0)
         # From here on, what would end this process asks it to stop in order.
         signals = Signals(origin) if cli.is_run(command) else None
-        if cli.is_run(command):
+        if signals is not None:
             # Before MPI and torch start threads, which do as the one that starts them.
             processes.take_long_turns()
         world = cli.world_of(command)

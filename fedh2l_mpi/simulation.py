@@ -377,8 +377,8 @@ class Simulation:
         samples, classes = self.plan.seed_samples_per_round, self.plan.classes
         array = self.method.array(self.participants[0], samples, classes)
         self.array = array.coded(config.exchange) if array is not None else None
-        batches = config.devices.batching == "like" and self.method.takes_cohorts
-        self.learners = cohort.gathered(self.participants) if batches else self.participants
+        together = cohort.may_form(config, self.method.takes_cohorts)
+        self.learners = cohort.gathered(self.participants) if together else self.participants
 
     def _keep_what_is_held(self, exchange: Exchange) -> None:
         """What neighbours hold becomes a part of every participant's state; after a checkpoint, it is as it was then.

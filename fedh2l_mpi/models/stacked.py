@@ -22,7 +22,7 @@ ALIGNED = 16
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
     """The layers of a model that can be stacked, in their order; None for any other."""
-    layers = _layers(model.layers if type(model) is Mlp and "forward" not in vars(model) else model)
+    layers = _layers(model)
     if layers is None or not all(parameter.requires_grad for parameter in model.parameters()):
         return None
     # A chain that begins with a product of images, or shares a layer, is not what it looks like.
@@ -37,6 +37,8 @@ def _layers(module: nn.Module) -> list[nn.Module] | None:
     # What a model does besides its layers is not known here.
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return None
+    if type(module) is Mlp:
+        return _layers(module.layers)
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         parts = [_layers(part) for part in module]
         return [layer for part in parts for layer in part or []] if parts and None not in parts else None
