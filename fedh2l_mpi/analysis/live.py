@@ -76,35 +76,42 @@ class Follower:
                     raise
             else:
                 try:
-                    self._add(run)
-                    self.problems = list(run.problems)
-                    if not self.problems or run.metrics.closed:
-                        break
+                    new, state = self._read(run), run.state
                 finally:
                     run.close()
+                # What was met half-way is not taken: it is unknown only until it is read again.
+                if not run.problems or run.metrics.closed or not left:
+                    self._add(run, new, state)
+                    break
             if left:
                 time.sleep(RETRY_S)
         return time.monotonic() - begin
 
-    def _add(self, run: Run) -> None:
-        measured, first = run.metrics, self.rows
+    def _read(self, run: Run) -> dict[str, NDArray[np.float64]]:
+        """What a look adds: the ranks, and arrays from the first round on that has not been read."""
+        measured = run.metrics
+        if measured.rounds <= self.rows:
+            return {}
+        names = ("accuracy_all", "bytes_sent", *TIMINGS, *LOSSES)
+        return {"rank": measured["rank"], **{name: _since(measured, name, self.rows) for name in names}}
+
+    def _add(self, run: Run, new: dict[str, NDArray[np.float64]], state: State) -> None:
         self.title = self.title or _title(run)
-        if measured.rounds > first:
-            accuracy_RP = _since(measured, "accuracy_all", first)
+        if new:
+            accuracy_RP = new["accuracy_all"]
             for accuracy_P in accuracy_RP[~np.isnan(accuracy_RP).all(axis=1)]:
                 self.accuracy_E.append(numbers.mean(accuracy_P))
                 self.lowest, self.highest = float(np.nanmin(accuracy_P)), float(np.nanmax(accuracy_P))
-            self.sent += float(np.nansum(_since(measured, "bytes_sent", first), dtype=float)) / run.participants
-            seconds = {name: _since(measured, name, first) for name in TIMINGS}
-            busy_RP = np.nan_to_num(np.stack(list(seconds.values()))).sum(axis=0)
-            ranks_P = measured["rank"]
+            self.sent += float(np.nansum(new["bytes_sent"], dtype=float)) / run.participants
+            busy_RP = np.nan_to_num(np.stack([new[name] for name in TIMINGS])).sum(axis=0)
             # The participants of a rank take turns.
-            by_rank = [busy_RP[:, ranks_P == rank].sum(axis=1) for rank in np.unique(ranks_P)]
+            by_rank = [busy_RP[:, new["rank"] == rank].sum(axis=1) for rank in np.unique(new["rank"])]
             self.round_seconds += np.max(by_rank, axis=0).tolist()
-            self.seconds = {name.removeprefix("seconds_"): numbers.mean(values[-1]) for name, values in seconds.items()}
-            self.losses = {name: numbers.mean(_since(measured, name, first)[-1]) for name in LOSSES}
-        self.rows = measured.rounds
-        self.state = run.state
+            self.seconds = {name.removeprefix("seconds_"): numbers.mean(new[name][-1]) for name in TIMINGS}
+            self.losses = {name: numbers.mean(new[name][-1]) for name in LOSSES}
+        self.rows = run.metrics.rounds
+        self.state = state
+        self.problems = list(run.problems)
 
     @property
     def ended(self) -> bool:

@@ -9,6 +9,7 @@ from conftest import launch
 from test_report import THREE, write
 
 from fedh2l_mpi.analysis import live
+from fedh2l_mpi.metrics.opening import open_for_reading
 
 WRITER = """
 import sys
@@ -42,6 +43,31 @@ def test_looking_all_the_time_sees_every_round_once_and_no_damage(tmp_path):
     assert writer.returncode == 0
     assert follower.rows == 200
     assert len(seen) > 5, "the run was over before it was watched"
+
+
+def test_rounds_that_were_met_half_way_are_read_again_and_not_counted_as_unknown(tmp_path, monkeypatch):
+    whole, path = tmp_path / "whole.h5", tmp_path / "metrics.h5"
+    left_running = WRITER.replace('writer.close("complete")', "import os; os._exit(0)")
+    subprocess.run([sys.executable, "-c", left_running, whole], check=True, timeout=60)
+    file, closed = open_for_reading(whole)
+    assert not closed
+    with file:
+        address = file["accuracy_all"].id.get_chunk_info(0).byte_offset
+    torn = bytearray(whole.read_bytes())
+    # The index of the array's chunks as it is between two writes of a flush: its checksum is of another content.
+    entry = torn.index(address.to_bytes(8, "little"))
+    torn[entry] ^= 255
+    path.write_bytes(torn)
+    seen = live.look_at(path).metrics
+    assert seen.rounds == 200
+    assert np.isnan(seen["accuracy_all"]).all()
+    assert seen.problems
+
+    monkeypatch.setattr(live.time, "sleep", lambda seconds: path.write_bytes(whole.read_bytes()))
+    follower = live.Follower(path)
+    follower.look()
+    assert not follower.problems
+    assert (follower.rows, follower.sent, follower.accuracy_E) == (200, 600, [0.5] * 200)
 
 
 def test_watching_a_finished_run_ends_with_its_state(tmp_path):
