@@ -65,7 +65,7 @@ def measured_bytes(world: World, array: ArraySpec, filling: float) -> int:
         received = exchange.finish()[world.rank]
         assert tuple(received.shape) == (1, array.rows, array.columns)
         assert exchange.close_round().sent == {world.rank: array.message_bytes()}
-    return exchange.ledger.mpi_sent // 2
+    return exchange.mpi_sent // 2
 
 
 def main() -> None:

@@ -10,7 +10,10 @@ import torch
 from fedh2l_mpi import codecs
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.exchange import ROW_SUM_TOLERANCE, ArraySpec, Exchange, Message
+from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.exchange.array_spec import ROW_SUM_TOLERANCE
+from fedh2l_mpi.exchange.message import Message
+from fedh2l_mpi.exchange.rows import WholeRows
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
@@ -162,14 +165,14 @@ def test_what_is_handed_over_on_a_rank_is_what_a_message_would_have_brought(name
     sent = Message([0, 1], array)
     sent.fill({index: array.encode(published[index].numpy(), index) for index in range(2)})
     sent.seal(3)
-    for index, arrived in enumerate(sent.opened(3, sent.buffer.nbytes)):
+    for index, arrived in enumerate(sent.opened(3, sent.buffer.nbytes, WholeRows(sent.array))):
         assert np.array_equal(theirs[1 - index][0].numpy(), arrived)
     assert exchange.ledger.sent == dict.fromkeys((0, 1), array.message_bytes())
     other = Message([0, 1], spec("bfloat16" if name != "bfloat16" else "float16", None, 7, 10))
     room = min(sent.buffer.nbytes, other.buffer.nbytes)
     other.buffer[:room] = sent.buffer[:room]
     with pytest.raises(RuntimeError, match=f"codec: got '{name}', expected 'b?float16'"):
-        other.opened(3, sent.buffer.nbytes)
+        other.opened(3, sent.buffer.nbytes, WholeRows(other.array))
 
 
 def test_float32_is_handed_over_without_a_copy():

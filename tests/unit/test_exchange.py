@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedh2l_mpi.exchange import HEADER, ArraySpec, Exchange, Message
+from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.exchange.header import HEADER
+from fedh2l_mpi.exchange.message import Message
+from fedh2l_mpi.exchange.rows import WholeRows
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
@@ -22,7 +25,8 @@ def sealed(round_index: int = 3) -> Message:
 def test_a_message_that_arrives_as_it_was_sent_is_accepted():
     sent, received = sealed(), Message([1, 4], POSTERIORS)
     received.buffer[:] = sent.buffer
-    assert np.array_equal(received.opened(3, sent.buffer.nbytes), np.full((2, 5, 10), 0.1, np.float32))
+    opened = received.opened(3, sent.buffer.nbytes, WholeRows(POSTERIORS))
+    assert np.array_equal(opened, np.full((2, 5, 10), 0.1, np.float32))
     assert sent.buffer.nbytes == POSTERIORS.message_bytes(2) == HEADER.size + 2 * 4 + 2 * 5 * 10 * 4
 
 
@@ -31,27 +35,27 @@ def test_any_flipped_byte_is_noticed(byte):
     message = sealed()
     message.buffer[byte] ^= 0x10
     with pytest.raises(RuntimeError, match="got|not finite"):
-        message.opened(3, message.buffer.nbytes)
+        message.opened(3, message.buffer.nbytes, WholeRows(message.array))
 
 
 def test_a_message_of_another_round_size_or_sender_is_refused():
     message = sealed()
     with pytest.raises(RuntimeError, match="round: got 3, expected 4"):
-        message.opened(4, message.buffer.nbytes)
+        message.opened(4, message.buffer.nbytes, WholeRows(message.array))
     with pytest.raises(RuntimeError, match=r"size: got 10 bytes, expected"):
-        message.opened(3, 10)
+        message.opened(3, 10, WholeRows(message.array))
     other = Message([1, 5], POSTERIORS)
     other.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match=r"senders: got \[1, 4\], expected \[1, 5\]"):
-        other.opened(3, message.buffer.nbytes)
+        other.opened(3, message.buffer.nbytes, WholeRows(other.array))
     shape = Message([1, 4], ArraySpec("posteriors", 10, 5, sums_to_one=True))
     shape.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match="shape: got"):
-        shape.opened(3, message.buffer.nbytes)
+        shape.opened(3, message.buffer.nbytes, WholeRows(shape.array))
     logits = Message([1, 4], ArraySpec("logits", 5, 10))
     logits.buffer[:] = message.buffer
     with pytest.raises(RuntimeError, match="array: got b'posteriors', expected b'logits'"):
-        logits.opened(3, message.buffer.nbytes)
+        logits.opened(3, message.buffer.nbytes, WholeRows(logits.array))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.3])
@@ -76,7 +80,7 @@ def test_hosted_participants_hand_over_directly_in_participant_order():
     assert tuple(theirs[3].shape) == (0, 3, 2)
     edge = SMALL.message_bytes()
     assert exchange.ledger.sent == exchange.ledger.received == {0: 2 * edge, 1: 2 * edge, 2: 2 * edge, 3: 0}
-    assert exchange.ledger.mpi_sent == 0
+    assert exchange.mpi_sent == 0
 
 
 def test_what_stays_on_a_rank_is_checked_like_what_leaves_it():
@@ -102,10 +106,19 @@ def test_any_other_array_must_be_finite_however_large_its_numbers(value):
         parameters.check(payload, [0, 3])
 
 
-@pytest.mark.parametrize("array", [torch.zeros(3, 2, dtype=torch.float64), torch.zeros(2, 3)])
-def test_only_the_announced_shape_and_type_is_published(array):
+@pytest.mark.parametrize(
+    ("array", "got"),
+    [
+        (torch.zeros(3, 2, dtype=torch.float64), r"torch.float64 \(3, 2\) on cpu"),
+        (torch.zeros(2, 3), r"torch.float32 \(2, 3\) on cpu"),
+        (torch.zeros(3, 2, device="meta"), r"torch.float32 \(3, 2\) on meta"),
+        (torch.zeros(3, 2, requires_grad=True), r"torch.float32 \(3, 2\) on cpu, with gradients"),
+    ],
+)
+def test_only_the_announced_shape_and_type_is_published_from_host_memory(array, got):
     exchange = Exchange(World(None), Hosting(1, 1), ArraySpec("logits", 3, 2), deadline_s=1.0)
-    with pytest.raises(RuntimeError, match=r"logits of participant 0: got .*, expected torch.float32 \(3, 2\)"):
+    says = rf"logits of participant 0: got {got}, expected torch.float32 \(3, 2\) on cpu"
+    with pytest.raises(RuntimeError, match=says):
         exchange.start(0, Graph(1, []), {0: array})
 
 

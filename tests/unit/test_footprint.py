@@ -74,7 +74,7 @@ def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks
     for rank in range(ranks):
         exchange = Exchange(SimpleNamespace(rank=rank, comm=None), hosting, ARRAY, 1.0)
         exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.of(rank)})
-        assert exchange.ledger.mpi_sent == told.mpi_bytes_R(SIZE)[rank]
+        assert exchange.mpi_sent == told.mpi_bytes_R(SIZE)[rank]
         assert len(exchange._routes) == told.messages_R[rank]
         assert sum(len(route.incoming.senders) for route in exchange._routes) == told.received_R[rank]
     assert told.edge_bytes(SIZE) == 2 * len(graph.edges) * ARRAY.message_bytes()

@@ -10,7 +10,10 @@ from fedh2l_mpi.analysis import summary
 from fedh2l_mpi.analysis.runs import look_at
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.exchange import HEADER, SKIPPING, VERSION, ArraySpec, Exchange, Message
+from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.exchange.header import HEADER, SKIPPING, VERSION
+from fedh2l_mpi.exchange.message import Message
+from fedh2l_mpi.exchange.rows import HeldRows, WholeRows
 from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
@@ -24,6 +27,12 @@ def posteriors(rows: int, columns: int, **settings: object) -> ArraySpec:
 
 def alone(array: ArraySpec, participants: int = 2) -> Exchange:
     return Exchange(World(None), Hosting(participants, 1), array, deadline_s=1.0)
+
+
+def holding(array: ArraySpec, held: dict[int, np.ndarray]) -> HeldRows:
+    rows = HeldRows(array, held)
+    rows.go_on_from(held)
+    return rows
 
 
 def drifting(participant: int, rounds: int, rows: int, columns: int) -> list[torch.Tensor]:
@@ -50,7 +59,7 @@ def test_bits_bytes_and_rows_are_those_worked_out_by_hand():
     moved[1, 0], moved[3, 1], moved[8] = 0.25, -0.5, 1.0
     exchange.start(1, PAIR, {0: moved, 1: values[1]})
     theirs = exchange.finish()
-    assert exchange._array.encode_changes(moved.numpy(), 0, np.zeros((9, 2), np.float32)).tolist() == [
+    assert holding(exchange._array, {0: np.zeros((9, 2), np.float32)}).part(0, moved.numpy()).tolist() == [
         *(0b00010000, 0b10000000),
         *np.float32([0.0, -0.5, 1.0, 1.0]).view(np.uint8).tolist(),
     ]
@@ -121,15 +130,16 @@ def test_another_graph_means_that_everything_is_sent_and_the_same_one_does_not()
 SPEC = ArraySpec("posteriors", 5, 10, sums_to_one=True, skip_below=0.0)
 
 
-def sealed() -> tuple[Message, dict[int, np.ndarray]]:
+def sealed() -> tuple[Message, HeldRows]:
     """A message of two senders of whom rows 1 and 4, and no row, are new; what is held of them."""
     held = {1: np.full((5, 10), 0.1, np.float32), 4: np.full((5, 10), 0.1, np.float32)}
     new = {index: array.copy() for index, array in held.items()}
     new[1][[1, 4]] = np.eye(10, dtype=np.float32)[[2, 3]]
     message = Message([1, 4], SPEC)
-    message.fill({index: SPEC.encode_changes(new[index], index, held[index]) for index in new})
+    rows = holding(SPEC, held)
+    message.fill({index: rows.part(index, new[index]) for index in new})
     message.seal(3)
-    return message, held
+    return message, rows
 
 
 def test_a_message_of_changed_rows_says_which_and_is_as_long_as_they_take():
@@ -162,7 +172,7 @@ def test_a_message_of_another_length_layout_or_with_wrong_rows_is_refused():
     usual = Message([1, 4], ArraySpec("posteriors", 5, 10, sums_to_one=True))
     usual.buffer[: message.nbytes] = message.wire
     with pytest.raises(RuntimeError, match="codec: got 'float32, skipping rows', expected 'float32'"):
-        usual.opened(3, message.nbytes)
+        usual.opened(3, message.nbytes, WholeRows(usual.array))
     part = np.concatenate([np.packbits([0, 0, 1, 0, 0]), np.full(10, 0.3, np.float32).view(np.uint8)])
     message.fill({1: part, 4: part})
     message.seal(3)

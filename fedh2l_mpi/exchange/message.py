@@ -1,0 +1,120 @@
+"""A message between two ranks: a header, the list of senders, and their parts, in one buffer that is never pickled."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi import codecs
+from fedh2l_mpi.exchange.array_spec import ArraySpec
+from fedh2l_mpi.exchange.header import HEADER, MAGIC, SENDER_BYTES, SKIPPING, VERSION
+from fedh2l_mpi.exchange.rows import Rows
+
+
+class Message:
+    """One message's buffer, and what is in it.
+
+    Attributes
+    ----------
+    buffer : uint8 (message_bytes,)
+        As long as the message can be.
+    nbytes : int
+        How much of the buffer the message takes, as it was filled [bytes].
+    part_bytes : list of int
+        Size of each sender's part, as it was filled or opened [bytes].
+    """
+
+    def __init__(self, senders: Sequence[int], array: ArraySpec) -> None:
+        self.senders, self.array = list(senders), array
+        self.shape = (len(self.senders), array.rows, array.columns)
+        self.buffer = np.zeros(array.message_bytes(len(self.senders)), dtype=np.uint8)
+        self._begin = HEADER.size + SENDER_BYTES * len(self.senders)
+        self._listed: NDArray[np.int32] = self.buffer[HEADER.size : self._begin].view(np.int32)
+        self.nbytes = self.buffer.nbytes
+        self.part_bytes: list[int] = []
+        self._number = array.codec.number + (0 if array.skip_below is None else SKIPPING)
+
+    @property
+    def wire(self) -> NDArray[np.uint8]:
+        """The part of the buffer that is sent."""
+        return self.buffer[: self.nbytes]
+
+    def fill(self, encoded: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Write each sender's part, one after the other."""
+        self.part_bytes = [len(encoded[participant]) for participant in self.senders]
+        self.nbytes = self._begin
+        for participant in self.senders:
+            part = encoded[participant]
+            self.buffer[self.nbytes : self.nbytes + len(part)] = part
+            self.nbytes += len(part)
+
+    def seal(self, round_index: int) -> None:
+        """Write header and senders for the payload as it stands."""
+        self._listed[:] = self.senders
+        name, checksum = self.array.name.encode(), self._checksum(self.nbytes)
+        header = HEADER.pack(MAGIC, VERSION, self._number, name, self.shape[0], round_index, *self.shape[1:], checksum)
+        self.buffer[: HEADER.size] = np.frombuffer(header, dtype=np.uint8)
+
+    def opened(self, round_index: int, received_bytes: int, taken: Rows) -> list[NDArray[np.float32]]:
+        """Each sender's array (rows, columns); anything but sound arrays of the expected name and senders is refused.
+
+        Parameters
+        ----------
+        received_bytes : int
+            How much of the buffer has been written [bytes].
+        taken : Rows
+            Makes the arrays of the parts.
+
+        Raises
+        ------
+        RuntimeError
+            With what differs: codec, size, magic, version, name, round, shape, senders, checksum, finiteness, row sums.
+        """
+        magic, version, number, name, count, got_round, rows, columns, checksum = HEADER.unpack_from(self.buffer.data)
+        # First of all: another codec makes messages of another size.
+        if received_bytes >= HEADER.size and (magic, version) == (MAGIC, VERSION) and number != self._number:
+            raise RuntimeError(f"codec: got {_codec_name(number)!r}, expected {_codec_name(self._number)!r}")
+        parts = self._parts()
+        expected_bytes = self._begin + sum(map(len, parts))
+        if received_bytes != expected_bytes:
+            raise RuntimeError(f"size: got {received_bytes} bytes, expected {expected_bytes}")
+        got = {
+            "magic": (magic, MAGIC),
+            "version": (version, VERSION),
+            "array": (name.rstrip(b"\0"), self.array.name.encode()),
+            "round": (got_round, round_index),
+            "shape": ((count, rows, columns), self.shape),
+            "senders": (self._listed.tolist(), self.senders),
+            "checksum": (checksum, self._checksum(received_bytes)),
+        }
+        for what, (value, expected) in got.items():
+            if value != expected:
+                raise RuntimeError(f"{what}: got {value!r}, expected {expected!r}")
+        self.part_bytes = [len(part) for part in parts]
+        arrays = []
+        for participant, part in zip(self.senders, parts, strict=True):
+            try:
+                arrays.append(taken.take(participant, part))
+            except ValueError as error:
+                raise RuntimeError(f"{self.array.name} of participant {participant}: {error}") from None
+            self.array.check(arrays[-1][None], [participant])
+        return arrays
+
+    def _parts(self) -> list[NDArray[np.uint8]]:
+        """Each sender's part, as long as it says that it is: never beyond the buffer, whatever it says."""
+        parts, begin = [], self._begin
+        for _ in self.senders:
+            end = begin + self.array.part_bytes(self.buffer[begin:])
+            parts.append(self.buffer[begin:end])
+            begin = end
+        return parts
+
+    def _checksum(self, nbytes: int) -> int:
+        return zlib.crc32(self.buffer[HEADER.size : nbytes].data)
+
+
+def _codec_name(number: int) -> object:
+    """What a header's number of the codec means, for a message."""
+    name = codecs.NAMES.get(number % SKIPPING)
+    return number if name is None else f"{name}, skipping rows" if number >= SKIPPING else name
