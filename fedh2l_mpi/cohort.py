@@ -33,7 +33,8 @@ class Cohort(Participant):
     def __init__(self, members: Sequence[Participant]) -> None:
         first = members[0]
         self._members = list(members)
-        self.index, self.architecture, self.device = first.index, first.architecture, first.device
+        # No number of its own: a method that asks for one must learn that it has several participants before it.
+        self.architecture, self.device = first.architecture, first.device
         matrix_GW = stacked.beside([torch.stack([member.parameters.vector for member in members])])
         for member, row in zip(members, matrix_GW, strict=True):
             member.parameters.move_to(row)
@@ -105,4 +106,4 @@ def gathered(participants: Sequence[Participant]) -> list[Participant]:
         for first in range(0, len(like), MEMBERS):
             members = like[first : first + MEMBERS]
             learners.append(Cohort(members) if len(members) > 1 else members[0])
-    return sorted(learners, key=lambda learner: learner.index)
+    return sorted(learners, key=lambda learner: learner.members[0].index)

@@ -269,7 +269,10 @@ class Simulation:
         published = {}
         for participant in self._each(now.index, "publish"):
             with clock.of(participant, "publish"):
-                published[participant.index] = self.method.publish(participant, now)
+                array = self.method.publish(participant, now)
+                # Neighbours on this rank get it without a copy, while the participant learns on.
+                is_live = participant.parameters.share_memory_with(array)
+                published[participant.index] = array.clone() if is_live else array
         with clock.shared(self.participants, "publish"):
             self.exchange.start(now.index, now.graph, published)
 

@@ -93,7 +93,10 @@ class Method:
         return self.config.publish != "after_local"
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """The array that goes to the neighbours, float32 (rows, columns) in host memory."""
+        """The array that goes to the neighbours, float32 (rows, columns) in host memory.
+
+        Until the round ends, nothing may write to it; of the participant's own parameters, a copy is taken.
+        """
         raise NotImplementedError(f"{type(self).__name__} has an array to exchange, but does not say which numbers")
 
     def local_phase(self, participant: Participant, now: Round) -> None:

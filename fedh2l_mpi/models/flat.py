@@ -41,6 +41,10 @@ class FlatParameters:
         vector.copy_(self.vector)
         self._keep_in(vector)
 
+    def share_memory_with(self, tensor: Tensor) -> bool:
+        """Whether a step could change this tensor."""
+        return tensor.untyped_storage().data_ptr() == self.vector.untyped_storage().data_ptr()
+
     def _keep_in(self, vector: Tensor) -> None:
         self.vector, first = vector, 0
         for parameter in self._parameters:

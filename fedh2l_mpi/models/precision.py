@@ -1,5 +1,7 @@
 """Arithmetic of a model in bfloat16 where that is safe, with weights, losses and updates in float32."""
 
+import types
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +15,12 @@ def mix(model: nn.Module) -> None:
     Source: Micikevicius et al., "Mixed precision training", 2018; Kalamkar et al., "A study of bfloat16 for deep
     learning training", 2019.
     """
-    forward = model.forward
+    own = vars(model).get("forward")
 
-    def mixed(images: Tensor) -> Tensor:
+    def mixed(self: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16):
-            logits: Tensor = forward(images)
+            logits: Tensor = type(self).forward(self, images) if own is None else own(images)
         return logits.float()
 
-    # Not a module around it: parameters keep their names.
-    model.forward = mixed
+    # Not a module around it: parameters keep their names. Bound, so that a copy of the model calls itself.
+    model.forward = types.MethodType(mixed, model)

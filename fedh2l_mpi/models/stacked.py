@@ -23,19 +23,27 @@ ALIGNED = 16
 def chain(model: nn.Module) -> list[nn.Module] | None:
     """The layers of a model that can be stacked, in their order; None for any other."""
     layers = _layers(model)
-    if layers is None or not all(parameter.requires_grad for parameter in model.parameters()):
+    if layers is None or not all(map(_is_plain, model.parameters())):
         return None
-    # A chain that begins with a product of images, or shares a layer, is not what it looks like.
+    # A chain that begins with a product of images is not what it looks like.
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    is_plain = isinstance(layers[0], nn.Flatten) and all(
+    fits = isinstance(layers[0], nn.Flatten) and all(
         one.out_features == two.in_features for one, two in pairwise(linears)
     )
-    return layers if is_plain and linears and len({id(layer) for layer in linears}) == len(linears) else None
+    # Nor is one that shares a layer, or has parameters besides.
+    theirs = [id(parameter) for layer in linears for parameter in layer.parameters()]
+    return layers if fits and linears and theirs == [id(parameter) for parameter in model.parameters()] else None
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    """Whether a gradient is taken of it, and nobody else is told."""
+    return parameter.requires_grad and not parameter._backward_hooks and not parameter._post_accumulate_grad_hooks
 
 
 def _layers(module: nn.Module) -> list[nn.Module] | None:
     # What a model does besides its layers is not known here.
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(module):
         return None
     if type(module) is Mlp:
         return _layers(module.layers)

@@ -68,6 +68,27 @@ def test_only_chains_of_linear_layers_are_stacked():
     assert stacked.chain(frozen) is None
     shared = nn.Linear(64, 64)
     assert stacked.chain(nn.Sequential(nn.Flatten(), shared, shared)) is None
+    more = nn.Sequential(*layers)
+    more.scale = nn.Parameter(torch.ones(1))
+    assert stacked.chain(more) is None
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda model: model.register_forward_hook(print),
+        lambda model: model[1].register_forward_pre_hook(print),
+        lambda model: model[1].register_full_backward_hook(print),
+        lambda model: model.register_full_backward_pre_hook(print),
+        lambda model: model[1].weight.register_hook(print),
+        lambda model: model[3].bias.register_post_accumulate_grad_hook(print),
+    ],
+)
+def test_a_model_whose_passes_or_gradients_somebody_listens_to_steps_alone(hook):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    assert stacked.chain(model) is not None
+    hook(model)
+    assert stacked.chain(model) is None
 
 
 def test_a_model_alone_and_models_of_other_kinds_step_alone(tmp_path):

@@ -1,5 +1,6 @@
 """A participant, FedH2L's phases, and the traps that a learner can fall into."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.method import Round
-from fedh2l_mpi.models import build, stacked
+from fedh2l_mpi.models import build, precision, stacked
 from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.topology import Graph
@@ -232,6 +233,24 @@ def test_in_bfloat16_logits_and_gradients_are_float32_and_near_those_of_float32(
     g_mixed, g_exact = (one.gradient(one.private_loss()) for one in (mixed, exact))
     assert g_mixed.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(g_mixed, g_exact, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_copy_of_a_model_in_bfloat16_has_weights_of_its_own(patched):
+    model, images = build("mlp", 1, 8, 10, 0), samples(5).images
+    if patched:
+        plain = model.forward
+        model.forward = lambda images: 2 * plain(images)
+    before = model(images)
+    precision.mix(model)
+    mixed = model(images)
+    torch.testing.assert_close(mixed, before, rtol=0.05, atol=0.05)
+    teacher = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    # What was put on a model in place of its forward pass is that model's, wherever it is copied to.
+    assert torch.equal(teacher(images), model(images) if patched else mixed)
 
 
 def test_models_in_bfloat16_learn_and_are_not_stacked():

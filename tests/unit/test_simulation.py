@@ -149,6 +149,22 @@ def test_a_finished_run_holds_everything_a_later_analysis_needs(tmp_path):
         assert name in result.attributes
 
 
+def test_parameters_that_are_published_as_they_lie_in_memory_arrive_as_they_were_then(tmp_path, monkeypatch):
+    (tmp_path / "live_parameters.py").write_text(
+        "from fedh2l_mpi.methods.d_psgd import DPsgd\n"
+        "class Live(DPsgd):\n"
+        "    def publish(self, participant, now):\n"
+        "        super().publish(participant, now)\n"
+        "        return participant.parameters.vector[None]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sets = ["models=[mlp]", "participants=3", "rounds=2", "evaluation.every=1", "method.publish=start"]
+    copied = run(tmp_path / "copied", *sets, "method.name=d_psgd")
+    live = run(tmp_path / "live", *sets, "method.name=live_parameters:Live")
+    for name in ("loss_private", "loss", "accuracy"):
+        assert live[name].tobytes() == copied[name].tobytes()
+
+
 def test_one_participant_alone_is_an_ordinary_run(tmp_path):
     result = run(tmp_path / "run", "participants=1", "rounds=2", "topology.kind=complete")
     assert result["degree"].tolist() == [[0], [0]]
