@@ -377,7 +377,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
             world.from_first(lambda: timeline.check(trace, directory, goes_on=claim.kind == "resume"))
         simulation = Simulation(config, world, claim, signals, command.trace)
         console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
-        plan = simulation.plan
+        plan = simulation.hosted.plan
         console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
         if command.share_imports and signals is not None:
             logging.getLogger("fedh2l_mpi").info(str(signals.origin))

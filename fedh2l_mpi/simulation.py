@@ -4,11 +4,7 @@ The only file that knows the order of the phases.
 """
 
 import contextlib
-import datetime
-import hashlib
-import json
 import logging
-import os
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,27 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import calibration, cohort, estimate, methods, metrics, models, provenance, resume, settings
+from fedh2l_mpi import calibration, hosted, identity, metrics, resume
 from fedh2l_mpi.checkpoint import CheckpointWriter
 from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.cohort import Cohort
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.data import federation
-from fedh2l_mpi.data.augmentation import AUGMENTATIONS
-from fedh2l_mpi.data.catalogue import open_source
 from fedh2l_mpi.devices import assign_device
 from fedh2l_mpi.exchange import Exchange, Ledger
 from fedh2l_mpi.lifecycle import Lifecycle
 from fedh2l_mpi.methods import Round
-from fedh2l_mpi.models.flat import shared_bytes
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.recorder import Recorder
 from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.stopping import Stopping
 from fedh2l_mpi.stopwatch import Stopwatch
-from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.timeline import Timeline
-from fedh2l_mpi.topology import Graph, Topology
+from fedh2l_mpi.topology import Graph
 from fedh2l_mpi.world import Hosting, World
 
 log = logging.getLogger("fedh2l_mpi")
@@ -75,35 +66,32 @@ class Simulation:
     ) -> None:
         self.config, self.world, self.directory = config, world, claim.directory
         torch.set_num_threads(config.devices.threads)
-        self.device = torch.device(assign_device(world, config.devices))
+        device = torch.device(assign_device(world, config.devices))
         self.hosting = Hosting(config.size, world.size)
-        world.together(self._load)
-        world.handshake(
-            {
-                "seed set": self.federation.seed_set.digest(),
-                "graph": self.topology.digest(),
-                "config": hashlib.sha256(config.to_yaml().encode()).digest(),
-                "exchanged array": repr(self.array).encode(),
-                "file of weights": models.weights_digest(config.weights),
-                "code version": provenance.source_digest(),
-            }
-        )
-        self.description = self._describe()
-        facts, deadline_s = self._facts(), config.exchange.deadline_s
+        self.hosted = hosted.load(config, world, self.hosting, device)
+        self.method, self.topology = self.hosted.method, self.hosted.topology
+        self.participants, self.learners = self.hosted.participants, self.hosted.learners
+        self.private_samples = self.hosted.private_samples
+        world.handshake(identity.digests(config, self.hosted))
+        self.description = identity.description(world, self.hosted)
+        facts = identity.facts(config, world, self.hosted, self.description)
+        deadline_s = config.exchange.deadline_s
         self.first_round = 0
         if claim.kind == "resume":
             self.first_round = resume.restore(world, self.directory, self.participants, facts, config.rounds)
         world.from_first(lambda: claim.settle(config))
         self.timeline = Timeline(world, self.hosting, self.directory, trace, deadline_s) if trace is not None else None
         self.exchange = None
-        if self.array is not None:
-            pinned = self.device.type == "cuda"
+        if self.hosted.array is not None:
+            pinned = device.type == "cuda"
             arrived = self.timeline.messages if self.timeline is not None else None
-            self.exchange = Exchange(world, self.hosting, self.array, deadline_s, pinned, arrived)
-            if self.array.skip_below is not None:
+            self.exchange = Exchange(world, self.hosting, self.hosted.array, deadline_s, pinned, arrived)
+            if self.hosted.array.skip_below is not None:
                 self._keep_what_is_held(self.exchange)
         self.writer = self._writer() if world.rank == 0 else None
-        self.recorder = Recorder(world, self.hosting, metrics.row_width(self.plan.domains), self._write, deadline_s)
+        self.recorder = Recorder(
+            world, self.hosting, metrics.row_width(self.hosted.plan.domains), self._write, deadline_s
+        )
         keep = config.checkpoint.keep
         worked = self.timeline.checkpoint_work if self.timeline is not None else None
         self.checkpoints = CheckpointWriter(world, self.hosting, self.directory, facts, keep, deadline_s, worked)
@@ -210,17 +198,19 @@ class Simulation:
     def _writer(self) -> metrics.MetricsWriter:
         """The metrics file, up to the first round that this process will do."""
         kept = self.first_round or None
-        writer = metrics.MetricsWriter(self.directory.metrics, self._header(), kept)
+        writer = metrics.MetricsWriter(
+            self.directory.metrics, identity.header(self.config, self.world, self.hosted, self.description), kept
+        )
         for round_index in filter(self.topology.is_redrawn, range(self.first_round)):
             writer.add_graph(round_index, self.topology.graph(round_index).edges)
         return writer
 
     def _round(self, round_index: int) -> None:
-        clock = Stopwatch(self.device, round_index, self.timeline)
+        clock = Stopwatch(self.hosted.device, round_index, self.timeline)
         now = Round(
             round_index,
             self.topology.graph(round_index),
-            self.federation.seed_set.of_round(round_index),
+            self.hosted.federation.seed_set.of_round(round_index),
             self.private_samples,
         )
 
@@ -279,7 +269,8 @@ class Simulation:
     def _wait(self, now: Round, clock: Stopwatch) -> Mapping[int, Tensor]:
         """What the neighbours have published, by participant; nothing in a round without exchange."""
         if self.exchange is None or not self.method.exchanges_in(now.index):
-            rows, columns = (self.array.rows, self.array.columns) if self.array is not None else (0, 0)
+            array = self.hosted.array
+            rows, columns = (array.rows, array.columns) if array is not None else (0, 0)
             return {participant.index: torch.empty(0, rows, columns) for participant in self.participants}
         self.world.at = f"round {now.index}, waiting for neighbours"
         with clock.shared(self.participants, "wait"):
@@ -299,9 +290,9 @@ class Simulation:
 
     def _evaluate(self, participant: Participant) -> dict[str, Any]:
         """Accuracy and loss on every domain's test set, and what follows from them for this participant."""
-        scores = [participant.score(test) for test in self.federation.tests]
+        scores = [participant.score(test) for test in self.hosted.federation.tests]
         accuracy_D = [score.accuracy for score in scores]
-        own, mean = self.plan.own_domain(participant.index), sum(accuracy_D) / len(accuracy_D)
+        own, mean = self.hosted.plan.own_domain(participant.index), sum(accuracy_D) / len(accuracy_D)
         calibration_3K = np.sum([score.calibration_3K for score in scores], axis=0)
         return {
             "accuracy_D": accuracy_D,
@@ -316,7 +307,7 @@ class Simulation:
 
     def _rows(self, graph: Graph, clock: Stopwatch, scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
         """One row per hosted participant."""
-        unknown = [float("nan")] * self.plan.domains
+        unknown = [float("nan")] * self.hosted.plan.domains
         ledger = self.exchange.close_round() if self.exchange is not None else Ledger()
         rows = []
         for participant in self.participants:
@@ -345,44 +336,6 @@ class Simulation:
             self.lifecycle.progress(round_index + 1)
             self._listener(round_index, table)
 
-    def _load(self) -> None:
-        """This rank's data, models and graph."""
-        config = self.config
-        models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
-        self.topology = Topology(config.topology, config.size, config.seed, config.rounds)
-        source = open_source(config.data.name, config.data.root)
-        self.plan = federation.plan(config, source)
-        hosted = self.hosting.of(self.world.rank)
-        self.method = methods.build(config)
-        estimate.check_memory(config, self.plan, self.method, self.topology, self.world, self.device)
-        self.federation = federation.load(self.plan, hosted, self.device, self.method.pools_private_data)
-        self.private_samples = tuple(len(share.private) for share in self.plan.shares)
-        self.participants = []
-        for index in hosted:
-            architecture = config.architecture(index)
-            # Averages of weights make sense where all began with the same.
-            first = 0 if self.method.shares_parameters else index
-            seed = torch_seed(config.seed, Purpose.INITIALISATION, first)
-            weights = config.weights.get(architecture)
-            self.participants.append(
-                Participant(
-                    index,
-                    architecture,
-                    models.build(architecture, source.channels, source.side, source.classes, seed, weights),
-                    self.federation.private[index],
-                    self.federation.validation[index],
-                    config.optimizer,
-                    config.evaluation,
-                    config.seed,
-                    AUGMENTATIONS[config.data.augmentation],
-                )
-            )
-        samples, classes = self.plan.seed_samples_per_round, self.plan.classes
-        array = self.method.array(self.participants[0], samples, classes)
-        self.array = array.coded(config.exchange) if array is not None else None
-        together = cohort.may_form(config, self.method.takes_cohorts)
-        self.learners = cohort.gathered(self.participants) if together else self.participants
-
     def _keep_what_is_held(self, exchange: Exchange) -> None:
         """What neighbours hold becomes a part of every participant's state; after a checkpoint, it is as it was then.
 
@@ -394,61 +347,3 @@ class Simulation:
             exchange.hand_over(before, self.topology.graph(before), held)
         for participant in self.participants:
             participant.kept[HELD] = exchange.held(participant.index)
-
-    def _describe(self) -> list[dict[str, Any]]:
-        """Who learns where: the metrics file's participant fields, and the pid, of all participants, on every rank."""
-        mine = [
-            {
-                "architecture": participant.architecture,
-                "parameters": participant.parameter_count,
-                "parameter_bytes": shared_bytes(participant.model),
-                "private_samples": self.private_samples[participant.index],
-                "own_domain": self.plan.own_domain(participant.index),
-                "rank": self.world.rank,
-                "host": self.world.host,
-                "device": str(self.device),
-                "pid": os.getpid(),
-            }
-            for participant in self.participants
-        ]
-        return [row for rows in self.world.collect(mine) for row in rows]
-
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint says of the run that it is of."""
-        versions = provenance.versions(self.world.mpi_library)
-        data = hashlib.sha256(self.federation.seed_set.digest() + self.plan.label_histogram().tobytes())
-        return {
-            "participants": self.config.size,
-            "settings": settings.unusual(self.config),
-            "settings_sha256": settings.digest(self.config),
-            "data_sha256": data.hexdigest(),
-            "source_sha256": provenance.source_digest().hex(),
-            "versions": versions,
-            "libraries": {name: json.loads(versions)[name] for name in ("torch", "numpy")},
-            "threads": torch.get_num_threads(),
-            "devices": sorted({row["device"].partition(":")[0] for row in self.description}),
-        }
-
-    def _header(self) -> metrics.RunHeader:
-        seed_set = self.federation.seed_set
-        return metrics.RunHeader(
-            attributes={
-                "config": self.config.to_yaml(),
-                "seed": self.config.seed,
-                "rounds_planned": self.config.rounds,
-                "ranks": self.world.size,
-                "threads": torch.get_num_threads(),
-                "versions": provenance.versions(self.world.mpi_library),
-                "git_revision": provenance.git_revision(),
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "host": self.world.host,
-                "pid": os.getpid(),
-                "seed_set_digest": seed_set.digest().hex(),
-                "seed_set_bytes": seed_set.nbytes,
-                "seed_set_samples": len(seed_set),
-                "seed_set_samples_per_round": seed_set.samples_per_round,
-            },
-            participants=self.description,
-            label_histogram=self.plan.label_histogram(),
-            domain_names=self.plan.domain_names,
-        )

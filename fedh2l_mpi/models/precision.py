@@ -5,6 +5,23 @@ import types
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi.errors import UserError
+
+
+def refuse_without_hardware(device: torch.device) -> None:
+    """A GPU that would have to imitate bfloat16 is slower with it than without; CPUs are left to the user.
+
+    Raises
+    ------
+    UserError
+        If it is such a GPU.
+    """
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"optimizer.precision: got 'bfloat16', which {device} ({torch.cuda.get_device_name(device)}) has no "
+            "arithmetic for; use float32"
+        )
+
 
 def mix(model: nn.Module) -> None:
     """From now on, the model's products and convolutions are in bfloat16, and its logits in float32.

@@ -126,7 +126,7 @@ def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
     simulation.run(lambda round_index, table: None)
     hosting, source = Hosting(5, 1), digits()
     schedule = graphs.schedule(config, hosting, simulation.method.exchanges_in)
-    needs = estimate.needs(config, source, simulation.method, estimate.holdings(simulation.plan))
+    needs = estimate.needs(config, source, simulation.method, estimate.holdings(simulation.hosted.plan))
     sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
     assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
     assert (sent > 0) == (config.method.name != "independent")
@@ -160,9 +160,9 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
     simulation = Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
-    needs = estimate.needs(config, digits(), simulation.method, estimate.holdings(simulation.plan))
+    needs = estimate.needs(config, digits(), simulation.method, estimate.holdings(simulation.hosted.plan))
     told = needs.memory(Hosting(5, 1), footprint.links(Graph(5, []).edges, Hosting(5, 1)))
-    held = simulation.federation
+    held = simulation.hosted.federation
     sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
     # The views of a round's seed samples are beside what is held all the time.
     views = 3 * len(held.seed_set.of_round(0)) * digits().input_bytes

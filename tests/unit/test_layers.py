@@ -18,6 +18,8 @@ LAYERS = [
     ["analysis"],
     ["console"],
     ["simulation"],
+    ["identity"],
+    ["hosted"],
     ["resume", "lifecycle", "stopping", "stopwatch", "estimate"],
     ["claim"],
     ["methods"],

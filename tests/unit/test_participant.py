@@ -1,6 +1,7 @@
 """A participant, FedH2L's phases, and the traps that a learner can fall into."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
-from fedh2l_mpi.errors import DivergedError
+from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.method import Round
 from fedh2l_mpi.models import build, precision, stacked
@@ -251,6 +252,16 @@ def test_a_copy_of_a_model_in_bfloat16_has_weights_of_its_own(patched):
             parameter.zero_()
     # What was put on a model in place of its forward pass is that model's, wherever it is copied to.
     assert torch.equal(teacher(images), model(images) if patched else mixed)
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_a_gpu_without_bfloat16_is_refused_by_name(monkeypatch, has_it):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    precision.refuse_without_hardware(torch.device("cpu"))
+    says = r"optimizer.precision: got 'bfloat16', which cuda:1 \(Old GPU\) has no arithmetic for; use float32"
+    with nullcontext() if has_it else pytest.raises(UserError, match=says):
+        precision.refuse_without_hardware(torch.device("cuda:1"))
 
 
 def test_models_in_bfloat16_learn_and_are_not_stacked():
