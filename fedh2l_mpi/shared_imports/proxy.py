@@ -6,24 +6,16 @@ import resource
 import select
 import signal
 import socket
-import struct
 from collections.abc import Iterator
 from typing import NoReturn
 
 from fedh2l_mpi.errors import EXIT_FAULT
-from fedh2l_mpi.shared_imports import handover
+from fedh2l_mpi.shared_imports import handover, words
 from fedh2l_mpi.shared_imports.handover import Facts
+from fedh2l_mpi.shared_imports.words import Word
 
-# What the server says: a kind, then the length of a text that follows, or a number.
-WORD = struct.Struct("!cq")
-STARTED, ENDED, NOT_SHARED, FAULT = b"S", b"E", b"N", b"F"
-NOTHING = (b"", 0, "")
 # As `ps` and `top` show it.
 NAME = "fedh2l-proxy"
-# Those that a fault of the process itself raises, and those that mean its own children or its window.
-OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
-OWN |= {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ}
-STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 def stand_in(connection: socket.socket, facts: Facts) -> str | None:
@@ -34,30 +26,30 @@ def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     """
     heard, told = socket.socketpair()
     told.setblocking(False)
-    caught = [number for number in signal.valid_signals() - OWN if signal.getsignal(number) != signal.SIG_IGN]
+    caught = [number for number in words.PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _noted) for number in caught}
     wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    words = _words(connection, heard)
+    said = _said(connection, heard)
     with contextlib.suppress(OSError):
         handover.send(connection, facts)
-    kind, number, text = next(words, NOTHING)
-    if kind == STARTED:
+    kind, number, text = next(said, words.NOTHING)
+    if kind == words.STARTED:
         handover.renamed(NAME)
         # The rank has them now; who waits for the last to close one must not wait for us.
         handover.close_files(but=(2, connection.fileno(), heard.fileno(), told.fileno()))
-        _end_with(number, words)
+        _end_with(number, said)
     signal.set_wakeup_fd(wakes)
     for caught_number, handler in before.items():
         signal.signal(caught_number, handler)
     heard.close()
     told.close()
-    return text if kind == NOT_SHARED else None
+    return text if kind == words.NOT_SHARED else None
 
 
-def _end_with(rank: int, words: Iterator[tuple[bytes, int, str]]) -> NoReturn:
+def _end_with(rank: int, said: Iterator[Word]) -> NoReturn:
     """Wait until the rank ends, and end as it did: the launcher is to see what it would have seen."""
-    kind, status, text = next(words, NOTHING)
-    if kind != ENDED:
+    kind, status, text = next(said, words.NOTHING)
+    if kind != words.ENDED:
         _fail(text or f"the process that imported for this node has ended, and pid {rank} with it")
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
@@ -70,19 +62,19 @@ def _end_with(rank: int, words: Iterator[tuple[bytes, int, str]]) -> NoReturn:
     os._exit(code)
 
 
-def _words(connection: socket.socket, heard: socket.socket) -> Iterator[tuple[bytes, int, str]]:
+def _said(connection: socket.socket, heard: socket.socket) -> Iterator[Word]:
     """What the server says, one by one; meanwhile, signals are passed on to it."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     poll.register(heard, select.POLLIN)
-    said = b""
+    received = bytearray()
     while True:
         ready = {number for number, _ in poll.poll()}
         if heard.fileno() in ready:
             numbers = heard.recv(4096)
             with contextlib.suppress(OSError):
                 connection.sendall(numbers)
-            if any(number in STOPS for number in numbers):
+            if any(number in words.STOPS for number in numbers):
                 # As a process that does not catch it would; whoever continues us continues the rank, too.
                 os.kill(os.getpid(), signal.SIGSTOP)
         if connection.fileno() in ready:
@@ -92,15 +84,8 @@ def _words(connection: socket.socket, heard: socket.socket) -> Iterator[tuple[by
                 part = b""
             if not part:
                 return
-            said += part
-            while len(said) >= WORD.size:
-                kind, number = WORD.unpack_from(said)
-                length = number if kind in (NOT_SHARED, FAULT) else 0
-                if len(said) < WORD.size + length:
-                    break
-                text = said[WORD.size : WORD.size + length].decode()
-                said = said[WORD.size + length :]
-                yield kind, number, text
+            received += part
+            yield from words.taken_from(received)
 
 
 def _fail(text: str) -> NoReturn:
