@@ -53,7 +53,11 @@ def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> 
     handover.close_files(but=(0, 1, 2, null, listener.fileno()))
     for number in words.PASSED_ON:
         signal.signal(number, signal.SIG_IGN)
-    refused = _import_everything() if is_run() else "there is no run"
+    try:
+        refused = _import_everything() if is_run() else "there is no run"
+    except Exception as error:
+        # Such as of a library that torch misses. Ranks import for themselves then, and meet it where it can be told.
+        refused = f"importing fails with {type(error).__name__}: {error}"
     os.dup2(null, 2)
     server = _Server(listener, proxies, refused)
     try:

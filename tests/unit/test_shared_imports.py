@@ -108,3 +108,47 @@ def test_a_process_is_handed_over_with_all_its_files_and_each_keeps_its_number(t
         "1 True",
         "\u00fc? <stdout>",
     ]
+
+
+# One of two ranks on a node that begin as `python -m fedh2l_mpi --share-imports` does.
+BEGINS = """
+import os, sys, time
+from fedh2l_mpi import shared_imports
+def is_run():
+{is_run}
+{before}
+print(shared_imports.begin(is_run), flush=True)
+"""
+
+
+def begin(folder: Path, is_run: str = "    return True", before: str = "") -> subprocess.Popen[str]:
+    """Start a process that meets those of the same folder only, which is where it imports from first."""
+    environ = {name: value for name, value in os.environ.items() if name not in meeting.KNOWN_BY}
+    package = Path(handover.__file__).parent.parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGINS.format(is_run=is_run, before=before)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**environ, "MPI_LOCALNRANKS": "2", "PYTHONPATH": f"{folder}:{package}"},
+    )
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 20) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a process, which is killed if it does not end."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out.strip(), err
+
+
+REFUSED = "--share-imports: imports are not shared: "
+
+
+def test_ranks_import_for_themselves_where_a_library_fails_to_load(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    why = "importing fails with OSError: libcudart.so.12: cannot open shared object file"
+    for rank in [begin(tmp_path), begin(tmp_path)]:
+        assert ended(rank) == (0, REFUSED + why, "")
