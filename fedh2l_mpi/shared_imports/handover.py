@@ -66,16 +66,26 @@ def devices() -> Facts:
 
 
 def send(connection: socket.socket, facts: Facts) -> None:
-    """Hand `facts`, the files named in them, and the working directory over."""
+    """Hand `facts`, the files named in them, and the working directory over.
+
+    Raises
+    ------
+    ConnectionError
+        If the other end has gone.
+    OSError
+        If the kernel passes something not on, such as more files than a user may have under way.
+    """
     text = json.dumps(facts).encode()
     connection.sendall(LENGTH.pack(len(text)) + text)
     # A directory that is gone has no path any more.
     directory = os.open(".", os.O_PATH | os.O_CLOEXEC)
     numbers = [*facts["files"], directory]
-    for first in range(0, len(numbers), FILES_AT_ONCE):
-        some = array.array("i", numbers[first : first + FILES_AT_ONCE])
-        connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
-    os.close(directory)
+    try:
+        for first in range(0, len(numbers), FILES_AT_ONCE):
+            some = array.array("i", numbers[first : first + FILES_AT_ONCE])
+            connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
+    finally:
+        os.close(directory)
 
 
 def receive(connection: socket.socket) -> tuple[Facts, list[int]]:

@@ -30,9 +30,7 @@ def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     before = {number: signal.signal(number, _noted) for number in caught}
     wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
     said = _said(connection, heard)
-    with contextlib.suppress(OSError):
-        handover.send(connection, facts)
-    kind, number, text = next(said, words.NOTHING)
+    kind, number, text = _answer(connection, facts, said)
     if kind == words.STARTED:
         handover.renamed(NAME)
         # The rank has them now; who waits for the last to close one must not wait for us.
@@ -44,6 +42,18 @@ def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     heard.close()
     told.close()
     return text if kind == words.NOT_SHARED else None
+
+
+def _answer(connection: socket.socket, facts: Facts, said: Iterator[Word]) -> Word:
+    """What the server says when this rank is handed over to it; in its place, why that has not been possible."""
+    try:
+        handover.send(connection, facts)
+    except ConnectionError:
+        return words.NOTHING
+    except OSError as error:
+        # Not waited for: the server cannot answer before it has everything, or sees the end of the connection.
+        return words.NOT_SHARED, 0, f"this rank's files cannot be handed over: {error.strerror}"
+    return next(said, words.NOTHING)
 
 
 def _end_with(rank: int, said: Iterator[Word]) -> NoReturn:

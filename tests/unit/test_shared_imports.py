@@ -152,3 +152,26 @@ def test_ranks_import_for_themselves_where_a_library_fails_to_load(tmp_path):
     why = "importing fails with OSError: libcudart.so.12: cannot open shared object file"
     for rank in [begin(tmp_path), begin(tmp_path)]:
         assert ended(rank) == (0, REFUSED + why, "")
+
+
+# Far more files under way between processes than one without privileges may have; the limit is the user's.
+TOO_MANY_FILES = """
+import array, ctypes, resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+one, other = socket.socketpair()
+while {under_way}:
+    try:
+        one.sendmsg([b"-"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 100))])
+    except OSError:
+        break
+"""
+
+
+def test_a_rank_that_cannot_be_handed_over_goes_on_at_once_and_keeps_nobody_waiting(tmp_path):
+    why = "this rank's files cannot be handed over: Too many references: cannot splice"
+    first = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=True))
+    assert ended(first, timeout=5) == (0, REFUSED + why, "")
+    # Neither for that server nor for one that it founds itself.
+    second = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=False))
+    assert ended(second, timeout=5) == (0, REFUSED + "there is no run", "")
