@@ -22,25 +22,34 @@ def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     """Have the server fork this rank, and stand in for it until it ends: then this process has ended, too.
 
     Returns only if imports cannot be shared, why, or None if the server has ended without a word. This process is as it
-    was then, and has to be the rank itself.
+    was then, has got the signals that were sent to it meanwhile, and has to be the rank itself.
     """
     heard, told = socket.socketpair()
     told.setblocking(False)
-    caught = [number for number in words.PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _noted) for number in caught}
+    # Before the handlers: none may go unheard in between.
     wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    said = _said(connection, heard)
+    caught = [number for number in words.passed_on() if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _noted) for number in caught}
+    owed = bytearray()
+    said = _said(connection, heard, owed)
     kind, number, text = _answer(connection, facts, said)
     if kind == words.STARTED:
         handover.renamed(NAME)
         # The rank has them now; who waits for the last to close one must not wait for us.
         handover.close_files(but=(2, connection.fileno(), heard.fileno(), told.fileno()))
         _end_with(number, said)
-    signal.set_wakeup_fd(wakes)
+    # What comes from here on waits until it is answered as before.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, caught)
     for caught_number, handler in before.items():
         signal.signal(caught_number, handler)
-    heard.close()
+    signal.set_wakeup_fd(wakes)
     told.close()
+    while numbers := heard.recv(4096):
+        owed += numbers
+    heard.close()
+    for owed_number in set(owed):
+        os.kill(os.getpid(), owed_number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return text if kind == words.NOT_SHARED else None
 
 
@@ -72,8 +81,11 @@ def _end_with(rank: int, said: Iterator[Word]) -> NoReturn:
     os._exit(code)
 
 
-def _said(connection: socket.socket, heard: socket.socket) -> Iterator[Word]:
-    """What the server says, one by one; meanwhile, signals are passed on to it."""
+def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> Iterator[Word]:
+    """What the server says, one by one; meanwhile, signals are passed on to it.
+
+    Those that this process has not acted on itself are added to `owed`: without a rank, they mean this process.
+    """
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     poll.register(heard, select.POLLIN)
@@ -84,6 +96,7 @@ def _said(connection: socket.socket, heard: socket.socket) -> Iterator[Word]:
             numbers = heard.recv(4096)
             with contextlib.suppress(OSError):
                 connection.sendall(numbers)
+            owed += bytes(number for number in numbers if number not in words.STOPS)
             if any(number in words.STOPS for number in numbers):
                 # As a process that does not catch it would; whoever continues us continues the rank, too.
                 os.kill(os.getpid(), signal.SIGSTOP)

@@ -51,7 +51,7 @@ def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> 
     for number in (0, 1):
         os.dup2(null, number)
     handover.close_files(but=(0, 1, 2, null, listener.fileno()))
-    for number in words.PASSED_ON:
+    for number in words.passed_on():
         signal.signal(number, signal.SIG_IGN)
     try:
         refused = _import_everything() if is_run() else "there is no run"

@@ -20,8 +20,16 @@ NOTHING: Word = (b"", 0, "")
 # Those that a fault of the process itself raises, and those that mean its own children or its window.
 OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 OWN |= {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ}
-PASSED_ON = signal.valid_signals() - OWN
 STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+
+
+def passed_on() -> list[int]:
+    """The signals that a proxy passes on to its rank.
+
+    Not those whose handler was installed from C, such as by a profiler that was loaded before Python: Python calls it
+    None, and cannot put it back.
+    """
+    return [number for number in signal.valid_signals() - OWN if signal.getsignal(number) is not None]
 
 
 def say(connection: socket.socket, kind: bytes, what: int | str) -> None:

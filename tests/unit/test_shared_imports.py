@@ -1,15 +1,20 @@
 """What `--share-imports` decides by, and what a process hands over to the one that takes its place."""
 
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
-from fedh2l_mpi.shared_imports import handover, meeting
+from fedh2l_mpi.shared_imports import handover, meeting, server
 
 
 @pytest.mark.parametrize(
@@ -112,26 +117,33 @@ def test_a_process_is_handed_over_with_all_its_files_and_each_keeps_its_number(t
 
 # One of two ranks on a node that begin as `python -m fedh2l_mpi --share-imports` does.
 BEGINS = """
-import os, sys, time
+import os, signal, time
 from fedh2l_mpi import shared_imports
 def is_run():
 {is_run}
 {before}
-print(shared_imports.begin(is_run), flush=True)
+print(shared_imports.begin(is_run))
+{after}
 """
 
 
-def begin(folder: Path, is_run: str = "    return True", before: str = "") -> subprocess.Popen[str]:
+def begin(
+    folder: Path,
+    is_run: str = "    return True",
+    before: str = "",
+    after: str = "",
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
     """Start a process that meets those of the same folder only, which is where it imports from first."""
-    environ = {name: value for name, value in os.environ.items() if name not in meeting.KNOWN_BY}
+    kept = {name: value for name, value in os.environ.items() if name not in meeting.KNOWN_BY}
     package = Path(handover.__file__).parent.parent.parent
     return subprocess.Popen(
-        [sys.executable, "-c", BEGINS.format(is_run=is_run, before=before)],
+        [sys.executable, "-c", BEGINS.format(is_run=is_run, before=before, after=after)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
-        env={**environ, "MPI_LOCALNRANKS": "2", "PYTHONPATH": f"{folder}:{package}"},
+        env={**kept, "MPI_LOCALNRANKS": "2", "PYTHONPATH": f"{folder}:{package}", **(environ or {})},
     )
 
 
@@ -171,7 +183,67 @@ while {under_way}:
 def test_a_rank_that_cannot_be_handed_over_goes_on_at_once_and_keeps_nobody_waiting(tmp_path):
     why = "this rank's files cannot be handed over: Too many references: cannot splice"
     first = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=True))
-    assert ended(first, timeout=5) == (0, REFUSED + why, "")
+    assert ended(first, timeout=server.HANDOVER_S - 1) == (0, REFUSED + why, "")
     # Neither for that server nor for one that it founds itself.
     second = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=False))
-    assert ended(second, timeout=5) == (0, REFUSED + "there is no run", "")
+    assert ended(second, timeout=server.HANDOVER_S - 1) == (0, REFUSED + "there is no run", "")
+
+
+def catches(pid: int, number: int) -> bool:
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+# Stands for imports that take seconds.
+IMPORTS_LONG = """
+    while not os.path.exists("imported"):
+        time.sleep(0.01)
+    {then}"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("then", ["return False", "os._exit(1)"])
+def test_a_signal_sent_while_the_server_imports_is_not_lost_when_it_then_refuses_or_ends(tmp_path, then, number):
+    told, other = [begin(tmp_path, is_run=IMPORTS_LONG.format(then=then)) for _ in range(2)]
+    try:
+        # The last for which it installs a handler.
+        wait_for("the handlers", lambda: catches(told.pid, signal.SIGRTMAX))
+        told.send_signal(number)
+        time.sleep(0.1)
+        assert told.poll() is None
+        (tmp_path / "imported").touch()
+        assert ended(told)[:2] == (-number, "")
+        assert ended(other)[0] == 0
+    finally:
+        (tmp_path / "imported").touch()
+        told.kill()
+        other.kill()
+
+
+HANDLER_FROM_C = """
+#include <signal.h>
+static void sample(int number) {}
+__attribute__((constructor)) static void loaded(void) { signal(SIGPROF, sample); }
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_handler_from_before_python_stays_where_it_is(tmp_path, shared):
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("no C compiler on this machine")
+    library = tmp_path / "profiler.so"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=HANDLER_FROM_C, text=True, check=True, timeout=60)
+    # What is missing is the ranks' business, and the rest is imported in a moment.
+    (tmp_path / "torch.py").write_text("raise ImportError\n")
+    how = {
+        "is_run": f"    return {shared}",
+        "after": "print(signal.getsignal(signal.SIGPROF))",
+        "environ": {"LD_PRELOAD": str(library)},
+    }
+    for rank in [begin(tmp_path, **how), begin(tmp_path, **how)]:
+        code, out, err = ended(rank)
+        assert (code, err) == (0, "")
+        # As Python calls it.
+        assert out.splitlines()[1] == "None"
+        assert ("a copy of a process with all imports" in out) == shared
