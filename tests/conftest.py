@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +127,14 @@ def processes(out: Path) -> dict[int, str]:
         except OSError:
             continue
     return found
+
+
+def wait_for(what: str, found: Callable[[], object], patience_s: float = 30) -> None:
+    """Return when `found` is true; fails the test if that takes too long."""
+    until = time.monotonic() + patience_s
+    while not found():
+        assert time.monotonic() < until, f"not within {patience_s} s: {what}"
+        time.sleep(0.02)
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -19,6 +19,7 @@ from fedh2l_mpi.shared_imports.meeting import DEVICES
 FILES_AT_ONCE = 250
 LENGTH = struct.Struct("!Q")
 STREAMS = ("stdin", "stdout", "stderr")
+CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 DEVICE_FOLDERS = {"/dev": ("nvidia", "kfd"), "/dev/dri": ("renderD",)}
 
 Facts = dict[str, Any]
@@ -36,7 +37,6 @@ def capture() -> Facts:
         with contextlib.suppress(OSError):
             if os.get_inheritable(number):
                 files.append(number)
-    catchable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     return {
         "proxy": os.getpid(),
         "launcher": os.getppid(),
@@ -44,7 +44,7 @@ def capture() -> Facts:
         "orig_argv": sys.orig_argv,
         "environ": dict(os.environ),
         "cpus": sorted(os.sched_getaffinity(0)),
-        "ignored": [int(number) for number in catchable if signal.getsignal(number) == signal.SIG_IGN],
+        "ignored": [int(number) for number in CATCHABLE if signal.getsignal(number) == signal.SIG_IGN],
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         "streams": {name: _stream(getattr(sys, name)) for name in STREAMS},
         "files": files,
@@ -66,16 +66,26 @@ def devices() -> Facts:
 
 
 def send(connection: socket.socket, facts: Facts) -> None:
-    """Hand `facts`, the files named in them, and the working directory over."""
+    """Hand `facts`, the files named in them, and the working directory over.
+
+    Raises
+    ------
+    ConnectionError
+        If the other end has gone.
+    OSError
+        If the kernel passes something not on, such as more files than a user may have under way.
+    """
     text = json.dumps(facts).encode()
     connection.sendall(LENGTH.pack(len(text)) + text)
     # A directory that is gone has no path any more.
     directory = os.open(".", os.O_PATH | os.O_CLOEXEC)
     numbers = [*facts["files"], directory]
-    for first in range(0, len(numbers), FILES_AT_ONCE):
-        some = array.array("i", numbers[first : first + FILES_AT_ONCE])
-        connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
-    os.close(directory)
+    try:
+        for first in range(0, len(numbers), FILES_AT_ONCE):
+            some = array.array("i", numbers[first : first + FILES_AT_ONCE])
+            connection.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, some)])
+    finally:
+        os.close(directory)
 
 
 def receive(connection: socket.socket) -> tuple[Facts, list[int]]:
@@ -119,7 +129,7 @@ def take_on(facts: Facts, received: list[int]) -> None:
         setattr(sys, name, _opened(STREAMS.index(name), facts["streams"][name]))
         setattr(sys, f"__{name}__", getattr(sys, name))
     _fresh_random_numbers()
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    for number in CATCHABLE:
         if number in facts["ignored"]:
             signal.signal(number, signal.SIG_IGN)
         elif signal.getsignal(number) is not None:

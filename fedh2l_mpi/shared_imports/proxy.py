@@ -6,58 +6,69 @@ import resource
 import select
 import signal
 import socket
-import struct
 from collections.abc import Iterator
 from typing import NoReturn
 
 from fedh2l_mpi.errors import EXIT_FAULT
-from fedh2l_mpi.shared_imports import handover
+from fedh2l_mpi.shared_imports import handover, words
 from fedh2l_mpi.shared_imports.handover import Facts
+from fedh2l_mpi.shared_imports.words import Word
 
-# What the server says: a kind, then the length of a text that follows, or a number.
-WORD = struct.Struct("!cq")
-STARTED, ENDED, NOT_SHARED, FAULT = b"S", b"E", b"N", b"F"
-NOTHING = (b"", 0, "")
 # As `ps` and `top` show it.
 NAME = "fedh2l-proxy"
-# Those that a fault of the process itself raises, and those that mean its own children or its window.
-OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
-OWN |= {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ}
-STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     """Have the server fork this rank, and stand in for it until it ends: then this process has ended, too.
 
     Returns only if imports cannot be shared, why, or None if the server has ended without a word. This process is as it
-    was then, and has to be the rank itself.
+    was then, has got the signals that were sent to it meanwhile, and has to be the rank itself.
     """
     heard, told = socket.socketpair()
     told.setblocking(False)
-    caught = [number for number in signal.valid_signals() - OWN if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _noted) for number in caught}
+    # Before the handlers: none may go unheard in between.
     wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    words = _words(connection, heard)
-    with contextlib.suppress(OSError):
-        handover.send(connection, facts)
-    kind, number, text = next(words, NOTHING)
-    if kind == STARTED:
+    caught = [number for number in words.passed_on() if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _noted) for number in caught}
+    owed = bytearray()
+    said = _said(connection, heard, owed)
+    kind, number, text = _answer(connection, facts, said)
+    if kind == words.STARTED:
         handover.renamed(NAME)
         # The rank has them now; who waits for the last to close one must not wait for us.
         handover.close_files(but=(2, connection.fileno(), heard.fileno(), told.fileno()))
-        _end_with(number, words)
-    signal.set_wakeup_fd(wakes)
+        _end_with(number, said)
+    # What comes from here on waits until it is answered as before.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, caught)
     for caught_number, handler in before.items():
         signal.signal(caught_number, handler)
-    heard.close()
+    signal.set_wakeup_fd(wakes)
     told.close()
-    return text if kind == NOT_SHARED else None
+    while numbers := heard.recv(4096):
+        owed += numbers
+    heard.close()
+    for owed_number in set(owed):
+        os.kill(os.getpid(), owed_number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return text if kind == words.NOT_SHARED else None
 
 
-def _end_with(rank: int, words: Iterator[tuple[bytes, int, str]]) -> NoReturn:
+def _answer(connection: socket.socket, facts: Facts, said: Iterator[Word]) -> Word:
+    """What the server says when this rank is handed over to it; in its place, why that has not been possible."""
+    try:
+        handover.send(connection, facts)
+    except ConnectionError:
+        return words.NOTHING
+    except OSError as error:
+        # Not waited for: the server cannot answer before it has everything, or sees the end of the connection.
+        return words.NOT_SHARED, 0, f"this rank's files cannot be handed over: {error.strerror}"
+    return next(said, words.NOTHING)
+
+
+def _end_with(rank: int, said: Iterator[Word]) -> NoReturn:
     """Wait until the rank ends, and end as it did: the launcher is to see what it would have seen."""
-    kind, status, text = next(words, NOTHING)
-    if kind != ENDED:
+    kind, status, text = next(said, words.NOTHING)
+    if kind != words.ENDED:
         _fail(text or f"the process that imported for this node has ended, and pid {rank} with it")
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
@@ -70,19 +81,23 @@ def _end_with(rank: int, words: Iterator[tuple[bytes, int, str]]) -> NoReturn:
     os._exit(code)
 
 
-def _words(connection: socket.socket, heard: socket.socket) -> Iterator[tuple[bytes, int, str]]:
-    """What the server says, one by one; meanwhile, signals are passed on to it."""
+def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> Iterator[Word]:
+    """What the server says, one by one; meanwhile, signals are passed on to it.
+
+    Those that this process has not acted on itself are added to `owed`: without a rank, they mean this process.
+    """
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     poll.register(heard, select.POLLIN)
-    said = b""
+    received = bytearray()
     while True:
         ready = {number for number, _ in poll.poll()}
         if heard.fileno() in ready:
             numbers = heard.recv(4096)
             with contextlib.suppress(OSError):
                 connection.sendall(numbers)
-            if any(number in STOPS for number in numbers):
+            owed += bytes(number for number in numbers if number not in words.STOPS)
+            if any(number in words.STOPS for number in numbers):
                 # As a process that does not catch it would; whoever continues us continues the rank, too.
                 os.kill(os.getpid(), signal.SIGSTOP)
         if connection.fileno() in ready:
@@ -92,15 +107,8 @@ def _words(connection: socket.socket, heard: socket.socket) -> Iterator[tuple[by
                 part = b""
             if not part:
                 return
-            said += part
-            while len(said) >= WORD.size:
-                kind, number = WORD.unpack_from(said)
-                length = number if kind in (NOT_SHARED, FAULT) else 0
-                if len(said) < WORD.size + length:
-                    break
-                text = said[WORD.size : WORD.size + length].decode()
-                said = said[WORD.size + length :]
-                yield kind, number, text
+            received += part
+            yield from words.taken_from(received)
 
 
 def _fail(text: str) -> NoReturn:

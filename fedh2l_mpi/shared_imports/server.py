@@ -10,7 +10,7 @@ import socket
 import traceback
 from collections.abc import Callable
 
-from fedh2l_mpi.shared_imports import handover, meeting, proxy
+from fedh2l_mpi.shared_imports import handover, meeting, words
 from fedh2l_mpi.shared_imports.handover import Facts
 from fedh2l_mpi.shared_imports.origin import Origin
 
@@ -30,7 +30,6 @@ LATE_MS = 5000
 PR_SET_PDEATHSIG = 1
 # As `ps` and `top` show it.
 NAME = "fedh2l-imports"
-STOPS = {int(number): signal.SIGSTOP for number in proxy.STOPS}
 
 
 def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> Origin:
@@ -52,9 +51,13 @@ def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> 
     for number in (0, 1):
         os.dup2(null, number)
     handover.close_files(but=(0, 1, 2, null, listener.fileno()))
-    for number in signal.valid_signals() - proxy.OWN:
+    for number in words.passed_on():
         signal.signal(number, signal.SIG_IGN)
-    refused = _import_everything() if is_run() else "there is no run"
+    try:
+        refused = _import_everything() if is_run() else "there is no run"
+    except Exception as error:
+        # Such as of a library that torch misses. Ranks import for themselves then, and meet it where it can be told.
+        refused = f"importing fails with {type(error).__name__}: {error}"
     os.dup2(null, 2)
     server = _Server(listener, proxies, refused)
     try:
@@ -88,8 +91,7 @@ class _Rank:
     def say(self, kind: bytes, number: int) -> None:
         """Tell the proxy, unless it has gone."""
         if self.connection is not None:
-            with contextlib.suppress(OSError):
-                self.connection.sendall(proxy.WORD.pack(kind, number))
+            words.say(self.connection, kind, number)
 
 
 class _Server:
@@ -138,7 +140,7 @@ class _Server:
         """Last words: the first proxy prints them."""
         for rank in self._ranks:
             if rank.connection is not None:
-                _say_text(rank.connection, proxy.FAULT, text)
+                words.say(rank.connection, words.FAULT, text)
                 text = ""
 
     def _accept(self, poll: select.poll) -> tuple[Facts, list[int]] | None:
@@ -151,7 +153,7 @@ class _Server:
             connection.close()
             return None
         if why := self._refused or self._unlike(facts):
-            _say_text(connection, proxy.NOT_SHARED, why)
+            words.say(connection, words.NOT_SHARED, why)
             connection.close()
         else:
             # Signals wait until the child has a rank's answers to them.
@@ -167,7 +169,7 @@ class _Server:
             rank = _Rank(connection, pid)
             self._ranks.append(rank)
             poll.register(connection, select.POLLIN)
-            rank.say(proxy.STARTED, pid)
+            rank.say(words.STARTED, pid)
         for number in received:
             os.close(number)
         return None
@@ -198,7 +200,7 @@ class _Server:
         for number in numbers:
             if rank.pid:
                 # The default of the others has no effect where no shell watches the group of processes.
-                os.kill(rank.pid, STOPS.get(number, number))
+                os.kill(rank.pid, signal.SIGSTOP if number in words.STOPS else number)
 
     def _reap(self) -> None:
         """Tell the proxies of ranks that have ended."""
@@ -206,7 +208,7 @@ class _Server:
             pid, status = os.waitpid(rank.pid, os.WNOHANG)
             if pid:
                 rank.pid = 0
-                rank.say(proxy.ENDED, status)
+                rank.say(words.ENDED, status)
 
 
 def _import_everything() -> str:
@@ -248,12 +250,6 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _say_text(connection: socket.socket, kind: bytes, text: str) -> None:
-    data = text.encode()
-    with contextlib.suppress(OSError):
-        connection.sendall(proxy.WORD.pack(kind, len(data)) + data)
 
 
 def _noted(number: int, frame: object) -> None:

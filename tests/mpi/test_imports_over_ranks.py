@@ -4,24 +4,15 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start
+from conftest import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start, wait_for
 
 from fedh2l_mpi import metrics, status
 
 FAST = ["--set", "participants=3", "--set", "models=[mlp]", "--set", "evaluation.every=50"]
 ENDLESS = ["--share-imports", "--quiet", *FAST, "--set", "rounds=100000"]
-
-
-def wait_for(what: str, found: Callable[[], object], patience_s: float = 30) -> None:
-    until = time.monotonic() + patience_s
-    while not found():
-        assert time.monotonic() < until, f"not within {patience_s} s: {what}"
-        time.sleep(0.02)
 
 
 def all_are_gone(out: Path) -> None:

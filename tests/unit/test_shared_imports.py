@@ -1,15 +1,20 @@
 """What `--share-imports` decides by, and what a process hands over to the one that takes its place."""
 
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
-from fedh2l_mpi.shared_imports import handover, meeting
+from fedh2l_mpi.shared_imports import handover, meeting, server
 
 
 @pytest.mark.parametrize(
@@ -108,3 +113,137 @@ def test_a_process_is_handed_over_with_all_its_files_and_each_keeps_its_number(t
         "1 True",
         "\u00fc? <stdout>",
     ]
+
+
+# One of two ranks on a node that begin as `python -m fedh2l_mpi --share-imports` does.
+BEGINS = """
+import os, signal, time
+from fedh2l_mpi import shared_imports
+def is_run():
+{is_run}
+{before}
+print(shared_imports.begin(is_run))
+{after}
+"""
+
+
+def begin(
+    folder: Path,
+    is_run: str = "    return True",
+    before: str = "",
+    after: str = "",
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """Start a process that meets those of the same folder only, which is where it imports from first."""
+    kept = {name: value for name, value in os.environ.items() if name not in meeting.KNOWN_BY}
+    package = Path(handover.__file__).parent.parent.parent
+    return subprocess.Popen(
+        [sys.executable, "-c", BEGINS.format(is_run=is_run, before=before, after=after)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**kept, "MPI_LOCALNRANKS": "2", "PYTHONPATH": f"{folder}:{package}", **(environ or {})},
+    )
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 20) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a process, which is killed if it does not end."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, out.strip(), err
+
+
+REFUSED = "--share-imports: imports are not shared: "
+
+
+def test_ranks_import_for_themselves_where_a_library_fails_to_load(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    why = "importing fails with OSError: libcudart.so.12: cannot open shared object file"
+    for rank in [begin(tmp_path), begin(tmp_path)]:
+        assert ended(rank) == (0, REFUSED + why, "")
+
+
+# Far more files under way between processes than one without privileges may have; the limit is the user's.
+TOO_MANY_FILES = """
+import array, ctypes, resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+one, other = socket.socketpair()
+while {under_way}:
+    try:
+        one.sendmsg([b"-"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 100))])
+    except OSError:
+        break
+"""
+
+
+def test_a_rank_that_cannot_be_handed_over_goes_on_at_once_and_keeps_nobody_waiting(tmp_path):
+    why = "this rank's files cannot be handed over: Too many references: cannot splice"
+    first = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=True))
+    assert ended(first, timeout=server.HANDOVER_S - 1) == (0, REFUSED + why, "")
+    # Neither for that server nor for one that it founds itself.
+    second = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=False))
+    assert ended(second, timeout=server.HANDOVER_S - 1) == (0, REFUSED + "there is no run", "")
+
+
+def catches(pid: int, number: int) -> bool:
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+# Stands for imports that take seconds.
+IMPORTS_LONG = """
+    while not os.path.exists("imported"):
+        time.sleep(0.01)
+    {then}"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("then", ["return False", "os._exit(1)"])
+def test_a_signal_sent_while_the_server_imports_is_not_lost_when_it_then_refuses_or_ends(tmp_path, then, number):
+    told, other = [begin(tmp_path, is_run=IMPORTS_LONG.format(then=then)) for _ in range(2)]
+    try:
+        # The last for which it installs a handler.
+        wait_for("the handlers", lambda: catches(told.pid, signal.SIGRTMAX))
+        told.send_signal(number)
+        time.sleep(0.1)
+        assert told.poll() is None
+        (tmp_path / "imported").touch()
+        assert ended(told)[:2] == (-number, "")
+        assert ended(other)[0] == 0
+    finally:
+        (tmp_path / "imported").touch()
+        told.kill()
+        other.kill()
+
+
+HANDLER_FROM_C = """
+#include <signal.h>
+static void sample(int number) {}
+__attribute__((constructor)) static void loaded(void) { signal(SIGPROF, sample); }
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_handler_from_before_python_stays_where_it_is(tmp_path, shared):
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("no C compiler on this machine")
+    library = tmp_path / "profiler.so"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=HANDLER_FROM_C, text=True, check=True, timeout=60)
+    # What is missing is the ranks' business, and the rest is imported in a moment.
+    (tmp_path / "torch.py").write_text("raise ImportError\n")
+    how = {
+        "is_run": f"    return {shared}",
+        "after": "print(signal.getsignal(signal.SIGPROF))",
+        "environ": {"LD_PRELOAD": str(library)},
+    }
+    for rank in [begin(tmp_path, **how), begin(tmp_path, **how)]:
+        code, out, err = ended(rank)
+        assert (code, err) == (0, "")
+        # As Python calls it.
+        assert out.splitlines()[1] == "None"
+        assert ("a copy of a process with all imports" in out) == shared
