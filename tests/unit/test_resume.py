@@ -214,6 +214,21 @@ def test_rows_that_are_missing_or_changed_make_their_checkpoint_useless(copy, to
     assert "its rows in" in told.text
 
 
+def test_what_a_refusal_says_may_change_is_all_that_may_change(copy):
+    changes = {
+        "rounds": "9", "checkpoint.keep": "4", "run.max_wall": "90m", "exchange.deadline_s": "7.0",
+        "devices.batching": "like", "exchange.codec": "float16", "exchange.skip_below": "0.1",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="has another config") as error:
+        run(copy.path, *(f"{key}={value}" for key, value in changes.items()), mode="auto")
+    *differing, last = str(error.value).splitlines()
+    may_change = last.partition("what may change: ")[2].split(", ")
+    assert len(differing) == 1 + 2
+    for key in changes:
+        is_refused = any(f"{key}: there" in line for line in differing)
+        assert is_refused != any(key.startswith(told) for told in may_change), key
+
+
 def test_another_config_is_refused_with_the_keys_that_differ(copy):
     with pytest.raises(UserError) as error:
         run(copy.path, "seed=1", "method.local_steps=9", "checkpoint.every=7", "run.max_wall=90m", mode="auto")
