@@ -162,6 +162,7 @@ class Simulation:
         is_due = every is not None and done % every == 0
         if asked:
             self._requested = done
+            self.stopping.checkpoint_begins()
         if is_due or asked or done == self.config.rounds:
             self.world.at = f"round {round_index}, checkpoint"
             with self._during("checkpoint", round_index):

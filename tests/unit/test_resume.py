@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -294,6 +296,52 @@ def test_a_file_asks_for_a_checkpoint_and_is_gone_when_it_is_there(tmp_path):
     assert seen[1] == (True, [])
     assert seen[-1] == (False, ["round-00000002"])
     assert [path.name for path in out.committed()] == ["round-00000006", "round-00000002"]
+
+
+def test_a_file_that_asks_for_a_checkpoint_again_while_one_is_made_is_answered_by_another(tmp_path, monkeypatch):
+    out, begin, states_of = RunDirectory(tmp_path / "run"), checkpoint.CheckpointWriter.begin, []
+
+    def begin_and_ask_again(self, rounds, *arguments):
+        begin(self, rounds, *arguments)
+        states_of.append(rounds)
+        if len(states_of) == 1:
+            # Later than the first time by more than the file system's clock may be coarse.
+            later_ns = time.time_ns() + 10**9
+            os.utime(out.checkpoint_request, ns=(later_ns, later_ns))
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 1:
+            out.checkpoint_request.touch()
+        until = time.monotonic() + 20
+        while states_of and not out.committed() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "begin", begin_and_ask_again)
+    with simulation(out.path, "models=[mlp]", "rounds=12", "checkpoint.every=null", "checkpoint.keep=9") as made:
+        made.run(follow)
+    assert len(states_of) == 3
+    assert (states_of[0], states_of[-1]) == (2, 12)
+    assert not out.checkpoint_request.exists()
+
+
+def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_next_round(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    asking = (out.stop_request, out.checkpoint_request)
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 0:
+            for path in asking:
+                # No file can have that name: an error, as from a server that is away, and not an absent file.
+                path.symlink_to(300 * "x")
+        if round_index == 2:
+            for path in asking:
+                path.unlink()
+                path.touch()
+
+    with simulation(out.path, "models=[mlp]", "rounds=6") as made:
+        assert made.run(follow) == Ask.FILE_STOP
+    assert status.read(out.status).round == 3
+    assert not any(path.exists() for path in asking)
 
 
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
