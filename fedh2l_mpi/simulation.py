@@ -129,6 +129,9 @@ class Simulation:
         self.lifecycle.begin(self.first_round)
         try:
             asked = self.stopping.asked_before()
+            if self.first_round == self.config.rounds:
+                # It is complete, whoever wanted to stop it: only its last word was missing.
+                asked = Ask.NOTHING
             for round_index in range(self.first_round, 0 if asked.stops else self.config.rounds):
                 self._round(round_index)
                 asked = self._checkpoint_or_stop(round_index)

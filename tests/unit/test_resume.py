@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from same_runs import assert_same_run
 from fedh2l_mpi import checkpoint, claim, config_file, metrics, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.signals import Ask
+from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.world import World
 
@@ -49,13 +50,15 @@ CASES = {
 
 
 @contextmanager
-def simulation(out: Path, *overrides: str, mode: claim.Mode = "never") -> Iterator[Simulation]:
+def simulation(
+    out: Path, *overrides: str, mode: claim.Mode = "never", signals: Signals | None = None
+) -> Iterator[Simulation]:
     """A run that begins, or goes on, as the command line would have it."""
     stored = claim.stored_config(str(out), mode)
     config = config_file.load(stored, overrides).resolved(1, launched=False)
     hold = claim.take(ALONE, RunDirectory(out), config, mode)
     try:
-        yield Simulation(config, ALONE, hold)
+        yield Simulation(config, ALONE, hold, signals)
     finally:
         hold.release()
 
@@ -342,6 +345,23 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
         assert made.run(follow) == Ask.FILE_STOP
     assert status.read(out.status).round == 3
     assert not any(path.exists() for path in asking)
+
+
+def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        signals = Signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
+        with simulation(copy.path, "rounds=3", mode="auto", signals=signals) as made:
+            assert made.first_round == 3
+            assert made.run(lambda round_index, table: None) == Ask.NOTHING
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert signals.asked == Ask.TERM
+    assert status.read(copy.status).state == "complete"
+    assert metrics.read(copy.metrics).attributes["state"] == "complete"
 
 
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
