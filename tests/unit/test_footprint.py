@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fedh2l_mpi import config_file, estimate, footprint, methods, metrics
+from fedh2l_mpi import codecs, config_file, estimate, footprint, methods, metrics
 from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.cohort import Cohort
 from fedh2l_mpi.config import Config, TopologyConfig
@@ -60,9 +60,25 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
     usual, skipping = (needs.memory(Hosting(4, 2), ring) for needs in told)
     # Of two participants each, the state and the file with it.
     assert (skipping.checkpoint - usual.checkpoint).tolist() == [2 * 2 * array] * 2
-    # Two published arrays in bytes, what is held of them and of two elsewhere; six arrays' bits and senders.
+    # Two published arrays in bytes, what is held of them and of two elsewhere; six arrays' bits and senders. Of the one
+    # that is compared, the difference in float64 and the rows that are sent.
     bits = 6 * (4 + 36) - 4 * 4
-    assert (skipping.messages - usual.messages).tolist() == [6 * array + bits] * 2
+    assert (skipping.messages - usual.messages).tolist() == [(6 + 3) * array + bits] * 2
+
+
+@pytest.mark.parametrize("codec", codecs.KINDS)
+def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
+    array = ArraySpec("posteriors", 20_000, 10, True, codecs.build(codec, 3), skip_below=0.01)
+    posteriors = torch.full((20_000, 10), 0.1).numpy()
+    held = np.full_like(posteriors, np.nan)
+    tracemalloc.start()
+    part = array.encode_changes(posteriors, 0, held)
+    array.take_changes(part, held)
+    # The part itself is counted as what is published.
+    measured = tracemalloc.get_traced_memory()[1] - len(part)
+    tracemalloc.stop()
+    told = footprint.CHANGES_ARRAYS[codec] * array.held_bytes
+    assert 0.9 * told <= measured <= 1.02 * told
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 12])
