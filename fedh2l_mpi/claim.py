@@ -140,8 +140,8 @@ def _check_config(directory: RunDirectory, config: Config) -> None:
         raise UserError(
             f"--resume: the run in {directory.path} has another config:\n  "
             + "\n  ".join(differing)
-            + f"\n  without CONFIG and --set, its own is used ({directory.config}); rounds, checkpoint, run, "
-            "exchange and devices may change"
+            + f"\n  without CONFIG and --set, its own is used ({directory.config}); what may change: "
+            + ", ".join(key.rstrip(".") for key in (*settings.MAY_CHANGE, *settings.NEVER_COUNT))
         )
 
 

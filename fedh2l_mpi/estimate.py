@@ -152,8 +152,8 @@ class Needs:
     models: dict[str, ModelSize]
     message: MessageSize | None
 
-    def memory(self, hosting: Hosting, graph: Links) -> RankMemory:
-        """Bytes of every rank."""
+    def memory(self, hosting: Hosting, graph: Links, on_host: bool = False) -> RankMemory:
+        """Bytes of every rank; `on_host` if the device is known to be the host."""
         return rank_memory(
             self.config,
             hosting,
@@ -164,6 +164,8 @@ class Needs:
             self.method.pools_private_data,
             self.method.keeps_published,
             cohort.MEMBERS if cohort.may_form(self.config, self.method.takes_cohorts) else 1,
+            self.method.takes_theirs_one_by_one,
+            on_host,
         )
 
     @property
@@ -288,7 +290,7 @@ def check_memory(
         return None
     hosting = Hosting(config.size, world.size)
     run = needs(config, plan.source, method, holdings(plan))
-    memory = run.memory(hosting, links(topology.graph(0).edges, hosting))
+    memory = run.memory(hosting, links(topology.graph(0).edges, hosting), on_host=device.type != "cuda")
     if device.type != "cuda":
         warn_if_node_too_small(world.host, node, memory, available_bytes())
         return memory

@@ -78,7 +78,8 @@ def check(config: Config) -> RenderableType:
 def _largest_rank(run: estimate.Needs, edges: list[tuple[int, int]], ranks: int) -> int:
     """What the largest of so many ranks needs [bytes]."""
     hosting = Hosting(run.config.size, ranks)
-    return int(run.memory(hosting, links(edges, hosting)).total.max())
+    on_host = run.config.devices.kind == "cpu"
+    return int(run.memory(hosting, links(edges, hosting), on_host).total.max())
 
 
 def _range(low: int, high: int) -> str:

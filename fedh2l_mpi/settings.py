@@ -12,6 +12,8 @@ Settings = Mapping[str, Any]
 ADDED = {"exchange.codec": "float32", "optimizer.precision": "float32"}
 # Where and how fast a run runs, how it is secured, and when it ends.
 NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
+# What a run that is gone on with may have otherwise, too: how long it is, and where its data lie.
+MAY_CHANGE = ("rounds", "data.root")
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,7 +48,7 @@ def what_must_stay(config: Config) -> dict[str, Any]:
     labels are compared by a digest.
     """
     counted = what_counts(flat(config.model_dump()))
-    return {key: value for key, value in counted.items() if key not in ("rounds", "data.root")}
+    return {key: value for key, value in counted.items() if key not in MAY_CHANGE}
 
 
 def unusual(config: Config) -> dict[str, Any]:

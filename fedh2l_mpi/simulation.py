@@ -117,6 +117,9 @@ class Simulation:
         self.lifecycle.begin(self.first_round)
         try:
             asked = self.stopping.asked_before()
+            if self.first_round == self.config.rounds:
+                # It is complete, whoever wanted to stop it: only its last word was missing.
+                asked = Ask.NOTHING
             for round_index in range(self.first_round, 0 if asked.stops else self.config.rounds):
                 self._round(round_index)
                 asked = self._checkpoint_or_stop(round_index)
@@ -150,6 +153,7 @@ class Simulation:
         is_due = every is not None and done % every == 0
         if asked:
             self._requested = done
+            self.stopping.checkpoint_begins()
         if is_due or asked or done == self.config.rounds:
             self.world.at = f"round {round_index}, checkpoint"
             with self._during("checkpoint", round_index):

@@ -6,6 +6,7 @@ ranks counts. Nothing is interrupted: a run stops between two rounds.
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +43,8 @@ class Stopping:
         self._round_began, self._longest_s = time.monotonic(), 0.0
         self._agreement = _Agreement(world, deadline_s) if world.comm is not None else None
         self._checkpoint_is_due = False
+        # When the request was last made that the checkpoint on its way answers.
+        self._answered_ns: int | None = None
 
     def asked_before(self) -> Ask:
         """What signals had asked for before the first round, at all ranks together. **Collective.**"""
@@ -66,15 +69,22 @@ class Stopping:
         if self._agreement is not None:
             self._agreement.finish(idle)
 
+    def checkpoint_begins(self) -> None:
+        """The states are copied now: whoever asks in the run directory from here on asks for another checkpoint."""
+        if self._world.rank == 0:
+            self._answered_ns = _touched_ns(self._directory.checkpoint_request)
+
     def checkpoint_was_made(self) -> None:
-        """The request in the run directory is answered."""
+        """The request in the run directory is answered; one that was made again in the meantime stays."""
         self._checkpoint_is_due = False
-        self._directory.checkpoint_request.unlink(missing_ok=True)
+        touched_ns = _touched_ns(self._directory.checkpoint_request)
+        if touched_ns is not None and touched_ns == self._answered_ns:
+            self._directory.checkpoint_request.unlink(missing_ok=True)
 
     def run_has_ended(self) -> None:
         """What was asked for in the run directory is done; the next job is not to be stopped by it."""
         if self._world.rank == 0:
-            self.checkpoint_was_made()
+            self._directory.checkpoint_request.unlink(missing_ok=True)
             self._directory.stop_request.unlink(missing_ok=True)
 
     def _asked(self) -> Ask:
@@ -90,12 +100,24 @@ class Stopping:
             # One rank looks: every look is a request to the file system's server.
             if self._limit_s is not None and now - self._begin + ROUNDS_TO_SPARE * self._longest_s > self._limit_s:
                 asked = max(asked, Ask.MAX_WALL)
-            if not self._checkpoint_is_due and self._directory.checkpoint_request.exists():
+            if not self._checkpoint_is_due and _touched_ns(self._directory.checkpoint_request) is not None:
                 self._checkpoint_is_due = True
                 asked = max(asked, Ask.CHECKPOINT)
-            if self._directory.stop_request.exists():
+            if _touched_ns(self._directory.stop_request) is not None:
                 asked = Ask.FILE_STOP
         return asked
+
+
+def _touched_ns(path: Path) -> int | None:
+    """When a file was last touched [ns since 1970]; None where it is not, or cannot be seen now.
+
+    A file server that does not answer for a moment (ESTALE, EIO) must not end the job: after the next round, it is
+    asked again.
+    """
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 class _Agreement:

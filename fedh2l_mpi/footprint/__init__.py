@@ -4,10 +4,18 @@ Nothing here builds a model, reads data or sends anything; tests hold the number
 """
 
 from fedh2l_mpi.footprint.files import Files, checkpoint_bytes, files, metrics_file_bytes
-from fedh2l_mpi.footprint.memory import Holdings, ModelSize, RankMemory, optimiser_vectors, rank_memory
+from fedh2l_mpi.footprint.memory import (
+    CHANGES_ARRAYS,
+    Holdings,
+    ModelSize,
+    RankMemory,
+    optimiser_vectors,
+    rank_memory,
+)
 from fedh2l_mpi.footprint.traffic import Links, MessageSize, expected_links, first_of, links
 
 __all__ = [
+    "CHANGES_ARRAYS",
     "Files",
     "Holdings",
     "Links",

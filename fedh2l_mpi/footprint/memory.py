@@ -22,6 +22,9 @@ STEP_VECTORS = 4
 # computes on the way, in a forward pass that keeps nothing, and in a backward pass beside what was kept.
 FORWARD_TENSORS = 4
 BACKWARD_TENSORS = 2
+# Where unchanged rows are skipped: so many float32 arrays are there while one participant's is compared with what its
+# neighbours hold. Two are the difference in float64, one the rows that are sent, the others the codec's. Measured.
+CHANGES_ARRAYS = {"float32": 3, "float16": 4, "bfloat16": 6, "uint8": 6, "top_k": 8}
 # What every rank remembers about all participants: their shares as Python objects, their neighbours, their line in the
 # metrics file; about every sample, its row and its domain; about every edge. Measured at 1,000 to 10,000 participants.
 PARTICIPANT_BYTES, SAMPLE_BYTES, EDGE_BYTES = 1_850, 16, 85
@@ -104,11 +107,12 @@ class RankMemory:
     ----------
     data, models, optimisers, step : int64 (R,)
         On the device: samples held; parameters and buffers, and what a method keeps; the optimisers' state; gradients
-        and activations of the largest step of one participant or cohort, with its neighbours' arrays.
+        and activations of the largest step of one participant or cohort, with those of its neighbours' arrays that a
+        method moves there at a time.
     messages, records, checkpoint, bookkeeping : int64 (R,)
-        In host memory: arrays that are published, sent and received, and one learner's view of them; metrics rows
-        on their way to the file; a checkpoint's copy of the state and its file's content, while it is written; what
-        every rank remembers of all participants.
+        In host memory: arrays that are published, sent and received, and one learner's view of them, unless it is
+        counted in `step`; metrics rows on their way to the file; a checkpoint's copy of the state and its file's
+        content, while it is written; what every rank remembers of all participants.
     """
 
     data: NDArray[np.int64]
@@ -150,6 +154,8 @@ def rank_memory(
     pooled: bool = False,
     keeps_published: bool = False,
     members: int = 1,
+    takes_theirs_one_by_one: bool = False,
+    on_host: bool = False,
 ) -> RankMemory:
     """What every rank of a run needs.
 
@@ -165,6 +171,10 @@ def rank_memory(
         Whether everyone keeps a copy of the array that it published.
     members : int
         How many participants step together at most, where their models allow it.
+    takes_theirs_one_by_one : bool
+        Whether a learner has one of its neighbours' arrays on the device at a time, and not all.
+    on_host : bool
+        Whether the device is the host: what a learner views there and what it has on the device is one then.
     """
     first_R = first_of(hosting)
     architectures = list(sizes)
@@ -195,12 +205,19 @@ def rank_memory(
     optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))
     # What neighbours hold, counted among the messages, is a part of the state where unchanged rows are skipped.
     held = 0 if message is None or config.exchange.skip_below is None else message.held_bytes
+    together_R = together_RA.max(axis=1)
+    views_R = np.where(together_R > 1, 2 * together_R, 1)
+    if on_host and not takes_theirs_one_by_one:
+        views_R -= together_R
+    messages_R = _message_bytes(links, message, hosted_R, views_R)
+    if held:
+        messages_R += CHANGES_ARRAYS[config.exchange.codec] * held
     return RankMemory(
         data=data_R,
         models=models_R,
         optimisers=optimisers_R,
-        step=_step_bytes(config, sizes, links, message, together_RA),
-        messages=_message_bytes(links, message, hosted_R, together_RA.max(axis=1)),
+        step=_step_bytes(config, sizes, links, message, together_RA, takes_theirs_one_by_one),
+        messages=messages_R,
         records=records_R,
         checkpoint=2 * (models_R + optimisers_R + held * hosted_R),
         bookkeeping=np.full(hosting.ranks, bookkeeping),
@@ -208,15 +225,17 @@ def rank_memory(
 
 
 def _message_bytes(
-    links: Links, message: MessageSize | None, hosted_R: NDArray[np.int64], together_R: NDArray[np.int64]
+    links: Links, message: MessageSize | None, hosted_R: NDArray[np.int64], views_R: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Buffers of what is sent and received, what is published, and one learner's view of its neighbours' arrays.
 
-    That of a cohort is put together from its members' views.
+    Parameters
+    ----------
+    views_R : int64 (R,)
+        How many participants' views there are at once: that of a cohort is put together from its members'.
     """
     if message is None:
         return np.zeros_like(hosted_R)
-    views_R = np.where(together_R > 1, 2 * together_R, 1)
     sent_R, held_R = links.sent_R + links.received_R, hosted_R + views_R * links.degree_max_R
     if message.is_coded:
         # What is published is encoded for all who get it, and decoded for those hosted here; what is received, too. Or,
@@ -237,26 +256,32 @@ def _step_bytes(
     links: Links,
     message: MessageSize | None,
     together_RA: NDArray[np.int64],
+    takes_theirs_one_by_one: bool,
 ) -> NDArray[np.int64]:
-    """Gradients and activations of every rank's largest step, with what the neighbours sent.
+    """Gradients and activations of every rank's largest step, with what the neighbours sent of it at a time.
 
     Parameters
     ----------
     together_RA : int64 (R, A)
         How many of an architecture step together; 0 where a rank hosts none.
     """
-    degree = int(np.ceil(links.degree_P.max(initial=0)))
-    vectors, passes = STEP_VECTORS, 1
+    degree_R = np.ceil(links.degree_max_R).astype(np.int64)
+    if config.topology.redraw_every is not None:
+        # Whoever has the most neighbours now, in a later graph it may be anybody.
+        degree_R[:] = degree_R.max()
+    vectors_R, passes = np.full_like(degree_R, STEP_VECTORS), 1
     if config.method.combine == "gem_neighbours":
         # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides. The
         # seed minibatch's forward pass, kept for all of these, lives on until the next one's.
-        vectors, passes = 2 * (degree + 2) + 3, 2
-    theirs = degree * message.held_bytes if message is not None else 0
+        vectors_R, passes = 2 * (degree_R + 2) + 3, 2
+    arrays_R = np.minimum(degree_R, 1) if takes_theirs_one_by_one else degree_R
+    theirs_R = arrays_R * (message.held_bytes if message is not None else 0)
     trained = max(config.optimizer.batch_size, config.optimizer.seed_batch_size)
-    each_A = np.array([vectors * size.trainable_bytes + theirs for size in sizes.values()])
+    trainable_A = np.array([size.trainable_bytes for size in sizes.values()])
+    each_RA = vectors_R[:, None] * trainable_A + theirs_R[:, None]
     training_A = np.array([size.training_bytes(trained, passes) for size in sizes.values()])
     # Whoever steps together is evaluated one by one.
     inference_A = np.array([size.inference_bytes(config.evaluation.batch_size) for size in sizes.values()])
     activations_RA = np.maximum(together_RA * training_A, (together_RA > 0) * inference_A)
-    largest_R: NDArray[np.int64] = (together_RA * each_A + activations_RA).max(axis=1)
+    largest_R: NDArray[np.int64] = (together_RA * each_RA + activations_RA).max(axis=1)
     return largest_R

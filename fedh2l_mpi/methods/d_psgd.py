@@ -20,6 +20,7 @@ class DPsgd(ParameterMethod):
     """
 
     keeps_published = True
+    takes_theirs_one_by_one = True
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Parameters and running statistics, kept to take the differences from."""

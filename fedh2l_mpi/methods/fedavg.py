@@ -18,6 +18,8 @@ class FedAvg(ParameterMethod):
     """
 
     needs_complete_graph = True
+    # None: the host adds them up. But the own one is read on the device.
+    takes_theirs_one_by_one = True
 
     @property
     def publishes_first(self) -> bool:

@@ -63,6 +63,8 @@ class Method:
     pools_private_data = False
     # Every participant keeps a copy of the array that it published: the memory estimate counts it.
     keeps_published = False
+    # Of the neighbours' arrays, one at a time lies on the device, not all at once: the memory estimate counts it.
+    takes_theirs_one_by_one = False
     # Both phases treat a `Cohort` as they treat a participant.
     takes_cohorts = False
     # What whoever starts a run should be told.

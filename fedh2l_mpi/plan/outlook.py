@@ -223,7 +223,7 @@ def look_ahead(config: Config, name: str, ranks: int, calibrates: bool, cluster:
     schedule = graphs.schedule(config, hosting, method.exchanges_in)
     held, refused = dealing.holdings(config, source)
     needs = estimate.needs(config, source, method, held)
-    memory = needs.memory(hosting, schedule.first)
+    memory = needs.memory(hosting, schedule.first, on_host=config.devices.kind == "cpu")
     files = footprint.files(config, hosting, held, needs.models, schedule.edges, needs.kept_bytes)
     calibration = None
     if calibrates:

@@ -115,6 +115,15 @@ def test_on_a_cpu_the_first_rank_of_a_node_warns_where_all_of_it_do_not_fit(monk
     assert len(warnings) == 1
 
 
+def test_on_a_cpu_a_learners_neighbours_are_counted_once(warnings):
+    config, plan, method, topology = run_of()
+    world, hosting = Ranks(0, ["a"] * 4), Hosting(8, 4)
+    needs = estimate.needs(config, plan.source, method, estimate.holdings(plan))
+    on_gpu = needs.memory(hosting, footprint.links(topology.graph(0).edges, hosting))
+    on_cpu = estimate.check_memory(config, plan, method, topology, world, torch.device("cpu"))
+    assert (on_gpu.total - on_cpu.total).tolist() == [2 * needs.message.held_bytes] * 4
+
+
 def test_where_a_machine_does_not_tell_its_memory_nobody_warns(tmp_path, warnings):
     assert estimate.available_bytes(tmp_path / "none") is None
     (tmp_path / "meminfo").write_text("MemTotal:       100 kB\nMemAvailable:    42 kB\n")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fedh2l_mpi import config_file, estimate, footprint, methods, metrics
+from fedh2l_mpi import codecs, config_file, estimate, footprint, methods, metrics
 from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.cohort import Cohort
 from fedh2l_mpi.config import Config, TopologyConfig
@@ -60,9 +60,25 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
     usual, skipping = (needs.memory(Hosting(4, 2), ring) for needs in told)
     # Of two participants each, the state and the file with it.
     assert (skipping.checkpoint - usual.checkpoint).tolist() == [2 * 2 * array] * 2
-    # Two published arrays in bytes, what is held of them and of two elsewhere; six arrays' bits and senders.
+    # Two published arrays in bytes, what is held of them and of two elsewhere; six arrays' bits and senders. Of the one
+    # that is compared, the difference in float64 and the rows that are sent.
     bits = 6 * (4 + 36) - 4 * 4
-    assert (skipping.messages - usual.messages).tolist() == [6 * array + bits] * 2
+    assert (skipping.messages - usual.messages).tolist() == [(6 + 3) * array + bits] * 2
+
+
+@pytest.mark.parametrize("codec", codecs.KINDS)
+def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
+    array = ArraySpec("posteriors", 20_000, 10, True, codecs.build(codec, 3), skip_below=0.01)
+    posteriors = torch.full((20_000, 10), 0.1).numpy()
+    held = np.full_like(posteriors, np.nan)
+    tracemalloc.start()
+    part = array.encode_changes(posteriors, 0, held)
+    array.take_changes(part, held)
+    # The part itself is counted as what is published.
+    measured = tracemalloc.get_traced_memory()[1] - len(part)
+    tracemalloc.stop()
+    told = footprint.CHANGES_ARRAYS[codec] * array.held_bytes
+    assert 0.9 * told <= measured <= 1.02 * told
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 12])
@@ -201,6 +217,73 @@ def test_pooled_data_lie_on_a_rank_once():
     # The one rank holds the validation samples of five more, and nothing else twice.
     others = int(needs.holdings.validation_P[1:].sum()) * needs.holdings.stored_bytes
     assert one.data[0] == six.data[0] + others
+
+
+def needs_of(config: Config, side: int = 8) -> tuple[estimate.Needs, Source]:
+    """Of participants with 64 private samples each, and of random pictures."""
+    table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
+    source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
+    count, stored = config.size, source.image_bytes + 8
+    held = Holdings(np.full(count, 64), np.full(count, 0), 64, 64, [128], 10, stored, source.input_bytes)
+    return estimate.needs(config, source, methods.build(config), held), source
+
+
+@pytest.mark.parametrize("combine", ["gem", "gem_neighbours"])
+def test_a_rank_is_charged_for_the_neighbours_of_those_it_hosts(combine):
+    star = footprint.links([(0, i) for i in range(1, 5)], Hosting(5, 5))
+    needs, _ = needs_of(settled("models=[mlp]", "participants=5", f"method.combine={combine}"))
+    centre, *others = needs.memory(Hosting(5, 5), star).step.tolist()
+    # A gradient for every neighbour, and it stacked.
+    each = needs.message.held_bytes + (2 * needs.models["mlp"].trainable_bytes if combine == "gem_neighbours" else 0)
+    assert others == [centre - 3 * each] * 4
+
+
+def test_where_the_graph_is_redrawn_anybody_may_come_to_have_most_neighbours():
+    star = footprint.links([(0, i) for i in range(1, 5)], Hosting(5, 5))
+    once, again = (
+        needs_of(settled("models=[mlp]", "participants=5", "topology.kind=erdos_renyi", *more))[0]
+        for more in ([], ["topology.redraw_every=2"])
+    )
+    assert again.memory(Hosting(5, 5), star).step.tolist() == [int(once.memory(Hosting(5, 5), star).step.max())] * 5
+
+
+@pytest.mark.parametrize("batching", ["off", "like"])
+def test_where_the_device_is_the_host_what_a_learner_has_of_its_neighbours_is_there_once(batching):
+    hosting = Hosting(6, 1)
+    ring = footprint.links(draw(TopologyConfig(kind="ring"), 6, 0, 0).edges, hosting)
+    needs, _ = needs_of(settled("models=[mlp]", "participants=6", f"devices.batching={batching}"))
+    apart, one = (needs.memory(hosting, ring, on_host) for on_host in (False, True))
+    assert apart.on_device == one.on_device
+    learners = 6 if batching == "like" else 1
+    assert apart.total - one.total == learners * 2 * needs.message.held_bytes
+    # Where neighbours' arrays are taken one by one, all of them are among the messages only.
+    needs, _ = needs_of(settled("models=[mlp]", "participants=6", "method.name=d_psgd"))
+    assert needs.memory(hosting, ring, on_host=True).total == needs.memory(hosting, ring).total
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "d_psgd"])
+def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(name):
+    overrides = ["method.local_steps=2", "method.mutual_steps=2", "topology.kind=complete", f"method.name={name}"]
+    # An evaluation in small pieces, so that it is not what takes most.
+    config = settled("models=[mlp]", "participants=40", "evaluation.batch_size=32", *overrides)
+    needs, source = needs_of(config, side=28)
+    edges = draw(TopologyConfig(kind="complete"), 40, 0, 0).edges
+    told = needs.memory(Hosting(40, 40), footprint.links(edges, Hosting(40, 40)))
+    learner: Participant = estimate.stand_in(config, source, build("mlp", 1, 28, 10, 0), 64)
+    samples, tested = estimate.random_samples(source, 64), estimate.random_samples(source, 128)
+    now = Round(0, Graph(40, edges), SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 40)
+    theirs = torch.stack([needs.method.publish(learner, now)] * 39)
+
+    def steps():
+        needs.method.local_phase(learner, now)
+        needs.method.mutual_phase(learner, now, theirs)
+        learner.score(tested)
+
+    steps()
+    measured = peak_bytes(steps)
+    assert measured <= 1.1 * told.step[0]
+    assert told.step[0] <= 2.5 * measured
+    assert told.messages[0] > 39 * needs.message.held_bytes
 
 
 def peak_bytes(action) -> int:

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,7 @@ from same_runs import assert_same_run
 from fedh2l_mpi import checkpoint, claim, config_file, metrics, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.signals import Ask
+from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.world import World
 
@@ -47,13 +50,15 @@ CASES = {
 
 
 @contextmanager
-def simulation(out: Path, *overrides: str, mode: claim.Mode = "never") -> Iterator[Simulation]:
+def simulation(
+    out: Path, *overrides: str, mode: claim.Mode = "never", signals: Signals | None = None
+) -> Iterator[Simulation]:
     """A run that begins, or goes on, as the command line would have it."""
     stored = claim.stored_config(str(out), mode)
     config = config_file.load(stored, overrides).resolved(1, launched=False)
     hold = claim.take(ALONE, RunDirectory(out), config, mode)
     try:
-        yield Simulation(config, ALONE, hold)
+        yield Simulation(config, ALONE, hold, signals)
     finally:
         hold.release()
 
@@ -214,6 +219,21 @@ def test_rows_that_are_missing_or_changed_make_their_checkpoint_useless(copy, to
     assert "its rows in" in told.text
 
 
+def test_what_a_refusal_says_may_change_is_all_that_may_change(copy):
+    changes = {
+        "rounds": "9", "checkpoint.keep": "4", "run.max_wall": "90m", "exchange.deadline_s": "7.0",
+        "devices.batching": "like", "exchange.codec": "float16", "exchange.skip_below": "0.1",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="has another config") as error:
+        run(copy.path, *(f"{key}={value}" for key, value in changes.items()), mode="auto")
+    *differing, last = str(error.value).splitlines()
+    may_change = last.partition("what may change: ")[2].split(", ")
+    assert len(differing) == 1 + 2
+    for key in changes:
+        is_refused = any(f"{key}: there" in line for line in differing)
+        assert is_refused != any(key.startswith(told) for told in may_change), key
+
+
 def test_another_config_is_refused_with_the_keys_that_differ(copy):
     with pytest.raises(UserError) as error:
         run(copy.path, "seed=1", "method.local_steps=9", "checkpoint.every=7", "run.max_wall=90m", mode="auto")
@@ -279,6 +299,69 @@ def test_a_file_asks_for_a_checkpoint_and_is_gone_when_it_is_there(tmp_path):
     assert seen[1] == (True, [])
     assert seen[-1] == (False, ["round-00000002"])
     assert [path.name for path in out.committed()] == ["round-00000006", "round-00000002"]
+
+
+def test_a_file_that_asks_for_a_checkpoint_again_while_one_is_made_is_answered_by_another(tmp_path, monkeypatch):
+    out, begin, states_of = RunDirectory(tmp_path / "run"), checkpoint.CheckpointWriter.begin, []
+
+    def begin_and_ask_again(self, rounds, *arguments):
+        begin(self, rounds, *arguments)
+        states_of.append(rounds)
+        if len(states_of) == 1:
+            # Later than the first time by more than the file system's clock may be coarse.
+            later_ns = time.time_ns() + 10**9
+            os.utime(out.checkpoint_request, ns=(later_ns, later_ns))
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 1:
+            out.checkpoint_request.touch()
+        until = time.monotonic() + 20
+        while states_of and not out.committed() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "begin", begin_and_ask_again)
+    with simulation(out.path, "models=[mlp]", "rounds=12", "checkpoint.every=null", "checkpoint.keep=9") as made:
+        made.run(follow)
+    assert len(states_of) == 3
+    assert (states_of[0], states_of[-1]) == (2, 12)
+    assert not out.checkpoint_request.exists()
+
+
+def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_next_round(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    asking = (out.stop_request, out.checkpoint_request)
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 0:
+            for path in asking:
+                # No file can have that name: an error, as from a server that is away, and not an absent file.
+                path.symlink_to(300 * "x")
+        if round_index == 2:
+            for path in asking:
+                path.unlink()
+                path.touch()
+
+    with simulation(out.path, "models=[mlp]", "rounds=6") as made:
+        assert made.run(follow) == Ask.FILE_STOP
+    assert status.read(out.status).round == 3
+    assert not any(path.exists() for path in asking)
+
+
+def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        signals = Signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
+        with simulation(copy.path, "rounds=3", mode="auto", signals=signals) as made:
+            assert made.first_round == 3
+            assert made.run(lambda round_index, table: None) == Ask.NOTHING
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert signals.asked == Ask.TERM
+    assert status.read(copy.status).state == "complete"
+    assert metrics.read(copy.metrics).attributes["state"] == "complete"
 
 
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
