@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Of the longest gradient's length: what rounding of float32 (1.2e-7 each) adds up to in a shorter one.
+VANISHING = 1e-6
+
 
 @dataclass(frozen=True)
 class InnerProducts:
@@ -89,7 +92,8 @@ def nearest_in_cone(gram_KK: Tensor) -> Tensor:
     """Weights (K,) of K gradients in the vector nearest to their sum that has a non-negative inner product with each.
 
     With Gram matrix G, the vector is sum_k (1 + v_k) g_k, and v >= 0 minimises |A (v + 1)|^2 where A^T A = G: a small
-    non-negative least-squares problem, solved by SciPy on the host. `gem` is the closed form for two.
+    non-negative least-squares problem, solved by SciPy on the host. `gem` is the closed form for two. A gradient that is
+    shorter than what float32 rounds off the longest one constrains nothing: its direction is that of rounding.
 
     Parameters
     ----------
@@ -100,10 +104,14 @@ def nearest_in_cone(gram_KK: Tensor) -> Tensor:
     """
     from scipy.optimize import nnls
 
-    values, vectors = np.linalg.eigh(gram_KK.double().cpu().numpy())
+    gram = gram_KK.double().cpu().numpy()
+    values, vectors = np.linalg.eigh(gram)
     root = np.sqrt(values.clip(min=0))[:, None] * vectors.T
-    multipliers, _ = nnls(root, -root.sum(axis=1))
-    return torch.from_numpy(1 + multipliers).to(gram_KK)
+    lengths_K = np.sqrt(gram.diagonal())
+    constrains_K = lengths_K >= VANISHING * lengths_K.max()
+    multipliers_K = np.zeros(len(gram))
+    multipliers_K[constrains_K], _ = nnls(root[:, constrains_K], -root.sum(axis=1))
+    return torch.from_numpy(1 + multipliers_K).to(gram_KK)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -125,6 +125,22 @@ def test_the_nearest_vector_in_a_cone_is_feasible_and_no_feasible_one_is_nearer(
     assert -worst.fun <= 1e-6
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-8, 1e-7])
+def test_what_rounding_leaves_of_a_gradient_constrains_nothing(size):
+    gradients = random_gradients(3, 1)
+    gradients[1] = gradients[0] + 0.1 * gradients[1]
+    # It points away from the others, as rounding may.
+    gradients[2] = -size * (gradients[0] + gradients[1])
+    assert nearest_in_cone(gradients @ gradients.T).tolist() == [1.0, 1.0, 1.0]
+    gradients[2] *= 1e-2 / max(size, 1e-9)
+    if size:
+        assert nearest_in_cone(gradients @ gradients.T)[2] > 1
+
+
+def test_gradients_that_all_vanish_are_summed():
+    assert nearest_in_cone(torch.zeros(3, 3)).tolist() == [1.0, 1.0, 1.0]
+
+
 def test_a_vanishing_or_repeated_gradient_is_an_ordinary_case():
     gradients = random_gradients(2, 0)[[0, 1, 1, 1]]
     gradients[3] = 0.0
