@@ -92,8 +92,8 @@ def nearest_in_cone(gram_KK: Tensor) -> Tensor:
     """Weights (K,) of K gradients in the vector nearest to their sum that has a non-negative inner product with each.
 
     With Gram matrix G, the vector is sum_k (1 + v_k) g_k, and v >= 0 minimises |A (v + 1)|^2 where A^T A = G: a small
-    non-negative least-squares problem, solved by SciPy on the host. `gem` is the closed form for two. A gradient that is
-    shorter than what float32 rounds off the longest one constrains nothing: its direction is that of rounding.
+    non-negative least-squares problem, solved by SciPy on the host. `gem` is the closed form for two. A gradient that
+    is shorter than what float32 rounds off the longest one constrains nothing: its direction is that of rounding.
 
     Parameters
     ----------
