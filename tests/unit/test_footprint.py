@@ -17,6 +17,7 @@ from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
 from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.exchange.rows import HeldRows
 from fedh2l_mpi.footprint import Holdings, MessageSize, ModelSize
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.models import build
@@ -70,10 +71,10 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
 def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     array = ArraySpec("posteriors", 20_000, 10, True, codecs.build(codec, 3), skip_below=0.01)
     posteriors = torch.full((20_000, 10), 0.1).numpy()
-    held = np.full_like(posteriors, np.nan)
+    rows = HeldRows(array, [0])
     tracemalloc.start()
-    part = array.encode_changes(posteriors, 0, held)
-    array.take_changes(part, held)
+    part = rows.part(0, posteriors)
+    rows.take(0, part)
     # The part itself is counted as what is published.
     measured = tracemalloc.get_traced_memory()[1] - len(part)
     tracemalloc.stop()
