@@ -4,6 +4,7 @@ Not a lock of the operating system: those do not reach from node to node on ever
 has ended is recognised, and taken over.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -137,17 +138,22 @@ class RunLock:
         try:
             right.mkdir()
         except FileExistsError:
-            if time.time() - right.stat().st_mtime > RIGHT_S:
-                # Whoever had it was killed within a few system calls.
-                right.rmdir()
+            # Whoever had it may be done, and has given it up, at any moment.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - right.stat().st_mtime > RIGHT_S:
+                    # Whoever had it was killed within a few system calls.
+                    right.rmdir()
             time.sleep(0.01)
             return
         try:
             if _read(self.path) == held:
-                self.path.unlink()
+                # The guardian of a killed process may be faster.
+                self.path.unlink(missing_ok=True)
                 self.taken_from = held
         finally:
-            right.rmdir()
+            # Another process may have thought that we were killed.
+            with contextlib.suppress(FileNotFoundError):
+                right.rmdir()
 
 
 def _read(path: Path) -> Holder | None:

@@ -1,5 +1,6 @@
 """One process at a time on a run: who holds it, and which locks are stale."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -152,4 +153,23 @@ def test_the_lock_of_a_new_holder_is_not_taken_away_as_that_of_the_one_before(pa
     with pytest.raises(UserError, match="host elsewhere"):
         RunLock(path)
     assert json.loads(path.read_text())["host"] == "elsewhere"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["stat", "rmdir"])
+def test_the_right_to_a_stale_lock_may_be_given_up_while_another_process_looks_at_it(path, monkeypatch, call):
+    stale = ended()
+    put(path, stale)
+    right = path.with_name(f"lock.stale.{hashlib.sha256(repr(stale).encode()).hexdigest()[:16]}")
+    right.mkdir()
+    os.utime(right, (0, 0))
+    real = getattr(Path, call)
+
+    def too_late(self: Path, **options: bool) -> object:
+        if self == right and os.path.lexists(right):
+            os.rmdir(right)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, call, too_late)
+    assert RunLock(path).taken_from == stale
     assert list(path.parent.iterdir()) == [path]
