@@ -27,6 +27,8 @@ ENDED |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
 RIGHT_S = 10.0
 # What file systems without hard links answer.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# NFS answers ESTALE for a file that another client has just removed.
+GONE = (errno.ENOENT, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -105,18 +107,25 @@ class RunLock:
             self._clear(held)
 
     def release(self) -> None:
-        """Let others have the run."""
-        if _read(self.path) == self.holder:
-            self.path.unlink(missing_ok=True)
+        """Let others have the run. Never raises: the run has ended by now, with a result or with an error of its own."""
+        # A lock that stays is recognised as that of a process that has ended.
+        with contextlib.suppress(UserError, OSError):
+            if _read(self.path) == self.holder:
+                self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         # By a link, which exists whole or not at all: of two processes, one makes it.
         own = self.path.with_name(f"{self.path.name}.{self.holder.host}.{self.holder.pid}")
         text = json.dumps(asdict(self.holder)) + "\n"
         try:
+            # What a killed process has left under our number may be the lock itself, by its other name.
+            own.unlink(missing_ok=True)
             own.write_text(text, encoding="utf-8")
             try:
                 os.link(own, self.path)
+            except FileExistsError:
+                # On NFS, also after success: the answer is lost, and the client asks again. Source: open(2), O_EXCL.
+                return own.stat().st_nlink == 2
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
@@ -157,12 +166,25 @@ class RunLock:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who holds the lock; None if nobody does any more."""
+    """Who holds the lock; None if nobody does any more.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or is no lock.
+    """
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError):
+        content = path.read_bytes()
+    except OSError as error:
+        if error.errno in GONE:
+            return None
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; somebody else may be at work on this run: ask the owner of that "
+            "file"
+        ) from None
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError):
         raise UserError(f"{path}: is not a lock of fedh2l_mpi; if no run is at work here, remove it") from None
 
 

@@ -1,5 +1,6 @@
 """One process at a time on a run: who holds it, and which locks are stale."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -173,3 +175,71 @@ def test_the_right_to_a_stale_lock_may_be_given_up_while_another_process_looks_a
     monkeypatch.setattr(Path, call, too_late)
     assert RunLock(path).taken_from == stale
     assert list(path.parent.iterdir()) == [path]
+
+
+def refuse_to_read(path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.open
+
+    def refused(self: Path, *how: object, **options: object) -> IO:
+        if self == path:
+            raise OSError(code, os.strerror(code))
+        return real(self, *how, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+
+
+def test_a_lock_that_may_not_be_read_is_somebody_elses_and_not_to_be_removed(path, monkeypatch):
+    put(path, Holder.here())
+    refuse_to_read(path, errno.EACCES, monkeypatch)
+    with pytest.raises(UserError, match="cannot be read: Permission denied; somebody else may be at work") as told:
+        RunLock(path)
+    assert "remove" not in str(told.value)
+
+
+def test_a_lock_that_another_client_of_nfs_has_just_removed_is_none(path, monkeypatch):
+    put(path, Holder.here())
+    real = Path.open
+
+    def gone(self: Path, *how: object, **options: object) -> IO:
+        if self != path:
+            return real(self, *how, **options)
+        monkeypatch.setattr(Path, "open", real)
+        path.unlink()
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "open", gone)
+    assert RunLock(path).taken_from is None
+
+
+def test_a_run_that_has_ended_is_not_disturbed_by_a_lock_that_cannot_be_read(path, monkeypatch):
+    lock = RunLock(path)
+    refuse_to_read(path, errno.EIO, monkeypatch)
+    lock.release()
+
+
+def test_a_run_that_has_ended_is_not_disturbed_by_a_lock_that_was_damaged(path):
+    lock = RunLock(path)
+    path.write_text("not ours")
+    lock.release()
+    assert path.read_text() == "not ours"
+
+
+def test_a_lock_is_ours_also_where_the_file_system_says_that_it_was_there_before(path, monkeypatch):
+    real = os.link
+
+    def answered_twice(source: Path, target: Path) -> None:
+        real(source, target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", answered_twice)
+    lock = RunLock(path)
+    assert list(path.parent.iterdir()) == [path]
+    lock.release()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_other_name_of_a_stale_lock_is_not_taken_for_a_lock_of_ours(path):
+    put(path, replace(Holder.here(), host="elsewhere", job=""))
+    os.link(path, path.with_name(f"lock.{os.uname().nodename}.{os.getpid()}"))
+    with pytest.raises(UserError, match="host elsewhere"):
+        RunLock(path)
