@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.processes import stat_fields
+from fedh2l_mpi.processes import is_running, start_ticks
 
 SQUEUE_S = 20.0
 # States of a job that has no processes.
@@ -45,6 +45,9 @@ class Holder:
         The batch system's number of the job; empty outside one.
     restarts : int
         How often the job has been requeued.
+    namespace : int
+        Within which the pid is the process's, as the kernel numbers them: containers on one machine have their own. 0:
+        that is not known.
     """
 
     host: str
@@ -52,6 +55,7 @@ class Holder:
     started: str
     job: str = ""
     restarts: int = 0
+    namespace: int = 0
 
     @staticmethod
     def here(environ: Mapping[str, str] = os.environ) -> "Holder":
@@ -63,6 +67,7 @@ class Holder:
             _started(os.getpid()) or "",
             environ.get("SLURM_JOB_ID", ""),
             int(restarts) if restarts.isdigit() else 0,
+            _namespace(),
         )
 
     def __str__(self) -> str:
@@ -71,13 +76,23 @@ class Holder:
 
     def has_ended(self, now: "Holder") -> bool | None:
         """Whether the holder is gone, as seen from the process `now`; None: that cannot be told from here."""
-        if self.host == now.host:
-            # Without /proc, nobody can tell a process from another with its number.
-            return _started(self.pid) != self.started if self.started and now.started else None
+        # Containers may share their host's name, and a volume; then a pid means something in its own one alone.
+        if self.host == now.host and (self.namespace == now.namespace or not self.namespace or not now.namespace):
+            return self._has_ended_here(now)
         if self.job and self.job == now.job:
             # A job starts again only after its processes have ended; of steps of one job, that cannot be told.
             return True if self.restarts < now.restarts else None
         return _job_has_ended(self.job) if self.job else None
+
+    def _has_ended_here(self, now: "Holder") -> bool | None:
+        if not self.started or not now.started:
+            # Without /proc, nobody can tell a process from another with its number.
+            return None
+        if _boot(self.started) != _boot(now.started) or not is_running(self.pid):
+            return True
+        started = _started(self.pid)
+        # None: it is another user's, and hidden.
+        return started is not None and started != self.started
 
 
 class RunLock:
@@ -189,13 +204,24 @@ def _read(path: Path) -> Holder | None:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started; None if it has ended."""
+    """When a process of this machine started; None if that cannot be seen."""
     try:
-        fields = stat_fields(pid)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (OSError, IndexError):
+    except OSError:
         return None
-    return None if fields[0] in ("Z", "X") else f"{fields[19]} {boot}"
+    ticks = start_ticks(pid)
+    return None if ticks is None else f"{ticks} {boot}"
+
+
+def _boot(started: str) -> str:
+    return started.partition(" ")[2]
+
+
+def _namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _job_has_ended(job: str) -> bool | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
-from fedh2l_mpi.processes import stat_fields
+from fedh2l_mpi.processes import is_running
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,7 @@ class World:
         """
         here = [(rank, pid) for rank, (host, pid) in enumerate(self._processes) if host == self.host]
         until = time.monotonic() + patience_s
-        while not (dead := [(rank, pid) for rank, pid in here if not _is_running(pid)]) and time.monotonic() < until:
+        while not (dead := [(rank, pid) for rank, pid in here if not is_running(pid)]) and time.monotonic() < until:
             time.sleep(0.02)
         return [f"rank {rank} (host {self.host}, pid {pid})" for rank, pid in dead]
 
@@ -272,15 +272,6 @@ class World:
             # The whole job, not only our duplicate of its communicator.
             MPI.COMM_WORLD.Abort(code)
         os._exit(code)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process of this machine runs; a killed one that its launcher has not yet noticed does not."""
-    try:
-        state = stat_fields(pid)[0]
-    except (OSError, IndexError):
-        return False
-    return state not in ("Z", "X")
 
 
 def connect(environ: Mapping[str, str] = os.environ) -> World:

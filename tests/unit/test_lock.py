@@ -243,3 +243,40 @@ def test_the_other_name_of_a_stale_lock_is_not_taken_for_a_lock_of_ours(path):
     os.link(path, path.with_name(f"lock.{os.uname().nodename}.{os.getpid()}"))
     with pytest.raises(UserError, match="host elsewhere"):
         RunLock(path)
+
+
+def test_of_a_container_with_our_name_only_a_person_knows_whether_a_process_lives(path):
+    put(path, replace(ended(), namespace=1))
+    with pytest.raises(UserError, match="nobody can tell .* remove that file"):
+        RunLock(path)
+
+
+def test_a_requeued_job_takes_the_run_also_from_another_container(path, monkeypatch):
+    put(path, replace(ended(), namespace=1, job="77"))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert RunLock(path).taken_from is not None
+
+
+def test_a_lock_from_before_namespaces_were_recorded_is_as_good_as_ever(path):
+    stale = asdict(ended())
+    del stale["namespace"]
+    path.write_text(json.dumps(stale))
+    assert RunLock(path).taken_from is not None
+
+
+def test_the_hidden_process_of_another_user_lives(path, monkeypatch):
+    # Linux gives no number above 2^22: there is nothing in /proc.
+    hidden = replace(Holder.here(), pid=2**22 + 1)
+
+    def refuse(pid: int, number: int) -> None:
+        assert (pid, number) == (hidden.pid, 0)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "kill", refuse)
+    put(path, hidden)
+    with pytest.raises(UserError, match="at work in another process"):
+        RunLock(path)
+    # But for one from before the machine's last boot.
+    put(path, replace(hidden, started="1 another boot"))
+    assert RunLock(path).taken_from is not None

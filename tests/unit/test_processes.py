@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from fedh2l_mpi import processes
+
 ASK = """
 import ctypes, os, platform, struct
 from fedh2l_mpi.processes import take_long_turns
@@ -47,3 +49,14 @@ def test_other_policies_stay_what_they_are():
     ask += "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(take_long_turns())\n"
     ask += "print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
     assert subprocess.check_output([sys.executable, "-c", ask], text=True).split() == ["False", "True"]
+
+
+def test_a_process_runs_until_it_is_killed_be_it_noticed_or_not():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert processes.is_running(process.pid)
+        process.kill()
+        # Not taken notice of: a zombie stays.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not processes.is_running(process.pid)
+    assert not processes.is_running(process.pid)
+    assert not processes.is_running(2**40)
