@@ -20,9 +20,9 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.processes import is_running, start_ticks
 
 SQUEUE_S = 20.0
-# States of a job that has no processes.
+# States of a job that has no processes. squeue says COMPLETING before any of them. Source: squeue(1), JOB STATE CODES.
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PENDING"}
-ENDED |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
+ENDED |= {"PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "REVOKED", "SPECIAL_EXIT", "TIMEOUT"}
 # Longer than the few system calls that the right to take a lock away is held for.
 RIGHT_S = 10.0
 # What file systems without hard links answer.
@@ -48,6 +48,8 @@ class Holder:
     namespace : int
         Within which the pid is the process's, as the kernel numbers them: containers on one machine have their own. 0:
         that is not known.
+    cluster : str
+        Whose number `job` is; empty outside a job.
     """
 
     host: str
@@ -56,6 +58,7 @@ class Holder:
     job: str = ""
     restarts: int = 0
     namespace: int = 0
+    cluster: str = ""
 
     @staticmethod
     def here(environ: Mapping[str, str] = os.environ) -> "Holder":
@@ -68,6 +71,7 @@ class Holder:
             environ.get("SLURM_JOB_ID", ""),
             int(restarts) if restarts.isdigit() else 0,
             _namespace(),
+            environ.get("SLURM_CLUSTER_NAME", ""),
         )
 
     def __str__(self) -> str:
@@ -79,6 +83,9 @@ class Holder:
         # Containers may share their host's name, and a volume; then a pid means something in its own one alone.
         if self.host == now.host and (self.namespace == now.namespace or not self.namespace or not now.namespace):
             return self._has_ended_here(now)
+        if self.cluster and now.cluster and self.cluster != now.cluster:
+            # Clusters that share a file system number their jobs each for itself.
+            return None
         if self.job and self.job == now.job:
             # A job starts again only after its processes have ended; of steps of one job, that cannot be told.
             return True if self.restarts < now.restarts else None
@@ -122,7 +129,7 @@ class RunLock:
             self._clear(held)
 
     def release(self) -> None:
-        """Let others have the run. Never raises: the run has ended by now, with a result or with an error of its own."""
+        """Let others have the run. Never raises: the run has ended by now, with a result or an error of its own."""
         # A lock that stays is recognised as that of a process that has ended.
         with contextlib.suppress(UserError, OSError):
             if _read(self.path) == self.holder:
@@ -194,8 +201,8 @@ def _read(path: Path) -> Holder | None:
         if error.errno in GONE:
             return None
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; somebody else may be at work on this run: ask the owner of that "
-            "file"
+            f"{path}: cannot be read: {error.strerror}; somebody else may be at work on this run: ask the owner of "
+            "that file"
         ) from None
     try:
         return Holder(**json.loads(content))

@@ -76,6 +76,10 @@ def test_a_requeued_job_takes_the_run_from_what_it_was_before(path, monkeypatch)
         ("echo COMPLETING", "at work in another process"),
         ("true", None),
         ("echo CANCELLED", None),
+        ("echo REQUEUED", None),
+        ("echo REQUEUE_HOLD", None),
+        ("echo SPECIAL_EXIT", None),
+        ("echo RESV_DEL_HOLD", None),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
         ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "nobody can tell"),
     ],
@@ -280,3 +284,19 @@ def test_the_hidden_process_of_another_user_lives(path, monkeypatch):
     # But for one from before the machine's last boot.
     put(path, replace(hidden, started="1 another boot"))
     assert RunLock(path).taken_from is not None
+
+
+@pytest.mark.parametrize("job", ["77", "88"])
+def test_a_job_of_another_cluster_is_not_asked_for_here(path, tmp_path, monkeypatch, job):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
+    (programs / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    put(path, replace(Holder.here(), host="elsewhere", job=job, cluster="there"))
+    for name, value in {"CLUSTER_NAME": "here", "JOB_ID": "77", "RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match="nobody can tell"):
+        RunLock(path)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "there")
+    assert RunLock(path).taken_from.job == job
