@@ -52,6 +52,17 @@ def start_ticks(pid: int) -> int | None:
         return None
 
 
+def start_s(pid: int) -> float | None:
+    """When a process of this machine started [s since the epoch], as its clock has it now; None if it cannot be seen."""
+    ticks = start_ticks(pid)
+    try:
+        with open("/proc/stat") as stat:
+            boot_s = next(int(line.split()[1]) for line in stat if line.startswith("btime "))
+    except (OSError, StopIteration):
+        return None
+    return None if ticks is None else boot_s + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def take_long_turns(turn_s: float = TURN_S) -> bool:
     """Ask Linux to give this thread, and all that it will start, a processor for longer at a time; shares stay.
 
