@@ -53,7 +53,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def start_s(pid: int) -> float | None:
-    """When a process of this machine started [s since the epoch], as its clock has it now; None if it cannot be seen."""
+    """When a process of this machine started [s since the epoch], by its clock of now; None if that cannot be seen."""
     ticks = start_ticks(pid)
     try:
         with open("/proc/stat") as stat:

@@ -187,6 +187,11 @@ class World:
         ----------
         digests : mapping
             From what is compared to its SHA-256 on this rank.
+
+        Raises
+        ------
+        RuntimeError
+            Names a rank that holds something else, and what.
         """
         names = list(digests)
         for rank, theirs in enumerate(self.collect([digests[name] for name in names])):
