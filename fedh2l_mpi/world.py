@@ -3,6 +3,7 @@
 A single process without an MPI launcher never imports mpi4py; `World.comm` is None there.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -269,8 +270,10 @@ class World:
 
     def abort(self, code: int) -> None:
         """End every rank of the job at once with exit code `code`. Does not return."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # Nobody reads it, the disk under it is full, it is closed, it is None: the job has to end all the same.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         if self.comm is not None:
             from mpi4py import MPI
 
