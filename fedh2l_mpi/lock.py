@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -127,6 +128,7 @@ class RunLock:
                     "it still is; if it is not, remove that file"
                 )
             self._clear(held)
+        self._remove_leftovers()
 
     def release(self) -> None:
         """Let others have the run. Never raises: the run has ended by now, with a result or an error of its own."""
@@ -185,6 +187,17 @@ class RunLock:
             # Another process may have thought that we were killed.
             with contextlib.suppress(FileNotFoundError):
                 right.rmdir()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what processes of this host were killed over: files not renamed yet, and locks by their other names."""
+        names = re.compile(rf"(.+)\.{re.escape(self.holder.host)}\.(\d+)(\.new)?")
+        with contextlib.suppress(OSError):
+            for path in self.path.parent.iterdir():
+                found = names.fullmatch(path.name)
+                if found is None or not (found[3] or found[1] == self.path.name):
+                    continue
+                if not is_running(int(found[2])):
+                    path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Holder | None:

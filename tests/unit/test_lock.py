@@ -300,3 +300,14 @@ def test_a_job_of_another_cluster_is_not_asked_for_here(path, tmp_path, monkeypa
         RunLock(path)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "there")
     assert RunLock(path).taken_from.job == job
+
+
+def test_who_has_the_run_removes_what_others_were_killed_over(path):
+    dead, host = ended(), os.uname().nodename
+    for name in ("status.{}.{}.new", "config.yaml.{}.{}.new", "lock.{}.{}"):
+        path.with_name(name.format(host, dead.pid)).touch()
+    kept = [f"status.{host}.{os.getppid()}.new", f"status.elsewhere.{dead.pid}.new", f"notes.{host}.{dead.pid}"]
+    for name in kept:
+        path.with_name(name).touch()
+    RunLock(path)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == sorted(["lock", *kept])
