@@ -189,7 +189,7 @@ class RunLock:
                 right.rmdir()
 
     def _remove_leftovers(self) -> None:
-        """Remove what processes of this host were killed over: files not renamed yet, and locks by their other names."""
+        """Remove what processes of this host were killed over: files not renamed yet, locks by their other names."""
         names = re.compile(rf"(.+)\.{re.escape(self.holder.host)}\.(\d+)(\.new)?")
         with contextlib.suppress(OSError):
             for path in self.path.parent.iterdir():
