@@ -41,28 +41,41 @@ def replace(path: Path, text: str, forced: bool = True) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         new.unlink(missing_ok=True)
-        _overwrite(path, content, error)
+        _overwrite(path, content, forced, error)
 
 
-def _overwrite(path: Path, content: bytes, full: OSError) -> None:
+def _overwrite(path: Path, content: bytes, forced: bool, full: OSError) -> None:
     try:
         with path.open("rb+") as file:
             room = os.fstat(file.fileno()).st_size
             # The rest of a longer old text would follow the new one: blank lines are no lines of a status.
             file.write(content + b"\n" * max(0, room - len(content)))
-            file.flush()
+            if forced:
+                force(file)
     except OSError:
         raise full from None
 
 
 def force(file: IO[bytes]) -> None:
-    """Wait until what was written into a file is on the disk."""
+    """Wait until what was written into a file is on the disk.
+
+    Raises
+    ------
+    OSError
+        If it cannot get there: the disk is full, or fails.
+    """
     file.flush()
     os.fsync(file.fileno())
 
 
 def force_names(folder: Path) -> None:
-    """Wait until what was created, renamed and removed in a folder is on the disk."""
+    """Wait until what was created, renamed and removed in a folder is on the disk.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be opened, or it cannot get there.
+    """
     with opened(folder) as descriptor:
         try:
             os.fsync(descriptor)
@@ -74,7 +87,13 @@ def force_names(folder: Path) -> None:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[int]:
-    """A descriptor of a folder."""
+    """A descriptor of a folder; not for files, which it would open for reading alone.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield descriptor

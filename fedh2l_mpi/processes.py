@@ -28,6 +28,41 @@ def stat_fields(pid: int) -> list[str]:
         return stat.read().rpartition(b")")[2].decode().split()
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; a killed one that its parent has not yet noticed does not."""
+    try:
+        return stat_fields(pid)[0] not in ("Z", "X")
+    except (OSError, IndexError):
+        pass
+    try:
+        # /proc may hide other users' processes (hidepid), or not be there.
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass  # another user's: it lives
+    return True
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process of this machine started, in ticks since the machine's boot; None if that cannot be seen."""
+    try:
+        return int(stat_fields(pid)[19])
+    except (OSError, IndexError):
+        return None
+
+
+def start_s(pid: int) -> float | None:
+    """When a process of this machine started [s since the epoch], by its clock of now; None if that cannot be seen."""
+    ticks = start_ticks(pid)
+    try:
+        with open("/proc/stat") as stat:
+            boot_s = next(int(line.split()[1]) for line in stat if line.startswith("btime "))
+    except (OSError, StopIteration):
+        return None
+    return None if ticks is None else boot_s + ticks / os.sysconf("SC_CLK_TCK")
+
+
 def take_long_turns(turn_s: float = TURN_S) -> bool:
     """Ask Linux to give this thread, and all that it will start, a processor for longer at a time; shares stay.
 

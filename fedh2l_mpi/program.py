@@ -1,5 +1,6 @@
 """The program of every process: do what the command line asks; end the whole job if any rank fails."""
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -103,7 +104,9 @@ def _end_after(error: BaseException, world: World) -> None:
 def _say(message: str, speaks: bool = True) -> None:
     """Print an error, and leave it in the rank's log where there is one."""
     if speaks:
-        print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
+        # Who cannot be told must not keep us from what follows: the log, and the end of the job.
+        with contextlib.suppress(OSError, ValueError):
+            print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
         log = logging.getLogger("fedh2l_mpi")
         if log.handlers:
             log.error(message, extra={"file_only": True})

@@ -1,5 +1,6 @@
 """The one owner of a run directory's paths."""
 
+import errno
 import itertools
 import re
 import time
@@ -102,7 +103,7 @@ class RunDirectory:
             self.log(0).parent.mkdir(parents=True, exist_ok=True)
             # Of two runs that start at the same moment, one has the lock; what the other finds is whole.
             if self.config.exists():
-                raise FileExistsError(17, "File exists", str(self.config))
+                raise FileExistsError(errno.EEXIST, "File exists", str(self.config))
             durable.replace(self.config, config_text)
         except FileExistsError as error:
             raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already") from None

@@ -3,6 +3,7 @@
 A single process without an MPI launcher never imports mpi4py; `World.comm` is None there.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
-from fedh2l_mpi.processes import stat_fields
+from fedh2l_mpi.processes import is_running
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,7 @@ class World:
         """
         here = [(rank, pid) for rank, (host, pid) in enumerate(self._processes) if host == self.host]
         until = time.monotonic() + patience_s
-        while not (dead := [(rank, pid) for rank, pid in here if not _is_running(pid)]) and time.monotonic() < until:
+        while not (dead := [(rank, pid) for rank, pid in here if not is_running(pid)]) and time.monotonic() < until:
             time.sleep(0.02)
         return [f"rank {rank} (host {self.host}, pid {pid})" for rank, pid in dead]
 
@@ -187,6 +188,11 @@ class World:
         ----------
         digests : mapping
             From what is compared to its SHA-256 on this rank.
+
+        Raises
+        ------
+        RuntimeError
+            Names a rank that holds something else, and what.
         """
         names = list(digests)
         for rank, theirs in enumerate(self.collect([digests[name] for name in names])):
@@ -264,23 +270,16 @@ class World:
 
     def abort(self, code: int) -> None:
         """End every rank of the job at once with exit code `code`. Does not return."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # Nobody reads it, the disk under it is full, it is closed, it is None: the job has to end all the same.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         if self.comm is not None:
             from mpi4py import MPI
 
             # The whole job, not only our duplicate of its communicator.
             MPI.COMM_WORLD.Abort(code)
         os._exit(code)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process of this machine runs; a killed one that its launcher has not yet noticed does not."""
-    try:
-        state = stat_fields(pid)[0]
-    except (OSError, IndexError):
-        return False
-    return state not in ("Z", "X")
 
 
 def connect(environ: Mapping[str, str] = os.environ) -> World:

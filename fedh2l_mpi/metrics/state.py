@@ -1,6 +1,5 @@
 """What became of a run, told from its metrics file alone."""
 
-import os
 import socket
 import time
 from dataclasses import dataclass
@@ -10,10 +9,13 @@ import numpy as np
 
 from fedh2l_mpi.metrics.reader import RunMetrics
 from fedh2l_mpi.metrics.schema import TIMINGS
+from fedh2l_mpi.processes import is_running, start_s
 
 # A file that nobody closed belongs to a run that goes on, unless it has been silent for this long.
 SILENT_S = 600.0
 SILENT_ROUNDS = 20
+# Further apart than the clocks of a machine and of its file server.
+CLOCKS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,8 @@ class State:
     def __str__(self) -> str:
         if self.word == "complete":
             return f"complete, {self.rounds} rounds"
-        verb = {"running": "running", "stopped": "stopped", "failed": "failed", "crashed": "crashed"}[self.word]
         where = "now in" if self.word == "running" else "before" if self.word == "stopped" else "in"
-        return f"{verb} {where} round {self.rounds}: {self.rounds} of {self.planned or '?'} rounds finished"
+        return f"{self.word} {where} round {self.rounds}: {self.rounds} of {self.planned or '?'} rounds finished"
 
 
 def state_of(run: RunMetrics, path: Path) -> State:
@@ -58,13 +59,11 @@ def state_of(run: RunMetrics, path: Path) -> State:
 def _goes_on(run: RunMetrics, path: Path) -> bool:
     pid = run.attributes.get("pid")
     if run.attributes.get("host") == socket.gethostname() and isinstance(pid, int):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+        if not is_running(pid):
             return False
-        except OSError:
-            pass  # another user's: it lives
-        return True
+        started_s = start_s(pid)
+        # One that is younger than the file has been given the number of the writer, after a reboot, say.
+        return started_s is None or started_s < path.stat().st_mtime + CLOCKS_S
     # The last rounds are enough, and quick to read in a large file.
     last = (slice(-SILENT_ROUNDS, None),)
     rounds_R = sum(np.nansum(run.part(name, last), axis=1) for name in TIMINGS) if run.rounds else np.zeros(1)

@@ -155,8 +155,12 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
     attributes = {**alive.metrics.attributes, "host": os.uname().nodename, "pid": writer.pid}
     killed = metrics.RunMetrics(attributes, alive.metrics.arrays, closed=False)
     assert str(metrics.state_of(killed, alive.path)) == "crashed in round 4: 4 of 4 rounds finished"
-    # Elsewhere, and silent for a day.
+    # Its number belongs to another process by now, which has started after the last round: after a reboot, say.
+    again = metrics.RunMetrics({**attributes, "pid": os.getpid()}, alive.metrics.arrays, closed=False)
+    assert metrics.state_of(again, alive.path).word == "running"
     os.utime(alive.path, (0, 0))
+    assert metrics.state_of(again, alive.path).word == "crashed"
+    # Elsewhere, and silent for a day.
     elsewhere = metrics.RunMetrics({**attributes, "host": "elsewhere"}, alive.metrics.arrays, closed=False)
     assert metrics.state_of(elsewhere, alive.path).word == "crashed"
 

@@ -5,8 +5,11 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
+
+from fedh2l_mpi import processes
 
 ASK = """
 import ctypes, os, platform, struct
@@ -47,3 +50,25 @@ def test_other_policies_stay_what_they_are():
     ask += "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(take_long_turns())\n"
     ask += "print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
     assert subprocess.check_output([sys.executable, "-c", ask], text=True).split() == ["False", "True"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_the_start_of_a_process_is_told_by_the_clock():
+    before_s = time.time()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        started_s = processes.start_s(process.pid)
+        process.kill()
+    # The machine's boot is known to the second.
+    assert before_s - 1.5 < started_s < time.time() + 1.5
+    assert processes.start_s(process.pid) is None
+
+
+def test_a_process_runs_until_it_is_killed_be_it_noticed_or_not():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert processes.is_running(process.pid)
+        process.kill()
+        # Not taken notice of: a zombie stays.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not processes.is_running(process.pid)
+    assert not processes.is_running(process.pid)
+    assert not processes.is_running(2**40)

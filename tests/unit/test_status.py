@@ -48,8 +48,18 @@ def test_without_room_for_a_new_file_the_old_one_is_written_over(tmp_path, monke
     def full(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
+    forced, real = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        forced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
     monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "fsync", watched)
+    status.write(path, Status("failed", 5, 9, "no room"), forced=False)
+    assert not forced
     status.write(path, Status("failed", 5, 9, "no room"))
+    assert forced[-1] == path.stat().st_ino
     assert (status.read(path).state, status.read(path).reason) == ("failed", "no room")
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="No space left"):

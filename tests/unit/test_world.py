@@ -1,8 +1,13 @@
 """Hosting and launchers: no MPI needed, only what a rank would see."""
 
+import io
+import os
+import sys
+
 import pytest
 
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi import program
+from fedh2l_mpi.errors import EXIT_FAULT, UserError
 from fedh2l_mpi.world import Hosting, Launch, World, connect
 
 
@@ -56,3 +61,18 @@ def test_a_single_process_needs_no_mpi():
     world.handshake({"anything": b"1"})
     with pytest.raises(UserError, match="wrong"):
         World(None).together(lambda: (_ for _ in ()).throw(UserError("wrong")))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("I/O operation on closed file")])
+def test_the_job_is_ended_also_where_nobody_can_be_told(monkeypatch, error):
+    class Nobody(io.StringIO):
+        def flush(self) -> None:
+            raise error
+
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with monkeypatch.context() as streams:
+        streams.setattr(sys, "stdout", Nobody())
+        streams.setattr(sys, "stderr", Nobody())
+        program._end_after(RuntimeError("a fault"), World(None))
+    assert codes == [EXIT_FAULT]
