@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from same_runs import assert_same_run
 
-from fedh2l_mpi import checkpoint, claim, config_file, metrics, status
+from fedh2l_mpi import checkpoint, claim, config_file, durable, hosted, metrics, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.signals import Ask, Signals
@@ -274,6 +274,30 @@ def test_without_any_checkpoint_auto_begins_anew_and_keeps_what_there_was(copy, 
     again = metrics.read(copy.metrics)
     assert again.rounds == 5
     assert again["loss"][:3].tobytes() == before["loss"].tobytes()
+
+
+def test_a_run_that_would_begin_anew_leaves_all_as_it_was_until_its_start_has_proved_to_work(copy, monkeypatch):
+    shutil.rmtree(copy.checkpoints)
+    before = {path: path.read_bytes() for path in (copy.config, copy.metrics)}
+
+    def away(*_: object) -> None:
+        assert copy.lock.exists(), "another process could take the run"
+        raise UserError("data.root: not mounted")
+
+    monkeypatch.setattr(hosted, "load", away)
+    with pytest.raises(UserError, match="not mounted"):
+        run(copy.path, mode="auto")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not copy.lock.exists()
+
+
+def test_a_config_that_cannot_be_written_at_the_resume_is_told(copy, monkeypatch):
+    def full(path: Path, text: str, forced: bool = True) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "replace", full)
+    with pytest.raises(UserError, match="--out: .* cannot be written: No space left on device"):
+        run(copy.path, mode="auto")
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(copy):
