@@ -122,6 +122,12 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
         checkpoint.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
             return Claim(directory, "resume", lock)
+        if finished:
+            # Only a run that was killed before its first checkpoint begins anew; this one has a result.
+            raise UserError(
+                f"rounds: got {config.rounds}, but the run in {directory.path} is complete after {finished} and has no "
+                f"checkpoint to go on from; put {directory.checkpoints} back, or choose another --out"
+            )
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} has no checkpoint; --resume auto begins anew")
         return Claim(directory, "new", lock)

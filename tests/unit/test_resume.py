@@ -418,6 +418,18 @@ def test_a_complete_run_that_was_killed_before_it_could_say_so_says_so_at_the_ne
     assert status.read(out.status).state == "complete"
 
 
+def test_a_complete_run_without_checkpoints_is_not_made_longer_from_round_0(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    run(out.path, "models=[mlp]", "rounds=1")
+    shutil.rmtree(out.checkpoints)
+    before = out.metrics.read_bytes()
+    for mode in ("auto", "require"):
+        with pytest.raises(UserError, match="rounds: got 2, but the run .* is complete after 1 and has no checkpoint"):
+            run(out.path, "rounds=2", mode=mode)
+    assert out.metrics.read_bytes() == before
+    assert not out.lock.exists()
+
+
 def test_fewer_rounds_than_a_stopped_run_has_are_refused(copy):
     with pytest.raises(UserError, match="rounds: got 2, but the run has finished 3"):
         run(copy.path, "rounds=2", mode="auto")
