@@ -279,7 +279,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises
     ------
     DamagedError
-        If there is no manifest, or it has been changed.
+        If there is no manifest, it has been changed, or it is another checkpoint's.
     """
     path = folder / MANIFEST
     content = _content(path)
@@ -292,6 +292,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: has been changed since it was written")
     if manifest["format"] != FORMAT or manifest["version"] > VERSION:
         raise DamagedError(f"{path}: of format {manifest['version']}, this version of fedh2l_mpi reads {VERSION}")
+    # Of a copied folder: the checkpoint that belongs there could not take its name.
+    if int(folder.name.partition("-")[2]) != manifest["round"]:
+        raise DamagedError(f"{path}: is that of the checkpoint after {manifest['round']} rounds")
     return dict(manifest)
 
 
@@ -352,9 +355,9 @@ def _write(path: Path, rounds: int, states: States) -> NDArray[Any]:
 def _content(path: Path) -> bytes:
     """What a file of a checkpoint holds; a file that is not there is damage, one that cannot be read now is not."""
     until = time.monotonic() + PATIENCE_S
-    while not path.exists() and time.monotonic() < until:
-        time.sleep(0.1)
     try:
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.1)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: {error.strerror}") from None

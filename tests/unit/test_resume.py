@@ -154,6 +154,11 @@ def change_a_digit(path: Path) -> None:
     path.write_text(path.read_text().replace('"round": 3', '"round": 2'))
 
 
+def copy_another(run: RunDirectory) -> None:
+    shutil.rmtree(run.checkpoint(3))
+    shutil.copytree(run.checkpoint(2), run.checkpoint(3))
+
+
 DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
     "a flipped byte in the states": (
         lambda run: flip_a_byte(run.checkpoint(3) / "rank-0000.pt"),
@@ -170,6 +175,7 @@ DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
     "states cut short": (lambda run: cut(run.checkpoint(3) / "rank-0000.pt"), r"rank-0000.pt: has \d+ bytes, must"),
     "states missing": (lambda run: (run.checkpoint(3) / "rank-0000.pt").unlink(), r"rank-0000.pt: No such file"),
     "manifest missing": (lambda run: (run.checkpoint(3) / "manifest.json").unlink(), r"manifest.json: No such file"),
+    "a copy of another": (copy_another, r"manifest.json: is that of the checkpoint after 2 rounds"),
     "manifest empty": (lambda run: (run.checkpoint(3) / "manifest.json").write_text(""), r"is no manifest any more"),
 }
 
@@ -445,11 +451,16 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(copy, spoil):
     assert len(copy.committed()) == 3
 
 
-def test_what_cannot_be_read_now_gives_up_no_checkpoint(copy, monkeypatch):
-    def stale(path: Path) -> bytes:
-        raise OSError(116, "Stale file handle")
+@pytest.mark.parametrize("call", ["exists", "read_bytes"])
+def test_what_cannot_be_read_now_gives_up_no_checkpoint(copy, monkeypatch, call):
+    before = getattr(Path, call)
 
-    monkeypatch.setattr(Path, "read_bytes", stale)
+    def stale(path: Path) -> object:
+        if copy.checkpoints in path.parents:
+            raise OSError(116, "Stale file handle")
+        return before(path)
+
+    monkeypatch.setattr(Path, call, stale)
     with pytest.raises(UserError, match="cannot be read: Stale file handle; the checkpoint was left as it is"):
         run(copy.path, mode="auto")
     assert len(copy.committed()) == 3
