@@ -394,6 +394,17 @@ def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_i
     assert metrics.read(copy.metrics).attributes["state"] == "complete"
 
 
+def test_a_stopped_run_is_not_complete_with_a_last_round_that_was_not_evaluated(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    run(out.path, "models=[mlp]", "rounds=4", "evaluation.every=4", stop_after=1)
+    before = out.config.read_bytes(), out.metrics.read_bytes()
+    with pytest.raises(UserError, match="rounds: got 1, but .* was not evaluated; ask for 2 or more"):
+        run(out.path, "rounds=1", mode="auto")
+    assert (out.config.read_bytes(), out.metrics.read_bytes()) == before
+    assert run(out.path, "rounds=2", mode="auto") == Ask.NOTHING
+    assert not np.isnan(metrics.read(out.metrics)["accuracy"][1]).any()
+
+
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
     out = tmp_path / "run"
     asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=1.5", "evaluation.every=1000")
