@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -44,6 +44,8 @@ TAGS = 2**14
 PAUSE_S = 2e-3
 # A file system's client may not see yet what another has made.
 PATIENCE_S = 1.0
+# More than a commit takes, unless the file server does not answer; a run that fails must end even then.
+COMMIT_S = 5.0
 # A file's size [bytes] and its SHA-256, as a message.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
 States = Mapping[int, Mapping[str, Any]]
@@ -191,6 +193,14 @@ class CheckpointWriter:
             self.poll()
         self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "word of a checkpoint")
         self._sending = []
+
+    def abandon(self) -> None:
+        """Begin nothing more, and wait for a checkpoint that is about to get its name; for a run that fails.
+
+        Whoever goes on with the run looks for its newest checkpoint once, and will make the later ones again.
+        """
+        wait([pending.commit for pending in self._pending.values() if pending.commit is not None], COMMIT_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _in_background(self, what: str, rounds: int, work: Callable[[], T]) -> Future[T]:
         """Have the thread do it."""

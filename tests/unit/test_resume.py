@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from same_runs import assert_same_run
 
-from fedh2l_mpi import checkpoint, claim, config_file, durable, hosted, metrics, status
+from fedh2l_mpi import checkpoint, claim, config_file, durable, hosted, lifecycle, metrics, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.signals import Ask, Signals
@@ -375,6 +376,55 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
         assert made.run(follow) == Ask.FILE_STOP
     assert status.read(out.status).round == 3
     assert not any(path.exists() for path in asking)
+
+
+def test_a_progress_that_cannot_be_told_now_ends_nothing(tmp_path, monkeypatch):
+    write, failed = status.write, []
+
+    def stale(path: Path, said: status.Status, forced: bool = True) -> None:
+        if not forced:
+            failed.append(said.round)
+            raise OSError(116, "Stale file handle")
+        write(path, said, forced)
+
+    monkeypatch.setattr(status, "write", stale)
+    monkeypatch.setattr(lifecycle, "STATUS_S", 0.0)
+    assert run(tmp_path / "run", "models=[mlp]", "rounds=2") == Ask.NOTHING
+    assert failed == [1, 2]
+    assert status.read(tmp_path / "run" / "status").state == "complete"
+
+
+def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_path, monkeypatch):
+    out, begun, failed, held = RunDirectory(tmp_path / "run"), threading.Event(), threading.Event(), {}
+    commit, close = checkpoint.commit, metrics.MetricsWriter.close
+
+    def slow_commit(*arguments: object) -> None:
+        begun.set()
+        failed.wait(20)
+        time.sleep(0.2)
+        held["checkpoint"] = out.lock.exists()
+        commit(*arguments)
+
+    def closing(self: metrics.MetricsWriter, state: str) -> None:
+        held["metrics"] = out.lock.exists()
+        close(self, state)
+
+    def follow(round_index: int, table: object) -> None:
+        if begun.is_set():
+            failed.set()
+            raise RuntimeError("a fault")
+
+    monkeypatch.setattr(checkpoint, "commit", slow_commit)
+    monkeypatch.setattr(metrics.MetricsWriter, "close", closing)
+    with (
+        simulation(out.path, "models=[mlp]", "rounds=99", "checkpoint.every=1") as made,
+        pytest.raises(RuntimeError, match="a fault"),
+    ):
+        made.run(follow)
+    assert held == {"checkpoint": True, "metrics": True}
+    assert status.read(out.status).state == "failed"
+    assert [path.name for path in out.committed()] == ["round-00000001"]
+    assert not out.lock.exists()
 
 
 def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy):
