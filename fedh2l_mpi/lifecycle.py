@@ -46,7 +46,7 @@ class Lifecycle:
             status.write(self._path, self._status("running"))
 
     def progress(self, done: int) -> None:
-        """So many rounds are in the metrics file now. Nothing is decided by that: if it cannot be told now, then later."""
+        """So many rounds are in the metrics file now; if that cannot be told now, then later: nothing depends on it."""
         self._done = done
         now = time.monotonic()
         if self._world.rank == 0 and now - self._told_at > STATUS_S:

@@ -109,8 +109,8 @@ def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], roun
         run.close()
     if not is_evaluated:
         raise UserError(
-            f"rounds: got {rounds}, but the run in {directory.path} was to go on after as many, so the last of them was "
-            f"not evaluated; ask for {rounds + 1} or more"
+            f"rounds: got {rounds}, as many as the run in {directory.path} has finished, but the last of them was not "
+            f"evaluated; ask for {rounds + 1} or more"
         )
 
 

@@ -448,7 +448,7 @@ def test_a_stopped_run_is_not_complete_with_a_last_round_that_was_not_evaluated(
     out = RunDirectory(tmp_path / "run")
     run(out.path, "models=[mlp]", "rounds=4", "evaluation.every=4", stop_after=1)
     before = out.config.read_bytes(), out.metrics.read_bytes()
-    with pytest.raises(UserError, match="rounds: got 1, but .* was not evaluated; ask for 2 or more"):
+    with pytest.raises(UserError, match="rounds: got 1, as many .* was not evaluated; ask for 2 or more"):
         run(out.path, "rounds=1", mode="auto")
     assert (out.config.read_bytes(), out.metrics.read_bytes()) == before
     assert run(out.path, "rounds=2", mode="auto") == Ask.NOTHING
