@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from same_runs import assert_same_run
 
-from fedh2l_mpi import checkpoint, claim, config_file, durable, hosted, lifecycle, metrics, status
+from fedh2l_mpi import checkpoint, claim, cli, config_file, durable, hosted, lifecycle, metrics, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.signals import Ask, Signals
@@ -427,21 +427,36 @@ def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_pa
     assert not out.lock.exists()
 
 
-def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy):
+@pytest.fixture
+def terminated() -> Iterator[Signals]:
+    """Of a process that was asked to end while it started."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     try:
         signals = Signals()
         os.kill(os.getpid(), signal.SIGTERM)
-        # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
-        with simulation(copy.path, "rounds=3", mode="auto", signals=signals) as made:
-            assert made.first_round == 3
-            assert made.run(lambda round_index, table: None) == Ask.NOTHING
+        yield signals
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert signals.asked == Ask.TERM
+
+
+def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy, terminated):
+    # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
+    with simulation(copy.path, "rounds=3", mode="auto", signals=terminated) as made:
+        assert made.first_round == 3
+        assert made.run(lambda round_index, table: None) == Ask.NOTHING
     assert status.read(copy.status).state == "complete"
     assert metrics.read(copy.metrics).attributes["state"] == "complete"
+
+
+def test_a_run_that_stops_says_whether_there_is_a_checkpoint(tmp_path, copy, terminated, capsys):
+    cases = {copy: "with a checkpoint; .* goes on", RunDirectory(tmp_path / "new"): "before round 0; .* begins it"}
+    for out, says in cases.items():
+        with simulation(out.path, *([] if out is copy else ["models=[mlp]"]), mode="auto", signals=terminated) as made:
+            asked = made.run(lambda round_index, table: None)
+        cli._tell(out, asked, None)
+        assert re.search(rf"stopped \(TERM\), {says}\n$", capsys.readouterr().out)
 
 
 def test_a_stopped_run_is_not_complete_with_a_last_round_that_was_not_evaluated(tmp_path):
