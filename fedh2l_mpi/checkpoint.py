@@ -123,7 +123,7 @@ class CheckpointWriter:
     def begin(self, rounds: int, participants: Sequence[Stateful], idle: Callable[[], None] = lambda: None) -> None:
         """Copy the states of this rank's participants after `rounds` rounds, and write the copy in the background.
 
-        Waits if the checkpoint before has not been written yet.
+        **Collective.** Waits if the checkpoint before has not been written yet.
 
         Parameters
         ----------
@@ -178,7 +178,15 @@ class CheckpointWriter:
         return news
 
     def finish(self) -> None:
-        """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**"""
+        """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written.
+        LateRankError
+            If another rank has not reported in time, or rank 0 has not heard of it.
+        """
         while self._pending:
             rounds, pending = next(iter(self._pending.items()))
             pending.own.result()
