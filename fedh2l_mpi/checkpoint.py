@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -44,6 +44,8 @@ TAGS = 2**14
 PAUSE_S = 2e-3
 # A file system's client may not see yet what another has made.
 PATIENCE_S = 1.0
+# More than a commit takes, unless the file server does not answer; a run that fails must end even then.
+COMMIT_S = 5.0
 # A file's size [bytes] and its SHA-256, as a message.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
 States = Mapping[int, Mapping[str, Any]]
@@ -121,7 +123,7 @@ class CheckpointWriter:
     def begin(self, rounds: int, participants: Sequence[Stateful], idle: Callable[[], None] = lambda: None) -> None:
         """Copy the states of this rank's participants after `rounds` rounds, and write the copy in the background.
 
-        Waits if the checkpoint before has not been written yet.
+        **Collective.** Waits if the checkpoint before has not been written yet.
 
         Parameters
         ----------
@@ -176,7 +178,15 @@ class CheckpointWriter:
         return news
 
     def finish(self) -> None:
-        """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**"""
+        """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written.
+        LateRankError
+            If another rank has not reported in time, or rank 0 has not heard of it.
+        """
         while self._pending:
             rounds, pending = next(iter(self._pending.items()))
             pending.own.result()
@@ -191,6 +201,14 @@ class CheckpointWriter:
             self.poll()
         self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "word of a checkpoint")
         self._sending = []
+
+    def abandon(self) -> None:
+        """Begin nothing more, and wait for a checkpoint that is about to get its name; for a run that fails.
+
+        Whoever goes on with the run looks for its newest checkpoint once, and will make the later ones again.
+        """
+        wait([pending.commit for pending in self._pending.values() if pending.commit is not None], COMMIT_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _in_background(self, what: str, rounds: int, work: Callable[[], T]) -> Future[T]:
         """Have the thread do it."""
@@ -279,7 +297,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises
     ------
     DamagedError
-        If there is no manifest, or it has been changed.
+        If there is no manifest, it has been changed, or it is another checkpoint's.
     """
     path = folder / MANIFEST
     content = _content(path)
@@ -292,6 +310,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: has been changed since it was written")
     if manifest["format"] != FORMAT or manifest["version"] > VERSION:
         raise DamagedError(f"{path}: of format {manifest['version']}, this version of fedh2l_mpi reads {VERSION}")
+    # Of a copied folder: the checkpoint that belongs there could not take its name.
+    if int(folder.name.partition("-")[2]) != manifest["round"]:
+        raise DamagedError(f"{path}: is that of the checkpoint after {manifest['round']} rounds")
     return dict(manifest)
 
 
@@ -352,9 +373,9 @@ def _write(path: Path, rounds: int, states: States) -> NDArray[Any]:
 def _content(path: Path) -> bytes:
     """What a file of a checkpoint holds; a file that is not there is damage, one that cannot be read now is not."""
     until = time.monotonic() + PATIENCE_S
-    while not path.exists() and time.monotonic() < until:
-        time.sleep(0.1)
     try:
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.1)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: {error.strerror}") from None

@@ -24,7 +24,8 @@ class Claim:
     Attributes
     ----------
     kind : {"new", "resume", "done"}
-        What is to be done; done: every round that is asked for is there.
+        What is to be done; done: every round that is asked for is there. A new run whose lock is held already begins
+        anew, in the place of one that has no checkpoint.
     """
 
     def __init__(self, directory: RunDirectory, kind: Kind = "new", lock: RunLock | None = None) -> None:
@@ -33,17 +34,25 @@ class Claim:
     def settle(self, config: Config) -> None:
         """On rank 0: make the directory of a new run and lock it; put in the config that holds from now on.
 
+        Only here does a run that begins anew take the place of what there was: up to now, its start may have failed.
+
         Raises
         ------
         UserError
             If it cannot be written, or another process took it in the meantime.
         """
-        if self.kind == "new":
+        if self._lock is None:
             self.directory.make()
             self._lock = RunLock(self.directory.lock)
             self.directory.create(config.to_yaml())
-        else:
+            return
+        try:
+            if self.kind == "new":
+                _make_way(self.directory)
+            self.directory.log(0).parent.mkdir(exist_ok=True)
             durable.replace(self.directory.config, config.to_yaml())
+        except OSError as error:
+            raise UserError(f"--out: {self.directory.path} cannot be written: {error.strerror}") from None
 
     def release(self) -> None:
         """Let others have the run."""
@@ -113,14 +122,18 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
         checkpoint.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
             return Claim(directory, "resume", lock)
+        if finished:
+            # Only a run that was killed before its first checkpoint begins anew; this one has a result.
+            raise UserError(
+                f"rounds: got {config.rounds}, but the run in {directory.path} is complete after {finished} and has no "
+                f"checkpoint to go on from; put {directory.checkpoints} back, or choose another --out"
+            )
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} has no checkpoint; --resume auto begins anew")
-        _begin_anew(directory)
+        return Claim(directory, "new", lock)
     except BaseException:
         lock.release()
         raise
-    lock.release()
-    return Claim(directory)
 
 
 def _check_config(directory: RunDirectory, config: Config) -> None:
@@ -180,8 +193,8 @@ def _rounds(directory: RunDirectory) -> int | None:
         run.close()
 
 
-def _begin_anew(directory: RunDirectory) -> None:
-    """Clear the way for the run to begin at round 0; rounds that had been finished are kept under another name."""
+def _make_way(directory: RunDirectory) -> None:
+    """Let the run begin at round 0; rounds that had been finished are kept under another name."""
     aside = ""
     if directory.metrics.exists() and _rounds(directory) == 0:
         directory.metrics.unlink()
@@ -191,4 +204,3 @@ def _begin_anew(directory: RunDirectory) -> None:
         directory.metrics.rename(free)
         aside = f"; what there was is kept as {free}"
     log.warning(f"{directory.path} has no checkpoint to go on from: the run begins at round 0 again{aside}")
-    directory.config.unlink()

@@ -410,9 +410,10 @@ def _tell(directory: "RunDirectory", asked: Ask, trace: Path | None) -> None:
     if trace is not None:
         out.print(f"timeline: {trace}", highlight=False, soft_wrap=True)
     if asked.stops:
+        # A signal may have come before the first round, when there is nothing yet that a checkpoint could be of.
+        when, does = ("with a checkpoint", "goes on") if directory.committed() else ("before round 0", "begins it")
         out.print(
-            f"stopped ({asked.reason}), with a checkpoint; python -m fedh2l_mpi --resume auto --out {directory.path} "
-            "goes on",
+            f"stopped ({asked.reason}), {when}; python -m fedh2l_mpi --resume auto --out {directory.path} {does}",
             highlight=False,
             soft_wrap=True,
         )

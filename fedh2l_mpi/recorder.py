@@ -20,14 +20,15 @@ Table = NDArray[np.float64]
 
 
 class Recorder:
-    """One rank's end of the collection.
+    """One rank's end of the collection. Building it is **collective**.
 
     Parameters
     ----------
     width : int
         Numbers in a participant's row.
-    write : callable or None
-        Called on rank 0 with each round and its table (P, width), in the order of rounds.
+    write : callable
+        Called on rank 0 with each round and its table (P, width), in the order of rounds, by any of the methods; what
+        it raises, they raise.
     deadline_s : float
         Longest wait for another rank [s].
     """
@@ -47,7 +48,15 @@ class Recorder:
         self._tables: dict[int, tuple[Table, list[MPI.Request]]] = {}
 
     def record(self, round_index: int, rows: Table) -> None:
-        """Hand over this rank's rows of a round, float64 (hosted participants, width)."""
+        """Hand over this rank's rows of a round, float64 (hosted participants, width). **Collective.**
+
+        Waits for the rounds before, if they have not arrived yet.
+
+        Raises
+        ------
+        LateRankError
+            If one has not arrived in time; on rank 0, it names the ranks that it has not arrived from.
+        """
         tag = round_index % TAGS
         if self._comm is None:
             self._write(round_index, rows)
@@ -70,7 +79,13 @@ class Recorder:
             self._write_until(min(self._tables))
 
     def finish(self) -> None:
-        """Wait until every round recorded so far is with rank 0, and written there."""
+        """Wait until every round recorded so far is with rank 0, and written there. **Collective.**
+
+        Raises
+        ------
+        LateRankError
+            If one has not arrived in time; on rank 0, it names the ranks that it has not arrived from.
+        """
         for round_index in sorted(self._tables):
             if self._world.rank == 0:
                 self._write_until(round_index + 1)

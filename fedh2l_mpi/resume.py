@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedh2l_mpi import checkpoint, metrics
 from fedh2l_mpi.checkpoint import DamagedError
 from fedh2l_mpi.errors import UserError
@@ -46,7 +48,8 @@ def restore(
     Raises
     ------
     UserError
-        On every rank alike: if no checkpoint is sound, or it is of other data or another config.
+        On every rank alike: if no checkpoint is sound, it is of other data or another config, or a last round that was
+        not evaluated would be the run's last.
     """
     problems: list[str] = []
     damaged: list[Path] = []
@@ -58,6 +61,7 @@ def restore(
         found = [text for text in world.collect(problem) if text]
         if not found:
             world.together(lambda m=manifest, s=states: _take(m, s, participants, facts, rounds))  # type: ignore[misc]
+            world.from_first(lambda m=manifest: _check_last_round(directory, m, rounds))  # type: ignore[misc]
             world.from_first(lambda: checkpoint.set_aside(damaged))
             return int(manifest["round"])
         problems += found
@@ -92,6 +96,22 @@ def _check_rows(directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
         raise DamagedError(f"its rows in {directory.metrics}: {error}") from None
     if found != manifest["rows_sha256"]:
         raise DamagedError(f"its rows in {directory.metrics}: have changed since they were written")
+
+
+def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], rounds: int) -> None:
+    """Of a run that lacks no round any more: its last one is evaluated, whatever `evaluation.every`."""
+    if manifest["round"] < rounds:
+        return
+    run = metrics.look(directory.metrics)
+    try:
+        is_evaluated = not np.isnan(run.of_round("accuracy", rounds - 1)).all()
+    finally:
+        run.close()
+    if not is_evaluated:
+        raise UserError(
+            f"rounds: got {rounds}, as many as the run in {directory.path} has finished, but the last of them was not "
+            f"evaluated; ask for {rounds + 1} or more"
+        )
 
 
 def _take(

@@ -194,6 +194,9 @@ class Simulation:
         if self.timeline is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.timeline.close()
+        self.checkpoints.abandon()
+        with contextlib.suppress(OSError):
+            self.lifecycle.leave()
 
     def _close(self, state: str) -> None:
         if self.writer is not None:

@@ -171,7 +171,13 @@ class MetricsWriter:
         self.file["round"][:] = np.arange(rounds)
 
     def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
-        """The graph that holds from `since_round` until the next one is added."""
+        """The graph that holds from `since_round` until the next one is added.
+
+        Raises
+        ------
+        OSError, RuntimeError
+            If it cannot be written: of a full disk, HDF5 says either.
+        """
         first = self.file["edge"].shape[0]
         total = first + len(edges_E2)
         new: dict[str, Any] = {
@@ -196,6 +202,11 @@ class MetricsWriter:
         -------
         str
             SHA-256 of all tables up to this one, as `rows_digest` finds it in the file.
+
+        Raises
+        ------
+        OSError, RuntimeError
+            If they cannot be written: of a full disk, HDF5 says either.
         """
         for name, values in self._columns(table).items():
             self._growing[name].put(round_index, values)
@@ -224,6 +235,11 @@ class MetricsWriter:
         ----------
         state : {"complete", "stopped", "failed"}
             What became of the run.
+
+        Raises
+        ------
+        OSError, RuntimeError
+            If what is left cannot be written: of a full disk, HDF5 says either.
         """
         ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         for name, value in {"state": state, "ended": ended, "content_digest": content_digest(self.file)}.items():

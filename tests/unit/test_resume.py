@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from same_runs import assert_same_run
 
-from fedh2l_mpi import checkpoint, claim, config_file, metrics, status
+from fedh2l_mpi import checkpoint, claim, cli, config_file, durable, hosted, lifecycle, metrics, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.signals import Ask, Signals
@@ -154,6 +155,11 @@ def change_a_digit(path: Path) -> None:
     path.write_text(path.read_text().replace('"round": 3', '"round": 2'))
 
 
+def copy_another(run: RunDirectory) -> None:
+    shutil.rmtree(run.checkpoint(3))
+    shutil.copytree(run.checkpoint(2), run.checkpoint(3))
+
+
 DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
     "a flipped byte in the states": (
         lambda run: flip_a_byte(run.checkpoint(3) / "rank-0000.pt"),
@@ -170,6 +176,7 @@ DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
     "states cut short": (lambda run: cut(run.checkpoint(3) / "rank-0000.pt"), r"rank-0000.pt: has \d+ bytes, must"),
     "states missing": (lambda run: (run.checkpoint(3) / "rank-0000.pt").unlink(), r"rank-0000.pt: No such file"),
     "manifest missing": (lambda run: (run.checkpoint(3) / "manifest.json").unlink(), r"manifest.json: No such file"),
+    "a copy of another": (copy_another, r"manifest.json: is that of the checkpoint after 2 rounds"),
     "manifest empty": (lambda run: (run.checkpoint(3) / "manifest.json").write_text(""), r"is no manifest any more"),
 }
 
@@ -276,6 +283,30 @@ def test_without_any_checkpoint_auto_begins_anew_and_keeps_what_there_was(copy, 
     assert again["loss"][:3].tobytes() == before["loss"].tobytes()
 
 
+def test_a_run_that_would_begin_anew_leaves_all_as_it_was_until_its_start_has_proved_to_work(copy, monkeypatch):
+    shutil.rmtree(copy.checkpoints)
+    before = {path: path.read_bytes() for path in (copy.config, copy.metrics)}
+
+    def away(*_: object) -> None:
+        assert copy.lock.exists(), "another process could take the run"
+        raise UserError("data.root: not mounted")
+
+    monkeypatch.setattr(hosted, "load", away)
+    with pytest.raises(UserError, match="not mounted"):
+        run(copy.path, mode="auto")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not copy.lock.exists()
+
+
+def test_a_config_that_cannot_be_written_at_the_resume_is_told(copy, monkeypatch):
+    def full(path: Path, text: str, forced: bool = True) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "replace", full)
+    with pytest.raises(UserError, match="--out: .* cannot be written: No space left on device"):
+        run(copy.path, mode="auto")
+
+
 def test_what_a_killed_process_left_half_written_is_cleared_away(copy):
     half = copy.checkpoints / "round-00000004.elsewhere-1.tmp"
     half.mkdir()
@@ -347,21 +378,96 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
     assert not any(path.exists() for path in asking)
 
 
-def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy):
+def test_a_progress_that_cannot_be_told_now_ends_nothing(tmp_path, monkeypatch):
+    write, failed = status.write, []
+
+    def stale(path: Path, said: status.Status, forced: bool = True) -> None:
+        if not forced:
+            failed.append(said.round)
+            raise OSError(116, "Stale file handle")
+        write(path, said, forced)
+
+    monkeypatch.setattr(status, "write", stale)
+    monkeypatch.setattr(lifecycle, "STATUS_S", 0.0)
+    assert run(tmp_path / "run", "models=[mlp]", "rounds=2") == Ask.NOTHING
+    assert failed == [1, 2]
+    assert status.read(tmp_path / "run" / "status").state == "complete"
+
+
+def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_path, monkeypatch):
+    out, begun, failed, held = RunDirectory(tmp_path / "run"), threading.Event(), threading.Event(), {}
+    commit, close = checkpoint.commit, metrics.MetricsWriter.close
+
+    def slow_commit(*arguments: object) -> None:
+        begun.set()
+        failed.wait(20)
+        time.sleep(0.2)
+        held["checkpoint"] = out.lock.exists()
+        commit(*arguments)
+
+    def closing(self: metrics.MetricsWriter, state: str) -> None:
+        held["metrics"] = out.lock.exists()
+        close(self, state)
+
+    def follow(round_index: int, table: object) -> None:
+        if begun.is_set():
+            failed.set()
+            raise RuntimeError("a fault")
+
+    monkeypatch.setattr(checkpoint, "commit", slow_commit)
+    monkeypatch.setattr(metrics.MetricsWriter, "close", closing)
+    with (
+        simulation(out.path, "models=[mlp]", "rounds=99", "checkpoint.every=1") as made,
+        pytest.raises(RuntimeError, match="a fault"),
+    ):
+        made.run(follow)
+    assert held == {"checkpoint": True, "metrics": True}
+    assert status.read(out.status).state == "failed"
+    assert [path.name for path in out.committed()] == ["round-00000001"]
+    assert not out.lock.exists()
+
+
+@pytest.fixture
+def terminated() -> Iterator[Signals]:
+    """Of a process that was asked to end while it started."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
     try:
         signals = Signals()
         os.kill(os.getpid(), signal.SIGTERM)
-        # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
-        with simulation(copy.path, "rounds=3", mode="auto", signals=signals) as made:
-            assert made.first_round == 3
-            assert made.run(lambda round_index, table: None) == Ask.NOTHING
+        yield signals
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert signals.asked == Ask.TERM
+
+
+def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy, terminated):
+    # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
+    with simulation(copy.path, "rounds=3", mode="auto", signals=terminated) as made:
+        assert made.first_round == 3
+        assert made.run(lambda round_index, table: None) == Ask.NOTHING
     assert status.read(copy.status).state == "complete"
     assert metrics.read(copy.metrics).attributes["state"] == "complete"
+
+
+def test_a_run_that_stops_says_whether_there_is_a_checkpoint(tmp_path, copy, terminated, capsys):
+    cases = {copy: "with a checkpoint; .* goes on", RunDirectory(tmp_path / "new"): "before round 0; .* begins it"}
+    for out, says in cases.items():
+        with simulation(out.path, *([] if out is copy else ["models=[mlp]"]), mode="auto", signals=terminated) as made:
+            asked = made.run(lambda round_index, table: None)
+        cli._tell(out, asked, None)
+        assert re.search(rf"stopped \(TERM\), {says}\n$", capsys.readouterr().out)
+
+
+def test_a_stopped_run_is_not_complete_with_a_last_round_that_was_not_evaluated(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    run(out.path, "models=[mlp]", "rounds=4", "evaluation.every=4", stop_after=1)
+    before = out.config.read_bytes(), out.metrics.read_bytes()
+    with pytest.raises(UserError, match="rounds: got 1, as many .* was not evaluated; ask for 2 or more"):
+        run(out.path, "rounds=1", mode="auto")
+    assert (out.config.read_bytes(), out.metrics.read_bytes()) == before
+    assert run(out.path, "rounds=2", mode="auto") == Ask.NOTHING
+    assert not np.isnan(metrics.read(out.metrics)["accuracy"][1]).any()
 
 
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
@@ -394,6 +500,18 @@ def test_a_complete_run_that_was_killed_before_it_could_say_so_says_so_at_the_ne
     assert status.read(out.status).state == "complete"
 
 
+def test_a_complete_run_without_checkpoints_is_not_made_longer_from_round_0(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    run(out.path, "models=[mlp]", "rounds=1")
+    shutil.rmtree(out.checkpoints)
+    before = out.metrics.read_bytes()
+    for mode in ("auto", "require"):
+        with pytest.raises(UserError, match="rounds: got 2, but the run .* is complete after 1 and has no checkpoint"):
+            run(out.path, "rounds=2", mode=mode)
+    assert out.metrics.read_bytes() == before
+    assert not out.lock.exists()
+
+
 def test_fewer_rounds_than_a_stopped_run_has_are_refused(copy):
     with pytest.raises(UserError, match="rounds: got 2, but the run has finished 3"):
         run(copy.path, "rounds=2", mode="auto")
@@ -409,11 +527,16 @@ def test_a_run_whose_config_is_gone_is_not_begun_anew(copy, spoil):
     assert len(copy.committed()) == 3
 
 
-def test_what_cannot_be_read_now_gives_up_no_checkpoint(copy, monkeypatch):
-    def stale(path: Path) -> bytes:
-        raise OSError(116, "Stale file handle")
+@pytest.mark.parametrize("call", ["exists", "read_bytes"])
+def test_what_cannot_be_read_now_gives_up_no_checkpoint(copy, monkeypatch, call):
+    before = getattr(Path, call)
 
-    monkeypatch.setattr(Path, "read_bytes", stale)
+    def stale(path: Path) -> object:
+        if copy.checkpoints in path.parents:
+            raise OSError(116, "Stale file handle")
+        return before(path)
+
+    monkeypatch.setattr(Path, call, stale)
     with pytest.raises(UserError, match="cannot be read: Stale file handle; the checkpoint was left as it is"):
         run(copy.path, mode="auto")
     assert len(copy.committed()) == 3
