@@ -22,6 +22,7 @@ class FedMD(Method):
     """
 
     keeps_published = True
+    all_steps_in = "mutual"
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("logits", samples, classes)
