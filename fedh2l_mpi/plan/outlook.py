@@ -1,7 +1,6 @@
 """All numbers of a plan, put together: from a resolved config and a number of ranks."""
 
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from fedh2l_mpi.plan import dealing, graphs, timing
 from fedh2l_mpi.plan.bookkeeping import FITTED, loads_of
 from fedh2l_mpi.plan.cluster import Cluster, Forecast, Rows, Steps, forecast
 from fedh2l_mpi.plan.graphs import Schedule
+from fedh2l_mpi.plan.processor import processor
 from fedh2l_mpi.plan.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.world import Hosting
 
@@ -201,7 +201,7 @@ class Outlook:
             "files": {**asdict(self.files), "kept_checkpoints_bytes": self.files.kept_bytes},
             "seconds": {
                 **self.seconds(),
-                "machine": machine(),
+                "machine": processor(),
                 "phases": {name: asdict(phases) for name, phases in self.calibration.phases.items()},
                 "seed_samples_of_a_round": self.calibration.seed_round_s,
                 "neighbours_timed": self.calibration.neighbours,
@@ -273,13 +273,3 @@ def _base_bytes() -> int:
     torch.autograd.grad(loss, list(model.parameters()))
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     return resident_pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def machine() -> str:
-    """Name of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()

@@ -11,7 +11,8 @@ from fedh2l_mpi import console, estimate
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.plan.bookkeeping import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.plan.cluster import Cluster, Forecast
-from fedh2l_mpi.plan.outlook import Outlook, machine
+from fedh2l_mpi.plan.outlook import Outlook
+from fedh2l_mpi.plan.processor import processor
 from fedh2l_mpi.units import size
 
 WIDTH = 80
@@ -180,7 +181,7 @@ def _time(told: Outlook) -> RenderableType:
         table,
         rank,
         *_notes(
-            f"Timed on this machine's CPU ({machine()}), {threads} thread{'s' if threads > 1 else ''}, random data. "
+            f"Timed on this machine's CPU ({processor()}), {threads} thread{'s' if threads > 1 else ''}, random data. "
             "A round has its share of the evaluations. Not in it: start-up, reading data, waiting for messages, "
             "writing metrics and checkpoints, ranks that share a core or its caches."
             f"{_few(told, calibration.neighbours)}"
