@@ -14,10 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.measuring import spent
-from fedh2l_mpi import metrics
+from benchmarks.measuring import seconds_by_rank, spent
 
 
 def run(every: str, options: argparse.Namespace, out: Path) -> tuple[float, float]:
@@ -35,11 +32,9 @@ def paused_ms(log: Path) -> list[float]:
     return [float(text) for text in re.findall(r"paused ([0-9.]+) ms", log.read_text())]
 
 
-def rank_seconds(out: Path) -> tuple[float, float]:
+def rank_seconds(out: Path, rounds: int) -> tuple[float, float]:
     """Of a run: seconds of its busiest rank in a round, and of all ranks together."""
-    result = metrics.read(out / "metrics.h5")
-    by_participant = sum(np.nansum(result[name], axis=0) for name in metrics.TIMINGS) / result.rounds
-    by_rank = [by_participant[result["rank"] == rank].sum() for rank in set(result["rank"].tolist())]
+    by_rank = [sum(seconds.values()) / rounds for seconds in seconds_by_rank(out).values()]
     return max(by_rank), sum(by_rank)
 
 
@@ -59,7 +54,7 @@ def main() -> None:
             seconds = {every: run(every, options, out) for every, out in outs.items()}
             wall, cpu = ((a - b) / options.rounds for a, b in zip(seconds["1"], seconds["null"], strict=True))
             added.append((wall, cpu))
-            rounds.append(rank_seconds(outs["null"]))
+            rounds.append(rank_seconds(outs["null"], options.rounds))
             pauses += [ms for log in outs["1"].glob("log/*.log") for ms in paused_ms(log)]
             size = sum(path.stat().st_size for path in outs["1"].glob(f"checkpoints/*-{options.rounds:08d}/*"))
             print(f"pair {repeat + 1}: {1e3 * wall:+.1f} ms of wall and {1e3 * cpu:+.1f} ms of CPU a round", flush=True)

@@ -15,6 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from fedh2l_mpi import metrics
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "BENCHMARK_OF"
 # Adding up page tables takes a processor from what is measured: at most this share of one.
@@ -103,6 +107,22 @@ def pss_bytes(process: Path) -> int:
     """Proportional set size of a process, which is a folder of /proc."""
     lines = (process / "smaps_rollup").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def seconds_by_rank(run: Path) -> dict[int, dict[str, float]]:
+    """Each rank's seconds of each timing of metrics.h5, over all rounds of a run, from its directory."""
+    result = metrics.read(run / "metrics.h5")
+    ranks_P = result["rank"]
+    seconds = {name: np.nansum(result[name], axis=0) for name in metrics.TIMINGS}
+    return {
+        int(rank): {name: float(values_P[ranks_P == rank].sum()) for name, values_P in seconds.items()}
+        for rank in np.unique(ranks_P)
+    }
+
+
+def waited_shares(run: Path) -> dict[int, float]:
+    """Of each rank: seconds of waiting for messages over all seconds of its rounds."""
+    return {rank: seconds["seconds_wait"] / sum(seconds.values()) for rank, seconds in seconds_by_rank(run).items()}
 
 
 def step_seconds(ways: Mapping[str, Callable[[], object]], steps: int, repeats: int) -> dict[str, list[float]]:

@@ -20,10 +20,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.measuring import spent
-from fedh2l_mpi import metrics
+from benchmarks.measuring import spent, waited_shares
 
 COMPUTING = ("publish", "local", "mutual", "evaluate")
 Interval = tuple[float, float]
@@ -73,7 +70,9 @@ def overlaps(found: dict[int, Lane]) -> dict[int, Overlap]:
     for rank, lane in sorted(found.items()):
         total = computing = senders = transfer = 0.0
         for round_index, window in lane.messages.items():
-            last_posted = max(other.messages[round_index][0] for other in found.values() if other.messages)
+            # Where the graph is redrawn, a rank may have nobody to send to in this round.
+            posts = [other.messages[round_index] for other in found.values() if round_index in other.messages]
+            last_posted = max(begin for begin, _ in posts)
             between = min(max(window[0], last_posted), window[1])
             total += window[1] - window[0]
             computing += sum(within(window, lane.spans[name]) for name in COMPUTING)
@@ -81,17 +80,6 @@ def overlaps(found: dict[int, Lane]) -> dict[int, Overlap]:
             transfer += within((between, window[1]), lane.spans["wait"])
         told[rank] = Overlap(*(value / 1e6 for value in (total, computing, senders, transfer)))
     return told
-
-
-def wait_shares(out: Path) -> dict[int, float]:
-    """The share of a rank's seconds in the rounds that it waited, from the metrics file."""
-    result = metrics.read(out / "metrics.h5")
-    seconds = {name: np.nansum(result[name], axis=0) for name in metrics.TIMINGS}
-    everything = sum(seconds.values())
-    return {
-        rank: seconds["seconds_wait"][result["rank"] == rank].sum() / everything[result["rank"] == rank].sum()
-        for rank in sorted(set(result["rank"].tolist()))
-    }
 
 
 def main() -> None:
@@ -110,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trace, out = Path(folder) / "out.json", Path(folder) / "run"
         spent([*run, "--out", str(out), "--trace", str(trace)])
-        shares = wait_shares(out)
+        shares = waited_shares(out)
         for rank, told in overlaps(lanes(trace)).items():
             line = f"rank {rank}: waits {shares[rank]:.2%} of its rounds' time"
             if told.messages:

@@ -1,11 +1,12 @@
 """The whole performance table: what the simulator costs over a bare loop, and with many participants.
 
-    python -m benchmarks.performance MNIST_FOLDER [--repeats 5] [--quick] [--out benchmarks/results/performance.json]
+    python -m benchmarks.performance MNIST_FOLDER [--repeats 5] [--quick] [--out FILE]
 
 The yardstick is `bare_loop.py`, a plain PyTorch loop that does what `workload.yaml` asks for. Every ratio is of two
 measurements of one repetition, which follow each other or, where both are single processes, run side by side; their
 order alternates. A steady state is a long run less a short one, so that start-up cancels out. CPU seconds are those of
-the operating system, of all processes. Five repetitions take some 25 minutes on two cores; `--quick` is a smoke check.
+the operating system, of all processes. Five repetitions take some 25 minutes on two cores; `--quick` is a smoke check,
+which leaves the recorded benchmarks/results/performance.json as it is.
 """
 
 import argparse
@@ -21,13 +22,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import start_up
-from benchmarks.measuring import Spent, spent, spent_together, spread
-from fedh2l_mpi import metrics, provenance
+from benchmarks.measuring import Spent, seconds_by_rank, spent, spent_together, spread, waited_shares
+from fedh2l_mpi import provenance
+from fedh2l_mpi.plan.processor import processor
 
 PERFORMANCE = Path("benchmarks/results/performance.json")
 METHODS = {"dml": (), "gem": ("method.name=fedh2l", "method.local_steps=10")}
@@ -130,7 +131,7 @@ def beside_the_bare_loop(place: Place, cases: Sequence[Case], console: Console) 
             repeats.append(_repetition(place, case, repeat))
             ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in _ratios(repeats[-1]).items())
             console.print(f"{case.name}, {repeat + 1} of {case.repeats}: {ratios}", style="dim", highlight=False)
-            waited.append(_waited_share(place.folder / _out(case, repeat, 2, case.long)))
+            waited.append(waited_shares(place.folder / _out(case, repeat, 2, case.long)))
         measured.raw[case.name] = {
             "case": asdict(case),
             "spent": [{name: {n: asdict(s) for n, s in both.items()} for name, both in one.items()} for one in repeats],
@@ -215,20 +216,6 @@ def _whole_runs(measured: Measured, case: Case, repeats: Sequence[Mapping[str, M
         measured.add("Memory of a run, all its processes", f"{case.name}: {name}", "MiB", memory)
 
 
-def _seconds(out: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Each timing's seconds by participant, summed over rounds, and the participants' ranks."""
-    result = metrics.read(out / "metrics.h5")
-    return {name: np.nansum(result[name], axis=0) for name in metrics.TIMINGS}, result["rank"]
-
-
-def _waited_share(out: Path) -> dict[int, float]:
-    """Of each rank: seconds of waiting for messages over all seconds of its rounds."""
-    seconds, ranks = _seconds(out)
-    total = np.sum(list(seconds.values()), axis=0)
-    waited = seconds["seconds_wait"]
-    return {int(rank): float(waited[ranks == rank].sum() / total[ranks == rank].sum()) for rank in np.unique(ranks)}
-
-
 def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) -> None:
     """A run on as many ranks as participants, at its peak, against that many processes with the same imports.
 
@@ -279,9 +266,9 @@ def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, co
             each_ms[case].append(1e3 * (long.cpu_s - short.cpu_s) / (count * lengths[count]))
             walls[case].append((long.wall_s - short.wall_s) / lengths[count])
             memory[case].append(long.pss_bytes / MIB)
-            seconds, _ = _seconds(place.folder / outs[1 + lengths[count]])
-            exchange = seconds["seconds_publish"].sum() + seconds["seconds_wait"].sum()
-            shares[case].append(100 * exchange / sum(values.sum() for values in seconds.values()))
+            ranks = seconds_by_rank(place.folder / outs[1 + lengths[count]]).values()
+            exchange = sum(seconds["seconds_publish"] + seconds["seconds_wait"] for seconds in ranks)
+            shares[case].append(100 * exchange / sum(sum(seconds.values()) for seconds in ranks))
     for case in cases:
         if case[0] == most:
             section = f"{most:,} participants on 2 ranks, {case[1]}"
@@ -352,9 +339,8 @@ def table(rows: Sequence[Row]) -> Table:
 
 def machine() -> dict[str, Any]:
     """The processor, its cores, the memory."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "processor": names[0].partition(":")[2].strip() if names else platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
@@ -374,6 +360,11 @@ def cases(repeats: int, quick: bool) -> list[Case]:
     ]
 
 
+def out_of(given: Path | None, quick: bool) -> Path | None:
+    """The file to write; None for none: what a smoke check finds must not replace what was measured."""
+    return given or (None if quick else PERFORMANCE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", help="folder of MNIST's IDX files")
@@ -381,13 +372,16 @@ def main() -> None:
         "--repeats", type=int, default=5, help="of P = 4 (5); of P = 16 half as many; two of many participants"
     )
     parser.add_argument("--quick", action="store_true", help="everything once and short, and no verdict: does it work?")
-    parser.add_argument("--out", type=Path, default=PERFORMANCE, help="JSON file to write, with all that was measured")
+    parser.add_argument(
+        "--out", type=Path, help=f"JSON file to write, with all that was measured ({PERFORMANCE}; with --quick, none)"
+    )
     parser.add_argument("--option", action="append", default=[], help="for every simulator, such as --option=--quiet")
     options = parser.parse_args()
+    out = out_of(options.out, options.quick)
     console = Console() if sys.stdout.isatty() else Console(width=130)
     root, repeats = str(Path(options.root).resolve()), 1 if options.quick else options.repeats
-    if not options.quick:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     begin = datetime.datetime.now(datetime.UTC)
     few = -(-repeats // 2)
     lengths = {4: 2, 16: 2, 64: 2} if options.quick else {4: 250, 16: 75, 64: 20, 250: 5, 1000: 5}
@@ -418,12 +412,13 @@ def main() -> None:
         "rows": [{**asdict(row), "reached": row.reached} for row in measured.rows],
         "raw": measured.raw,
     }
-    options.out.write_text(json.dumps(facts, indent=1) + "\n")
+    if out is not None:
+        out.write_text(json.dumps(facts, indent=1) + "\n")
     console.print(table(measured.rows))
     at = facts["machine"]
     console.print(
         f"{at['cores']} cores of {at['processor']}; {facts['date']}, revision {facts['revision'][:12]}, "
-        f"{facts['took_s'] / 60:.0f} minutes; all numbers: {options.out}", highlight=False, soft_wrap=True,
+        f"{facts['took_s'] / 60:.0f} minutes; all numbers: {out or 'not kept'}", highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """What a round costs outside the training steps, fitted from real runs with 4 to 1,000 participants.
 
-    python -m benchmarks.scaling MNIST_FOLDER [--largest 1000] [--repeats 1]
+    python -m benchmarks.scaling MNIST_FOLDER [--largest 1000] [--repeats 1] [--out FILE]
 
 Runs an MLP of 20,000 parameters on MNIST, on rings and on random 4-regular graphs, on one rank and on several, sharing
 posteriors and sharing parameters, and takes the CPU seconds of every rank's main thread, so that others on the machine
 disturb little. Fits the constants of `fedh2l_mpi/plan/bookkeeping.py` by least squares, one part of a round at a time,
-prints them and how far the model is off, with each run left out of its own fit, and writes results/scaling.csv.
+prints them and how far the model is off, with each run left out of its own fit, and writes results/scaling.csv, unless
+only a part was run.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from fedh2l_mpi import config_file, estimate, methods, metrics
 from fedh2l_mpi.config import Config
@@ -36,11 +36,12 @@ from fedh2l_mpi.world import Hosting
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling.csv"
+LARGEST = 1000
 SETTINGS = [
     "data.name=mnist",
     "data.partition.domains=4",
     "data.partition.samples_per_participant=50",
-    "models=[benchmarks.scaling:Mlp]",
+    "models=[benchmarks.small_mlp:SmallMlp]",
     # As many seed samples for 4 participants as for 1,000.
     "seed_set.share=0.4",
     "seed_set.max_samples=80",
@@ -56,14 +57,6 @@ POSTERIORS, PARAMETERS = ["method.name=fedh2l"], ["method.name=d_psgd", "method.
 # In the order of the columns of the file.
 PARTS = ("publish", "local", "mutual", "evaluate", "post", "finish", "stack", "write", "rest")
 CALIBRATIONS = 5
-
-
-class Mlp(nn.Sequential):
-    """20,210 parameters on MNIST."""
-
-    def __init__(self, channels: int, side: int, classes: int) -> None:
-        width = 25
-        super().__init__(nn.Flatten(), nn.Linear(channels * side * side, width), nn.ReLU(), nn.Linear(width, classes))
 
 
 @dataclass(frozen=True)
@@ -341,8 +334,11 @@ def outside(one: Measured, rank: int, constants: Bookkeeping) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=lambda text: str(Path(text).resolve()), help="folder of MNIST's IDX files")
-    parser.add_argument("--largest", type=int, default=1000, help="participants of the largest runs (1000)")
+    parser.add_argument("--largest", type=int, default=LARGEST, help=f"participants of the largest runs ({LARGEST})")
     parser.add_argument("--repeats", type=int, default=1, help="of every run; the one that took least counts (1)")
+    parser.add_argument(
+        "--out", type=Path, help="CSV file to write (benchmarks/results/scaling.csv; with a smaller --largest, none)"
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--calibrate", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--settings", nargs="*", default=[], help=argparse.SUPPRESS)
@@ -351,6 +347,9 @@ def main() -> None:
         return work(options.settings, options.worker)
     if options.calibrate:
         return calibrate(options.settings)
+    out = out_of(options.out, options.largest)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     chosen = cases(options.largest)
     # The steps of a participant depend on these alone.
     kinds = dict.fromkeys((case.method, case.graph) for case in chosen)
@@ -380,12 +379,19 @@ def main() -> None:
     writes = [written(participants) for participants in (10_000, 100_000)]
     for row_bytes, took in writes:
         print(f"a round of {row_bytes / 1e6:.1f} MB of rows is written in {1e3 * took:.1f} ms of CPU")
-    report(runs, phases, writes)
+    report(runs, phases, writes, out)
     return None
 
 
-def report(runs: list[Measured], phases: list[dict[str, float]], writes: list[tuple[float, float]]) -> None:
-    """Print constants, errors, growth and memory; write the file."""
+def out_of(given: Path | None, largest: int) -> Path | None:
+    """The file to write; None for none: a part of the runs must not replace what was recorded of all."""
+    return given or (RESULTS if largest >= LARGEST else None)
+
+
+def report(
+    runs: list[Measured], phases: list[dict[str, float]], writes: list[tuple[float, float]], out: Path | None
+) -> None:
+    """Print constants, errors, growth and memory; write the file, if there is to be one."""
     constants = fit(runs, writes)
     print("\nfedh2l_mpi/plan/bookkeeping.py:")
     for name, value in vars(constants).items():
@@ -453,14 +459,16 @@ def report(runs: list[Measured], phases: list[dict[str, float]], writes: list[tu
                 + f" a participant and round ({max(each) / min(each) - 1:.1%} between least and most); "
                 f"PSS {base:.0f} MiB + {1024 * slope:.0f} KiB a participant, off by {off:.1f} MiB at most"
             )
-    with RESULTS.open("w", newline="") as file:
+    if out is None:
+        return
+    with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, lines[0])
         writer.writeheader()
         writer.writerows(
             {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in line.items()}
             for line in lines
         )
-    print(f"wrote {RESULTS.relative_to(HERE.parent)}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

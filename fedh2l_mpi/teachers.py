@@ -24,8 +24,19 @@ class Teachers:
     weights: Tensor | None = None
 
     def on(self, rows_B: Tensor) -> "Teachers":
-        """The teachers on a minibatch of the round's samples; of several participants, (N, G, S, C) on rows (G, B)."""
+        """The teachers on a minibatch of the round's samples; of several participants, (N, G, S, C) on rows (G, B).
+
+        Raises
+        ------
+        ValueError
+            If there are weights, but several participants: whose they are is not known.
+        """
         if rows_B.dim() == 2:
+            if self.weights is not None:
+                raise ValueError(
+                    f"teachers with weights {tuple(self.weights.shape)} are of one participant, but rows "
+                    f"{tuple(rows_B.shape)} are of several"
+                )
             return Teachers(self.posteriors[:, torch.arange(len(rows_B), device=rows_B.device)[:, None], rows_B])
         weights = None if self.weights is None else self.weights[:, rows_B]
         return Teachers(self.posteriors[:, rows_B], weights)

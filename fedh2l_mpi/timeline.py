@@ -31,7 +31,7 @@ ROUND_PATH, CHECKPOINT_WRITER = 1, 2
 LANES = {ROUND_PATH: "rounds", CHECKPOINT_WRITER: "writer of checkpoints"}
 # Events wait in memory for so long, or until they are so many.
 FLUSH_S, FLUSH_EVENTS = 1.0, 2**15
-# Of an event that no participant is charged with, nor a cohort.
+# The members of an event that no participant is charged with, nor a cohort: it is told of all that the rank hosts.
 EVERYONE = ()
 # name, category, begin and end [perf_counter s], round, participants, lane
 Event = tuple[str, str, float, float, int, tuple[int, ...], int]
@@ -49,13 +49,18 @@ def check(out: Path, directory: RunDirectory, goes_on: bool) -> None:
     Raises
     ------
     UserError
-        Names the file.
+        Names the file, or the one beside it that the parts are joined in.
     """
     own = goes_on and _started(directory).get("out") == str(out.resolve())
     if out.exists() and not (own and out.is_file()):
         raise UserError(f"--trace: {out} exists already; name a new file")
+    unfinished = _unfinished(out)
+    # Of its own, one may be left by a kill while the parts were joined.
+    if unfinished.exists() and not own:
+        raise UserError(
+            f"--trace: {out} is written as {unfinished} first, and that exists already; name another file, or remove it"
+        )
     try:
-        unfinished = _unfinished(out)
         unfinished.touch()
         unfinished.unlink()
     except OSError as error:

@@ -18,10 +18,14 @@ class FedMD(Method):
     The consensus is the mean of the own and the neighbours' logits (there, of everybody's). The first rounds stand for
     the transfer learning that comes before any exchange: M steps on the seed labels, where these may be used.
 
+    What is noted as `loss_distillation` is the mean distance of the logits, not a divergence in nats as of the others:
+    the two do not compare.
+
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019, algorithm 1.
     """
 
     keeps_published = True
+    all_steps_in = "mutual"
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("logits", samples, classes)

@@ -5,6 +5,7 @@ array has rows and columns.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class Method:
     keeps_published = False
     # Of the neighbours' arrays, one at a time lies on the device, not all at once: the memory estimate counts it.
     takes_theirs_one_by_one = False
+    # Not E steps in the one phase and M in the other, but E + M in this one: `plan` times fewer, and scales them up.
+    all_steps_in: Literal["local", "mutual"] | None = None
     # Both phases treat a `Cohort` as they treat a participant.
     takes_cohorts = False
     # What whoever starts a run should be told.
@@ -171,6 +174,7 @@ class ParameterMethod(Method):
     """
 
     shares_parameters = True
+    all_steps_in = "local"
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("parameters", 1, participant.shared_state.size)

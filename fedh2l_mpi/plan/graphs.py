@@ -20,12 +20,12 @@ class Schedule:
     Attributes
     ----------
     graphs : list of (Links, int)
-    redraws : int
+    count : int
         Graphs of the run; more than there are in `graphs` where the first stands for all.
     """
 
     graphs: list[tuple[Links, int]]
-    redraws: int
+    count: int
 
     @property
     def first(self) -> Links:
@@ -39,14 +39,14 @@ class Schedule:
     @property
     def edges(self) -> int:
         """Of all graphs together, as the metrics file lists them."""
-        return round(sum(graph.edges for graph, _ in self.graphs) * self.redraws / len(self.graphs))
+        return round(sum(graph.edges for graph, _ in self.graphs) * self.count / len(self.graphs))
 
     @property
     def caution(self) -> str:
         """What is not exact about it."""
         if self.first.expected:
             return "expected values: drawing so large a graph takes minutes"
-        return f"the first of {self.redraws} graphs stands for all" if self.redraws > len(self.graphs) else ""
+        return f"the first of {self.count} graphs stands for all" if self.count > len(self.graphs) else ""
 
     def total(self, of_a_round: Callable[[Links], float]) -> float:
         """What the whole run takes, from what a round takes."""

@@ -1,7 +1,6 @@
 """All numbers of a plan, put together: from a resolved config and a number of ranks."""
 
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from fedh2l_mpi.plan import dealing, graphs, timing
 from fedh2l_mpi.plan.bookkeeping import FITTED, loads_of
 from fedh2l_mpi.plan.cluster import Cluster, Forecast, Rows, Steps, forecast
 from fedh2l_mpi.plan.graphs import Schedule
+from fedh2l_mpi.plan.processor import processor
 from fedh2l_mpi.plan.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.world import Hosting
 
@@ -107,49 +107,61 @@ class Outlook:
         if self.calibration is None:
             return {}
         rounds = self.config.rounds
-        of_R = self._per_rank(lambda phases: phases.run_s(rounds, self.schedule.exchanges, self.evaluations))
+        of_R = self._per_rank(
+            self.calibration.phases, lambda one: one.run_s(rounds, self.schedule.exchanges, self.evaluations)
+        )
         of_R += rounds * self.calibration.seed_round_s
         return {"round": float(of_R.max() / rounds), "run": float(of_R.max()), "cpu": float(of_R.sum())}
 
-    def _per_rank(self, seconds: Callable[[PhaseSeconds], float]) -> NDArray[np.float64]:
+    def _per_rank(
+        self, phases: dict[str, PhaseSeconds], seconds: Callable[[PhaseSeconds], float]
+    ) -> NDArray[np.float64]:
         """Sums over the participants of each rank, (R,) [s]."""
-        if self.calibration is None:
-            raise RuntimeError("nothing was timed")
-        each = {name: seconds(phases) for name, phases in self.calibration.phases.items()}
+        each = {name: seconds(one) for name, one in phases.items()}
         of_P = np.array([each[self.config.architecture(index)] for index in range(self.config.size)])
         return np.add.reduceat(of_P, footprint.first_of(self.hosting))
 
     def forecasts(self) -> dict[str, Forecast]:
-        """A round on the cluster, as configured and sharing parameters; empty where nothing was told of one."""
+        """A round on the cluster, as configured and sharing parameters; empty where nothing was told of one.
+
+        Sharing parameters means the E + M steps of `d_psgd` with `publish: start`, whose average is not in it.
+        """
         if self.cluster is None or self.calibration is None:
             return {}
-        told = {}
-        if not self.shares_parameters:
-            name = "as configured" if self.needs.message is not None else "without exchange"
-            told[name] = self._forecast(self.needs.message, self.schedule.exchanges, True, self.publishes_first)
+        phases, notes = self.calibration.phases, self.calibration.notes
+        configured = self._forecast(self.needs.message, self.schedule.exchanges, self.publishes_first, phases, notes)
+        if self.shares_parameters:
+            return {"parameters": configured}
         mean_bytes = self.needs.sharing_bytes(self.schedule.first) / max(1.0, float(self.schedule.first.degree_P.sum()))
         # A message's header, and every sender's number in it.
         fixed, array = ArraySpec("parameters", 1, 1).message_bytes(0), round(mean_bytes)
         parameters = MessageSize(fixed, 4 + array, array)
-        if self.shares_parameters:
-            told["parameters"] = self._forecast(self.needs.message, self.schedule.exchanges, True, self.publishes_first)
-        else:
-            told["parameters"] = self._forecast(parameters, self.config.rounds, False, True)
-        return told
+        steps = self.config.method.local_steps + self.config.method.mutual_steps
+        sharing = {name: one.sharing(steps) for name, one in phases.items()}
+        # Of a step on private data, its loss is noted, and nothing else.
+        shared = self._forecast(parameters, self.config.rounds, True, sharing, steps)
+        return {
+            "as configured" if self.needs.message is not None else "without exchange": configured,
+            "parameters": shared,
+        }
 
     def _forecast(
-        self, message: MessageSize | None, exchanges: int, publishes: bool, publishes_first: bool
+        self,
+        message: MessageSize | None,
+        exchanges: int,
+        publishes_first: bool,
+        phases: dict[str, PhaseSeconds],
+        notes: float,
     ) -> Forecast:
-        """A round in which such messages are exchanged; `publishes` if that takes a forward pass on the seed set."""
+        """A round in which such messages are exchanged, with these phases of each architecture."""
         if self.cluster is None or self.calibration is None:
             raise RuntimeError("a forecast needs a cluster and a calibration")
         rounds = self.config.rounds
-        published = exchanges if publishes else 0
-        all_R = self._per_rank(lambda phases: phases.run_s(rounds, published, self.evaluations)) / rounds
-        hiding_R = self._per_rank(lambda phases: phases.local if publishes_first else 0.0)
+        all_R = self._per_rank(phases, lambda one: one.run_s(rounds, exchanges, self.evaluations)) / rounds
+        hiding_R = self._per_rank(phases, lambda one: one.local if publishes_first else 0.0)
         steps = Steps(all_R + self.calibration.seed_round_s, hiding_R)
         rows = Rows(self.hosting.ranks - 1, float(self.recorded * self.record_bytes))
-        loads = loads_of(self.schedule.first, self.hosting, message, self.calibration.notes, self.record_bytes)
+        loads = loads_of(self.schedule.first, self.hosting, message, notes, self.record_bytes)
         return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)
 
     def as_dict(self) -> dict[str, Any]:
@@ -169,8 +181,9 @@ class Outlook:
                 "kind": self.config.topology.kind,
                 "edges": first.edges,
                 "degree_min": float(first.degree_P.min()),
+                "degree_mean": float(first.degree_P.mean()),
                 "degree_max": float(first.degree_P.max()),
-                "graphs": self.schedule.redraws,
+                "graphs": self.schedule.count,
                 "caution": self.schedule.caution or None,
             },
             "rounds": self.config.rounds,
@@ -188,9 +201,10 @@ class Outlook:
             "files": {**asdict(self.files), "kept_checkpoints_bytes": self.files.kept_bytes},
             "seconds": {
                 **self.seconds(),
-                "machine": machine(),
+                "machine": processor(),
                 "phases": {name: asdict(phases) for name, phases in self.calibration.phases.items()},
                 "seed_samples_of_a_round": self.calibration.seed_round_s,
+                "neighbours_timed": self.calibration.neighbours,
             }
             if self.calibration is not None
             else None,
@@ -259,13 +273,3 @@ def _base_bytes() -> int:
     torch.autograd.grad(loss, list(model.parameters()))
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
     return resident_pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def machine() -> str:
-    """Name of this machine's CPU."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()

@@ -11,10 +11,13 @@ from fedh2l_mpi import console, estimate
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.plan.bookkeeping import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.plan.cluster import Cluster, Forecast
-from fedh2l_mpi.plan.outlook import Outlook, machine
+from fedh2l_mpi.plan.outlook import Outlook
+from fedh2l_mpi.plan.processor import processor
 from fedh2l_mpi.units import size
 
 WIDTH = 80
+# A participant with so many times the neighbours that were timed is told of.
+FAR_MORE = 2
 
 
 def print_page(told: Outlook) -> None:
@@ -56,7 +59,7 @@ def _who(told: Outlook) -> RenderableType:
     config, first, held = told.config, told.schedule.first, told.needs.holdings
     hosted = [len(told.hosting.of(rank)) for rank in (told.hosting.ranks - 1, 0)]
     models = ", ".join(f"{count:,} x {name}" for name, count in estimate.architectures(config).items())
-    again = f", redrawn {told.schedule.redraws - 1:,} times" if told.schedule.redraws > 1 else ""
+    again = f", redrawn {told.schedule.count - 1:,} times" if told.schedule.count > 1 else ""
     rows = {
         "participants": f"{models}; {_range(*hosted)} a rank",
         "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in told.needs.models.items()),
@@ -174,16 +177,29 @@ def _time(told: Outlook) -> RenderableType:
         f"  {told.hosting.ranks:,} ranks with {cores} each", _seconds(seconds["round"]), _seconds(seconds["run"])
     )
     rank.add_row("  CPU time of all ranks", _seconds(seconds["cpu"] / told.config.rounds), _seconds(seconds["cpu"]))
-    mean = told.schedule.first.degree_P.mean()
-    few = f" Timed with {calibration.neighbours} neighbours of {mean:,.0f}." if mean > calibration.neighbours else ""
     return Group(
         table,
         rank,
         *_notes(
-            f"Timed on this machine's CPU ({machine()}), {threads} thread{'s' if threads > 1 else ''}, random data. "
+            f"Timed on this machine's CPU ({processor()}), {threads} thread{'s' if threads > 1 else ''}, random data. "
             "A round has its share of the evaluations. Not in it: start-up, reading data, waiting for messages, "
-            f"writing metrics and checkpoints, ranks that share a core or its caches.{few}"
+            "writing metrics and checkpoints, ranks that share a core or its caches."
+            f"{_few(told, calibration.neighbours)}"
         ),
+    )
+
+
+def _few(told: Outlook, timed: int) -> str:
+    """With how many neighbours phases were timed, where participants have more, or one has far more than the mean."""
+    degree_P = told.schedule.first.degree_P
+    mean, most = float(degree_P.mean()), float(degree_P.max())
+    if told.needs.message is None or (mean <= timed and most <= FAR_MORE * timed):
+        return ""
+    if most <= FAR_MORE * mean:
+        return f" Timed with {timed:,} neighbours of {mean:,.0f}."
+    return (
+        f" Timed with {timed:,} neighbours; there are {mean:,.3g} on average, but {most:,.0f} at most: such a "
+        "participant, and its rank, take longer than told here."
     )
 
 
@@ -222,6 +238,9 @@ def _cluster(told: Outlook, cluster: Cluster) -> RenderableType:
             "core. Beyond that it is extrapolated, for a core like the one of the fit. "
             "Hiding needs messages that move while a rank computes. Not in it: start-up, checkpoints, networks that "
             "messages share, copies to and from a device, ranks that wait for each other's chance delays.",
+            ""
+            if told.shares_parameters
+            else "With parameters: as many steps, all on private data; averaging is not in it.",
         ),
         "",
     )

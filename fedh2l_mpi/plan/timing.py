@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,16 +28,24 @@ NEIGHBOURS = 64
 
 @dataclass(frozen=True)
 class PhaseSeconds:
-    """One participant's phases of a round, and one evaluation of it [s]."""
+    """One participant's phases of a round, one evaluation of it, and one step on private data [s]."""
 
     publish: float
     local: float
     mutual: float
     evaluate: float
+    private_step: float
 
     def run_s(self, rounds: int, exchanges: int, evaluations: int) -> float:
         """All rounds."""
         return rounds * (self.local + self.mutual) + exchanges * self.publish + evaluations * self.evaluate
+
+    def sharing(self, steps: int) -> "PhaseSeconds":
+        """The phases with parameters shared instead: all steps on private data, which hide the messages.
+
+        What the average takes is left out.
+        """
+        return replace(self, publish=0.0, local=steps * self.private_step, mutual=0.0)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def _seconds(action: Callable[[], object]) -> float:
 def _phases(
     config: Config, participant: Participant, now: Round, source: Source, held: Holdings
 ) -> tuple[PhaseSeconds, float]:
-    """Publish, local and mutual phase with fewer steps where these are slow, scaled up; an evaluation; the notes."""
+    """Publish, local and mutual phase with fewer steps where these are slow, scaled up; and the notes."""
     local, mutual = config.method.local_steps, config.method.mutual_steps
     once = _method(config, min(local, 1), min(mutual, 1))
     # The first time pays for what libraries set up.
@@ -119,14 +127,27 @@ def _phases(
         tries.append(_a_round(method, participant, now, source.classes))
     notes = participant.notes * (local + mutual) / max(1, e + m)
     publish, first, second = (statistics.median(times) for times in zip(*tries, strict=True))
-    # Methods that share parameters make all their steps in the local phase.
-    by_local = local / e if e else mutual / m if m else 1.0
-    by_mutual = mutual / m if m else by_local
+    by_local, by_mutual = _scales(method, (local, mutual), (e, m))
     by_seed = 1.0 if method.shares_parameters else held.seed_per_round / len(now.seed)
     tests = sum(held.tests) + int(held.validation_P.mean())
     scored = estimate.random_samples(source, min(_part(tests, held.input_bytes), 8 * config.evaluation.batch_size))
     evaluate = _seconds(lambda: participant.score(scored)) * tests / len(scored)
-    return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate), notes
+    few = max(1, e)
+    # Scoring has left the train mode.
+    participant.begin(now.index, phase=0)
+    private_step = _seconds(lambda: Method.private_steps(participant, few)) / few
+    return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate, private_step), notes
+
+
+def _scales(method: Method, steps: tuple[int, int], timed: tuple[int, int]) -> tuple[float, float]:
+    """How much longer local and mutual phase take with E and M steps than with those that were timed."""
+    (local, mutual), (e, m) = steps, timed
+    together = (local + mutual) / max(1, e + m)
+    if method.all_steps_in == "local":
+        return together, 1.0
+    if method.all_steps_in == "mutual":
+        return 1.0, together
+    return local / e if e else 1.0, mutual / m if m else 1.0
 
 
 def _method(config: Config, local_steps: int, mutual_steps: int) -> Method:

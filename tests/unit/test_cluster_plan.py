@@ -146,9 +146,13 @@ def test_a_plan_tells_the_round_on_a_cluster_and_the_same_with_parameters(capsys
     assert posteriors["messages"] == pytest.approx(2 * 2e-6 + posteriors["sent_bytes"] / 25e9)
     seconds = got["seconds"]
     assert posteriors["steps"] == pytest.approx(seconds["round"] / 20)
-    assert posteriors["steps"] - parameters["steps"] == pytest.approx(seconds["phases"]["mlp"]["publish"] / 20)
+    # Two steps on private data, where the method configured takes a second gradient in one of them.
+    phases = seconds["phases"]["mlp"]
+    besides = seconds["seed_samples_of_a_round"] + phases["evaluate"] * got["evaluations"] / got["rounds"]
+    assert parameters["steps"] == pytest.approx((2 * phases["private_step"] + besides) / 20)
     assert cli.execute(cli.parse([*words, "--set", "method.name=d_psgd"]), None) == 0
     page = capsys.readouterr().out
     assert max(map(len, page.splitlines())) <= 80
     assert "as configured" not in page
+    assert "With parameters" not in page
     assert "steps 20 times as fast as this core" in " ".join(page.split())

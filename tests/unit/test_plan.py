@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from fedh2l_mpi import cli, plan
+from fedh2l_mpi import cli, config_file, plan
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.plan import outlook, timing
 from fedh2l_mpi.world import World
 
 
@@ -103,6 +106,39 @@ def test_every_kind_of_method_can_be_timed(capsys, method):
         # The rounds of fedmd's warm-up exchange nothing.
         + (0 if method == "fedmd" else 2) * phases["publish"]
     )
+
+
+@pytest.fixture
+def steps_of_20_ms(monkeypatch):
+    """A clock that moves by 20 ms at every optimiser step, and stands still else."""
+    clock = SimpleNamespace(now=0.0)
+
+    def step(self, gradient):
+        clock.now += 0.02
+
+    monkeypatch.setattr(Participant, "step", step)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+
+@pytest.mark.parametrize("steps", [(1, 100), (100, 1), (0, 100)])
+@pytest.mark.parametrize("method", ["d_psgd", "fedprox", "fedmd", "fedh2l"])
+def test_slow_steps_are_all_counted_whatever_phase_makes_them(steps_of_20_ms, method, steps):
+    local, mutual = steps
+    sets = [f"method.name={method}", f"method.local_steps={local}", f"method.mutual_steps={mutual}", "models=[mlp]"]
+    config = config_file.load(None, [*sets, "topology.kind=complete"]).resolved(4, launched=True)
+    (phases,) = outlook.look_ahead(config, "", 4, True).calibration.phases.values()
+    together = 0.02 * (local + mutual)
+    expected = {"fedmd": (0.0, together), "fedh2l": (0.02 * local, 0.02 * mutual)}.get(method, (together, 0.0))
+    assert (phases.local, phases.mutual) == pytest.approx(expected)
+    assert phases.private_step == pytest.approx(0.02)
+
+
+def test_a_hub_with_far_more_neighbours_than_were_timed_is_told_of(steps_of_20_ms, capsys):
+    words = ["--ranks", "20", "--set", "topology.kind=star", "--set", "models=[mlp]"]
+    flat = " ".join(shown(capsys, *words).split())
+    assert "Timed with 2 neighbours; there are 1.9 on average, but 19 at most: such a participant" in flat
+    for others in (["--set", "topology.kind=ring"], ["--set", "method.name=independent"]):
+        assert "Timed with" not in " ".join(shown(capsys, *words, *others).split())
 
 
 def test_a_method_that_exchanges_nothing_says_so(capsys):

@@ -36,6 +36,15 @@ def test_the_divergence_from_the_mean_has_the_gradient_of_the_mean_divergence():
     torch.testing.assert_close(*gradients)
 
 
+def test_weights_are_never_dropped_for_several_participants():
+    theirs, rows = torch.stack([SURE, UNSURE]), torch.tensor([[1, 0], [0, 1]])
+    together = teachers.Teachers(theirs[:, None].expand(-1, 2, -1, -1))
+    torch.testing.assert_close(together.on(rows).posteriors[:, 0], theirs.flip(1))
+    weighted = teachers.Teachers(together.posteriors, torch.full((2, 2), 0.5))
+    with pytest.raises(ValueError, match=r"weights \(2, 2\) are of one participant, but rows \(2, 2\) are of several"):
+        weighted.on(rows)
+
+
 def test_seed_accuracy_silences_who_gets_all_wrong():
     taught = teachers.choose("seed_accuracy", torch.stack([SURE, WRONG]), LABELS)
     assert taught.weights.tolist() == [[1.0, 1.0], [0.0, 0.0]]

@@ -77,6 +77,12 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
             cli.execute(cli.parse(words), World(None))
     assert not (tmp_path / "run").exists()
     assert taken.read_text() == "{}"
+    # What the parts are joined in, before it gets its name.
+    unfinished = tmp_path / "out.json.new"
+    unfinished.write_text("somebody's")
+    with pytest.raises(UserError, match=r"out\.json is written as .*out\.json\.new first, and that exists already"):
+        timeline.check(tmp_path / "out.json", RunDirectory(tmp_path / "run"), goes_on=False)
+    assert unfinished.read_text() == "somebody's"
     with pytest.raises(UserError, match="--trace: there is nothing"):
         cli.parse(["--check", "--trace", "out.json"])
 
@@ -87,7 +93,10 @@ def test_only_its_own_timeline_is_replaced_by_a_run_that_is_gone_on_with(tmp_pat
     (directory.traces / "begun.json").write_text(f'{{"begun_s": 0, "out": "{out}"}}')
     for path in (out, other):
         path.write_text("{}")
+    left = tmp_path / "out.json.new"
+    left.write_text("[")
     timeline.check(out, directory, goes_on=True)
+    assert not left.exists()
     for path, goes_on in ((out, False), (other, True)):
         with pytest.raises(UserError, match="exists already"):
             timeline.check(path, directory, goes_on)

@@ -1,0 +1,69 @@
+"""What the benchmarks write and read; what they measure is no test."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_report import THREE, write
+
+from benchmarks import checkpoints, measuring, overlap, performance, scaling
+from fedh2l_mpi.plan.bookkeeping import Loads
+
+GIVEN = Path("elsewhere")
+
+
+def test_a_part_of_a_benchmark_replaces_nothing_that_was_recorded_of_the_whole():
+    assert performance.out_of(None, quick=False) == performance.PERFORMANCE
+    assert performance.out_of(None, quick=True) is None
+    assert performance.out_of(GIVEN, quick=True) == GIVEN
+    assert scaling.out_of(None, largest=1000) == scaling.RESULTS
+    assert scaling.out_of(None, largest=16) is None
+    assert scaling.out_of(GIVEN, largest=16) == GIVEN
+
+
+def test_the_rows_of_scaling_are_written_where_they_should_be_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "RESULTS", tmp_path / "recorded.csv")
+    parts = dict.fromkeys(scaling.PARTS, 0.001)
+    loads = Loads(**{field.name: np.ones(1) for field in fields(Loads)})
+    cases = [scaling.Case("posteriors", "ring", participants, 1) for participants in (4, 16)]
+    both = [scaling.Measured(case, loads, [parts], [2**20], [2**20]) for case in cases]
+    phases = {"publish": 0.001, "local": 0.001, "mutual": 0.001, "seed_round": 0.001}
+    for out in (None, tmp_path / "given.csv"):
+        scaling.report(both, [phases] * 2, [(1e3, 0.001), (1e4, 0.002)], out)
+    assert [path.name for path in tmp_path.iterdir()] == ["given.csv"]
+    assert f"wrote {tmp_path / 'given.csv'}" in capsys.readouterr().out
+
+
+def test_a_rank_without_a_message_in_a_round_is_not_waited_for(tmp_path):
+    def event(rank: int, kind: str, begin: float, round_index: int, **more: object) -> dict:
+        return {"pid": rank, "ph": kind, "ts": begin, "args": {"round": round_index}, **more}
+
+    # Round 0: ranks 0, 1 and 2; round 1: ranks 0 and 1.
+    posted = {0: [(0, 0), (1, 2), (2, 6)], 1: [(0, 20), (1, 24)]}
+    events = [
+        event(rank, kind, at, round_index)
+        for round_index, posts in posted.items()
+        for rank, begin in posts
+        for kind, at in (("b", begin), ("e", 10 + 20 * round_index))
+    ]
+    events.append(event(0, "X", 0, 0, cat="wait", dur=10))
+    events.append(event(0, "X", 20, 1, cat="wait", dur=10))
+    trace = tmp_path / "out.json"
+    trace.write_text(json.dumps({"traceEvents": events}))
+    told = overlap.overlaps(overlap.lanes(trace))
+    assert (told[0].messages, told[0].waiting_for_senders, told[0].waiting_for_transfer) == pytest.approx(
+        (20e-6, 10e-6, 10e-6)
+    )
+    assert told[2].messages == pytest.approx(4e-6)
+
+
+def test_seconds_of_ranks_are_those_of_their_participants(tmp_path):
+    # Participants 0 and 1 are rank 0's, and 2 is rank 1's; in each of four rounds, each phase of each takes a second.
+    run = write(tmp_path / "run", THREE)
+    seconds = measuring.seconds_by_rank(run)
+    assert {rank: phases["seconds_wait"] for rank, phases in seconds.items()} == {0: 8.0, 1: 4.0}
+    phases = len(seconds[0])
+    assert measuring.waited_shares(run) == {0: pytest.approx(1 / phases), 1: pytest.approx(1 / phases)}
+    assert checkpoints.rank_seconds(run, 4) == pytest.approx((2 * phases, 3 * phases))
