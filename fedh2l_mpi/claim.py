@@ -37,7 +37,7 @@ class Claim:
             If it cannot be written, or another process took it in the meantime.
         """
         if self.kind == "new":
-            self.directory.make()
+            self.directory = self.directory.make()
             self._lock = RunLock(self.directory.lock)
             self.directory.create(config.to_yaml())
         else:
@@ -69,6 +69,9 @@ def take(world: World, directory: RunDirectory, config: Config, mode: Mode) -> C
 
 
 def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
+    if directory.named_by_time:
+        # What may be there is another run, which began in the same second.
+        return Claim(directory)
     if not directory.config.exists():
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} holds no run; --resume auto begins one")

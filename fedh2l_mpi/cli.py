@@ -373,6 +373,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
             trace: Path = command.trace
             world.from_first(lambda: timeline.check(trace, directory, goes_on=claim.kind == "resume"))
         simulation = Simulation(config, world, claim, signals, command.trace)
+        directory = simulation.directory
         console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
         plan = simulation.hosted.plan
         console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
