@@ -65,6 +65,8 @@ class Method:
     keeps_published = False
     # Of the neighbours' arrays, one at a time lies on the device, not all at once: the memory estimate counts it.
     takes_theirs_one_by_one = False
+    # Knows `method.combine: gem_neighbours`: a constraint for every neighbour, by `step_within_cone`.
+    constrains_each_neighbour = False
     # Both phases treat a `Cohort` as they treat a participant.
     takes_cohorts = False
     # What whoever starts a run should be told.
