@@ -1,20 +1,18 @@
 """Whether a command begins a run, goes on with one, or finds it done; and the hold it then has on the run directory."""
 
 import logging
-from pathlib import Path
 from typing import Any, Literal
 
 from fedh2l_mpi import checkpoint, config_file, durable, metrics, settings, status
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lock import RunLock
+from fedh2l_mpi.run_config import Mode
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.status import Status
 from fedh2l_mpi.world import World
 
 log = logging.getLogger("fedh2l_mpi")
-Mode = Literal["auto", "never", "require"]
-MODES: tuple[Mode, ...] = ("never", "auto", "require")
 Kind = Literal["new", "resume", "done"]
 
 
@@ -42,7 +40,7 @@ class Claim:
             If it cannot be written, or another process took it in the meantime.
         """
         if self._lock is None:
-            self.directory.make()
+            self.directory = self.directory.make()
             self._lock = RunLock(self.directory.lock)
             self.directory.create(config.to_yaml())
             return
@@ -59,22 +57,6 @@ class Claim:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-
-def stored_config(out: str | None, mode: Mode) -> Path | None:
-    """The config of the run to go on with, for a command that names none; None where there is no such run."""
-    if mode == "never" or out is None:
-        return None
-    path = RunDirectory(Path(out)).config
-    return path if path.is_file() else None
-
-
-def with_participants(config: Config, out: str | None, mode: Mode) -> Config:
-    """The config, and where it leaves the number of participants to the ranks, that of the run to go on with."""
-    stored = stored_config(out, mode)
-    if stored is None or config.participants is not None:
-        return config
-    return config.model_copy(update={"participants": config_file.load(stored).participants})
 
 
 def take(world: World, directory: RunDirectory, config: Config, mode: Mode) -> Claim:
@@ -96,6 +78,9 @@ def take(world: World, directory: RunDirectory, config: Config, mode: Mode) -> C
 
 
 def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
+    if directory.named_by_time:
+        # What may be there is another run, which began in the same second.
+        return Claim(directory)
     if not directory.config.exists():
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} holds no run; --resume auto begins one")

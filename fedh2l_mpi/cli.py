@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedh2l_mpi import config_file, offline, plan, shared_imports, slurm
+from fedh2l_mpi import config_file, offline, plan, run_config, shared_imports, slurm
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.options import add_set, new_parser, positive
+from fedh2l_mpi.run_config import MODES, Mode
 from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.world import Launch, World, connect
 
 if TYPE_CHECKING:
     from fedh2l_mpi.run_directory import RunDirectory
 
-RESUME = ("never", "auto", "require")
 DESCRIPTION = """\
 Simulate FedH2L: participants with unlike models and unlike data learn from each other's posteriors on a seed set.
 
@@ -54,7 +54,7 @@ class RunCommand:
     config: str | None
     overrides: tuple[str, ...]
     out: str | None
-    resume: str
+    resume: Mode
     trace: Path | None
     check: bool
     keys: bool
@@ -144,9 +144,9 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<config>-<time>)")
     parser.add_argument(
         "--resume",
-        choices=RESUME,
+        choices=MODES,
         default="never",
-        metavar="{" + ",".join(RESUME) + "}",
+        metavar="{" + ",".join(MODES) + "}",
         help="whether a run in DIR is gone on with from its newest checkpoint: never (default); auto: if there is one; "
         "require: or else it is a mistake. Without CONFIG, that run's own is used",
     )
@@ -294,7 +294,7 @@ def execute(command: Command, world: World, signals: Signals | None = None) -> i
         _print_keys()
     elif command.check:
         launch = Launch.of(os.environ)
-        config = config_file.load(command.config, command.overrides).resolved(launch.size, launch.launched)
+        config = _config(command).resolved(launch.size, launch.launched)
         from fedh2l_mpi import console, preflight
 
         console.output().print(preflight.check(config), highlight=False, soft_wrap=True)
@@ -346,19 +346,16 @@ def _pack(command: PackCommand) -> None:
         print(packed.report())
 
 
+def _config(command: RunCommand) -> Config:
+    return run_config.load(command.config, command.overrides, command.out, command.resume)
+
+
 def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
-    from fedh2l_mpi import claim as claims
-
-    mode: claims.Mode = next(mode for mode in claims.MODES if mode == command.resume)
-
-    def resolved() -> Config:
-        path = command.config or claims.stored_config(command.out, mode)
-        config = claims.with_participants(config_file.load(path, command.overrides), command.out, mode)
-        return config.resolved(world.size, world.launched)
-
-    config = world.from_first(resolved)
+    mode = command.resume
+    config = world.from_first(lambda: _config(command).resolved(world.size, world.launched))
     # Read by OpenMP when torch is imported; other counts than the config's would be used until it is told.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
+    from fedh2l_mpi import claim as claims
     from fedh2l_mpi import console, run_directory, timeline
     from fedh2l_mpi.simulation import Simulation
 
@@ -376,6 +373,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
             trace: Path = command.trace
             world.from_first(lambda: timeline.check(trace, directory, goes_on=claim.kind == "resume"))
         simulation = Simulation(config, world, claim, signals, command.trace)
+        directory = simulation.directory
         console.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
         plan = simulation.hosted.plan
         console.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)

@@ -1,8 +1,9 @@
 """A YAML file and dotted overrides to a Config; every mistake told by its dotted key, what was got, what is allowed."""
 
 import difflib
+import types
 import typing
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,29 @@ S = typing.TypeVar("S", bound=Section)
 class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML's safe loader, but a key given twice is an error instead of a silent last-one-wins."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, not when it is constructed: by then a merge may have put another mapping's keys in.
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, again in line {line}")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, LookupError):
+            # PyYAML takes it that a text fits the tag that somebody wrote before it.
+            tag, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
+            raise yaml.MarkedYAMLError(
+                problem=f"got {node.value!r} in line {line}, must be a value of !!{tag}"
+            ) from None
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -75,7 +90,13 @@ def validate(section: type[S], raw: object, where: str = "") -> S:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, nothing checked but that it is one."""
+    """The mapping in a YAML file, nothing checked but that it is one.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read or parsed, gives a key twice, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -97,7 +118,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(item: str) -> tuple[str, Any]:
-    """An item like `"topology.degree=3"` as its dotted key and its value."""
+    """An item like `"topology.degree=3"` as its dotted key and its value.
+
+    Raises
+    ------
+    UserError
+        If it does not look like that, or the value is not YAML.
+    """
     key, equals, text = item.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
@@ -109,7 +136,13 @@ def parse_override(item: str) -> tuple[str, Any]:
 
 
 def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
-    """Put a value under its dotted key into what was read from a file; `said` names the request in the message."""
+    """Put a value under its dotted key into what was read from a file; `said` names the request in the message.
+
+    Raises
+    ------
+    UserError
+        If what the key leads through is a value, not a section.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         inner = {} if raw.get(parent) is None else raw[parent]
@@ -119,15 +152,6 @@ def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
         raw[parent] = dict(inner)
         raw = raw[parent]
     raw[last] = value
-
-
-def _known_keys(location: Sequence[int | str], section: type[Section]) -> list[str]:
-    for part in location:
-        field = section.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            return []
-        section = field.annotation
-    return list(section.model_fields)
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:
@@ -147,17 +171,16 @@ _BOUNDS = {
 def _explain(detail: ErrorDetails, root: type[Section]) -> str:
     """One pydantic error as `dotted.key: got value, what is allowed`."""
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
-    # Names that pydantic adds for the branches of a union are no keys of the file.
-    parts = [str(part) for part in detail["loc"] if "[" not in str(part)]
+    parts, annotation = _place(detail["loc"], root)
     where = ".".join(parts)
     if kind == "extra_forbidden":
-        known = _known_keys(detail["loc"][:-1], root)
+        known = list(annotation.model_fields)
         keys = describe_keys() if root is Config else ()
         everywhere = [key.name for key in keys if key.name.split(".")[-1] == parts[-1]]
         hint = did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
         return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
     if kind == "literal_error":
-        known = list(typing.get_args(_annotation(detail["loc"], root)))
+        known = _words(annotation)
         return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{did_you_mean(got, known)}"
     if kind in _BOUNDS:
         key, text = _BOUNDS[kind]
@@ -171,7 +194,27 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
     return f"{where}: got {got!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _annotation(location: Sequence[int | str], section: Any) -> Any:
-    for part in location:
-        section = section.model_fields[str(part)].annotation
-    return section
+def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str], Any]:
+    """Where pydantic found a mistake, as keys of the file; and what the last of them that is known may hold.
+
+    Pydantic adds names of its own: of the branch of a union, and `[key]` for the key of a map instead of its value.
+    """
+    keys, rest = [], list(location)
+    annotation: Any = root
+    while rest and isinstance(annotation, type) and issubclass(annotation, Section):
+        keys.append(str(rest.pop(0)))
+        field = annotation.model_fields.get(keys[-1])
+        if field is None:
+            break
+        annotation = field.annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        named = [branch for branch in typing.get_args(annotation) if branch is not types.NoneType]
+        rest = rest[1:] if len(named) > 1 else rest
+    return keys + [str(part) for part in rest if part != "[key]"], annotation
+
+
+def _words(annotation: Any) -> list[str]:
+    """The words of every Literal in an annotation."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return list(typing.get_args(annotation))
+    return [word for inner in typing.get_args(annotation) for word in _words(inner)]

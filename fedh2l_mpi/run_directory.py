@@ -4,6 +4,7 @@ import errno
 import itertools
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,16 @@ COMMITTED = re.compile(r"round-\d{8,}")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths in a directory that holds one run."""
+    """Paths in a directory that holds one run.
+
+    Attributes
+    ----------
+    named_by_time : bool
+        Nobody has asked for this name: if another run of the same second is there, another name will do.
+    """
 
     path: Path
+    named_by_time: bool = False
 
     @property
     def config(self) -> Path:
@@ -78,8 +86,8 @@ class RunDirectory:
         """A rank's part of the timeline of one of the times that the run was begun or gone on with, counted from 1."""
         return self.traces / f"attempt-{attempt:04d}" / f"rank-{rank:04d}.json"
 
-    def make(self) -> None:
-        """Make the directory.
+    def make(self) -> "RunDirectory":
+        """Make the directory, and which one that is: of a name by the time, the first that no other run has.
 
         Raises
         ------
@@ -87,9 +95,17 @@ class RunDirectory:
             If it cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.named_by_time:
+                self.path.mkdir(parents=True, exist_ok=True)
+                return self
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return RunDirectory(next(path for path in self._candidates() if _is_made_here(path)))
         except OSError as error:
             raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
+
+    def _candidates(self) -> Iterator[Path]:
+        yield self.path
+        yield from (self.path.with_name(f"{self.path.name}-{n}") for n in itertools.count(2))
 
     def create(self, config_text: str) -> None:
         """Put the resolved config into the directory; for rank 0 alone, with the lock held, once the run is sound.
@@ -111,13 +127,23 @@ class RunDirectory:
             raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
 
 
+def _is_made_here(path: Path) -> bool:
+    """Make a directory; False if it exists already."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
 def choose(out: str | None, name: str, holds_a_run: bool = False) -> RunDirectory:
     """The directory for a new run, or of one to go on with; nothing is written yet.
 
     Parameters
     ----------
     out : str or None
-        The directory; None means a new one under `runs/`, named after the config and the time.
+        The directory; None means a new one under `runs/`, named after the config and the time. Which name it has in
+        the end is known when it is made: several runs may start in one second.
     name : str
         What the run is called where `out` is None.
     holds_a_run : bool
@@ -129,10 +155,7 @@ def choose(out: str | None, name: str, holds_a_run: bool = False) -> RunDirector
         If the directory holds a run already, or is a file.
     """
     if out is None:
-        stem = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        # Several runs may start in one second.
-        candidates = (stem if n == 1 else stem.with_name(f"{stem.name}-{n}") for n in itertools.count(1))
-        return RunDirectory(next(path for path in candidates if not path.exists()))
+        return RunDirectory(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}", named_by_time=True)
     directory = RunDirectory(Path(out))
     try:
         if directory.path.exists() and not directory.path.is_dir():

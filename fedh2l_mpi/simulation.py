@@ -80,6 +80,8 @@ class Simulation:
         if claim.kind == "resume":
             self.first_round = resume.restore(world, self.directory, self.participants, facts, config.rounds)
         world.from_first(lambda: claim.settle(config))
+        # Only now a directory that is named by the time has its name.
+        self.directory = claim.directory = world.from_first(lambda: claim.directory)
         self.timeline = Timeline(world, self.hosting, self.directory, trace, deadline_s) if trace is not None else None
         self.exchange = None
         if self.hosted.array is not None:

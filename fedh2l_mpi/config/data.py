@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config.section import Count, Section, Share, Switch, check_kind_keys, fill
+from fedh2l_mpi.config.section import Count, Number, Section, Share, Switch, check_kind_keys, fill
 
 # Rotations of data that have no domains of their own.
 DOMAINS, ROTATION_STEP_DEG = 4, 20.0
@@ -22,7 +22,7 @@ class PartitionConfig(Section):
     domains: Count | None = Field(
         None, description="number of domains D (rotations, 4); 1 leaves the images as they are; a pack has its own"
     )
-    rotation_step_deg: float | None = Field(
+    rotation_step_deg: Number | None = Field(
         None,
         ge=-180.0,
         le=180.0,
@@ -31,7 +31,7 @@ class PartitionConfig(Section):
     samples_per_participant: Count | None = Field(
         None, description="training samples per participant (mean for kind quantity), seed share included; null: all"
     )
-    alpha: float | None = Field(
+    alpha: Number | None = Field(
         None,
         gt=0.0,
         le=1e6,
@@ -69,7 +69,7 @@ class DataConfig(Section):
     root: str | None = Field(
         None, description="folder of the IDX files, or the pack; null: $FEDH2L_DATA/<name>. digits needs none"
     )
-    test_share: float | None = Field(
+    test_share: Number | None = Field(
         None, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed (0.2)"
     )
     augmentation: Literal["none", "affine", "photo"] = Field(
@@ -125,16 +125,16 @@ class SeedSetConfig(Section):
         description="how a round's seed samples are transformed, the same for every participant: affine (rotation, "
         "scale, shift), mixup (of pairs), both, photo (crop, flip, colour)",
     )
-    view_rotation_deg: float | None = Field(
+    view_rotation_deg: Number | None = Field(
         None, ge=0.0, le=180.0, description="largest turn either way, affine and both (15) [degrees]"
     )
-    view_scale: float | None = Field(
+    view_scale: Number | None = Field(
         None, ge=0.0, lt=1.0, description="largest change of size either way, affine and both (0.1)"
     )
-    view_shift: float | None = Field(
+    view_shift: Number | None = Field(
         None, ge=0.0, lt=1.0, description="largest shift along each axis, affine and both (0.05) [of the image's side]"
     )
-    mixup_alpha: float | None = Field(
+    mixup_alpha: Number | None = Field(
         None, gt=0.0, le=1e3, description="a pair's weights are Beta(alpha, alpha), mixup and both (0.4)"
     )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config.section import Count, Natural, Section, Share, Switch, check_kind_keys
+from fedh2l_mpi.config.section import Count, Natural, Number, Section, Share, Switch, check_kind_keys
 
 
 class TopologyConfig(Section):
@@ -21,7 +21,7 @@ class TopologyConfig(Section):
     degree: Natural | None = Field(
         None, description="neighbours each, random_regular (3); nearest neighbours on the ring, small_world (4)"
     )
-    probability: float | None = Field(
+    probability: Number | None = Field(
         None, ge=0.0, le=1.0, description="of an edge, erdos_renyi (0.5); of rewiring an edge, small_world (0.1)"
     )
     path: str | None = Field(None, description="edge list: a text file with one edge 'i j' a line, '#' comments")
@@ -86,11 +86,13 @@ class MethodConfig(Section):
     publish: Literal["start", "after_local"] | None = Field(
         None, description="when a round's exchange starts: before or after the local phase (start; d_psgd: after_local)"
     )
-    temperature: float | None = Field(None, ge=0.01, le=1000.0, description="T, softens the exchanged posteriors (1.0)")
-    weight_ce: float | None = Field(
+    temperature: Number | None = Field(
+        None, ge=0.01, le=1000.0, description="T, softens the exchanged posteriors (1.0)"
+    )
+    weight_ce: Number | None = Field(
         None, ge=0.0, le=1e6, description="w_ce, weight of the seed set's cross-entropy (1.0)"
     )
-    weight_kd: float | None = Field(None, ge=0.0, le=1e6, description="w_kd, weight of the mutual distillation (1.0)")
+    weight_kd: Number | None = Field(None, ge=0.0, le=1e6, description="w_kd, weight of the mutual distillation (1.0)")
     combine: Literal["gem", "project", "pcgrad", "sum", "gem_neighbours"] | None = Field(
         None,
         description="how the private and the seed gradient become one step (gem); gem_neighbours: a constraint for "
@@ -110,7 +112,7 @@ class MethodConfig(Section):
     ramp_rounds: Natural | None = Field(
         None, description="rounds after the warm-up in which w_kd rises linearly to its value (0) [rounds]"
     )
-    proximal: float | None = Field(
+    proximal: Number | None = Field(
         None, ge=0.0, le=1e6, description="mu, weight of fedprox's pull towards the last average (0.01)"
     )
     options: dict[str, Any] | None = Field(None, description="for your own method: passed on as they are")
@@ -157,13 +159,13 @@ class OptimizerConfig(Section):
     """One optimiser per participant, kept for the whole run."""
 
     name: Literal["adam", "sgd"] = Field("adam", description="update rule")
-    lr: float = Field(1e-3, gt=0.0, le=1e6, description="learning rate")
-    momentum: float = Field(0.0, ge=0.0, lt=1.0, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0.0, le=1e6, description="L2 penalty added to the gradient")
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
+    lr: Number = Field(1e-3, gt=0.0, le=1e6, description="learning rate")
+    momentum: Number = Field(0.0, ge=0.0, lt=1.0, description="of sgd")
+    weight_decay: Number = Field(0.0, ge=0.0, le=1e6, description="L2 penalty added to the gradient")
+    betas: tuple[Annotated[Number, Field(ge=0.0, lt=1.0)], Annotated[Number, Field(ge=0.0, lt=1.0)]] = Field(
         (0.9, 0.999), description="decay of adam's first and second moment"
     )
-    eps: float = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
+    eps: Number = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
     batch_size: Count = Field(32, description="private minibatch [samples]")
     seed_batch_size: Count = Field(32, description="seed minibatch of a mutual step [samples]")
     precision: Literal["float32", "bfloat16"] = Field(

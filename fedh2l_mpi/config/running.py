@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config.section import Count, Natural, Section, Switch, check_kind_keys
+from fedh2l_mpi.config.section import Count, Natural, Number, Section, Switch, check_kind_keys
+
+_A_TIME = "must be a time of more than 0, such as 5400, 1:30:00, 90m or 2h"
 
 
 class ExchangeConfig(Section):
@@ -20,14 +22,14 @@ class ExchangeConfig(Section):
     top_k: Count | None = Field(
         None, description="how many of a row's posteriors are sent, top_k; the others share the rest evenly"
     )
-    skip_below: float | None = Field(
+    skip_below: Number | None = Field(
         None,
         ge=0.0,
         description="a row is not sent again while none of its numbers is further than this from what the neighbours "
         "hold; 0.0: only the same row; null: all are sent; posteriors and logits need seed_set.views=none and "
         "seed_set.samples_per_round=null",
     )
-    deadline_s: float = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
+    deadline_s: Number = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
 
     @model_validator(mode="after")
     def _keys_of_codec(self) -> "ExchangeConfig":
@@ -85,14 +87,17 @@ class RunConfig(Section):
         "or 2h; null: no limit",
     )
 
-    @field_validator("max_wall")
+    @field_validator("max_wall", mode="before")
     @classmethod
-    def _is_a_time(cls, value: float | str | None) -> float | str | None:
+    def _is_a_time(cls, value: object) -> object:
+        # Before the union is tried, which would tell of each of its branches.
         try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str | None):
+                raise ValueError(_A_TIME)
             if value is not None:
-                parse_seconds(str(value))
-        except ValueError as error:
-            raise PydanticCustomError("max_wall", "{why}", {"why": str(error)}) from None
+                parse_seconds(str(float(value) if isinstance(value, int) else value))
+        except (ValueError, OverflowError):
+            raise PydanticCustomError("max_wall", _A_TIME) from None
         return value
 
     @property
@@ -121,5 +126,5 @@ def parse_seconds(text: str) -> float:
     else:
         seconds = 0.0
     if seconds <= 0:
-        raise ValueError("must be a time of more than 0, such as 5400, 1:30:00, 90m or 2h")
+        raise ValueError(_A_TIME)
     return seconds

@@ -3,14 +3,23 @@
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError, PydanticKnownError
+
+
+def _refuse_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
 
 # Strict: `rounds: true` is no number, and `seed: "7"` no whole one. The bound keeps every product of two within int64.
 Count = Annotated[int, Field(strict=True, ge=1, le=2**31)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=2**31)]
 Switch = Annotated[bool, Field(strict=True)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Not strict: YAML takes `1e-4` for text.
+Number = Annotated[float, BeforeValidator(_refuse_switch)]
+Share = Annotated[Number, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):

@@ -2,6 +2,7 @@
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.gradients import COMBINERS
 from fedh2l_mpi.methods.d_psgd import DPsgd
 from fedh2l_mpi.methods.distributed_distillation import DistributedDistillation
 from fedh2l_mpi.methods.dml import DeepMutualLearning
@@ -40,6 +41,11 @@ def build(config: Config) -> Method:
     """
     name = config.method.name
     method = (METHODS.get(name) or _users_own(name))(config.method, config.seed_set.labelled)
+    if config.method.combine == "gem_neighbours" and not method.constrains_each_neighbour:
+        raise UserError(
+            f"method.combine: got 'gem_neighbours', but {name!r} makes no gradient for each neighbour; use "
+            f"{', '.join(COMBINERS)} (a class that makes them says so by constrains_each_neighbour = True)"
+        )
     architectures = sorted({config.architecture(index) for index in range(config.size)})
     if method.shares_parameters and len(architectures) > 1:
         raise UserError(

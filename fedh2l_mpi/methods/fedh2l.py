@@ -21,6 +21,8 @@ class FedH2L(PosteriorMethod):
     arXiv 2101.11296. Schedule and weights are this project's definition.
     """
 
+    constrains_each_neighbour = True
+
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)
         # A teacher's weight, and a constraint for every neighbour, are found for one participant at a time.

@@ -68,6 +68,8 @@ class Method:
     takes_theirs_one_by_one = False
     # Not E steps in the one phase and M in the other, but E + M in this one: `plan` times fewer, and scales them up.
     all_steps_in: Literal["local", "mutual"] | None = None
+    # Knows `method.combine: gem_neighbours`: a constraint for every neighbour, by `step_within_cone`.
+    constrains_each_neighbour = False
     # Both phases treat a `Cohort` as they treat a participant.
     takes_cohorts = False
     # What whoever starts a run should be told.

@@ -1,5 +1,6 @@
 """Whole runs of the program under mpirun: the same numbers however many ranks and whichever MPI."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_sixteen_ranks_without_any_argument_run_the_default_config(tmp_path):
     assert f"metrics: runs/{path.parent.name}/metrics.h5" in ended.out
     assert "all-domain" in ended.out
     assert result["accuracy_all"][-1].mean() > 0.7
+
+
+def test_ranks_agree_on_the_directory_where_another_run_has_its_name(tmp_path):
+    now = time.time()
+    for ahead_s in range(60):
+        name = time.strftime("default-%Y%m%d-%H%M%S", time.localtime(now + ahead_s))
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    ended = launch(["--set", "rounds=1", "--set", "models=[mlp]"], ranks=2, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    (path,) = (tmp_path / "runs").glob("default-*-2")
+    assert sorted(log.name for log in path.glob("log/*")) == ["rank-0000.log", "rank-0001.log"]
+    assert len(list((tmp_path / "runs").rglob("*.log"))) == 2
+    assert f"metrics: runs/{path.name}/metrics.h5" in ended.out
 
 
 def test_rotated_mnist_reaches_more_than_a_separate_reference_without_views(tmp_path, mnist):

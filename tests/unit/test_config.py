@@ -1,12 +1,14 @@
 """Configuration: what is accepted, what is refused, and how clearly."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
 
 from fedh2l_mpi import config_file
-from fedh2l_mpi.config import Config
+from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
 
@@ -56,12 +58,48 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("=3", "must look like section.key=value"),
         ("rounds=[", "the value is not valid YAML"),
         ("rounds.more=3", "rounds: got .*input should be a valid integer"),
+        ("rounds=!!int ''", "the value is not valid YAML: got '' in line 1, must be a value of !!int"),
+        ("foo[1]=3", r"foo\[1\]: unknown key; known here: participants, "),
+        *((f"run.max_wall={wrong}", "^run.max_wall: got .*; must be a time") for wrong in ("[1]", "true", ".inf", "0")),
+        ("weights={1: x.pt}", "^weights.1: got 1; input should be a valid string"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
     with pytest.raises(UserError, match=says) as error:
         config_file.load(None, [override])
     assert "\n" not in str(error.value)
+
+
+def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and annotation of everything in the config that is no section."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.annotation
+
+
+def inside(annotation: Any) -> list[Any]:
+    """The annotation, and all that it is made of."""
+    return [annotation, *(part for inner in get_args(annotation) for part in inside(inner))]
+
+
+WORDS = {key: kinds[-1] for key, of in fields(Config) if (kinds := [k for k in inside(of) if get_origin(k) is Literal])}
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_a_wrong_word_is_refused_with_all_the_words_that_are_known(key):
+    with pytest.raises(UserError) as error:
+        config_file.load(None, [f"{key}=wrong"])
+    assert str(error.value).startswith(f"{key}: got 'wrong'; known: {', '.join(sorted(get_args(WORDS[key])))}")
+
+
+@pytest.mark.parametrize("key", [key for key, of in fields(Config) if float in inside(of)])
+def test_true_is_no_number(key):
+    values = ("[true, 0.9]", "[0.9, true]") if key == "optimizer.betas" else ("true",)
+    for value in values:
+        with pytest.raises(UserError, match=rf"^{key}\S*: got True"):
+            config_file.load(None, [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -72,6 +110,10 @@ def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
         ("- rounds\n", "got a list, must be a mapping"),
         ("? [a]\n: 3\n", "not valid YAML"),
         ("!!python/object:os.system {}\n", "not valid YAML"),
+        ("rounds: 3\nseed: !!int ''\n", "not valid YAML: got '' in line 2, must be a value of !!int"),
+        ("!!bool x\n", "not valid YAML: got 'x' in line 1, must be a value of !!bool"),
+        ("!!timestamp x\n", "not valid YAML: got 'x' in line 1, must be a value of !!timestamp"),
+        ("a: &a {x: 1}\nb: {<<: *a, y: 2, y: 3}\n", "not valid YAML: key 'y' is given twice, again in line 2"),
     ],
 )
 def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, says):
@@ -79,6 +121,15 @@ def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(UserError, match=f"wrong.yaml: {says}"):
         config_file.load(path)
+
+
+def test_a_section_may_be_merged_into_another_and_overruled_there(tmp_path):
+    path = tmp_path / "merged.yaml"
+    # The inner mapping is merged before it is met where it stands.
+    path.write_text("method: {options: {inner: &b {<<: &a {x: 1, y: 1}, x: 2}}, name: a:b}\nweights: {<<: *b, z: 3}\n")
+    read = config_file.read_yaml(path)
+    assert read["method"]["options"]["inner"] == {"x": 2, "y": 1}
+    assert read["weights"] == {"x": 2, "y": 1, "z": 3}
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):

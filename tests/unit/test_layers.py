@@ -27,7 +27,7 @@ LAYERS = [
     ["participant"],
     ["footprint"],
     ["timeline"],
-    ["recorder", "exchange", "checkpoint", "devices", "clocks"],
+    ["recorder", "exchange", "checkpoint", "devices", "clocks", "run_config"],
     [
         "world",
         "metrics",
@@ -91,7 +91,9 @@ def test_mpi_is_imported_where_ranks_meet_and_nowhere_else():
 
 def test_a_single_process_never_imports_mpi_nor_what_it_does_not_need(tmp_path):
     code = (
-        "import sys; from fedh2l_mpi import cli, world\n"
+        "import sys; from fedh2l_mpi import cli, errors, world\n"
+        "try: cli.execute(cli.parse(['--set', 'rounds=0']), world.connect({}))\n"
+        "except errors.UserError: pass\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules, 'a wrong config must be told at once'\n"
         "command = cli.parse(['--quiet', '--set', 'rounds=1', '--out', sys.argv[1]])\n"
         "cli.execute(command, world.connect({}))\n"

@@ -315,6 +315,11 @@ def test_a_step_within_the_cone_of_constraints_raises_no_loss():
         (["method.teachers=seed_accuracy", "seed_set.labelled=false"], "method.teachers: got 'seed_accuracy'"),
         (["method.warmup_rounds=2", "seed_set.labelled=false"], "method.warmup_rounds: needs seed labels"),
         (["method.name=no_such_module:Kind"], "method.name: 'no_such_module:Kind': cannot import no_such_module"),
+        (
+            ["method.name=fedh2l_mpi.methods.dml:DeepMutualLearning", "method.combine=gem_neighbours"],
+            "method.combine: got 'gem_neighbours', but 'fedh2l_mpi.methods.dml:DeepMutualLearning' makes no gradient "
+            "for each neighbour; use gem, project, pcgrad, sum",
+        ),
         (["method.name=json:JSONDecoder"], "must be a subclass of fedh2l_mpi.methods.Method"),
     ],
 )
@@ -323,6 +328,11 @@ def test_a_method_that_does_not_fit_is_refused_with_the_reason(settings, says):
     with pytest.raises(UserError) as error:
         methods.build(config)
     assert says in str(error.value)
+
+
+def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint_for_each():
+    settings = ["method.name=fedh2l_mpi.methods.fedh2l:FedH2L", "method.combine=gem_neighbours"]
+    assert methods.build(config_file.load(None, settings).resolved(1, launched=False)).constrains_each_neighbour
 
 
 @pytest.mark.parametrize(

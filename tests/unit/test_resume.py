@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from same_runs import assert_same_run
 
-from fedh2l_mpi import checkpoint, claim, cli, config_file, durable, hosted, lifecycle, metrics, status
+from fedh2l_mpi import checkpoint, claim, cli, config_file, durable, hosted, lifecycle, metrics, run_config, status
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.signals import Ask, Signals
@@ -52,10 +52,10 @@ CASES = {
 
 @contextmanager
 def simulation(
-    out: Path, *overrides: str, mode: claim.Mode = "never", signals: Signals | None = None
+    out: Path, *overrides: str, mode: run_config.Mode = "never", signals: Signals | None = None
 ) -> Iterator[Simulation]:
     """A run that begins, or goes on, as the command line would have it."""
-    stored = claim.stored_config(str(out), mode)
+    stored = run_config.stored_config(str(out), mode)
     config = config_file.load(stored, overrides).resolved(1, launched=False)
     hold = claim.take(ALONE, RunDirectory(out), config, mode)
     try:
@@ -64,7 +64,7 @@ def simulation(
         hold.release()
 
 
-def run(out: Path, *overrides: str, mode: claim.Mode = "never", stop_after: int | None = None) -> Ask:
+def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after: int | None = None) -> Ask:
     """Run to the end, or until a file STOP that appears after so many rounds is seen."""
 
     def follow(round_index: int, table: object) -> None:
@@ -123,6 +123,15 @@ def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path)
     assert config_file.load(tmp_path / "grown" / "config.yaml").rounds == 6
     with pytest.raises(UserError, match=r"rounds: got 5, but the run in .*grown has finished 6"):
         run(tmp_path / "grown", "rounds=5", mode="auto")
+
+
+@pytest.mark.parametrize("mode", ["auto", "require"])
+def test_what_is_checked_without_a_config_is_the_run_that_would_be_gone_on_with(tmp_path, capsys, mode):
+    config = config_file.load(None, ["models=[mlp]", "participants=3"])
+    RunDirectory(tmp_path / "run").create(config.to_yaml())
+    words = ["--check", "--resume", mode, "--out", str(tmp_path / "run")]
+    assert cli.execute(cli.parse(words), ALONE) == 0
+    assert "3: 3 x mlp" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Whole runs in one process: against an independent loop written with torch.optim, and against recorded numbers."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import yaml
 from torch import nn
 
-from fedh2l_mpi import config, config_file, metrics
+from fedh2l_mpi import claim, config, config_file, metrics, run_directory
 from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.data import federation
 from fedh2l_mpi.data.sources import digits
@@ -21,6 +22,7 @@ from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Topology
 from fedh2l_mpi.world import World
 
+ALONE = World(None)
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 
 
@@ -29,6 +31,22 @@ def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
     directory = RunDirectory(folder)
     Simulation(settings, World(None), Claim(directory)).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
+
+
+def test_runs_that_begin_in_one_second_have_a_directory_each_and_none_before_they_are_sound(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
+    settings = config_file.load(None, ["models=[mlp]", "rounds=1"]).resolved(1, launched=False)
+    claims = [claim.take(ALONE, run_directory.choose(None, "default"), settings, "never") for _ in range(3)]
+    assert not Path("runs").exists()
+    made = [Simulation(settings, ALONE, mine) for mine in claims]
+    assert [each.directory.path.name for each in made] == [f"default-20260102-030405{n}" for n in ("", "-2", "-3")]
+    late = claim.take(ALONE, run_directory.choose(None, "default"), settings, "never")
+    made.append(Simulation(settings, ALONE, late))
+    for each in made:
+        each.run(lambda round_index, table: None)
+        assert metrics.read(each.directory.metrics).rounds == 1
+        assert not each.directory.lock.exists()
 
 
 def plain_fedh2l(settings: config.Config) -> np.ndarray:
