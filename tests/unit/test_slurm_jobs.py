@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from fedh2l_mpi import slurm
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.settings import what_counts
 from fedh2l_mpi.slurm import job
 from fedh2l_mpi.slurm.command import request
 
@@ -316,24 +317,57 @@ def test_imports_are_shared_by_the_ranks_of_a_run_and_of_an_element_if_that_is_a
     assert script.index("program=(") < script.index("program+=(--share-imports)") < script.index('"${program[@]}"')
 
 
-def test_a_pack_is_copied_to_the_nodes_and_removed(tmp_path, run_job):
-    pack = tmp_path / "the pack.h5"
+@pytest.fixture
+def scratch_job(tmp_path, run_job):
+    """A job that copies a pack, its pack, and where nodes have their own disks; srun runs what is to be run on a node."""
+    pack, local = tmp_path / "the packs" / "the pack.h5", tmp_path / "local"
+    pack.parent.mkdir()
     pack.write_bytes(b"pack")
-    (tmp_path / "local").mkdir()
+    local.mkdir()
     (tmp_path / "srun").write_text(
         '#!/bin/bash\nif [ "$1" = --mpi=none ]; then shift 4; SLURM_NODEID=0 exec "$@"; fi\n' + PROGRAM
     )
     settings = ["--set", "data.name=pack", "--set", f"data.root={pack}", "--set", "data.partition={kind: domains}"]
-    script = made(*SMALL, *settings, "--set", "participants=2", "--scratch")
-    copied = tmp_path / "local" / "fedh2l_mpi-7" / "pack.h5"
+    return made(*SMALL, *settings, "--set", "participants=2", "--scratch"), pack, local
+
+
+def test_a_pack_is_copied_to_the_nodes_and_removed(scratch_job, run_job):
+    script, pack, local = scratch_job
+    copied = f"{local}/fedh2l_mpi-7/copy-of/{pack}"
     look = script.replace('"${launch[@]}" "${program[@]}" &', f'cat "{copied}"; "${{launch[@]}}" "${{program[@]}}" &')
-    done = run_job(look, STATE="complete", TMPDIR=str(tmp_path / "local"))
+    done = run_job(look, STATE="complete", TMPDIR=str(local))
     assert done.code == 0, done.text
     assert "pack" in done.text.splitlines()[1]
     assert done.arguments[-1] == f"data.root={copied}"
-    assert not copied.parent.exists()
+    assert not list(local.iterdir())
+    # In whatever job, the run counts as one of this pack.
+    assert what_counts({"data.name": "pack", "data.root": copied})["data.root"] == str(pack)
     pack.unlink()
-    assert "cannot be copied to" in run_job(script, STATE="complete", TMPDIR=str(tmp_path / "local")).text
+    assert "cannot be copied to" in run_job(script, STATE="complete", TMPDIR=str(local)).text
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"CONFIG": "other.yaml"}, "CONFIG: other.yaml may be of another pack than this job copies; give PACK"),
+        ({"SETTINGS": "rounds=4 data.root=/d/other.h5"}, "SETTINGS: data.root is where this job puts its copy"),
+        ({"SETTINGS": "'data={name: pack, root: /d/other.h5}'"}, "SETTINGS: data.root is where this job puts its copy"),
+    ],
+)
+def test_a_job_that_copies_a_pack_is_told_of_another_pack_by_its_name_only(scratch_job, run_job, environ, says):
+    script, pack, local = scratch_job
+    assert re.search("^# From the environment: .*, PACK ", script, re.MULTILINE)
+    environ = {**environ, "STATE": "complete", "TMPDIR": str(local)}
+    refused = run_job(script, **environ)
+    assert (refused.code, refused.arguments) == (2, []), refused.text
+    assert says in refused.text
+    other = pack.with_name("other.h5")
+    other.write_bytes(b"other")
+    # By way of a folder above: the copy must not land above the one that is removed.
+    done = run_job(script, **environ, PACK=f"{pack.parent}/../the packs/other.h5")
+    assert done.code == 0, done.text
+    assert done.arguments[-1] == f"data.root={local}/fedh2l_mpi-7/copy-of/{other}"
+    assert not list(local.iterdir())
 
 
 def test_an_element_of_an_array_is_queued_again_by_its_own_name(run_job, tmp_path):
