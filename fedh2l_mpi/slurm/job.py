@@ -206,6 +206,8 @@ def _begin(request: Request) -> str:
 MAX_RESTARTS=${{MAX_RESTARTS:-{request.max_restarts}}}
 restarts=${{SLURM_RESTART_COUNT:-0}}
 {this}
+# Not every Slurm tells it where tasks are asked for by the node.
+SLURM_NTASKS=${{SLURM_NTASKS:-$((SLURM_NNODES * ${{SLURM_NTASKS_PER_NODE:-{request.resources.ranks_per_node}}}))}}
 # For what is loaded before the program sets its own number of threads (devices.threads).
 export OMP_NUM_THREADS=1
 # Parallel file systems often have no locks; two jobs in one run directory are kept apart in another way.

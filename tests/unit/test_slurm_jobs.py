@@ -186,6 +186,8 @@ def run_job(tmp_path):
             "SLURM_NNODES": "1",
             "SLURM_CPUS_PER_TASK": "5",
         }
+        job_environment = {name: value for name, value in job_environment.items() if environ.get(name) != ""}
+        environ = {name: value for name, value in environ.items() if value}
         for name in ("requeued", "arguments"):
             (tmp_path / name).unlink(missing_ok=True)
         ended = subprocess.run(
@@ -306,6 +308,12 @@ def test_the_environment_has_the_last_word(run_job, tmp_path):
 def test_mpirun_starts_the_ranks_where_it_is_asked_to(run_job):
     done = run_job(made(*[word if word != "pmi2" else "mpirun" for word in SMALL]), STATE="complete")
     assert done.arguments[:6] == ["-n", "2", "--bind-to", "none", "python", "-m"]
+
+
+def test_ranks_are_counted_where_slurm_tells_of_those_of_a_node_only(run_job):
+    script = made(*[word if word != "pmi2" else "mpirun" for word in SMALL])
+    done = run_job(script, STATE="complete", SLURM_NTASKS="", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="3")
+    assert done.arguments[:2] == ["-n", "6"], done.text
 
 
 def test_imports_are_shared_by_the_ranks_of_a_run_and_of_an_element_if_that_is_asked_for(run_job, tmp_path):
