@@ -242,6 +242,8 @@ program=("$PYTHON" -m fedh2l_mpi "$CONFIG" --out "$RUN" --resume auto)
 def _element(work: Sweep) -> str:
     return f"""\
 SWEEP=${{SWEEP:-{shlex.quote(work.sweep)}}}
+# The runs of another sweep are not put among these.
+if [ "$SWEEP" != {shlex.quote(work.sweep)} ]; then name=${{SWEEP##*/}}; OUT=${{OUT:-runs/${{name%.*}}}}; fi
 OUT=${{OUT:-{shlex.quote(work.out)}}}
 prepare=("$PYTHON" -m fedh2l_mpi sweep "$SWEEP" --out "$OUT" --ranks "$SLURM_NTASKS")
 {_settings(work.settings, "prepare")}\

@@ -393,3 +393,7 @@ def test_an_element_of_an_array_is_queued_again_by_its_own_name(run_job, tmp_pat
     prepared = (tmp_path / "prepared").read_text()
     assert f"sweep {sweep} --out runs/sweep --ranks 2 --index 2 --prepare" in prepared
     assert done.arguments[5:] == ["fedh2l_mpi", "out/an,element.yaml", "--out", "out/an,element", "--resume", "auto"]
+    # Another sweep's runs are not put among these, unless that is asked for.
+    for environ, out in (({}, "runs/my.own"), ({"OUT": "out"}, "out")):
+        run_job(script, STATE="complete", SWEEP="sweeps.d/my.own.yaml", **environ, **array)
+        assert f"sweep sweeps.d/my.own.yaml --out {out} --ranks" in (tmp_path / "prepared").read_text()
