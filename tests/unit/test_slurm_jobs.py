@@ -97,12 +97,21 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
             ["--nodes", "2", "--share-imports"],
             "--share-imports: --mpi pmi2 lets ranks share on one node only; use --mpi",
         ),
-        (["--analyse", "--share-imports"], "--share-imports: for a run or a sweep, not for --analyse"),
+        (["--at-a-time", "2"], "--at-a-time: for the elements of a sweep; give --sweep, too"),
+        (["--analyse"], f"slurm: got CONFIG {DIGITS!r}, but --analyse takes none (did you mean --run?)"),
     ],
 )
 def test_a_job_that_would_not_work_is_refused(options, says):
     with pytest.raises(UserError, match=re.escape(says)):
         made(*SMALL, *options)
+
+
+def test_a_job_that_looks_at_a_run_takes_no_option_that_it_would_not_heed():
+    options = ["--gpus-per-node", "4", "--set", "a.b=1", "--scratch", "--share-imports", "--at-a-time", "3"]
+    says = "--gpus-per-node, --set, --scratch, --share-imports, --at-a-time: for a run or a sweep, not for --analyse"
+    with pytest.raises(UserError, match=re.escape(says)):
+        made("--analyse", "--time", "1h", "--run", "runs/d", *options)
+    assert "RUN=${RUN:-runs/d}\n" in made("--analyse", "--time", "1h", "--run", "runs/d", "--cpus-per-task", "2")
 
 
 def test_ranks_must_be_told_where_there_are_no_gpus():
@@ -120,6 +129,12 @@ def test_data_and_graph_are_checked_as_by_a_run_unless_they_are_elsewhere(tmp_pa
 def test_gpus_that_would_be_idle_are_told_of(capsys):
     made(*SMALL, "--gpus-per-node", "4")
     assert "2 of 4 GPUs of each node would be idle" in capsys.readouterr().err
+
+
+def test_gpus_that_would_be_idle_for_many_elements_are_told_of_once(tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text("set: {participants: 4}\naxes: {seed: [0, 1, 2]}\n")
+    made(str(tmp_path / "sweep.yaml"), "--sweep", *SMALL[1:], "--gpus-per-node", "4")
+    assert capsys.readouterr().err.count("2 of 4 GPUs of each node would be idle") == 1
 
 
 def test_a_file_that_exists_is_not_overwritten(tmp_path, capsys):
