@@ -28,8 +28,10 @@ exit codes: 0 done, 2 a mistake in what was asked"""
 # Slurm may send the signal so much earlier than asked.
 SIGNAL_EARLY_S = 60
 # A job that looks at a run starts no ranks, and does not go on.
-ONLY_OF_RUNS = ("nodes", "gpus_per_node", "ranks_per_node", "mpi", "overrides", "max_restarts", "lead", "scratch")
-ONLY_OF_RUNS += ("share_imports", "sweep", "at_a_time", "elsewhere")
+ONLY_OF_RUNS = (
+    *("nodes", "gpus_per_node", "ranks_per_node", "mpi", "overrides", "max_restarts", "lead", "scratch"),
+    *("share_imports", "sweep", "at_a_time", "elsewhere"),
+)
 NAME = re.compile(r"[\w.,@+=:-]+", re.ASCII)
 
 

@@ -309,7 +309,7 @@ if [ -z "${{PACK:-}}" ]; then
     echo "CONFIG: $CONFIG may be of another pack than this job copies; give PACK, the file to copy, too" >&2; exit 2
   fi
   if [[ $'\n'$more =~ $'\n'[[:blank:]]*data(\\.root)?[[:blank:]]*= ]]; then
-    echo "SETTINGS: data.root is where this job puts its copy of a pack; give PACK, the file to copy, instead" >&2; exit 2
+    echo "SETTINGS: data.root is where this job puts its copy; give PACK, the file to copy, instead" >&2; exit 2
   fi
 fi
 # The pack once to each node's own disk. A run may go on with a pack in another place: its content is what is compared.

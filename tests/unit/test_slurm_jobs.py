@@ -342,7 +342,7 @@ def test_imports_are_shared_by_the_ranks_of_a_run_and_of_an_element_if_that_is_a
 
 @pytest.fixture
 def scratch_job(tmp_path, run_job):
-    """A job that copies a pack, its pack, and where nodes have their own disks; srun runs what is to be run on a node."""
+    """A job that copies a pack, its pack, and the node's own disk; the copy is really made."""
     pack, local = tmp_path / "the packs" / "the pack.h5", tmp_path / "local"
     pack.parent.mkdir()
     pack.write_bytes(b"pack")
