@@ -54,6 +54,8 @@ def run(
         check_fit(runner.to_do, sweep.path, jobs)
     try:
         runner.run()
+    except OSError as error:
+        raise UserError(f"--out: {error.filename or root} cannot be written: {error.strerror}") from None
     finally:
         follower.close()
     if runner.interrupted:

@@ -28,6 +28,8 @@ ELSEWHERE_S = 1.0
 PATIENCE_S = 1.0
 # For a child to end in order, before it is killed.
 GRACE_S = 10.0
+# Open MPI 5 and 4: each mpirun would bind its ranks to the node's first cores, whoever else runs there.
+UNBOUND = {"PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}
 
 
 def mpi_command(ranks: int | None, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -36,22 +38,31 @@ def mpi_command(ranks: int | None, environ: Mapping[str, str] = os.environ) -> l
     Raises
     ------
     UserError
-        If there is no mpirun.
+        If there is no mpirun, or not the one that MPIEXEC names.
     """
     if ranks is None:
         return []
+    named = environ.get("MPIEXEC", "").strip()
+    if named:
+        try:
+            words = shlex.split(named)
+        except ValueError as error:
+            raise UserError(f"MPIEXEC: got {named!r}, must be a command as a shell reads it: {error}") from None
+        if not shutil.which(words[0]):
+            raise UserError(f"MPIEXEC: got {named!r}, but there is no program {words[0]}; name another, or unset it")
+        return [*words, "-n", str(ranks)]
     # The environment's own first: another MPI's mpirun starts ranks that do not find each other.
     beside = Path(sys.executable).with_name("mpirun")
-    found = environ.get("MPIEXEC") or (str(beside) if beside.exists() else shutil.which("mpirun"))
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
     if not found:
         raise UserError("--ranks: no mpirun beside python nor on the PATH; name one in MPIEXEC, or leave --ranks out")
-    return [*shlex.split(found), "-n", str(ranks)]
+    return [found, "-n", str(ranks)]
 
 
 def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without what a launcher has said of this process: a run would take it as said of itself."""
     about_us = {name for _, *names in LAUNCHERS for name in names}
-    return {name: value for name, value in environ.items() if name not in about_us}
+    return {**UNBOUND, **{name: value for name, value in environ.items() if name not in about_us}}
 
 
 @dataclass

@@ -1,0 +1,80 @@
+"""What a sweep makes of the directories that it finds, and of the programs that it is to start."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from fedh2l_mpi import metrics, sweep
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.sweep.file import Element
+from fedh2l_mpi.sweep.place import Place
+from fedh2l_mpi.sweep.runner import child_environment, mpi_command
+
+PARTICIPANT = {
+    "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,
+    "host": "here", "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A sweep of three seeds, and its directory."""
+    (tmp_path / "three.yaml").write_text("set: {participants: 2, rounds: 1}\naxes: {seed: [0, 1, 2]}\n")
+    return sweep.load(tmp_path / "three.yaml"), tmp_path / "out"
+
+
+def write(root, element: Element, seed: int | None = None) -> Place:
+    """A finished run of an element, or of another seed."""
+    place = Place(root, element)
+    config = element.config.model_copy(update={} if seed is None else {"seed": seed})
+    place.run.path.mkdir(parents=True)
+    place.run.config.write_text(config.to_yaml())
+    attributes = {"config": config.to_yaml(), "seed": config.seed, "rounds_planned": 1}
+    header = metrics.RunHeader(attributes, [PARTICIPANT] * 2, np.ones((2, 3), np.int64), ["plain"])
+    writer = metrics.MetricsWriter(place.run.metrics, header)
+    writer.append(0, np.stack([metrics.pack_row({"accuracy_all": 0.5}, [0.5], [1.0])] * 2))
+    writer.close("complete")
+    return place
+
+
+def damage(place: Place) -> None:
+    place.run.metrics.write_bytes(b"no HDF5")
+
+
+def test_a_directory_that_cannot_be_written_is_told_as_a_mistake(three):
+    loaded, root = three
+    # Root may write anywhere, but not into a file that is a folder.
+    (root / "seed=0.yaml").mkdir(parents=True)
+    with pytest.raises(UserError, match=re.escape(f"--out: {root}/seed=0.yaml cannot be written: Is a directory")):
+        sweep.run(loaded, root, quiet=True)
+
+
+def test_the_environments_own_mpirun_may_lie_in_a_folder_with_blanks(tmp_path, monkeypatch):
+    folder = tmp_path / "jane doe"
+    folder.mkdir()
+    (folder / "mpirun").touch()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    assert mpi_command(2, {}) == [str(folder / "mpirun"), "-n", "2"]
+    assert mpi_command(2, {"MPIEXEC": f"{sys.prefix}/bin/python -x 'a b'"}) == [
+        *(f"{sys.prefix}/bin/python", "-x", "a b", "-n", "2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [("/nowhere/mpiexec -x", "there is no program /nowhere/mpiexec;"), ("mpirun 'a", "No closing quotation")],
+)
+def test_an_mpiexec_that_cannot_be_started_is_told_before_anything_is(named, says):
+    with pytest.raises(UserError, match=f"MPIEXEC: got .*{re.escape(says)}"):
+        mpi_command(2, {"MPIEXEC": named})
+
+
+def test_runs_at_a_time_are_not_bound_to_the_same_cores_unless_the_user_binds_them():
+    own = {"PRTE_MCA_hwloc_default_binding_policy": "core", "PMI_SIZE": "4"}
+    assert child_environment(own) == {
+        "PRTE_MCA_hwloc_default_binding_policy": "core",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+    }
+    assert child_environment({})["PRTE_MCA_hwloc_default_binding_policy"] == "none"
