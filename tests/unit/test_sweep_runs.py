@@ -8,6 +8,7 @@ import pytest
 
 from fedh2l_mpi import metrics, sweep
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.sweep.command import check_fit
 from fedh2l_mpi.sweep.file import Element
 from fedh2l_mpi.sweep.place import Place
 from fedh2l_mpi.sweep.runner import child_environment, mpi_command
@@ -78,3 +79,34 @@ def test_runs_at_a_time_are_not_bound_to_the_same_cores_unless_the_user_binds_th
         "OMPI_MCA_hwloc_base_binding_policy": "none",
     }
     assert child_environment({})["PRTE_MCA_hwloc_default_binding_policy"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("axes: {models: [[lenet5], [lenet6]]}", "models: got 'lenet6'; known: .* \\(in models=lenet6\\)"),
+        (
+            "set: {exchange.codec: uint8, models: [mlp]}\naxes: {method: [fedh2l, d_psgd], seed: [0, 1]}",
+            "exchange.codec: got 'uint8', .* \\(in d_psgd,seed=0; d_psgd,seed=1\\)",
+        ),
+        ("set: {weights: {mlp: /nowhere.pt}, models: [mlp]}\naxes: {seed: [0]}", "/nowhere.pt"),
+    ],
+)
+def test_models_weights_and_codecs_that_do_not_fit_are_told_at_once(tmp_path, text, says):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(UserError, match=says):
+        check_fit(sweep.load(path).elements, path, jobs=1)
+
+
+def test_each_combination_of_models_method_and_codec_is_tried_once_and_users_own_never(tmp_path, monkeypatch):
+    from fedh2l_mpi import estimate
+
+    tried = []
+    monkeypatch.setattr(estimate, "needs", lambda config, *rest: tried.append((config.models, config.method.name)))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "axes: {seed: [0, 1], method: [fedh2l, fedmd], models: [[mlp], [mine:Net]], optimizer.lr: [0.1, 0.2]}\n"
+    )
+    check_fit(sweep.load(path).elements, path, jobs=1)
+    assert tried == [(("mlp",), "fedh2l"), (("mlp",), "fedmd")]
