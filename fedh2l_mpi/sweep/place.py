@@ -1,8 +1,9 @@
 """Where an element of a sweep lies, who runs it, and how far it is.
 
 In the sweep's directory, for an element with label L: `L/` is its run directory, `L.yaml` its config, `L.log` what it
-said if it failed. Whoever runs an element holds a lock on its `L.yaml`, and so does the run itself: the operating
-system lets go of it when the last of them has ended, however that came about.
+said if it failed. Whoever runs an element holds a lock on its `L.yaml`, and hands it on to the program that it starts:
+the operating system lets go of it when the last of them has ended, however that came about. Ranks under a launcher need
+not have it, nor need it be seen from another node: a run is left in its place unless the lock in `L/` is free, too.
 """
 
 import fcntl
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from fedh2l_mpi import config_file, metrics
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lock import RunLock
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.settings import differing_keys
 from fedh2l_mpi.sweep.file import Element
@@ -129,11 +131,23 @@ class Place:
             return False
 
     def make_way(self) -> bool:
-        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held."""
+        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.
+
+        Raises
+        ------
+        UserError
+            If another process is at work on the run, or may be.
+        """
         if not self.run.path.exists():
             return False
         numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._set_aside())
-        self.run.path.rename(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
+        aside = RunDirectory(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
+        lock = RunLock(self.run.lock)
+        try:
+            self.run.path.rename(aside.path)
+            aside.lock.unlink()
+        finally:
+            lock.release()
         return True
 
     def _set_aside(self) -> Iterator[Path]:

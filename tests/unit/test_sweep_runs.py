@@ -8,6 +8,7 @@ import pytest
 
 from fedh2l_mpi import metrics, sweep
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lock import RunLock
 from fedh2l_mpi.sweep.command import check_fit
 from fedh2l_mpi.sweep.file import Element
 from fedh2l_mpi.sweep.place import Place
@@ -42,6 +43,30 @@ def write(root, element: Element, seed: int | None = None) -> Place:
 
 def damage(place: Place) -> None:
     place.run.metrics.write_bytes(b"no HDF5")
+
+
+def test_a_run_that_another_process_is_at_work_on_is_not_moved(three):
+    loaded, root = three
+    place = Place(root, loaded.elements[0])
+    place.run.path.mkdir(parents=True)
+    lock = RunLock(place.run.lock)
+    with pytest.raises(UserError, match="at work in another process"):
+        place.make_way()
+    assert place.run.lock.exists()
+    lock.release()
+    assert place.make_way()
+    assert [path.name for path in root.iterdir()] == ["seed=0.unfinished-1"]
+    # Nobody holds what was set aside.
+    assert not list((root / "seed=0.unfinished-1").iterdir())
+
+
+def test_another_configs_run_is_still_told_before_anything_runs(three):
+    loaded, root = three
+    write(root, loaded.elements[1], seed=7)
+    assert "another config's  seed=1" in sweep.listing(loaded, root)
+    for look in (sweep.run, sweep.tabulate):
+        with pytest.raises(UserError, match="seed=1: holds a finished run of another config"):
+            look(loaded, root)
 
 
 def test_a_directory_that_cannot_be_written_is_told_as_a_mistake(three):
