@@ -12,7 +12,7 @@ from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
 from fedh2l_mpi.sweep.file import Element, Mistakes, Sweep
 from fedh2l_mpi.sweep.follower import Follower
-from fedh2l_mpi.sweep.place import Place
+from fedh2l_mpi.sweep.place import AnotherConfigError, Place
 from fedh2l_mpi.sweep.runner import PATIENCE_S, Runner
 
 if TYPE_CHECKING:
@@ -102,14 +102,23 @@ def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
     Raises
     ------
     UserError
-        If nothing has finished, or a directory holds another config's run.
+        If no finished run can be read, or a directory holds another config's run.
     """
-    runs = {element.label: Place(root, element).finished() for element in sweep.elements}
-    outcomes = {label: tables.outcome(run) for label, run in runs.items() if run is not None}
+    outcomes: dict[str, Outcome] = {}
+    for element in sweep.elements:
+        try:
+            run = Place(root, element).finished()
+        except AnotherConfigError:
+            raise
+        except UserError as error:
+            print(f"fedh2l_mpi: {element.label} left out: {error}", file=sys.stderr)
+        else:
+            if run is not None:
+                outcomes[element.label] = tables.outcome(run)
     if not outcomes:
-        raise UserError(f"--table: none of the {len(runs)} runs in {root} has finished")
-    if len(outcomes) < len(runs) and not quiet:
-        print(f"{len(outcomes)} of {len(runs)} runs have finished")
+        raise UserError(f"--table: none of the {len(sweep.elements)} runs in {root} has finished")
+    if len(outcomes) < len(sweep.elements) and not quiet:
+        print(f"{len(outcomes)} of {len(sweep.elements)} runs have finished")
     _conclude(sweep, root, outcomes, quiet)
 
 

@@ -23,6 +23,10 @@ from fedh2l_mpi.sweep.file import Element
 POLL_S = 0.1
 
 
+class AnotherConfigError(UserError):
+    """What lies where an element's run should be is a run of another config."""
+
+
 @dataclass(frozen=True)
 class Place:
     """The paths of one element in the sweep's directory."""
@@ -55,22 +59,39 @@ class Place:
 
         Raises
         ------
+        AnotherConfigError
+            If what has finished here is another config's run.
         UserError
-            If its file cannot be read, or what has finished here is another config's run.
+            If its file cannot be read.
         """
+        try:
+            return metrics.read(self.run.metrics) if self.has_finished() else None
+        except AnotherConfigError:
+            raise
+        except UserError as error:
+            raise UserError(f"{error}; move {self.run.path} away to have it run anew") from None
+
+    def has_finished(self) -> bool:
+        """Whether the run has finished; raises as `finished`, but for damage in the arrays, which are not read."""
         if not self.run.metrics.exists():
-            return None
-        run = metrics.read(self.run.metrics)
-        if run.rounds < int(run.attributes["rounds_planned"]):
-            return None
+            return False
+        run = metrics.look(self.run.metrics)
+        rounds, planned = run.rounds, run.attributes.get("rounds_planned")
+        run.close()
+        # Of a file that is being written, or whose writer was killed, not all need be there: the run itself sees to it.
+        if run.closed and (run.problems or not isinstance(planned, int)):
+            problem = run.problems[0] if run.problems else "attribute 'rounds_planned' is missing"
+            raise UserError(f"{self.run.metrics}: {problem}")
+        if run.problems or not isinstance(planned, int) or rounds < planned:
+            return False
         self._refuse_another("a finished run")
-        return run
+        return True
 
     def _refuse_another(self, what: str) -> None:
         """Raise if the run's config differs from the element's, but for where and how fast it runs."""
         differing = differing_keys(self.element.config, config_file.load(self.run.config))
         if differing:
-            raise UserError(
+            raise AnotherConfigError(
                 f"{self.run.path}: holds {what} of another config; "
                 + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
                 + "; choose another --out, or move that directory away"
@@ -157,7 +178,7 @@ class Place:
                 yield path
 
     def state(self) -> str:
-        """finished, running, unfinished or to do, for a list. Changes nothing."""
+        """finished, running, unfinished, to do, unreadable or another config's, for a list. Changes nothing."""
         if self.config.exists():
             with self.config.open("rb") as file:
                 try:
@@ -165,8 +186,10 @@ class Place:
                 except BlockingIOError:
                     return "running"
         try:
-            if self.finished() is not None:
+            if self.has_finished():
                 return "finished"
-        except UserError:
+        except AnotherConfigError:
             return "another config's"
+        except UserError:
+            return "unreadable"
         return "unfinished" if self.run.path.exists() else "to do"

@@ -19,7 +19,7 @@ from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.sweep.file import Element
 from fedh2l_mpi.sweep.follower import Follower
-from fedh2l_mpi.sweep.place import POLL_S, Place
+from fedh2l_mpi.sweep.place import POLL_S, AnotherConfigError, Place
 from fedh2l_mpi.world import LAUNCHERS
 
 # How often to look whether a run of another process has ended.
@@ -127,7 +127,13 @@ class Runner:
         # Before anything runs: a directory that holds another config's run is told of now.
         self._waiting: deque[Place] = deque()
         for place in (Place(root, element) for element in elements):
-            run = place.finished()
+            try:
+                run = place.finished()
+            except AnotherConfigError:
+                raise
+            except UserError:
+                # Told when its turn has come: another process may be writing it now.
+                run = None
             if run is None:
                 self._waiting.append(place)
             else:
@@ -207,6 +213,11 @@ class Runner:
                     pass_fds=(lock,),
                     start_new_session=True,
                 )
+        except UserError as error:
+            # What is wrong with one of them ends no other.
+            os.close(lock)
+            self._fail(place, str(error), ran=False)
+            return
         except BaseException:
             os.close(lock)
             raise
@@ -217,15 +228,24 @@ class Runner:
         # Ranks that outlive their mpirun would keep the lock.
         child.end(signal.SIGKILL)
         os.close(child.lock)
-        run = place.finished() if code == 0 else None
-        if run is not None:
-            place.log.unlink()
-            self.outcomes[place.label] = tables.outcome(run)
-            self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
-        else:
-            stopped = "was stopped before its last round; the same command goes on with it"
-            self.failed[place.label] = why(place.log, code) if code else stopped
-            self._follower.failed(place, self.failed[place.label])
+        if code:
+            self._fail(place, why(place.log, code))
+            return
+        try:
+            run = place.finished()
+        except UserError as error:
+            self._fail(place, str(error))
+            return
+        if run is None:
+            self._fail(place, "was stopped before its last round; the same command goes on with it")
+            return
+        place.log.unlink()
+        self.outcomes[place.label] = tables.outcome(run)
+        self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
+
+    def _fail(self, place: Place, reason: str, ran: bool = True) -> None:
+        self.failed[place.label] = reason
+        self._follower.failed(place, reason, ran)
 
     def _end_children(self) -> None:
         """End what still runs: in order, and by force if it takes too long."""

@@ -11,8 +11,9 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lock import RunLock
 from fedh2l_mpi.sweep.command import check_fit
 from fedh2l_mpi.sweep.file import Element
+from fedh2l_mpi.sweep.follower import Follower
 from fedh2l_mpi.sweep.place import Place
-from fedh2l_mpi.sweep.runner import child_environment, mpi_command
+from fedh2l_mpi.sweep.runner import Runner, child_environment, mpi_command
 
 PARTICIPANT = {
     "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,
@@ -58,6 +59,40 @@ def test_a_run_that_another_process_is_at_work_on_is_not_moved(three):
     assert [path.name for path in root.iterdir()] == ["seed=0.unfinished-1"]
     # Nobody holds what was set aside.
     assert not list((root / "seed=0.unfinished-1").iterdir())
+
+
+def test_an_unreadable_run_fails_alone(three, capsys):
+    loaded, root = three
+    write(root, loaded.elements[0])
+    damage(write(root, loaded.elements[1]))
+    write(root, loaded.elements[2])
+    states = [line.split()[1] for line in sweep.listing(loaded, root).splitlines()]
+    assert states == ["finished", "unreadable", "finished"]
+    assert sweep.run(loaded, root) == 1
+    said = capsys.readouterr()
+    reason = f"{root}/seed=1/metrics.h5: cannot be read as HDF5: it does not begin as an HDF5 file does; move {root}"
+    assert f"1 of 3 runs failed:\n  seed=1: {reason}/seed=1 away to have it run anew" in said.err
+    assert len((root / "table.csv").read_text().splitlines()) == 3
+    (root / "table.csv").unlink()
+    sweep.tabulate(loaded, root)
+    said = capsys.readouterr()
+    assert f"seed=1 left out: {reason}" in said.err
+    assert "2 of 3 runs have finished" in said.out
+    assert len((root / "table.csv").read_text().splitlines()) == 3
+
+
+def test_a_run_that_cannot_be_read_any_more_when_its_turn_comes_ends_no_other(three, capsys):
+    loaded, root = three
+    runner = Runner(loaded.elements, root, 1, None, Follower(quiet=False))
+    damage(write(root, loaded.elements[0]))
+    write(root, loaded.elements[1])
+    write(root, loaded.elements[2], seed=7)
+    runner.run()
+    assert list(runner.outcomes) == ["seed=1"]
+    assert list(runner.failed) == ["seed=0", "seed=2"]
+    assert "holds a finished run of another config; seed: there 7, here 2" in runner.failed["seed=2"]
+    # Of three, one is done, though two of them have had their turn.
+    assert "1 of 3 runs: seed=1: all-domain 0.500, in another process, 1 failed" in capsys.readouterr().out
 
 
 def test_another_configs_run_is_still_told_before_anything_runs(three):
