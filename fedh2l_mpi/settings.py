@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ ADDED = {"exchange.codec": "float32", "optimizer.precision": "float32"}
 NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
 # What a run that is gone on with may have otherwise, too: how long it is, and where its data lie.
 MAY_CHANGE = ("rounds", "data.root")
+# A job that copies a pack to its nodes' own disks has it in the folder `<SCRATCH><job>/<COPY_OF>/`, by its whole path.
+SCRATCH, COPY_OF = "fedh2l_mpi-", "copy-of"
+_COPY = re.compile(rf".*/{SCRATCH}[^/]+/{COPY_OF}/", re.DOTALL)
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -30,6 +34,9 @@ def what_counts(settings: Settings) -> dict[str, Any]:
     # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
     elsewhere = () if settings.get("data.name") == "pack" else ("data.root",)
     ignored = (*NEVER_COUNT, *elsewhere)
+    if isinstance(settings.get("data.root"), str):
+        # The job's number makes it no other pack.
+        settings = {**settings, "data.root": _COPY.sub("", settings["data.root"], count=1)}
     # An empty section says as much as an absent one.
     told = {**settings, **{key: value for key, value in ADDED.items() if key not in settings}}
     return {key: value for key, value in told.items() if not key.startswith(ignored) and value != {}}

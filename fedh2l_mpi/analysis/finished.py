@@ -94,8 +94,10 @@ def _finished(run: Run) -> Finished:
     if outcome is None:
         raise UserError("damaged: attribute 'seed' is missing")
     settings = run.flat_config()
-    counts = {key: value for key, value in what_counts(settings).items() if key != grouping.SEED}
-    return Finished(_name(run), settings, counts, outcome, str(attributes.get("started", "")), schema)
+    told = what_counts(settings)
+    counts = {key: value for key, value in told.items() if key != grouping.SEED}
+    # Groups are made by what counts: so that has the last word.
+    return Finished(_name(run), {**settings, **told}, counts, outcome, str(attributes.get("started", "")), schema)
 
 
 def _name(run: Run) -> str:

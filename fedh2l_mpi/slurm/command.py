@@ -4,7 +4,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,11 @@ Times are seconds, 90m, 2h, 1-12h... as in Slurm with colons: H:MM:SS, M:SS, day
 exit codes: 0 done, 2 a mistake in what was asked"""
 # Slurm may send the signal so much earlier than asked.
 SIGNAL_EARLY_S = 60
+# A job that looks at a run starts no ranks, and does not go on.
+ONLY_OF_RUNS = (
+    *("nodes", "gpus_per_node", "ranks_per_node", "mpi", "overrides", "max_restarts", "lead", "scratch"),
+    *("share_imports", "sweep", "at_a_time", "elsewhere"),
+)
 NAME = re.compile(r"[\w.,@+=:-]+", re.ASCII)
 
 
@@ -118,8 +123,7 @@ def request(command: SlurmCommand) -> job.Request:
     _check_words(options)
     work: job.Run | job.Sweep | job.Analysis
     if options.analyse:
-        if options.share_imports:
-            raise UserError(f"{shared_imports.OPTION}: for a run or a sweep, not for --analyse")
+        _refuse_what_is_for_runs(options)
         work, threads = job.Analysis(options.run), 1
         resources = _resources(options, "analyse", threads, ranks_per_node=1)
     else:
@@ -129,6 +133,8 @@ def request(command: SlurmCommand) -> job.Request:
         ranks_per_node = options.ranks_per_node or options.gpus_per_node
         if not ranks_per_node:
             raise UserError("--ranks-per-node: must be given where --gpus-per-node is 0")
+        if options.at_a_time is not None and not options.sweep:
+            raise UserError("--at-a-time: for the elements of a sweep; give --sweep, too, or leave it out")
         if options.share_imports and ranks_per_node == 1:
             raise UserError(f"{shared_imports.OPTION}: a rank alone on its node has nobody to share with; leave it out")
         if options.share_imports and options.mpi == "pmi2" and options.nodes > 1:
@@ -151,6 +157,16 @@ def request(command: SlurmCommand) -> job.Request:
     )
 
 
+def _refuse_what_is_for_runs(options: argparse.Namespace) -> None:
+    if options.config is not None:
+        raise UserError(f"slurm: got CONFIG {options.config!r}, but --analyse takes none (did you mean --run?)")
+    usual = parse(["--time", "1"]).options
+    given = [name for name in ONLY_OF_RUNS if getattr(options, name) != getattr(usual, name)]
+    if given:
+        words = ", ".join(f"--{name.replace('_', '-')}" if name != "overrides" else "--set" for name in given)
+        raise UserError(f"{words}: for a run or a sweep, not for --analyse; leave out")
+
+
 def _resources(options: argparse.Namespace, name: str, threads: int, ranks_per_node: int) -> job.Resources:
     return job.Resources(
         options.job_name or name,
@@ -166,7 +182,8 @@ def _resources(options: argparse.Namespace, name: str, threads: int, ranks_per_n
 
 def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[job.Run, int]:
     config = config_file.load(options.config, options.overrides)
-    config = _placed(config, options, ranks_per_node)
+    config, idle = _placed(config, options, ranks_per_node)
+    _tell_of_idle({idle}, options.gpus_per_node)
     pack = None
     if options.scratch:
         if config.data.name != "pack" or config.data.root is None:
@@ -189,8 +206,8 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[job.Sweep,
         raise UserError("--scratch: for a run, not for a sweep")
     path = Path(options.config)
     loaded = sweep.load(path, options.overrides, options.nodes * ranks_per_node)
-    for element in loaded.elements:
-        _placed(element.config, options, ranks_per_node)
+    idle = {_placed(element.config, options, ranks_per_node)[1] for element in loaded.elements}
+    _tell_of_idle(idle, options.gpus_per_node)
     if not options.elsewhere:
         check_fit(loaded.elements, path, jobs=1)
     out = options.run or f"runs/{path.stem}"
@@ -198,8 +215,8 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[job.Sweep,
     return work, max(element.config.devices.threads for element in loaded.elements)
 
 
-def _placed(config: Config, options: argparse.Namespace, ranks_per_node: int) -> Config:
-    """The config as the job's ranks would resolve it, once they and the GPUs fit it.
+def _placed(config: Config, options: argparse.Namespace, ranks_per_node: int) -> tuple[Config, int]:
+    """The config as the job's ranks would resolve it, once they and the GPUs fit it; and how many GPUs would be idle.
 
     Raises
     ------
@@ -215,12 +232,16 @@ def _placed(config: Config, options: argparse.Namespace, ranks_per_node: int) ->
     gpus = options.gpus_per_node
     devices = [choose_device(config.devices, rank, ranks_per_node, gpus) for rank in range(ranks_per_node)]
     check_devices_apart([device if device != "cpu" else "" for device in devices], config.devices.share)
-    idle = gpus - len(set(devices) - {"cpu"})
-    if idle:
-        print(
-            f"fedh2l_mpi: {idle} of {gpus} GPUs of each node would be idle (devices, --ranks-per-node)", file=sys.stderr
-        )
-    return config.resolved(ranks, launched=True)
+    return config.resolved(ranks, launched=True), gpus - len(set(devices) - {"cpu"})
+
+
+def _tell_of_idle(idle: Collection[int], gpus: int) -> None:
+    for number in sorted(idle):
+        if number:
+            print(
+                f"fedh2l_mpi: {number} of {gpus} GPUs of each node would be idle (devices, --ranks-per-node)",
+                file=sys.stderr,
+            )
 
 
 def _check_words(options: argparse.Namespace) -> None:

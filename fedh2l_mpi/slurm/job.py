@@ -8,6 +8,8 @@ import math
 import shlex
 from dataclasses import dataclass
 
+from fedh2l_mpi.settings import COPY_OF, SCRATCH
+
 DEFAULT_ENV = "jobs/env.sh"
 
 
@@ -98,7 +100,7 @@ def script(request: Request) -> str:
         parts = [_head(request), _environment(request), _analysis(work)]
     else:
         own = _run(work) if isinstance(work, Run) else _element(work)
-        scratch = _scratch(work.pack) if isinstance(work, Run) and work.pack is not None else ""
+        scratch = _scratch(work.config, work.pack) if isinstance(work, Run) and work.pack is not None else ""
         share = SHARE_IMPORTS if request.share_imports else ""
         begin = [_head(request), _environment(request), _begin(request), own, share]
         parts = [*begin, SIGNALS, scratch, _launch(request), END]
@@ -154,7 +156,7 @@ def _about(request: Request) -> list[str]:
     if isinstance(work, Run):
         what = [f"{work.config} on {ranks}."]
         usage = ['    RUN=runs/mine SETTINGS="rounds=100 seed=3" sbatch THIS_FILE']
-        names = "CONFIG, RUN (the run directory)"
+        names = "CONFIG, RUN (the run directory)" + (", PACK (the pack to copy)" if work.pack is not None else "")
     else:
         what = [f"Element K of {work.sweep} in array task K, each on {ranks}."]
         usage = [
@@ -204,6 +206,8 @@ def _begin(request: Request) -> str:
 MAX_RESTARTS=${{MAX_RESTARTS:-{request.max_restarts}}}
 restarts=${{SLURM_RESTART_COUNT:-0}}
 {this}
+# Not every Slurm tells it where tasks are asked for by the node.
+SLURM_NTASKS=${{SLURM_NTASKS:-$((SLURM_NNODES * ${{SLURM_NTASKS_PER_NODE:-{request.resources.ranks_per_node}}}))}}
 # For what is loaded before the program sets its own number of threads (devices.threads).
 export OMP_NUM_THREADS=1
 # Parallel file systems often have no locks; two jobs in one run directory are kept apart in another way.
@@ -238,6 +242,8 @@ program=("$PYTHON" -m fedh2l_mpi "$CONFIG" --out "$RUN" --resume auto)
 def _element(work: Sweep) -> str:
     return f"""\
 SWEEP=${{SWEEP:-{shlex.quote(work.sweep)}}}
+# The runs of another sweep are not put among these.
+if [ "$SWEEP" != {shlex.quote(work.sweep)} ]; then name=${{SWEEP##*/}}; OUT=${{OUT:-runs/${{name%.*}}}}; fi
 OUT=${{OUT:-{shlex.quote(work.out)}}}
 prepare=("$PYTHON" -m fedh2l_mpi sweep "$SWEEP" --out "$OUT" --ranks "$SLURM_NTASKS")
 {_settings(work.settings, "prepare")}\
@@ -295,19 +301,32 @@ again() {
 """
 
 
-def _scratch(pack: str) -> str:
+def _scratch(config: str, pack: str) -> str:
     return f"""\
+# Which pack is copied was read when this job was made, and a config or a setting of another one would not be heeded.
+if [ -z "${{PACK:-}}" ]; then
+  if [ "$CONFIG" != {shlex.quote(config)} ]; then
+    echo "CONFIG: $CONFIG may be of another pack than this job copies; give PACK, the file to copy, too" >&2; exit 2
+  fi
+  if [[ $'\n'$more =~ $'\n'[[:blank:]]*data(\\.root)?[[:blank:]]*= ]]; then
+    echo "SETTINGS: data.root is where this job puts its copy; give PACK, the file to copy, instead" >&2; exit 2
+  fi
+fi
 # The pack once to each node's own disk. A run may go on with a pack in another place: its content is what is compared.
 PACK=${{PACK:-{shlex.quote(pack)}}}
-scratch=${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/fedh2l_mpi-$SLURM_JOB_ID
+# Not out of the folder that is removed in the end.
+case /$PACK/ in */../*) PACK=$(realpath -m -- "$PACK") ;; esac
+scratch=${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/{SCRATCH}$SLURM_JOB_ID
 per_node=(srun --mpi=none "--nodes=$SLURM_NNODES" "--ntasks=$SLURM_NNODES" --ntasks-per-node=1)
 # Nothing can be started in a job that Slurm is ending: then the copy is left to the site, or to the next start.
 clean() {{ "${{per_node[@]}}" rm -rf -- "$scratch" 2>/dev/null; }}
 # By way of a name of the node's own: where scratch is not local after all, no file is half there.
+# Under its whole path: by that, runs of one pack in many jobs are known as such (settings.py), and those of others.
+copy=$scratch/{COPY_OF}/$PACK
 "${{per_node[@]}}" bash -c \\
-  'mkdir -p -- "$2" && cp -- "$1" "$2/$SLURM_NODEID" && mv -f -- "$2/$SLURM_NODEID" "$2/pack.h5"' \\
-  copy "$PACK" "$scratch" || {{ say "$PACK: cannot be copied to $scratch of every node" >&2; clean; exit 1; }}
-program+=(--set "data.root=$scratch/pack.h5")
+  'mkdir -p -- "${{2%/*}}" && cp -- "$1" "$2.$SLURM_NODEID" && mv -f -- "$2.$SLURM_NODEID" "$2"' \\
+  copy "$PACK" "$copy" || {{ say "$PACK: cannot be copied to $scratch of every node" >&2; clean; exit 1; }}
+program+=(--set "data.root=$copy")
 """
 
 

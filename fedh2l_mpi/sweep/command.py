@@ -5,14 +5,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedh2l_mpi.analysis import figures, tables
 from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
 from fedh2l_mpi.sweep.file import Element, Mistakes, Sweep
 from fedh2l_mpi.sweep.follower import Follower
-from fedh2l_mpi.sweep.place import Place
+from fedh2l_mpi.sweep.place import AnotherConfigError, Place
 from fedh2l_mpi.sweep.runner import PATIENCE_S, Runner
+
+if TYPE_CHECKING:
+    from fedh2l_mpi.footprint import Holdings
 
 
 def listing(sweep: Sweep, root: Path) -> str:
@@ -54,6 +58,8 @@ def run(
         check_fit(runner.to_do, sweep.path, jobs)
     try:
         runner.run()
+    except OSError as error:
+        raise UserError(f"--out: {error.filename or root} cannot be written: {error.strerror}") from None
     finally:
         follower.close()
     if runner.interrupted:
@@ -96,14 +102,23 @@ def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
     Raises
     ------
     UserError
-        If nothing has finished, or a directory holds another config's run.
+        If no finished run can be read, or a directory holds another config's run.
     """
-    runs = {element.label: Place(root, element).finished() for element in sweep.elements}
-    outcomes = {label: tables.outcome(run) for label, run in runs.items() if run is not None}
+    outcomes: dict[str, Outcome] = {}
+    for element in sweep.elements:
+        try:
+            run = Place(root, element).finished()
+        except AnotherConfigError:
+            raise
+        except UserError as error:
+            print(f"fedh2l_mpi: {element.label} left out: {error}", file=sys.stderr)
+        else:
+            if run is not None:
+                outcomes[element.label] = tables.outcome(run)
     if not outcomes:
-        raise UserError(f"--table: none of the {len(runs)} runs in {root} has finished")
-    if len(outcomes) < len(runs) and not quiet:
-        print(f"{len(outcomes)} of {len(runs)} runs have finished")
+        raise UserError(f"--table: none of the {len(sweep.elements)} runs in {root} has finished")
+    if len(outcomes) < len(sweep.elements) and not quiet:
+        print(f"{len(outcomes)} of {len(sweep.elements)} runs have finished")
     _conclude(sweep, root, outcomes, quiet)
 
 
@@ -115,9 +130,11 @@ def _element(sweep: Sweep, index: int) -> Element:
 
 
 def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
-    """Refuse at once what the runs would refuse one by one: data, graphs, models and methods that do not fit.
+    """Refuse at once what the runs would refuse one by one: data, graphs, models, weights, methods, codecs that misfit.
 
-    A user's own classes are left to their runs: whatever they do at import ends one run, not the sweep.
+    A user's own classes are left to their runs: whatever they do at import ends one run, not the sweep. For each
+    combination of models, method, codec and data, one model of each architecture is built and tried: some 10 ms for
+    small ones on digits, 2.5 s for a ResNet-18 on images of 224 x 224.
 
     Raises
     ------
@@ -126,13 +143,15 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     """
     import torch
 
-    from fedh2l_mpi import methods
+    from fedh2l_mpi import estimate, methods
     from fedh2l_mpi.data import federation
     from fedh2l_mpi.data.catalogue import open_source
+    from fedh2l_mpi.models import vision
     from fedh2l_mpi.topology import Topology
 
     source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
-    planned: set[str] = set()
+    held: dict[str, Holdings] = {}
+    fitting: set[str] = set()
     mistakes = Mistakes()
     for element in elements:
         config = element.config
@@ -143,14 +162,19 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
                     "one --index for each GPU, devices.kind=cpu, or devices.share=true"
                 )
             Topology(config.topology, config.size, config.seed, config.rounds)
-            if config.method.name in methods.METHODS:
-                methods.build(config)
+            method = methods.build(config) if config.method.name in methods.METHODS else None
             source = source_of(config.data.name, config.data.root)
             # Elements that differ in the method have the same data, dealt in the same way.
             dealt = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
-            if dealt not in planned:
-                federation.plan(config, source)
-                planned.add(dealt)
+            if dealt not in held:
+                held[dealt] = estimate.holdings(federation.plan(config, source))
+            names = sorted(estimate.architectures(config))
+            in_zoo = all(":" not in name or name.startswith(vision.PREFIX) for name in names)
+            # A method's options change nothing of what it sends.
+            of = repr((names, config.weights, config.method.name, config.exchange, config.data.name, config.data.root))
+            if method is not None and in_zoo and of not in fitting:
+                estimate.needs(config, source, method, held[dealt])
+                fitting.add(of)
     mistakes.tell(path)
 
 

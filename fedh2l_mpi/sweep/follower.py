@@ -17,7 +17,7 @@ class Follower:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
-        self._total = self._done = self._ran = 0
+        self._total = self._done = self._failed = self._ran = 0
         self._elsewhere: set[str] = set()
         self._begin = time.monotonic()
 
@@ -61,11 +61,11 @@ class Follower:
             f"{took}{left}"
         )
 
-    def failed(self, place: Place, reason: str) -> None:
-        """An element has failed. Told even where quiet."""
-        self._done += 1
-        self._ran += 1
-        self._say(f"{place.label} failed: {reason}; see {place.log}", file=sys.stderr)
+    def failed(self, place: Place, reason: str, ran: bool = True) -> None:
+        """An element has failed, or cannot be run here (not `ran`). Told even where quiet."""
+        self._failed += 1
+        self._ran += ran
+        self._say(f"{place.label} failed: {reason}{f'; see {place.log}' if ran else ''}", file=sys.stderr)
 
     def starts_again(self, place: Place) -> None:
         """What was there of an element has been set aside."""
@@ -82,10 +82,13 @@ class Follower:
             self._say(f"{place.label}: another process runs it" + ("" if waits else "; left to that"))
 
     def _left(self) -> str:
-        if not self._ran or self._done == self._total:
-            return ""
-        seconds = (time.monotonic() - self._begin) / self._ran * (self._total - self._done)
-        return f"{datetime.timedelta(seconds=round(seconds))} left"
+        """How many have failed, and how long the rest will take; empty if there is nothing to say."""
+        parts = [f"{self._failed} failed"] if self._failed else []
+        rest = self._total - self._done - self._failed
+        if self._ran and rest:
+            seconds = (time.monotonic() - self._begin) / self._ran * rest
+            parts.append(f"{datetime.timedelta(seconds=round(seconds))} left")
+        return ", ".join(parts)
 
     def _say(self, text: str, file: TextIO | None = None) -> None:
         if self._bar is not None:

@@ -1,8 +1,9 @@
 """Where an element of a sweep lies, who runs it, and how far it is.
 
 In the sweep's directory, for an element with label L: `L/` is its run directory, `L.yaml` its config, `L.log` what it
-said if it failed. Whoever runs an element holds a lock on its `L.yaml`, and so does the run itself: the operating
-system lets go of it when the last of them has ended, however that came about.
+said if it failed. Whoever runs an element holds a lock on its `L.yaml`, and hands it on to the program that it starts:
+the operating system lets go of it when the last of them has ended, however that came about. Ranks under a launcher need
+not have it, nor need it be seen from another node: a run is left in its place unless the lock in `L/` is free, too.
 """
 
 import fcntl
@@ -14,11 +15,16 @@ from pathlib import Path
 
 from fedh2l_mpi import config_file, metrics
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lock import RunLock
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.settings import differing_keys
 from fedh2l_mpi.sweep.file import Element
 
 POLL_S = 0.1
+
+
+class AnotherConfigError(UserError):
+    """What lies where an element's run should be is a run of another config."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +59,39 @@ class Place:
 
         Raises
         ------
+        AnotherConfigError
+            If what has finished here is another config's run.
         UserError
-            If its file cannot be read, or what has finished here is another config's run.
+            If its file cannot be read.
         """
+        try:
+            return metrics.read(self.run.metrics) if self.has_finished() else None
+        except AnotherConfigError:
+            raise
+        except UserError as error:
+            raise UserError(f"{error}; move {self.run.path} away to have it run anew") from None
+
+    def has_finished(self) -> bool:
+        """Whether the run has finished; raises as `finished`, but for damage in the arrays, which are not read."""
         if not self.run.metrics.exists():
-            return None
-        run = metrics.read(self.run.metrics)
-        if run.rounds < int(run.attributes["rounds_planned"]):
-            return None
+            return False
+        run = metrics.look(self.run.metrics)
+        rounds, planned = run.rounds, run.attributes.get("rounds_planned")
+        run.close()
+        # Of a file that is being written, or whose writer was killed, not all need be there: the run itself sees to it.
+        if run.closed and (run.problems or not isinstance(planned, int)):
+            problem = run.problems[0] if run.problems else "attribute 'rounds_planned' is missing"
+            raise UserError(f"{self.run.metrics}: {problem}")
+        if run.problems or not isinstance(planned, int) or rounds < planned:
+            return False
         self._refuse_another("a finished run")
-        return run
+        return True
 
     def _refuse_another(self, what: str) -> None:
         """Raise if the run's config differs from the element's, but for where and how fast it runs."""
         differing = differing_keys(self.element.config, config_file.load(self.run.config))
         if differing:
-            raise UserError(
+            raise AnotherConfigError(
                 f"{self.run.path}: holds {what} of another config; "
                 + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
                 + "; choose another --out, or move that directory away"
@@ -129,11 +152,23 @@ class Place:
             return False
 
     def make_way(self) -> bool:
-        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held."""
+        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.
+
+        Raises
+        ------
+        UserError
+            If another process is at work on the run, or may be.
+        """
         if not self.run.path.exists():
             return False
         numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._set_aside())
-        self.run.path.rename(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
+        aside = RunDirectory(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
+        lock = RunLock(self.run.lock)
+        try:
+            self.run.path.rename(aside.path)
+            aside.lock.unlink()
+        finally:
+            lock.release()
         return True
 
     def _set_aside(self) -> Iterator[Path]:
@@ -143,7 +178,7 @@ class Place:
                 yield path
 
     def state(self) -> str:
-        """finished, running, unfinished or to do, for a list. Changes nothing."""
+        """finished, running, unfinished, to do, unreadable or another config's, for a list. Changes nothing."""
         if self.config.exists():
             with self.config.open("rb") as file:
                 try:
@@ -151,8 +186,10 @@ class Place:
                 except BlockingIOError:
                     return "running"
         try:
-            if self.finished() is not None:
+            if self.has_finished():
                 return "finished"
-        except UserError:
+        except AnotherConfigError:
             return "another config's"
+        except UserError:
+            return "unreadable"
         return "unfinished" if self.run.path.exists() else "to do"

@@ -19,7 +19,7 @@ from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.sweep.file import Element
 from fedh2l_mpi.sweep.follower import Follower
-from fedh2l_mpi.sweep.place import POLL_S, Place
+from fedh2l_mpi.sweep.place import POLL_S, AnotherConfigError, Place
 from fedh2l_mpi.world import LAUNCHERS
 
 # How often to look whether a run of another process has ended.
@@ -28,6 +28,8 @@ ELSEWHERE_S = 1.0
 PATIENCE_S = 1.0
 # For a child to end in order, before it is killed.
 GRACE_S = 10.0
+# Open MPI 5 and 4: each mpirun would bind its ranks to the node's first cores, whoever else runs there.
+UNBOUND = {"PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}
 
 
 def mpi_command(ranks: int | None, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -36,22 +38,31 @@ def mpi_command(ranks: int | None, environ: Mapping[str, str] = os.environ) -> l
     Raises
     ------
     UserError
-        If there is no mpirun.
+        If there is no mpirun, or not the one that MPIEXEC names.
     """
     if ranks is None:
         return []
+    named = environ.get("MPIEXEC", "").strip()
+    if named:
+        try:
+            words = shlex.split(named)
+        except ValueError as error:
+            raise UserError(f"MPIEXEC: got {named!r}, must be a command as a shell reads it: {error}") from None
+        if not shutil.which(words[0]):
+            raise UserError(f"MPIEXEC: got {named!r}, but there is no program {words[0]}; name another, or unset it")
+        return [*words, "-n", str(ranks)]
     # The environment's own first: another MPI's mpirun starts ranks that do not find each other.
     beside = Path(sys.executable).with_name("mpirun")
-    found = environ.get("MPIEXEC") or (str(beside) if beside.exists() else shutil.which("mpirun"))
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
     if not found:
         raise UserError("--ranks: no mpirun beside python nor on the PATH; name one in MPIEXEC, or leave --ranks out")
-    return [*shlex.split(found), "-n", str(ranks)]
+    return [found, "-n", str(ranks)]
 
 
 def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without what a launcher has said of this process: a run would take it as said of itself."""
     about_us = {name for _, *names in LAUNCHERS for name in names}
-    return {name: value for name, value in environ.items() if name not in about_us}
+    return {**UNBOUND, **{name: value for name, value in environ.items() if name not in about_us}}
 
 
 @dataclass
@@ -116,7 +127,13 @@ class Runner:
         # Before anything runs: a directory that holds another config's run is told of now.
         self._waiting: deque[Place] = deque()
         for place in (Place(root, element) for element in elements):
-            run = place.finished()
+            try:
+                run = place.finished()
+            except AnotherConfigError:
+                raise
+            except UserError:
+                # Told when its turn has come: another process may be writing it now.
+                run = None
             if run is None:
                 self._waiting.append(place)
             else:
@@ -196,6 +213,11 @@ class Runner:
                     pass_fds=(lock,),
                     start_new_session=True,
                 )
+        except UserError as error:
+            # What is wrong with one of them ends no other.
+            os.close(lock)
+            self._fail(place, str(error), ran=False)
+            return
         except BaseException:
             os.close(lock)
             raise
@@ -206,15 +228,24 @@ class Runner:
         # Ranks that outlive their mpirun would keep the lock.
         child.end(signal.SIGKILL)
         os.close(child.lock)
-        run = place.finished() if code == 0 else None
-        if run is not None:
-            place.log.unlink()
-            self.outcomes[place.label] = tables.outcome(run)
-            self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
-        else:
-            stopped = "was stopped before its last round; the same command goes on with it"
-            self.failed[place.label] = why(place.log, code) if code else stopped
-            self._follower.failed(place, self.failed[place.label])
+        if code:
+            self._fail(place, why(place.log, code))
+            return
+        try:
+            run = place.finished()
+        except UserError as error:
+            self._fail(place, str(error))
+            return
+        if run is None:
+            self._fail(place, "was stopped before its last round; the same command goes on with it")
+            return
+        place.log.unlink()
+        self.outcomes[place.label] = tables.outcome(run)
+        self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
+
+    def _fail(self, place: Place, reason: str, ran: bool = True) -> None:
+        self.failed[place.label] = reason
+        self._follower.failed(place, reason, ran)
 
     def _end_children(self) -> None:
         """End what still runs: in order, and by force if it takes too long."""

@@ -220,6 +220,17 @@ def test_seeds_places_and_speeds_make_no_groups_nor_does_the_folder_of_public_da
     assert names(*packs) == ["data.root=a.h5", "data.root=b.h5"]
 
 
+def test_the_job_that_copied_a_pack_makes_no_group_but_the_pack_that_was_copied_does(tmp_path):
+    for job, pack in enumerate(["/d/a.h5", "/d/a.h5", "/other/a.h5", "/other/a.h5"]):
+        root = f"data.root=/tmp/fedh2l_mpi-{job}/copy-of/{pack}"
+        write(tmp_path / str(job), "data.name=pack", root, "data.partition={kind: domains}", seed=job % 2)
+    write(tmp_path / "plain", "data.name=pack", "data.root=/d/a.h5", "data.partition={kind: domains}", seed=2)
+    found = compare(list(tmp_path.iterdir()))
+    seeds = {group.label: [outcome.seed for outcome in group.outcomes] for group in found.groups}
+    assert seeds == {"data.root=/d/a.h5": [0, 1, 2], "data.root=/other/a.h5": [0, 1]}
+    assert found.notes == []
+
+
 def test_by_and_ignore_choose_the_keys_and_what_is_mixed_is_said(tmp_path):
     for degree in (2, 3):
         for rate in (0.1, 0.2):

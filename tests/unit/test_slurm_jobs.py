@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from fedh2l_mpi import slurm
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.settings import what_counts
 from fedh2l_mpi.slurm import job
 from fedh2l_mpi.slurm.command import request
 
@@ -96,12 +97,21 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
             ["--nodes", "2", "--share-imports"],
             "--share-imports: --mpi pmi2 lets ranks share on one node only; use --mpi",
         ),
-        (["--analyse", "--share-imports"], "--share-imports: for a run or a sweep, not for --analyse"),
+        (["--at-a-time", "2"], "--at-a-time: for the elements of a sweep; give --sweep, too"),
+        (["--analyse"], f"slurm: got CONFIG {DIGITS!r}, but --analyse takes none (did you mean --run?)"),
     ],
 )
 def test_a_job_that_would_not_work_is_refused(options, says):
     with pytest.raises(UserError, match=re.escape(says)):
         made(*SMALL, *options)
+
+
+def test_a_job_that_looks_at_a_run_takes_no_option_that_it_would_not_heed():
+    options = ["--gpus-per-node", "4", "--set", "a.b=1", "--scratch", "--share-imports", "--at-a-time", "3"]
+    says = "--gpus-per-node, --set, --scratch, --share-imports, --at-a-time: for a run or a sweep, not for --analyse"
+    with pytest.raises(UserError, match=re.escape(says)):
+        made("--analyse", "--time", "1h", "--run", "runs/d", *options)
+    assert "RUN=${RUN:-runs/d}\n" in made("--analyse", "--time", "1h", "--run", "runs/d", "--cpus-per-task", "2")
 
 
 def test_ranks_must_be_told_where_there_are_no_gpus():
@@ -119,6 +129,12 @@ def test_data_and_graph_are_checked_as_by_a_run_unless_they_are_elsewhere(tmp_pa
 def test_gpus_that_would_be_idle_are_told_of(capsys):
     made(*SMALL, "--gpus-per-node", "4")
     assert "2 of 4 GPUs of each node would be idle" in capsys.readouterr().err
+
+
+def test_gpus_that_would_be_idle_for_many_elements_are_told_of_once(tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text("set: {participants: 4}\naxes: {seed: [0, 1, 2]}\n")
+    made(str(tmp_path / "sweep.yaml"), "--sweep", *SMALL[1:], "--gpus-per-node", "4")
+    assert capsys.readouterr().err.count("2 of 4 GPUs of each node would be idle") == 1
 
 
 def test_a_file_that_exists_is_not_overwritten(tmp_path, capsys):
@@ -185,6 +201,8 @@ def run_job(tmp_path):
             "SLURM_NNODES": "1",
             "SLURM_CPUS_PER_TASK": "5",
         }
+        job_environment = {name: value for name, value in job_environment.items() if environ.get(name) != ""}
+        environ = {name: value for name, value in environ.items() if value}
         for name in ("requeued", "arguments"):
             (tmp_path / name).unlink(missing_ok=True)
         ended = subprocess.run(
@@ -307,6 +325,12 @@ def test_mpirun_starts_the_ranks_where_it_is_asked_to(run_job):
     assert done.arguments[:6] == ["-n", "2", "--bind-to", "none", "python", "-m"]
 
 
+def test_ranks_are_counted_where_slurm_tells_of_those_of_a_node_only(run_job):
+    script = made(*[word if word != "pmi2" else "mpirun" for word in SMALL])
+    done = run_job(script, STATE="complete", SLURM_NTASKS="", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="3")
+    assert done.arguments[:2] == ["-n", "6"], done.text
+
+
 def test_imports_are_shared_by_the_ranks_of_a_run_and_of_an_element_if_that_is_asked_for(run_job, tmp_path):
     alone, shared = run_job(made(*SMALL), STATE="complete"), run_job(made(*SMALL, "--share-imports"), STATE="complete")
     assert shared.arguments == [*alone.arguments, "--share-imports"]
@@ -316,24 +340,57 @@ def test_imports_are_shared_by_the_ranks_of_a_run_and_of_an_element_if_that_is_a
     assert script.index("program=(") < script.index("program+=(--share-imports)") < script.index('"${program[@]}"')
 
 
-def test_a_pack_is_copied_to_the_nodes_and_removed(tmp_path, run_job):
-    pack = tmp_path / "the pack.h5"
+@pytest.fixture
+def scratch_job(tmp_path, run_job):
+    """A job that copies a pack, its pack, and the node's own disk; the copy is really made."""
+    pack, local = tmp_path / "the packs" / "the pack.h5", tmp_path / "local"
+    pack.parent.mkdir()
     pack.write_bytes(b"pack")
-    (tmp_path / "local").mkdir()
+    local.mkdir()
     (tmp_path / "srun").write_text(
         '#!/bin/bash\nif [ "$1" = --mpi=none ]; then shift 4; SLURM_NODEID=0 exec "$@"; fi\n' + PROGRAM
     )
     settings = ["--set", "data.name=pack", "--set", f"data.root={pack}", "--set", "data.partition={kind: domains}"]
-    script = made(*SMALL, *settings, "--set", "participants=2", "--scratch")
-    copied = tmp_path / "local" / "fedh2l_mpi-7" / "pack.h5"
+    return made(*SMALL, *settings, "--set", "participants=2", "--scratch"), pack, local
+
+
+def test_a_pack_is_copied_to_the_nodes_and_removed(scratch_job, run_job):
+    script, pack, local = scratch_job
+    copied = f"{local}/fedh2l_mpi-7/copy-of/{pack}"
     look = script.replace('"${launch[@]}" "${program[@]}" &', f'cat "{copied}"; "${{launch[@]}}" "${{program[@]}}" &')
-    done = run_job(look, STATE="complete", TMPDIR=str(tmp_path / "local"))
+    done = run_job(look, STATE="complete", TMPDIR=str(local))
     assert done.code == 0, done.text
     assert "pack" in done.text.splitlines()[1]
     assert done.arguments[-1] == f"data.root={copied}"
-    assert not copied.parent.exists()
+    assert not list(local.iterdir())
+    # In whatever job, the run counts as one of this pack.
+    assert what_counts({"data.name": "pack", "data.root": copied})["data.root"] == str(pack)
     pack.unlink()
-    assert "cannot be copied to" in run_job(script, STATE="complete", TMPDIR=str(tmp_path / "local")).text
+    assert "cannot be copied to" in run_job(script, STATE="complete", TMPDIR=str(local)).text
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"CONFIG": "other.yaml"}, "CONFIG: other.yaml may be of another pack than this job copies; give PACK"),
+        ({"SETTINGS": "rounds=4 data.root=/d/other.h5"}, "SETTINGS: data.root is where this job puts its copy"),
+        ({"SETTINGS": "'data={name: pack, root: /d/other.h5}'"}, "SETTINGS: data.root is where this job puts its copy"),
+    ],
+)
+def test_a_job_that_copies_a_pack_is_told_of_another_pack_by_its_name_only(scratch_job, run_job, environ, says):
+    script, pack, local = scratch_job
+    assert re.search("^# From the environment: .*, PACK ", script, re.MULTILINE)
+    environ = {**environ, "STATE": "complete", "TMPDIR": str(local)}
+    refused = run_job(script, **environ)
+    assert (refused.code, refused.arguments) == (2, []), refused.text
+    assert says in refused.text
+    other = pack.with_name("other.h5")
+    other.write_bytes(b"other")
+    # By way of a folder above: the copy must not land above the one that is removed.
+    done = run_job(script, **environ, PACK=f"{pack.parent}/../the packs/other.h5")
+    assert done.code == 0, done.text
+    assert done.arguments[-1] == f"data.root={local}/fedh2l_mpi-7/copy-of/{other}"
+    assert not list(local.iterdir())
 
 
 def test_an_element_of_an_array_is_queued_again_by_its_own_name(run_job, tmp_path):
@@ -351,3 +408,7 @@ def test_an_element_of_an_array_is_queued_again_by_its_own_name(run_job, tmp_pat
     prepared = (tmp_path / "prepared").read_text()
     assert f"sweep {sweep} --out runs/sweep --ranks 2 --index 2 --prepare" in prepared
     assert done.arguments[5:] == ["fedh2l_mpi", "out/an,element.yaml", "--out", "out/an,element", "--resume", "auto"]
+    # Another sweep's runs are not put among these, unless that is asked for.
+    for environ, out in (({}, "runs/my.own"), ({"OUT": "out"}, "out")):
+        run_job(script, STATE="complete", SWEEP="sweeps.d/my.own.yaml", **environ, **array)
+        assert f"sweep sweeps.d/my.own.yaml --out {out} --ranks" in (tmp_path / "prepared").read_text()
