@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # A look may take this part of the time, no more.
 BUSY_SHARE = 0.05
-# A reader can meet the writer half-way through a flush: then it looks again a moment later.
-TRIES, RETRY_S = 20, 0.1
+# A reader can meet the writer half-way through a flush: then it looks again, and later once more.
+TRIES, RETRY_S = 5, 0.1
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 40
 LOSSES = ("loss_private", "loss_seed", "loss_distillation")

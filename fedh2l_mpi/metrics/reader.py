@@ -3,6 +3,7 @@
 Shape letters: R rounds, P participants, D domains.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,8 @@ GROWING = tuple(name for name, dims in DIMENSIONS.items() if dims[0] == "round")
 Key = tuple[int | slice | NDArray[np.int64], ...]
 # Larger arrays are read again when they are asked for again.
 KEPT_BYTES = 2**24
-TRIES, RETRY_S = 10, 0.05
+# A reader can meet the writer half-way through a flush, while it writes: then it looks again a moment later.
+TRIES, RETRY_S, WRITTEN_S = 10, 0.05, 10.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,6 @@ def read(path: Path) -> RunMetrics:
             break
         if run.closed or not left:
             raise UserError(f"{path}: {run.problems[0]}")
-        # We may have met the writer half-way.
         time.sleep(RETRY_S)
     return RunMetrics(run.attributes, arrays, run.closed)
 
@@ -123,6 +124,24 @@ def look(path: Path) -> RunMetrics:
     UserError
         If there is nothing to show: no such file, not HDF5, not a run's.
     """
+    for left in reversed(range(TRIES)):
+        run = _look(path)
+        if not run.problems or not left or not _is_being_written(path, run.closed):
+            break
+        run.close()
+        time.sleep(RETRY_S)
+    return run
+
+
+def _is_being_written(path: Path, closed: bool) -> bool:
+    """Whether what is wrong with a file may be right a moment later."""
+    try:
+        return not closed and time.time() - path.stat().st_mtime < WRITTEN_S
+    except OSError:
+        return False
+
+
+def _look(path: Path) -> RunMetrics:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -141,14 +160,21 @@ def look(path: Path) -> RunMetrics:
             f"has schema {schema}, this version reads schema {SCHEMA_VERSION}: what it knows is shown; a newer "
             "fedh2l_mpi reads it all"
         )
-    return RunMetrics(attributes, _FileArrays(file, problems), closed, problems)
+    again = path if _is_being_written(path, closed) else None
+    return RunMetrics(attributes, _FileArrays(file, problems, again), closed, problems)
 
 
 class _FileArrays(Mapping[str, NDArray[Any]]):
-    """The arrays of an open file, in the shapes that the schema says, whatever the file's own are."""
+    """The arrays of an open file, in the shapes that the schema says, whatever the file's own are.
 
-    def __init__(self, file: "h5py.File", problems: list[str]) -> None:
-        self._file, self._problems = file, problems
+    Parameters
+    ----------
+    again : Path or None
+        Where to open the file again if an array cannot be read; None: nobody writes it.
+    """
+
+    def __init__(self, file: "h5py.File", problems: list[str], again: Path | None = None) -> None:
+        self._file, self._problems, self._again = file, problems, again
         self._kept: dict[str, NDArray[Any]] = {}
         # Of arrays over rounds that turned out to be damaged: how many rounds can be read before that.
         self._good: dict[str, int] = {}
@@ -200,7 +226,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             raise RuntimeError(f"array {name!r} cannot be read: the run's file has been closed; open it again")
         if name in self._datasets and name not in self._good:
             try:
-                return self._read(name, key)
+                return self._read_patiently(self._again, name, key) if self._again else self._read(name, key)
             except DAMAGE as error:
                 if dims[0] == "round":
                     self._find_damage(name, shape[0])
@@ -289,6 +315,25 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         # The span of the rows: h5py takes one array among the indices, and another axis has that.
         first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
         return np.asarray(dataset[(slice(first, last + 1), *key[1:])])[rows - first]
+
+    def _read_patiently(self, path: Path, name: str, key: Key) -> NDArray[Any]:
+        """`_read` of a file that is being written; after a failure, of the file as it is then."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(*DAMAGE):
+                return self._read(name, key)
+            time.sleep(RETRY_S)
+            with contextlib.suppress(*DAMAGE):
+                self._open_again(path)
+        # Whoever wrote it has ended in the midst of it: no other array is waited for.
+        self._again = None
+        return self._read(name, key)
+
+    def _open_again(self, path: Path) -> None:
+        """HDF5 may keep what it could not understand, so it is asked anew; sizes stay those of the first look."""
+        file, _ = open_for_reading(path)
+        datasets = {name: file[name] for name in self._datasets}
+        self._file.close()
+        self._file, self._datasets = file, datasets
 
     def _find_damage(self, name: str, rounds: int) -> None:
         step = (self._datasets[name].chunks or (rounds,))[0]

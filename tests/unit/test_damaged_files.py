@@ -19,7 +19,7 @@ from fedh2l_mpi.metrics import opening
 
 # In a process of its own, which a damaged file may crash or stop for ever; the last seed told is the culprit.
 FUZZ = """
-import faulthandler, random, sys
+import faulthandler, os, random, sys
 from pathlib import Path
 from fedh2l_mpi.analysis import open_run, report, runs, summary, validate
 from fedh2l_mpi.errors import UserError
@@ -39,6 +39,8 @@ for seed in range(first, last):
         del content[draw.randrange(len(content)) :]
     path = Path(sys.argv[1]).with_name("damaged.h5")
     path.write_bytes(content)
+    # Nobody writes it, so that nothing is waited for.
+    os.utime(path, (0, 0))
     try:
         run = runs.look_at(path)
         told = summary.summarise(run)
@@ -188,19 +190,22 @@ def test_a_run_is_whole_while_it_is_written_and_after_a_kill_in_the_midst_of_it(
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
     ) as writer:
-        assert writer.stdout.readline() == "begun\n"
-        rounds = 0
-        for _ in range(looks):
-            run = runs.look_at(path)
-            assert all(len(run.metrics[name]) == run.metrics.rounds for name in metrics.DIMENSIONS if is_growing(name))
-            assert np.isfinite(run.metrics["loss_private"]).all()
-            assert (run.metrics["bytes_sent"] == 200).all()
-            assert run.problems == []
-            assert run.metrics.rounds >= rounds
-            rounds = run.metrics.rounds
-            run.close()
-        assert writer.poll() is None
-        writer.send_signal(signal.SIGKILL)
+        try:
+            assert writer.stdout.readline() == "begun\n"
+            rounds = 0
+            for _ in range(looks):
+                run = runs.look_at(path)
+                growing = [name for name in metrics.DIMENSIONS if is_growing(name)]
+                assert all(len(run.metrics[name]) == run.metrics.rounds for name in growing)
+                assert np.isfinite(run.metrics["loss_private"]).all()
+                assert (run.metrics["bytes_sent"] == 200).all()
+                assert run.problems == []
+                assert run.metrics.rounds >= rounds
+                rounds = run.metrics.rounds
+                run.close()
+            assert writer.poll() is None
+        finally:
+            writer.kill()
     assert rounds > (1 if looks > 1 else -1)
     assert [found.what for found in validate.validate(path, programs=False) if found.level == "error"] == []
     with open_run(path) as left:

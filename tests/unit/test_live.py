@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import launch
 from test_report import THREE, write
 
 from fedh2l_mpi.analysis import live
+from fedh2l_mpi.metrics import reader
 from fedh2l_mpi.metrics.opening import open_for_reading
 
 WRITER = """
@@ -45,25 +48,49 @@ def test_looking_all_the_time_sees_every_round_once_and_no_damage(tmp_path):
     assert len(seen) > 5, "the run was over before it was watched"
 
 
-def test_rounds_that_were_met_half_way_are_read_again_and_not_counted_as_unknown(tmp_path, monkeypatch):
-    whole, path = tmp_path / "whole.h5", tmp_path / "metrics.h5"
-    left_running = WRITER.replace('writer.close("complete")', "import os; os._exit(0)")
-    subprocess.run([sys.executable, "-c", left_running, whole], check=True, timeout=60)
+@pytest.fixture(scope="module")
+def left_running(tmp_path_factory) -> Path:
+    """A file of 200 rounds whose writer has neither closed it nor been missed yet."""
+    path = tmp_path_factory.mktemp("running") / "metrics.h5"
+    script = WRITER.replace('writer.close("complete")', "import os; os._exit(0)")
+    subprocess.run([sys.executable, "-c", script, path], check=True, timeout=60)
+    return path
+
+
+def torn(whole: Path, where: str) -> bytes:
+    """The file as it is between two writes of a flush: what has a checksum is not what that is of."""
     file, closed = open_for_reading(whole)
     assert not closed
     with file:
-        address = file["accuracy_all"].id.get_chunk_info(0).byte_offset
-    torn = bytearray(whole.read_bytes())
-    # The index of the array's chunks as it is between two writes of a flush: its checksum is of another content.
-    entry = torn.index(address.to_bytes(8, "little"))
-    torn[entry] ^= 255
-    path.write_bytes(torn)
-    seen = live.look_at(path).metrics
-    assert seen.rounds == 200
-    assert np.isnan(seen["accuracy_all"]).all()
-    assert seen.problems
+        array, content = file["accuracy_all"], bytearray(whole.read_bytes())
+        # The index of the array's chunks tells where they are.
+        chunk = array.id.get_chunk_info(0).byte_offset.to_bytes(8, "little")
+        content[content.index(chunk) if where == "index" else h5py.h5o.get_info(array.id).addr + 20] ^= 255
+    return bytes(content)
 
-    monkeypatch.setattr(live.time, "sleep", lambda seconds: path.write_bytes(whole.read_bytes()))
+
+@pytest.mark.parametrize("where", ["index", "header"])
+def test_what_was_met_half_way_through_a_flush_is_read_again(tmp_path, monkeypatch, left_running, where):
+    path = tmp_path / "metrics.h5"
+    path.write_bytes(torn(left_running, where))
+    with monkeypatch.context() as patched:
+        patched.setattr(reader.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
+        seen = live.look_at(path).metrics
+        assert np.array_equal(seen["accuracy_all"], np.full((200, 50), 0.5))
+        assert not seen.problems
+    # It stays so, and is told.
+    path.write_bytes(torn(left_running, where))
+    seen = live.look_at(path).metrics
+    assert np.isnan(seen["accuracy_all"]).all()
+    assert "'accuracy_all'" in seen.problems[0]
+
+
+def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monkeypatch, left_running):
+    path = tmp_path / "metrics.h5"
+    path.write_bytes(torn(left_running, "index"))
+    monkeypatch.setattr(reader, "TRIES", 1)
+    assert live.look_at(path).metrics.rounds == 200
+    monkeypatch.setattr(live.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
     follower = live.Follower(path)
     follower.look()
     assert not follower.problems
