@@ -3,7 +3,7 @@
 # PYTHON    the interpreter to build .venv from
 # PIP_ARGS  more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu for a PyTorch
 #           without CUDA libraries
-# TEST_ARGS for pytest; by default, tests that start jobs run one after the other, beside those that start none
+# TEST_ARGS for pytest; by default, two at a time, but for those that start ranks, or submit jobs: these, one
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?= -n 2

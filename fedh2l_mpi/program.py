@@ -95,7 +95,8 @@ def _end_after(error: BaseException, world: World) -> None:
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
     if type(error).__module__.startswith("mpi4py") and (dead := world.dead_ranks(patience_s=2.0)):
         # The one that MPI fails on is not the one to blame.
-        _say(f"{world}, {world.at}: MPI failed, because {' and '.join(dead)} has died: killed, or out of memory")
+        have = "have" if len(dead) > 1 else "has"
+        _say(f"{world}, {world.at}: MPI failed, because {' and '.join(dead)} {have} died: killed, or out of memory")
     else:
         _say(f"{world}, {world.at}: failed with {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
     world.abort(code or EXIT_FAULT)

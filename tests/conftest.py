@@ -170,12 +170,13 @@ def any_mpi(request: pytest.FixtureRequest) -> Mpi:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Under pytest-xdist, all tests that start jobs go to one worker: two at a time would be in each other's way."""
+    """Under pytest-xdist, no two tests that start ranks run at a time, and no two that submit jobs to Slurm."""
     from xdist.scheduler import LoadScopeScheduling
 
     class JobsOneByOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "jobs" if nodeid.startswith(("tests/mpi/", "tests/cluster/")) else nodeid
+            folder = nodeid.split("::")[0].rpartition("/")[0]
+            return folder if folder in ("tests/mpi", "tests/cluster") else nodeid
 
     return JobsOneByOne(config, log)
 
