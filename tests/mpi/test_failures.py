@@ -279,7 +279,7 @@ def test_a_config_written_by_a_run_runs_again_to_the_same_numbers(tmp_path):
 def test_a_rank_killed_from_outside_is_the_one_that_is_blamed(tmp_path):
     # MPICH reads large messages straight from the sender's memory, and fails in the rank that reads, not in the one
     # that died; whichever rank speaks must blame the dead one, and those that the launcher ended since.
-        # Often it ends all before any can speak.
+    # Often it ends all before any can speak.
     mpi, victim = mpich(), 1
     for attempt in range(3):
         out = tmp_path / f"run-{attempt}"
