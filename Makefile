@@ -3,7 +3,7 @@
 # PYTHON    the interpreter to build .venv from
 # PIP_ARGS  more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu for a PyTorch
 #           without CUDA libraries
-# TEST_ARGS for pytest; by default, two at a time, but for those that start ranks, or submit jobs: these, one
+# TEST_ARGS for pytest; by default, two at a time, but for those that start ranks, submit jobs, or are sweeps: one of each
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?= -n 2

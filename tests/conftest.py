@@ -170,13 +170,15 @@ def any_mpi(request: pytest.FixtureRequest) -> Mpi:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Under pytest-xdist, no two tests that start ranks run at a time, and no two that submit jobs to Slurm."""
+    """Under pytest-xdist, one test at a time that starts ranks, one that submits jobs to Slurm, and one sweep."""
     from xdist.scheduler import LoadScopeScheduling
 
     class JobsOneByOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            folder = nodeid.split("::")[0].rpartition("/")[0]
-            return folder if folder in ("tests/mpi", "tests/cluster") else nodeid
+            file = nodeid.split("::")[0]
+            folder = file.rpartition("/")[0]
+            # Sweeps, of runs of one rank for the most part, take as long as all that is not of MPI.
+            return file if "sweep" in file else folder if folder in ("tests/mpi", "tests/cluster") else nodeid
 
     return JobsOneByOne(config, log)
 
