@@ -99,17 +99,13 @@ def read(path: Path) -> RunMetrics:
     UserError
         If it is not a metrics file, of another schema, or damaged.
     """
-    for left in reversed(range(TRIES)):
-        run = look(path)
-        try:
-            arrays = dict(run.arrays)
-        finally:
-            run.close()
-        if not run.problems:
-            break
-        if run.closed or not left:
-            raise UserError(f"{path}: {run.problems[0]}")
-        time.sleep(RETRY_S)
+    run = look(path)
+    try:
+        arrays = dict(run.arrays)
+    finally:
+        run.close()
+    if run.problems:
+        raise UserError(f"{path}: {run.problems[0]}")
     return RunMetrics(run.attributes, arrays, run.closed)
 
 

@@ -219,6 +219,7 @@ def test_a_run_that_has_ended_is_not_disturbed_by_a_lock_that_cannot_be_read(pat
     lock = RunLock(path)
     refuse_to_read(path, errno.EIO, monkeypatch)
     lock.release()
+    assert path.exists()
 
 
 def test_a_run_that_has_ended_is_not_disturbed_by_a_lock_that_was_damaged(path):
