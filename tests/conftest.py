@@ -5,11 +5,13 @@ imports MPI, starts `mpirun ... python -m pytest <that test>`; each rank writes 
 that fails ends the job. Tests of whole runs start the program itself with `launch`.
 """
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,9 +106,23 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd or ROOT,
-        env={**os.environ, **OPENMPI_ENVIRONMENT, **(environ or {})},
+        env={**os.environ, **OPENMPI_ENVIRONMENT, **own_launcher_folder(), **(environ or {})},
         start_new_session=True,
     )
+
+
+def own_launcher_folder() -> dict[str, str]:
+    """The setting that keeps what an Open MPI mpirun writes out of /tmp, in a folder that no other one has.
+
+    Its folder is named by its pid, and left behind if it is killed. A later mpirun that happens to get that pid ends
+    with code 213 and "listener thread failed to start".
+    """
+    return {"PRTE_MCA_prte_tmpdir_base": tempfile.mkdtemp(dir=_launcher_folders().name)}
+
+
+@functools.cache
+def _launcher_folders() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="fedh2l_mpi-mpirun-", ignore_cleanup_errors=True)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

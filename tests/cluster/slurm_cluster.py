@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import OPENMPI_ENVIRONMENT, ROOT, Mpi
+from conftest import OPENMPI_ENVIRONMENT, ROOT, Mpi, own_launcher_folder
 
 SLURM = ROOT.parent / "shared" / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")
@@ -204,6 +204,7 @@ class Submitter:
         site = self.folder / f"{name}.env.sh"
         given = {
             **OPENMPI_ENVIRONMENT,
+            **own_launcher_folder(),
             "PMIX_MCA_psec": "native",
             "OMPI_MCA_mpi_yield_when_idle": "1",
             "PYTHON": mpi.python,
