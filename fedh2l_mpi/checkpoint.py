@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi import durable
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.world import Hosting, World
+from fedh2l_mpi.world import TAGS, Hosting, World
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -40,7 +40,6 @@ log = logging.getLogger("fedh2l_mpi")
 
 FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
 MANIFEST = "manifest.json"
-TAGS = 2**14
 PAUSE_S = 2e-3
 # A file system's client may not see yet what another has made.
 PATIENCE_S = 1.0

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.world import Hosting, World
+from fedh2l_mpi.world import TAGS, Hosting, World
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-TAGS = 2**14
 Table = NDArray[np.float64]
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# A round's messages have its number for a tag, of which MPI promises 2**15. Two rounds this far apart never meet.
+TAGS = 2**14
+
 # What launchers tell a process about itself: (number of processes, own number), most specific first.
 LAUNCHERS = (
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),

@@ -22,12 +22,10 @@ from fedh2l_mpi.exchange.header import message_bytes
 from fedh2l_mpi.exchange.message import Message
 from fedh2l_mpi.exchange.rows import HeldRows, rows_of
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World
+from fedh2l_mpi.world import TAGS, Hosting, World
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-TAGS = 2**14
 
 
 @dataclass(frozen=True)

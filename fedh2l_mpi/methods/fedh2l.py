@@ -22,11 +22,13 @@ class FedH2L(PosteriorMethod):
     """
 
     constrains_each_neighbour = True
+    takes_cohorts = True
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)
         # A teacher's weight, and a constraint for every neighbour, are found for one participant at a time.
-        self.takes_cohorts = config.combine != "gem_neighbours" and config.teachers in (None, "each", "mean")
+        alone = config.combine == "gem_neighbours" or config.teachers not in (None, "each", "mean")
+        self.takes_cohorts = self.takes_cohorts and not alone
         if not labelled:
             if config.teachers == "seed_accuracy":
                 raise UserError("method.teachers: got 'seed_accuracy', but seed_set.labelled is false")

@@ -75,6 +75,13 @@ class Method:
     # What whoever starts a run should be told.
     caution = ""
 
+    def __init_subclass__(cls) -> None:
+        """What a class inherits was said of phases that it may replace: one with its own must say it again."""
+        super().__init_subclass__()
+        if "local_phase" in vars(cls) or "mutual_phase" in vars(cls):
+            cls.constrains_each_neighbour = vars(cls).get("constrains_each_neighbour", False)
+            cls.takes_cohorts = vars(cls).get("takes_cohorts", False)
+
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled
 

@@ -26,6 +26,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.config.section import Number
 from fedh2l_mpi.config_file import did_you_mean, parse_override, put, read_yaml, validate
 from fedh2l_mpi.config_keys import describe_keys
 from fedh2l_mpi.errors import UserError
@@ -42,7 +43,7 @@ class TableConfig(Section):
     """What the table at the end of a sweep shows."""
 
     columns: tuple[str, ...] = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
-    reach: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
+    reach: tuple[Annotated[Number, Field(gt=0.0, le=1.0)], ...] = ()
     compare_to: str | None = None
     title: str | None = None
 

@@ -13,6 +13,7 @@ from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.methods import METHODS, Method, Round
 from fedh2l_mpi.methods.d_psgd import metropolis_weight
+from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Graph
@@ -328,6 +329,19 @@ def test_a_method_that_does_not_fit_is_refused_with_the_reason(settings, says):
     with pytest.raises(UserError) as error:
         methods.build(config)
     assert says in str(error.value)
+
+
+class OwnMutualPhase(FedH2L):
+    def mutual_phase(self, participant, now, theirs):
+        self.combined_step(participant, *torch.ones(2, participant.parameters.vector.numel()))
+
+
+def test_a_class_with_a_phase_of_its_own_does_not_inherit_what_was_said_of_another():
+    settings = [f"method.name={__name__}:OwnMutualPhase", "devices.batching=like"]
+    config = config_file.load(None, settings).resolved(1, launched=False)
+    assert not methods.build(config).takes_cohorts
+    with pytest.raises(UserError, match="'.*OwnMutualPhase' makes no gradient for each neighbour"):
+        methods.build(config_file.load(None, [*settings, "method.combine=gem_neighbours"]).resolved(1, launched=False))
 
 
 def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint_for_each():

@@ -129,6 +129,7 @@ def test_two_sections_that_yaml_made_one_object_stay_apart(write):
         ("axes: {seed: [0]}\ntable: {colums: []}", r"table.colums: unknown key; .*did you mean 'columns'"),
         ("axes: {seed: [0]}\ntable: {columns: [accuracy]}", r"table.columns: got 'accuracy'; known: accuracy_own, "),
         ("axes: {seed: [0]}\ntable: {reach: [85]}", "table.reach.0: got 85, must be <= 1.0"),
+        ("axes: {seed: [0]}\ntable: {reach: [true]}", "table.reach.0: got True"),
         ("axes: {method: [dml]}\ntable: {compare_to: dmm}", r"table.compare_to: got 'dmm'; rows: dml .*mean 'dml'"),
         ("base: nowhere.yaml\naxes: {seed: [0]}", "nowhere.yaml: cannot read the config"),
         ("axes: {seed: [0]}\naxes: {seed: [1]}", "not valid YAML: key 'axes' is given twice"),
