@@ -3,8 +3,9 @@
     python -m benchmarks.checkpoints MNIST_FOLDER [--config configs/rotated_mnist.yaml] [--repeats 6] [--ranks 2]
 
 Whole runs in pairs, one with a checkpoint after every round and one that makes none but the last; both of a pair follow
-each other, so that a machine that slows down slows both. What the first takes longer, over its rounds, is the cost of a
-checkpoint; it is told beside the time of a round, which the file of the second has.
+each other, in turns, so that a machine that slows down slows both. What the first takes longer, over the checkpoints
+that it makes more, is the cost of one. It is told beside what a round takes: wall seconds by the file of the second,
+CPU seconds as that run's less those of a run of one round.
 """
 
 import argparse
@@ -17,10 +18,10 @@ from pathlib import Path
 from benchmarks.measuring import seconds_by_rank, spent
 
 
-def run(every: str, options: argparse.Namespace, out: Path) -> tuple[float, float]:
+def run(every: str, rounds: int, options: argparse.Namespace, out: Path) -> tuple[float, float]:
     """Wall and CPU seconds of a run with a checkpoint every so many rounds."""
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(options.ranks)]
-    settings = [f"data.root={options.root}", f"rounds={options.rounds}", f"checkpoint.every={every}"]
+    settings = [f"data.root={options.root}", f"rounds={rounds}", f"checkpoint.every={every}"]
     words = [word for setting in settings for word in ("--set", setting)]
     command = [*mpirun, sys.executable, "-m", "fedh2l_mpi", options.config, *words, "--quiet", "--out", str(out)]
     took = spent(command)
@@ -32,10 +33,9 @@ def paused_ms(log: Path) -> list[float]:
     return [float(text) for text in re.findall(r"paused ([0-9.]+) ms", log.read_text())]
 
 
-def rank_seconds(out: Path, rounds: int) -> tuple[float, float]:
-    """Of a run: seconds of its busiest rank in a round, and of all ranks together."""
-    by_rank = [sum(seconds.values()) / rounds for seconds in seconds_by_rank(out).values()]
-    return max(by_rank), sum(by_rank)
+def round_seconds(out: Path, rounds: int) -> float:
+    """Wall seconds of a round of a run, of its busiest rank."""
+    return max(sum(seconds.values()) for seconds in seconds_by_rank(out).values()) / rounds
 
 
 def main() -> None:
@@ -50,11 +50,15 @@ def main() -> None:
     rounds, pauses, size = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
-            outs = {every: Path(folder) / f"{repeat}-{every}" for every in ("null", "1")}
-            seconds = {every: run(every, options, out) for every, out in outs.items()}
-            wall, cpu = ((a - b) / options.rounds for a, b in zip(seconds["1"], seconds["null"], strict=True))
+            order = ("null", "1") if repeat % 2 else ("1", "null")
+            outs = {every: Path(folder) / f"{repeat}-{every}" for every in order}
+            seconds = {every: run(every, options.rounds, options, out) for every, out in outs.items()}
+            _, one_cpu = run("null", 1, options, Path(folder) / f"{repeat}-one")
+            # Both make the last.
+            more = options.rounds - 1
+            wall, cpu = ((a - b) / more for a, b in zip(seconds["1"], seconds["null"], strict=True))
             added.append((wall, cpu))
-            rounds.append(rank_seconds(outs["null"], options.rounds))
+            rounds.append((round_seconds(outs["null"], options.rounds), (seconds["null"][1] - one_cpu) / more))
             pauses += [ms for log in outs["1"].glob("log/*.log") for ms in paused_ms(log)]
             size = sum(path.stat().st_size for path in outs["1"].glob(f"checkpoints/*-{options.rounds:08d}/*"))
             print(f"pair {repeat + 1}: {1e3 * wall:+.1f} ms of wall and {1e3 * cpu:+.1f} ms of CPU a round", flush=True)

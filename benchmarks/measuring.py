@@ -32,7 +32,8 @@ class Spent:
     Attributes
     ----------
     cpu_s : float
-        User and system time of all processes.
+        User and system time of all processes that were waited for: of all, but for ranks with `--share-imports`, which
+        are children of a process that nobody waits for (`start_up` knows how).
     pss_bytes : int
         Largest sum of their proportional set sizes, of samples taken while they ran: a page that several processes
         share counts once.
@@ -78,9 +79,10 @@ def spent_together(commands: Sequence[Sequence[str]]) -> list[Spent]:
 def _peak_pss(mark: str, ended: threading.Event) -> int:
     peak, pause = 0, SAMPLE_EVERY_S
     while not ended.wait(pause):
-        begin = time.perf_counter()
+        # Not wall seconds: where all cores are busy, they are mostly waiting, and short runs would be looked at once.
+        begin = time.thread_time()
         peak = max(peak, sum(_pss_of_running(process) for process in _marked(mark)))
-        pause = max(SAMPLE_EVERY_S, (time.perf_counter() - begin) / SAMPLING_SHARE)
+        pause = max(SAMPLE_EVERY_S, (time.thread_time() - begin) / SAMPLING_SHARE)
     return peak
 
 
@@ -121,7 +123,7 @@ def seconds_by_rank(run: Path) -> dict[int, dict[str, float]]:
 
 
 def waited_shares(run: Path) -> dict[int, float]:
-    """Of each rank: seconds of waiting for messages over all seconds of its rounds."""
+    """Of each rank: seconds of waiting for messages over those of all phases of its rounds."""
     return {rank: seconds["seconds_wait"] / sum(seconds.values()) for rank, seconds in seconds_by_rank(run).items()}
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.performance MNIST_FOLDER [--repeats 5] [--quick] [--out FILE]
 
 The yardstick is `bare_loop.py`, a plain PyTorch loop that does what `workload.yaml` asks for. Every ratio is of two
-measurements of one repetition, which follow each other or, where both are single processes, run side by side; their
-order alternates. A steady state is a long run less a short one, so that start-up cancels out. CPU seconds are those of
+measurements of one repetition, a minute or two apart or, where both are single processes, side by side; their order
+alternates. A steady state is a long run less a short one, so that start-up cancels out. CPU seconds are those of
 the operating system, of all processes. Five repetitions take some 25 minutes on two cores; `--quick` is a smoke check,
 which leaves the recorded benchmarks/results/performance.json as it is.
 """
@@ -29,14 +29,13 @@ from benchmarks import start_up
 from benchmarks.measuring import Spent, seconds_by_rank, spent, spent_together, spread, waited_shares
 from fedh2l_mpi import provenance
 from fedh2l_mpi.plan.processor import processor
+from fedh2l_mpi.shared_imports import OPTION
 
 PERFORMANCE = Path("benchmarks/results/performance.json")
 METHODS = {"dml": (), "gem": ("method.name=fedh2l", "method.local_steps=10")}
 MIB = 2**20
 # Of the workload: private images of a participant; seed and test images, which every rank holds; weights of a model.
 PRIVATE, SHARED, IMAGE_BYTES, PARAMETERS = 1000, 320 + 4 * 250, 784 * 4 + 8, 61_706
-# Memory stays as it is from the first evaluation on.
-MEMORY_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def _steady(both: Mapping[str, Spent]) -> float:
 
 
 def _ratios(taken: Mapping[str, Mapping[str, Spent]]) -> dict[str, float]:
-    """Steady states over that of the bare loop that ran beside, or just before or after."""
+    """Steady states over that of the bare loop that ran beside, or in the same repetition."""
     ratios = {}
     for name, both in taken.items():
         beside = "bare loop beside lean" if name == "lean bare loop" else "bare loop"
@@ -227,8 +226,8 @@ def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) 
     shared = []
     for repeat in range(repeats):
         out = f"shared-{repeat}"
-        run = place.simulator("workload.yaml", ranks, MEMORY_ROUNDS, ranks, METHODS[case.method], out)
-        shared.append(spent([*run, "--share-imports"]).pss_bytes)
+        run = place.simulator("workload.yaml", ranks, case.long, ranks, METHODS[case.method], out)
+        shared.append(spent([*run, OPTION]).pss_bytes)
     # Weights and momentum of each model, and a private and a seed gradient.
     own = PRIVATE * IMAGE_BYTES + 4 * PARAMETERS * 4
     arithmetic = ranks * (own + SHARED * IMAGE_BYTES)
@@ -377,6 +376,8 @@ def main() -> None:
     )
     parser.add_argument("--option", action="append", default=[], help="for every simulator, such as --option=--quiet")
     options = parser.parse_args()
+    if OPTION in options.option:
+        parser.error(f"--option: {OPTION} hides the ranks' CPU seconds from who started them; use benchmarks.start_up")
     out = out_of(options.out, options.quick)
     console = Console() if sys.stdout.isatty() else Console(width=130)
     root, repeats = str(Path(options.root).resolve()), 1 if options.quick else options.repeats

@@ -4,7 +4,7 @@
 
 Starts, one by one and REPEATS times over: RANKS processes under mpirun that import torch, h5py and mpi4py; RANKS
 ranks of a tiny run; and the same with `--share-imports`. Wall seconds count to the moment when every one has what it
-needs: has met the others after the imports, or has begun round 0. CPU seconds are of every process of the job from its
+needs: has met the others after the imports, or begins round 0. CPU seconds are of every process of the job from its
 first to its last, and memory is the sum of the proportional set sizes (PSS) of all of them at that moment. The
 processes wait then until they are told to go on, so that nothing else is measured.
 
@@ -32,26 +32,31 @@ PR_SET_CHILD_SUBREAPER = 36
 PATIENCE_S = 300.0
 # The jobs.
 IMPORTS_ONLY, RUN, SHARED = "imports only", "a run", "a run with --share-imports"
-# Each process says that it is there, and waits for the word to go on; a model is the first thing that a round calls.
+# Each process says that it is there, and waits for the word to go on.
 WAITING = """
 import os, pathlib, time
-from torch import nn
 
 def arrive():
     folder = pathlib.Path(os.environ["START_UP_FOLDER"])
     (folder / f"there-{os.getpid()}").touch()
     while not (folder / "go").exists():
         time.sleep(0.02)
+"""
+# A module of a user's model is imported by every rank: this one makes rounds wait before they begin.
+WAITING_ROUNDS = """
+from torch import nn
+from fedh2l_mpi.simulation import Simulation
+from waiting import arrive
 
-class Waits(nn.Module):
+class Model(nn.Sequential):
     def __init__(self, channels, side, classes):
-        super().__init__()
-        self.layer, self.waited = nn.Linear(channels * side * side, classes), False
-    def forward(self, images):
-        if not self.waited:
-            self.waited = True
-            arrive()
-        return self.layer(images.flatten(1))
+        super().__init__(nn.Flatten(), nn.Linear(channels * side * side, classes))
+
+def waiting_round(simulation, round_index, do=Simulation._round):
+    arrive()
+    do(simulation, round_index)
+
+Simulation._round = waiting_round
 """
 IMPORTS = "import torch, h5py, mpi4py.MPI as mpi; mpi.COMM_WORLD.Barrier(); import waiting; waiting.arrive()"
 
@@ -88,6 +93,7 @@ def measure(command: Sequence[str], ranks: int) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "waiting.py").write_text(WAITING)
+        (folder / "waiting_rounds.py").write_text(WAITING_ROUNDS)
         paths = [name, str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environ = {**os.environ, "START_UP_FOLDER": name, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         before, begin = os.times(), time.monotonic()
@@ -120,7 +126,7 @@ def measure_all(mpirun: Sequence[str], ranks: int, repeats: int) -> dict[str, li
     # As an installation leaves it: where PYTHONDONTWRITEBYTECODE is set, every rank would compile the package anew.
     compileall.compile_dir(HERE.parent / "fedh2l_mpi", quiet=1)
     launcher = [*mpirun, "-n", str(ranks), sys.executable]
-    settings = ["--set", f"participants={ranks}", "--set", "models=[waiting:Waits]", "--set", "rounds=1"]
+    settings = ["--set", f"participants={ranks}", "--set", "models=[waiting_rounds:Model]", "--set", "rounds=1"]
     settings += ["--set", "data.partition.samples_per_participant=40", "--set", "exchange.deadline_s=600"]
     run = [*launcher, "-m", "fedh2l_mpi", *settings, "--quiet", "--out", "{folder}/run"]
     jobs = {IMPORTS_ONLY: [*launcher, "-c", IMPORTS], RUN: run, SHARED: [*run, "--share-imports"]}
