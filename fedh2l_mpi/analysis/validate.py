@@ -46,7 +46,8 @@ PROGRAM_SECONDS = 30
 TOLERANCE, TOLERANCE_FLOAT32 = 1e-9, 1e-5
 OF_ARRAY = re.compile(r"array '\w+'")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# In rounds without evaluation, these and nothing else are NaN.
+# NaN, and nothing else is, in rounds that neither the config's schedule nor `accuracy_all` of every participant tells to
+# have been evaluated.
 EVALUATED = (
     *(name for name in DIMENSIONS if name.startswith(("accuracy", "calibration"))),
     "loss",
@@ -471,6 +472,9 @@ def _see_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], row
         return
     last = config.rounds - 1
     is_evaluated_R = ((rounds_R + 1) % config.evaluation.every == 0) | (rounds_R == last)
+    if "accuracy_all" in rows:
+        # A run that was made a longer one keeps the evaluation of its former last round.
+        is_evaluated_R |= ~np.isnan(rows["accuracy_all"]).any(axis=1)
     for name in EVALUATED:
         if name not in rows:
             continue
