@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import written_runs
 from conftest import launch
 from test_report import THREE, write
 
@@ -95,6 +96,19 @@ def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monke
     follower.look()
     assert not follower.problems
     assert (follower.rows, follower.sent, follower.accuracy_E) == (200, 600, [0.5] * 200)
+
+
+@pytest.mark.parametrize(("rounds", "pid"), [(5, 1), (9, 2)])
+def test_rounds_that_are_done_again_after_a_checkpoint_are_counted_once(tmp_path, rounds, pid):
+    begun = written_runs.write(tmp_path / "run", finished=8, state=None)
+    follower = live.Follower(begun / "metrics.h5")
+    follower.look()
+    assert (follower.rows, len(follower.accuracy_E), follower.sent) == (8, 2, 1600)
+    again = written_runs.write(tmp_path / "again", finished=rounds, state=None, pid=pid)
+    (again / "metrics.h5").replace(begun / "metrics.h5")
+    follower.look()
+    assert (follower.rows, len(follower.round_seconds), follower.sent) == (rounds, rounds, 200 * rounds)
+    assert len(follower.accuracy_E) == rounds // 4
 
 
 def test_watching_a_finished_run_ends_with_its_state(tmp_path):
