@@ -19,7 +19,7 @@ from fedh2l_mpi.analysis import summary as numbers
 from fedh2l_mpi.analysis.runs import Run, look_at
 from fedh2l_mpi.console import size
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State
+from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State, slowest_rank_seconds
 from fedh2l_mpi.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -105,10 +105,7 @@ class Follower:
                 self.accuracy_E.append(numbers.mean(accuracy_P))
                 self.lowest, self.highest = float(np.nanmin(accuracy_P)), float(np.nanmax(accuracy_P))
             self.sent += float(np.nansum(new["bytes_sent"], dtype=float)) / run.participants
-            busy_RP = np.nan_to_num(np.stack([new[name] for name in TIMINGS])).sum(axis=0)
-            # The participants of a rank take turns.
-            by_rank = [busy_RP[:, new["rank"] == rank].sum(axis=1) for rank in np.unique(new["rank"])]
-            self.round_seconds += np.max(by_rank, axis=0).tolist()
+            self.round_seconds += slowest_rank_seconds([new[name] for name in TIMINGS], new["rank"]).tolist()
             self.seconds = {name.removeprefix("seconds_"): numbers.mean(new[name][-1]) for name in TIMINGS}
             self.losses = {name: numbers.mean(new[name][-1]) for name in LOSSES}
         self.rows = run.metrics.rounds

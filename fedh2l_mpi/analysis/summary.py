@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.runs import Run
-from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS
+from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
 PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)
 # At chance: no more than this part of the way from guessing to always being right.
@@ -46,7 +46,7 @@ class Summary:
     accuracy_PD : float64 (P, D)
         At the last evaluation.
     seconds : float
-        In the rounds of the slowest rank.
+        In the rounds of the slowest rank; what is not known of them counts as nothing, unless all is.
     warnings : sequence of str
         What looks wrong with the learning.
     problems : sequence of str
@@ -79,8 +79,13 @@ class Summary:
     @property
     def waiting_share(self) -> float:
         """Share of all time that was spent on waiting for messages."""
-        total = sum(self.phase_seconds.values())
-        return self.phase_seconds["wait"] / total if total > 0 else math.nan
+        return self.share("wait")
+
+    def share(self, phase: str) -> float:
+        """Share of all known time that was spent in a phase."""
+        seconds = self.phase_seconds
+        total = float(np.nansum(list(seconds.values())))
+        return seconds[phase] / total if total > 0 else math.nan
 
 
 def summarise(run: Run, baseline: Run | None = None) -> Summary:
@@ -111,10 +116,8 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
     evaluated = len(run.evaluated_E) > 0
     shape = (run.participants, len(measured["domain"]))
     accuracy_PD = measured.of_round("accuracy", run.evaluated_E[-1]) if evaluated else np.full(shape, math.nan)
-    busy_P = np.sum([participants[name] for name in TIMINGS], axis=0)
-    # The participants of a rank take turns.
-    ranks_P = measured["rank"]
-    seconds = max((float(busy_P[ranks_P == rank].sum()) for rank in np.unique(ranks_P)), default=math.nan)
+    phases = [participants[name] for name in TIMINGS]
+    seconds = math.nan if np.isnan(phases).all() else float(slowest_rank_seconds(phases, measured["rank"]))
     return Summary(
         run.name,
         str(run.state),

@@ -46,8 +46,8 @@ PROGRAM_SECONDS = 30
 TOLERANCE, TOLERANCE_FLOAT32 = 1e-9, 1e-5
 OF_ARRAY = re.compile(r"array '\w+'")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# NaN, and nothing else is, in rounds that neither the config's schedule nor `accuracy_all` of every participant tells to
-# have been evaluated.
+# In rounds without evaluation, these and nothing else are NaN: rounds that the config does not have evaluated, and in
+# which `accuracy_all` is not known of every participant either.
 EVALUATED = (
     *(name for name in DIMENSIONS if name.startswith(("accuracy", "calibration"))),
     "loss",

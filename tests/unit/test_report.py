@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import written_runs
 from conftest import launch
 from rich.console import Console
 
@@ -192,6 +193,18 @@ def test_csv_and_json_have_all_numbers_in_full(tmp_path):
     assert run["units"]["bytes_sent"] == "byte"
 
 
+def test_times_are_told_before_the_first_evaluation(tmp_path):
+    path = written_runs.write(tmp_path / "run", finished=2, state="stopped")
+    measured, told = metrics.read(path / "metrics.h5"), summarised(path)
+    spent = {phase: np.nansum(measured[f"seconds_{phase}"]) for phase in summary.PHASES}
+    assert spent["evaluate"] == 0.0
+    assert told.seconds == pytest.approx(sum(spent.values())), "one rank hosts all"
+    assert told.waiting_share == pytest.approx(spent["wait"] / told.seconds)
+    shares = {row[0]: row[2] for row in report.phase_table(told).rows}
+    assert shares["evaluate"] == "-"
+    assert shares["local"] == f"{100 * spent['local'] / told.seconds:.1f} %"
+
+
 def test_an_empty_run_and_a_single_participant_are_reported(tmp_path):
     alone = summarised(write(tmp_path / "alone", [[0.5]]))
     assert "accuracy by domain" not in shown([alone])
@@ -204,6 +217,7 @@ def test_an_empty_run_and_a_single_participant_are_reported(tmp_path):
             file[name].resize(0, axis=0)
     told = summarised(empty)
     assert told.after == 0
+    assert np.isnan(told.seconds)
     assert "no round has been evaluated yet: no accuracies" in told.warnings
     for render in (report.as_markdown, report.as_csv, report.as_json, shown):
         assert render([told, alone])
