@@ -181,7 +181,8 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     _give(compare.render(compared, options.format), options.out, "comparison")
     if options.plot is not None:
-        compare.plot(compared, options.plot)
+        for note in compare.plot(compared, options.plot):
+            print(f"note: {note}", file=sys.stderr)
         print(f"plot: {options.plot}")
     return 0
 

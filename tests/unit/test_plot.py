@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import figures
-from fedh2l_mpi.analysis.figures import domains, graph, phases, reliability, style, traffic
+from fedh2l_mpi.analysis.figures import domains, graph, overlaid, phases, reliability, style, traffic
 from fedh2l_mpi.analysis.runs import Run
 from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.errors import UserError
@@ -333,6 +334,17 @@ def test_the_runs_of_a_sweep_are_laid_over_each_other(tmp_path, rows):
     many = {f"row {i} & $x$": [outcome(seed, [0.1 * seed, 0.2 * seed], i) for seed in range(3)] for i in range(rows)}
     figures.overlay({**many, "none yet": []}, "A title", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_heading_speaks_of(tmp_path, monkeypatch):
+    figure = []
+    monkeypatch.setattr(overlaid, "save", lambda drawn, out: figure.append(drawn))
+    rows = {name: [outcome(seed, [0.2 + 0.1 * seed]) for seed in range(seeds)] for name, seeds in (("a", 2), ("b", 3))}
+    figures.overlay(rows, "", tmp_path / "curves.png")
+    assert figure[0].get_suptitle() == "mean over 2 to 3 seeds (band: lowest to highest)"
+    lines = [shape for shape in figure[0].axes[0].collections if isinstance(shape, LineCollection)]
+    ends = [line.get_segments()[0][:, 1] for line in lines]
+    np.testing.assert_allclose(ends, [[0.2, 0.3], [0.2, 0.4]])
 
 
 def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
