@@ -45,8 +45,7 @@ class Run:
     @property
     def name(self) -> str:
         """What a person calls it: the run directory's name, or the file's where that has another name than usual."""
-        usual = self.path.name == RunDirectory(self.path.parent).metrics.name
-        return self.path.absolute().parent.name if usual else self.path.stem
+        return name_of(self.path)
 
     @property
     def problems(self) -> Sequence[str]:
@@ -89,6 +88,30 @@ class Run:
     def close(self) -> None:
         """Close the file."""
         self.metrics.close()
+
+
+def name_of(file: Path) -> str:
+    """`Run.name` of the run with this metrics file."""
+    return file.absolute().parent.name if _has_usual_name(file) else file.stem
+
+
+def unique_names(files: Sequence[Path]) -> list[str]:
+    """Names of runs; where two share one, with as many of the folders above as it takes to tell them apart."""
+    paths = [file.absolute().parent if _has_usual_name(file) else file.absolute() for file in files]
+    names = [name_of(file) for file in files]
+    longest = max((len(path.parts) for path in paths), default=0)
+    for depth in range(2, longest + 1):
+        if len(set(names)) == len(names):
+            break
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(path.parts[-depth:]) if name in twice else name for name, path in zip(names, paths, strict=True)
+        ]
+    return names
+
+
+def _has_usual_name(file: Path) -> bool:
+    return file.name == RunDirectory(file.parent).metrics.name
 
 
 def look_at(path: Path) -> Run:
