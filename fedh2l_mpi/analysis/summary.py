@@ -122,7 +122,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
         run.name,
         str(run.state),
         dict(_facts(run)),
-        run.after(run.evaluated_E[-1]) if evaluated else 0,
+        _after(run),
         participants,
         accuracy_PD,
         measured.texts("domain_name"),
@@ -172,6 +172,11 @@ def _last_evaluation(run: Run) -> dict[str, NDArray[np.float64]]:
     if len(run.evaluated_E) == 0:
         return {name: np.full(run.participants, math.nan) for name in names}
     return {name: run.metrics[name][run.evaluated_E[-1]] for name in names}
+
+
+def _after(run: Run) -> int:
+    """How many rounds had finished at the last evaluation; 0: there was none."""
+    return run.after(run.evaluated_E[-1]) if len(run.evaluated_E) else 0
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -306,6 +311,14 @@ def _compared(
     ]
     if unlike:
         warnings.append(f"the baseline {baseline.name} differs in {' and '.join(unlike)}: gains are not paired")
+    if baseline.state.word != "complete":
+        warnings.append(f"the baseline {baseline.name} is unfinished: {baseline.state}")
+    after, theirs_after = _after(run), _after(baseline)
+    if after and theirs_after and after != theirs_after:
+        warnings.append(
+            f"the baseline {baseline.name} was last evaluated after {theirs_after} rounds, this run after {after}: "
+            "gains are over unlike training"
+        )
     if baseline.participants != run.participants:
         warnings.append(
             f"the baseline {baseline.name} has {baseline.participants} participants, this run {run.participants}: gain "

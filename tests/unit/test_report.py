@@ -4,14 +4,16 @@ import csv
 import io
 import json
 
+import h5py
 import numpy as np
 import pytest
 import written_runs
 from conftest import launch
 from rich.console import Console
 
-from fedh2l_mpi import config_file, metrics
-from fedh2l_mpi.analysis import report, runs, summary
+from fedh2l_mpi import config_file, metrics, offline
+from fedh2l_mpi.analysis import compare as comparing
+from fedh2l_mpi.analysis import page, report, runs, summary
 from fedh2l_mpi.errors import UserError
 
 NAN = np.nan
@@ -145,6 +147,19 @@ def test_gain_and_negative_transfer_are_told_participant_by_participant(tmp_path
     assert any("has 1 participants, this run 3" in line for line in unlike.warnings)
 
 
+def test_a_baseline_of_other_rounds_or_without_an_end_is_warned_of(tmp_path):
+    ours = written_runs.write(tmp_path / "ours", rounds=4)
+    longer = summarised(ours, written_runs.write(tmp_path / "longer", rounds=8))
+    assert (
+        "the baseline longer was last evaluated after 8 rounds, this run after 4: gains are over unlike training"
+        in longer.warnings
+    )
+    stopped = summarised(ours, written_runs.write(tmp_path / "stopped", rounds=8, finished=5, state="stopped"))
+    assert [line for line in stopped.warnings if "baseline stopped" in line] == [
+        "the baseline stopped is unfinished: stopped before round 5: 5 of 8 rounds finished"
+    ]
+
+
 def test_what_looks_wrong_is_warned_of(tmp_path):
     told = summarised(write(tmp_path / "run", [[0.9, 0.5], [0.1, 0.2], [0.7, 0.5]], state="stopped", planned=9))
     assert told.warnings == [
@@ -210,7 +225,6 @@ def test_an_empty_run_and_a_single_participant_are_reported(tmp_path):
     assert "accuracy by domain" not in shown([alone])
     empty = tmp_path / "empty"
     write(empty, [[0.5, 0.5]])
-    import h5py
 
     with h5py.File(empty / "metrics.h5", "r+") as file:
         for name in ("round", *(name for name, dims in metrics.DIMENSIONS.items() if dims[0] == "round")):
@@ -231,6 +245,48 @@ def test_the_commands_say_where_they_wrote_and_what_is_wrong(tmp_path):
     ended = launch(["report", str(tmp_path / "nothing")])
     assert ended.code == 2
     assert ended.err.startswith(f"fedh2l_mpi: error: {tmp_path}/nothing: no run there")
+
+
+def said(capsys, *words):
+    """What a command wrote to standard output and to standard error."""
+    assert offline.execute(offline.parse(words[0], list(map(str, words[1:])), True)) == 0
+    return capsys.readouterr()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    for folder in ("A", "B"):
+        write(tmp_path / folder / "x", THREE)
+    out = said(capsys, "report", tmp_path, "--format", "csv").out
+    assert {row["run"] for row in csv.DictReader(io.StringIO(out))} == {"A/x", "B/x"}
+    out = said(capsys, "report", tmp_path, "--format", "markdown").out
+    assert "\n| A/x |" in out
+    assert "\n## B/x" in out
+
+
+def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(page, "build", lambda looked, summaries, out: None)
+    monkeypatch.setattr(comparing, "plot", lambda compared, out: [])
+    run = write(tmp_path / "run", THREE)
+    told = said(capsys, "report", run, "--html", "p.html", "--format", "json")
+    assert (json.loads(told.out)[0]["name"], told.err) == ("run", "page: p.html\n")
+    assert said(capsys, "report", run, "--html", "p.html").out == "page: p.html\n"
+    told = said(capsys, "compare", run, "--format", "csv", "--plot", "c.png")
+    assert (told.out[:6], told.out.count("\n"), told.err) == ("group,", 2, "plot: c.png\n")
+
+
+def test_a_report_of_many_runs_has_one_of_them_open_at_a_time(tmp_path, capsys, monkeypatch):
+    for name in "abc":
+        write(tmp_path / name, [[0.5]])
+    looked, is_open = runs.look_at, []
+
+    def look_at(path):
+        is_open.append(h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE))
+        return looked(path)
+
+    monkeypatch.setattr(runs, "look_at", look_at)
+    said(capsys, "report", tmp_path)
+    assert len(is_open) == 3
+    assert len(set(is_open)) == 1
 
 
 def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
