@@ -292,7 +292,8 @@ def _give(text: str, out: Path | None, what: str) -> None:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[TextIO]:
     try:
-        with path.open("w", encoding="utf-8") as file:
+        # A run directory's name need not be UTF-8.
+        with path.open("w", encoding="utf-8", errors="replace") as file:
             yield file
     except OSError as error:
         raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import summary as numbers
-from fedh2l_mpi.analysis.runs import Run, look_at
+from fedh2l_mpi.analysis.runs import Run, look_at, readable
 from fedh2l_mpi.console import size
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State, slowest_rank_seconds
@@ -152,13 +152,15 @@ def pause_s(interval_s: float, took_s: float) -> float:
 
 def _appeared(path: Path, interval_s: float) -> Path:
     """The metrics file, once it is there: a queued job makes it when it starts."""
-    file = path if path.suffix == ".h5" else RunDirectory(path).metrics
-    if not file.parent.exists() and not file.parent.parent.exists():
-        raise UserError(f"{path}: no such directory")
-    if not file.exists():
-        print(f"waiting for {file}", flush=True)
-    while not file.exists():
-        time.sleep(interval_s)
+    with readable(path):
+        # A file of another name is looked at, too, and its complaint told: as a directory it would never appear.
+        file = path if path.suffix == ".h5" or path.is_file() else RunDirectory(path).metrics
+        if not file.parent.exists() and not file.parent.parent.exists():
+            raise UserError(f"{path}: no such directory")
+        if not file.exists():
+            print(f"waiting for {file}", flush=True)
+        while not file.exists():
+            time.sleep(interval_s)
     return file
 
 

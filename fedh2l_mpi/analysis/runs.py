@@ -3,9 +3,10 @@
 Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 """
 
+import contextlib
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,12 +138,22 @@ def look_at(path: Path) -> Run:
 
 def metrics_file(path: Path) -> Path:
     """The metrics file of a run directory, or the path itself."""
-    if path.is_dir():
-        file = RunDirectory(path).metrics
-        if not file.exists():
-            raise UserError(f"{path}: holds no run ({file.name} is not there)")
-        return file
-    return path
+    with readable(path):
+        if path.is_dir():
+            file = RunDirectory(path).metrics
+            if not file.exists():
+                raise UserError(f"{path}: holds no run ({file.name} is not there)")
+            return file
+        return path
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Tell of a directory without permission, or a name that is too long, by the path that was given."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def find(patterns: Sequence[str]) -> list[Path]:
@@ -151,12 +162,13 @@ def find(patterns: Sequence[str]) -> list[Path]:
     Raises
     ------
     UserError
-        If one of them leads to no run.
+        If one of them leads to no run, or cannot be read.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
-        files = [file for path in paths for file in _below(path)]
+        with readable(pattern):
+            paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
+            files = [file for path in paths for file in _below(path)]
         if not files:
             raise UserError(f"{pattern}: no run there; give run directories, metrics files, or folders that hold runs")
         found |= dict.fromkeys(files)

@@ -14,9 +14,9 @@ import pytest
 from test_report import THREE, write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import open_run, runs, summary, validate
+from fedh2l_mpi.analysis import open_run, open_runs, runs, summary, validate
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import opening
+from fedh2l_mpi.metrics import opening, reader
 
 # In a process of its own, which a damaged file may crash or stop for ever; the last seed told is the culprit.
 FUZZ = """
@@ -130,6 +130,15 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path):
             runs.look_at(tmp_path / f"{name}.h5")
         (finding,) = validate.validate(tmp_path / f"{name}.h5", programs=False)
         assert finding.level == "error"
+
+
+def test_what_the_system_says_of_a_file_is_told_in_its_words(sound, monkeypatch):
+    def full(path):
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(reader, "open_for_reading", full)
+    with pytest.raises(UserError, match="cannot be read as HDF5: Too many open files$"):
+        open_runs(sound)
 
 
 WRITER = """

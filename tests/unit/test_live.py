@@ -12,6 +12,7 @@ from conftest import launch
 from test_report import THREE, write
 
 from fedh2l_mpi.analysis import live
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import reader
 from fedh2l_mpi.metrics.opening import open_for_reading
 
@@ -118,6 +119,13 @@ def test_watching_a_finished_run_ends_with_its_state(tmp_path):
     assert ended.out == "complete, 4 rounds, all-domain accuracy 0.667, 400 B sent\n"
     ended = launch(["watch", str(tmp_path / "no" / "run")], timeout=30)
     assert (ended.code, ended.err) == (2, f"fedh2l_mpi: error: {tmp_path}/no/run: no such directory\n")
+
+
+def test_a_file_of_another_name_is_looked_at_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(live.time, "sleep", lambda seconds: None if seconds < 1 else pytest.fail("it waits"))
+    (tmp_path / "notes").write_text("no HDF5")
+    with pytest.raises(UserError, match="notes: cannot be read as HDF5"):
+        live.follow(tmp_path / "notes", interval_s=2.0)
 
 
 def test_a_curve_is_a_bar_for_each_value_or_group_of_values():

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from fedh2l_mpi import config_file, metrics, offline
 from fedh2l_mpi.analysis import compare as comparing
-from fedh2l_mpi.analysis import page, report, runs, summary
+from fedh2l_mpi.analysis import live, page, report, runs, summary
 from fedh2l_mpi.errors import UserError
 
 NAN = np.nan
@@ -263,6 +265,12 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     assert "\n## B/x" in out
 
 
+def test_a_run_whose_name_is_no_utf_8_is_reported(tmp_path, capsys):
+    run = write(tmp_path / os.fsdecode(b"\xe9t\xe9"), THREE)
+    said(capsys, "report", run, "--format", "csv", "--out", tmp_path / "report.csv")
+    assert "\n?t?," in (tmp_path / "report.csv").read_text()
+
+
 def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(page, "build", lambda looked, summaries, out: None)
     monkeypatch.setattr(comparing, "plot", lambda compared, out: [])
@@ -296,3 +304,12 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
     assert runs.find([str(tmp_path / "[b]"), str(tmp_path)])[0].parent.name == "b"
     with pytest.raises(UserError, match="no run there; give run directories"):
         runs.find([str(tmp_path / "x*")])
+
+
+@pytest.mark.parametrize(
+    "of",
+    [lambda name: runs.find([name]), lambda name: runs.look_at(Path(name)), lambda name: live.follow(Path(name), 0.1)],
+)
+def test_what_the_system_refuses_to_look_at_is_told_with_its_reason(of):
+    with pytest.raises(UserError, match=r"^n{300}: cannot be read: File name too long$"):
+        of("n" * 300)

@@ -3,6 +3,7 @@
 Shape letters: P participants, D domains.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -93,6 +94,9 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
     UserError
         If jinja2 is missing, or the file cannot be written.
     """
+    # Unlike Path.is_dir, it raises nothing for a name that is too long.
+    if os.path.isdir(out):
+        raise UserError(f"--html: {out} is a directory, must be the name of a file")
     text = render(runs, summaries)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -100,7 +104,8 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(out)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(f"--html: {out} cannot be written: {error.strerror}") from None
 
 
