@@ -139,7 +139,7 @@ def _plot(options: argparse.Namespace) -> int:
     from fedh2l_mpi.analysis import figures
 
     names = options.figures or ["overview"]
-    named = options.out.suffix.removeprefix(".") if options.out else ""
+    named = options.out.suffix.removeprefix(".").lower() if options.out else ""
     if named in figures.ENDINGS and options.format not in (None, named):
         raise UserError(f"--format: got {options.format!r}, but --out ends in .{named}; give one of them")
     with _looked_at(options.run) as run:

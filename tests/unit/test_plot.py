@@ -12,7 +12,7 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 
-from fedh2l_mpi import metrics
+from fedh2l_mpi import metrics, offline
 from fedh2l_mpi.analysis import figures
 from fedh2l_mpi.analysis.figures import domains, graph, overlaid, phases, reliability, style, traffic
 from fedh2l_mpi.analysis.runs import Run
@@ -107,6 +107,9 @@ def test_a_file_is_what_its_ending_says(run, tmp_path):
     assert int.from_bytes(png[16:20]) == 1003
     assert svg.startswith("<?xml")
     assert "<text" not in svg
+    (path,) = figures.plot(run, ["bytes"], tmp_path / "picture", "svg").files
+    assert path == tmp_path / "picture.svg"
+    assert path.read_bytes() == (tmp_path / "plot.svg").read_bytes()
 
 
 def test_the_same_run_gives_the_same_file(run, tmp_path):
@@ -310,6 +313,10 @@ def test_a_run_that_has_not_finished_a_round_has_no_figure_but_its_graph(run, tm
 def test_what_cannot_be_asked_for_is_told(run, tmp_path):
     with pytest.raises(UserError, match=r"got 'grahp'; known: overview, .*did you mean 'graph'"):
         figures.draw(run, "grahp")
+    with pytest.raises(UserError, match="got 'grahp'; known: "):
+        figures.plot(run, ["all", "grahp"], tmp_path / "all")
+    with pytest.raises(UserError, match="--format: got 'svg', but --out ends in .png"):
+        offline.execute(offline.parse("plot", ["run", "--format", "svg", "--out", "x.PNG"], True))
     with pytest.raises(UserError, match="got 20 mm, must be from 60 to 500"):
         figures.draw(run, "graph", 20)
     with pytest.raises(UserError, match=r"got ending 'docx', must be png, svg, pdf"):

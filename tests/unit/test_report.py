@@ -309,6 +309,7 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
 @pytest.mark.parametrize(
     "of",
     [lambda name: runs.find([name]), lambda name: runs.look_at(Path(name)), lambda name: live.follow(Path(name), 0.1)],
+    ids=["find", "look at", "watch"],
 )
 def test_what_the_system_refuses_to_look_at_is_told_with_its_reason(of):
     with pytest.raises(UserError, match=r"^n{300}: cannot be read: File name too long$"):

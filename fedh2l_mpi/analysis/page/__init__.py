@@ -286,7 +286,7 @@ def _participants(summary: Summary) -> dict[str, Any]:
     else:
         quantiles = [
             (label, "", "", [measure.show(report.quantile(named[measure.name], part)) for measure in measures])
-            for label, part in matrix.QUANTILES.items()
+            for label, part in report.QUANTILES.items()
         ]
         groups.append(("Quantiles, each column by itself", quantiles))
         accuracy_P = named["accuracy_all"]
@@ -332,7 +332,7 @@ def _matrix(run: Run, summary: Summary, accuracies: Matrix, scale: Scale) -> dic
         "summary": [
             (label, [_permille(value) for value in values])
             for label, values in zip(
-                ["mean"] if accuracies.is_numbered else matrix.QUANTILES,
+                ["mean"] if accuracies.is_numbered else report.QUANTILES,
                 accuracies.summary_SQD[-1].tolist(),
                 strict=True,
             )
