@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -78,14 +78,22 @@ def _report(options: argparse.Namespace) -> int:
         baseline = opened.enter_context(_looked_at(options.baseline)) if options.baseline else None
         # All forms but CSV have a place for what is wrong.
         tells = options.format == "csv"
-        looked = [opened.enter_context(_looked_at(path, tells)) for path in runs.find(options.runs)]
-        summaries = [summarise(run, baseline) for run in looked]
+        paths = runs.find(options.runs)
+        looked: list[Run] = []
+        summaries = []
+        for path, name in zip(paths, runs.unique_names(paths), strict=True):
+            with contextlib.ExitStack() as alone:
+                # A page asks its runs for more; else one file at a time is open, for a system allows only so many.
+                run = (alone if options.html is None else opened).enter_context(_looked_at(path, tells))
+                looked += [] if options.html is None else [run]
+                summaries.append(replace(summarise(run, baseline), name=name))
         if options.html is not None:
             from fedh2l_mpi.analysis import page
 
             page.build(looked, summaries, options.html)
-            print(f"page: {options.html}")
-            if options.out is None and options.format == "terminal":
+            prints_text = options.out is None and options.format != "terminal"
+            print(f"page: {options.html}", file=sys.stderr if prints_text else sys.stdout)
+            if options.out is None and not prints_text:
                 return 0
     if options.format != "terminal":
         text = {"markdown": report.as_markdown, "csv": report.as_csv, "json": report.as_json}[options.format](summaries)
@@ -131,7 +139,7 @@ def _plot(options: argparse.Namespace) -> int:
     from fedh2l_mpi.analysis import figures
 
     names = options.figures or ["overview"]
-    named = options.out.suffix.removeprefix(".") if options.out else ""
+    named = options.out.suffix.removeprefix(".").lower() if options.out else ""
     if named in figures.ENDINGS and options.format not in (None, named):
         raise UserError(f"--format: got {options.format!r}, but --out ends in .{named}; give one of them")
     with _looked_at(options.run) as run:
@@ -181,8 +189,10 @@ def _compare(options: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     _give(compare.render(compared, options.format), options.out, "comparison")
     if options.plot is not None:
-        compare.plot(compared, options.plot)
-        print(f"plot: {options.plot}")
+        for note in compare.plot(compared, options.plot):
+            print(f"note: {note}", file=sys.stderr)
+        # Not into the text on standard output, which may be CSV for another program.
+        print(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
     return 0
 
 
@@ -282,7 +292,8 @@ def _give(text: str, out: Path | None, what: str) -> None:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[TextIO]:
     try:
-        with path.open("w", encoding="utf-8") as file:
+        # A run directory's name need not be UTF-8.
+        with path.open("w", encoding="utf-8", errors="replace") as file:
             yield file
     except OSError as error:
         raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None

@@ -146,28 +146,39 @@ def render(comparison: Comparison, format: str) -> str:
     raise UserError(f"--format: got {format!r}; known: {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
 
 
-def plot(comparison: Comparison, out: Path, title: str = "") -> None:
-    """Write the groups' learning curves, one over the other.
+def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
+    """Write the groups' learning curves, one over the other, and give a note on each group that is not drawn.
 
     Raises
     ------
     UserError
-        If matplotlib is missing, or `out` cannot be written.
+        If no group can be drawn, matplotlib is missing, or `out` cannot be written.
     """
     from fedh2l_mpi.analysis.figures import overlay
 
-    overlay({group.label: _at_common_rounds(group.outcomes) for group in comparison.groups}, title, out)
+    runs_by_label = {group.label: _at_common_rounds(group.outcomes) for group in comparison.groups}
+    lacking = [label for label, runs in runs_by_label.items() if not runs]
+    if len(lacking) == len(runs_by_label):
+        raise UserError(
+            "--plot: nothing to draw: in no group were all runs evaluated in the same round; group also by what makes "
+            "their rounds differ"
+        )
+    overlay(runs_by_label, title, out)
+    return [f"the runs of {label} were never all evaluated in the same round: not drawn" for label in lacking]
 
 
 def _keys(found: Sequence[Finished], by: Sequence[str], ignore: Sequence[str]) -> list[str]:
     """The keys to group by."""
     settings = [run.settings for run in found]
-    ignored = grouping.named(ignore, "--ignore", settings)
+    ignored = set(grouping.named(ignore, "--ignore", settings))
     if by:
         asked = grouping.named(by, "--by", settings)
         if grouping.SEED in asked:
             raise UserError("--by seed: a group's numbers are means over its seeds; choose another key")
-        candidates = [key for key in grouping.differing(settings) if key in asked]
+        for name in by:
+            if ignored.issuperset(grouping.named([name], "--by", settings)):
+                raise UserError(f"--by {name!r}: --ignore has it, too; give it to one of them")
+        candidates = [key for key in grouping.differing(settings) if key in asked and key not in ignored]
         # A key that was asked for stays; of a section, those that say something new.
         return grouping.telling(settings, candidates, [key for key in candidates if key in by])
     candidates = [key for key in grouping.differing([run.counts for run in found]) if key not in ignored]

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.runs import Run, find, look_at
+from fedh2l_mpi.analysis.runs import Run, find, look_at, unique_names
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, SCALES
 
@@ -72,8 +72,9 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
     """
     xarray = require_xarray("open_runs")
     names = [name for name in DIMENSIONS if name not in LABELS and "edge" not in DIMENSIONS[name]]
-    left_out = [name for name in DIMENSIONS if name not in LABELS and name not in (names if only is None else only)]
-    unknown = [name for name in only or () if name not in names]
+    chosen = names if only is None else only
+    left_out = [name for name in DIMENSIONS if name not in LABELS and name not in chosen]
+    unknown = [name for name in chosen if name not in names]
     if unknown:
         raise UserError(f"open_runs: no array {unknown[0]!r} to stack; known: {', '.join(names)}")
     given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
@@ -82,7 +83,7 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
         for path in find([str(pattern) for pattern in given]):
             runs.append(look_at(path))
         places = {scale: _Places.of(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
-        arrays = {name: _stacked(name, runs, places) for name in only or names}
+        arrays = {name: _stacked(name, runs, places) for name in chosen}
         labels = {name: _stacked_label(name, runs, places) for name in LABELS}
         by_run = _by_run(runs)
         attributes = _common_attributes(runs) | {"left_out": ", ".join(left_out)}
@@ -90,7 +91,7 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
         for run in runs:
             run.close()
     scales = {name: (name, place.numbers, _described(name)) for name, place in places.items()}
-    by_run["run"] = ("run", np.array(_unique_names(runs)), {"long_name": "name of the run"})
+    by_run["run"] = ("run", np.array(unique_names([run.path for run in runs])), {"long_name": "name of the run"})
     return xarray.Dataset(arrays, {**scales, **labels, **by_run}, attributes)
 
 
@@ -246,19 +247,3 @@ def _common_attributes(runs: Sequence[Run]) -> dict[str, str | int]:
     }
     problems = [f"{run.path}: {problem}" for run in runs for problem in run.problems]
     return {**shared, "problems": "\n".join(problems)}
-
-
-def _unique_names(runs: Sequence[Run]) -> list[str]:
-    """Names of runs; where two share one, with as many of the folders above as it takes to tell them apart."""
-    paths = [run.path.absolute().parent if run.name == run.path.absolute().parent.name else run.path for run in runs]
-    names = [run.name for run in runs]
-    longest = max(len(path.absolute().parts) for path in paths)
-    for depth in range(2, longest + 1):
-        if len(set(names)) == len(names):
-            break
-        twice = {name for name in names if names.count(name) > 1}
-        names = [
-            "/".join(path.absolute().parts[-depth:]) if name in twice else name
-            for name, path in zip(names, paths, strict=True)
-        ]
-    return names

@@ -186,7 +186,9 @@ def _write_about(run: Run, folder: Path, rows_by_table: Mapping[_Table, int]) ->
             for table, rows in rows_by_table.items()
         },
     }
-    (folder / "about.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    # A folder's name need not be UTF-8.
+    (folder / "about.json").write_text(text, encoding="utf-8", errors="replace")
 
 
 def _tables(run: Run) -> list[_Table]:

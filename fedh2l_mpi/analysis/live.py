@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import summary as numbers
-from fedh2l_mpi.analysis.runs import Run, look_at
+from fedh2l_mpi.analysis.runs import Run, look_at, readable
 from fedh2l_mpi.console import size
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State
+from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State, slowest_rank_seconds
 from fedh2l_mpi.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -44,10 +44,13 @@ class Follower:
         All-domain accuracy, mean over participants, of every evaluated round.
     rows : int
         Rounds that have been read.
+    writer : tuple
+        Host and process that wrote them.
     """
 
     path: Path
     rows: int = 0
+    writer: tuple[str | int | None, ...] = ()
     accuracy_E: list[float] = field(default_factory=list)
     lowest: float = math.nan
     highest: float = math.nan
@@ -76,37 +79,33 @@ class Follower:
                     raise
             else:
                 try:
-                    new, state = self._read(run), run.state
+                    first = self._first(run.metrics)
+                    new, state = _read(run.metrics, first), run.state
                 finally:
                     run.close()
                 # What was met half-way is not taken: it is unknown only until it is read again.
                 if not run.problems or run.metrics.closed or not left:
-                    self._add(run, new, state)
+                    self._add(run, first, new, state)
                     break
             if left:
                 time.sleep(RETRY_S)
         return time.monotonic() - begin
 
-    def _read(self, run: Run) -> dict[str, NDArray[np.float64]]:
-        """What a look adds: the ranks, and arrays from the first round on that has not been read."""
-        measured = run.metrics
-        if measured.rounds <= self.rows:
-            return {}
-        names = ("accuracy_all", "bytes_sent", *TIMINGS, *LOSSES)
-        return {"rank": measured["rank"], **{name: _since(measured, name, self.rows) for name in names}}
+    def _first(self, measured: RunMetrics) -> int:
+        """The first round to read: 0 if the run went on from a checkpoint, after which rounds are done again."""
+        return self.rows if measured.rounds >= self.rows and _writer(measured) == self.writer else 0
 
-    def _add(self, run: Run, new: dict[str, NDArray[np.float64]], state: State) -> None:
-        self.title = self.title or _title(run)
+    def _add(self, run: Run, first: int, new: dict[str, NDArray[np.float64]], state: State) -> None:
+        self.title, self.writer = self.title or _title(run), _writer(run.metrics)
+        if first == 0:
+            self.accuracy_E, self.round_seconds, self.sent = [], [], 0.0
         if new:
             accuracy_RP = new["accuracy_all"]
             for accuracy_P in accuracy_RP[~np.isnan(accuracy_RP).all(axis=1)]:
                 self.accuracy_E.append(numbers.mean(accuracy_P))
                 self.lowest, self.highest = float(np.nanmin(accuracy_P)), float(np.nanmax(accuracy_P))
             self.sent += float(np.nansum(new["bytes_sent"], dtype=float)) / run.participants
-            busy_RP = np.nan_to_num(np.stack([new[name] for name in TIMINGS])).sum(axis=0)
-            # The participants of a rank take turns.
-            by_rank = [busy_RP[:, new["rank"] == rank].sum(axis=1) for rank in np.unique(new["rank"])]
-            self.round_seconds += np.max(by_rank, axis=0).tolist()
+            self.round_seconds += slowest_rank_seconds([new[name] for name in TIMINGS], new["rank"]).tolist()
             self.seconds = {name.removeprefix("seconds_"): numbers.mean(new[name][-1]) for name in TIMINGS}
             self.losses = {name: numbers.mean(new[name][-1]) for name in LOSSES}
         self.rows = run.metrics.rounds
@@ -153,13 +152,15 @@ def pause_s(interval_s: float, took_s: float) -> float:
 
 def _appeared(path: Path, interval_s: float) -> Path:
     """The metrics file, once it is there: a queued job makes it when it starts."""
-    file = path if path.suffix == ".h5" else RunDirectory(path).metrics
-    if not file.parent.exists() and not file.parent.parent.exists():
-        raise UserError(f"{path}: no such directory")
-    if not file.exists():
-        print(f"waiting for {file}", flush=True)
-    while not file.exists():
-        time.sleep(interval_s)
+    with readable(path):
+        # A file of another name is looked at, too, and its complaint told: as a directory it would never appear.
+        file = path if path.suffix == ".h5" or path.is_file() else RunDirectory(path).metrics
+        if not file.parent.exists() and not file.parent.parent.exists():
+            raise UserError(f"{path}: no such directory")
+        if not file.exists():
+            print(f"waiting for {file}", flush=True)
+        while not file.exists():
+            time.sleep(interval_s)
     return file
 
 
@@ -204,6 +205,18 @@ def curve(values: list[float]) -> str:
     """Values from 0 to 1 as bars, one character each; of many, means over neighbours."""
     pieces: list[NDArray[np.float64]] = np.array_split(np.array(values), min(CURVE, len(values)))
     return "".join(BARS[min(len(BARS) - 1, int(piece.mean() * len(BARS)))] for piece in pieces)
+
+
+def _writer(measured: RunMetrics) -> tuple[str | int | None, ...]:
+    return measured.attributes.get("host"), measured.attributes.get("pid")
+
+
+def _read(measured: RunMetrics, first: int) -> dict[str, NDArray[np.float64]]:
+    """What a look adds: the ranks, and arrays from round `first` on; nothing if there is no such round."""
+    if measured.rounds <= first:
+        return {}
+    names = ("accuracy_all", "bytes_sent", *TIMINGS, *LOSSES)
+    return {"rank": measured["rank"], **{name: _since(measured, name, first) for name in names}}
 
 
 def _since(measured: RunMetrics, name: str, first: int) -> NDArray[np.float64]:

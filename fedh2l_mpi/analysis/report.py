@@ -87,13 +87,13 @@ def cost_table(summary: Summary) -> Table:
 
 def phase_table(summary: Summary) -> Table:
     """Seconds in each phase."""
-    means, total = summary.phase_seconds, sum(summary.phase_seconds.values())
+    means = summary.phase_seconds
     all_P = {phase: summary.participants[f"seconds_{phase}"] for phase in PHASES}
     rows = [
         [
             phase,
             seconds(means[phase]),
-            percent(means[phase] / total if total else math.nan),
+            percent(summary.share(phase)),
             seconds(quantile(all_P[phase], 0.0)),
             seconds(quantile(all_P[phase], 1.0)),
         ]

@@ -3,9 +3,10 @@
 Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 """
 
+import contextlib
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +46,7 @@ class Run:
     @property
     def name(self) -> str:
         """What a person calls it: the run directory's name, or the file's where that has another name than usual."""
-        usual = self.path.name == RunDirectory(self.path.parent).metrics.name
-        return self.path.absolute().parent.name if usual else self.path.stem
+        return name_of(self.path)
 
     @property
     def problems(self) -> Sequence[str]:
@@ -91,6 +91,30 @@ class Run:
         self.metrics.close()
 
 
+def name_of(file: Path) -> str:
+    """`Run.name` of the run with this metrics file."""
+    return file.absolute().parent.name if _has_usual_name(file) else file.stem
+
+
+def unique_names(files: Sequence[Path]) -> list[str]:
+    """Names of runs; where two share one, with as many of the folders above as it takes to tell them apart."""
+    paths = [file.absolute().parent if _has_usual_name(file) else file.absolute() for file in files]
+    names = [name_of(file) for file in files]
+    longest = max((len(path.parts) for path in paths), default=0)
+    for depth in range(2, longest + 1):
+        if len(set(names)) == len(names):
+            break
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(path.parts[-depth:]) if name in twice else name for name, path in zip(names, paths, strict=True)
+        ]
+    return names
+
+
+def _has_usual_name(file: Path) -> bool:
+    return file.name == RunDirectory(file.parent).metrics.name
+
+
 def look_at(path: Path) -> Run:
     """A run, from its directory or its metrics file; also of one that is being written, or is damaged.
 
@@ -114,12 +138,22 @@ def look_at(path: Path) -> Run:
 
 def metrics_file(path: Path) -> Path:
     """The metrics file of a run directory, or the path itself."""
-    if path.is_dir():
-        file = RunDirectory(path).metrics
-        if not file.exists():
-            raise UserError(f"{path}: holds no run ({file.name} is not there)")
-        return file
-    return path
+    with readable(path):
+        if path.is_dir():
+            file = RunDirectory(path).metrics
+            if not file.exists():
+                raise UserError(f"{path}: holds no run ({file.name} is not there)")
+            return file
+        return path
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Tell of a directory without permission, or a name that is too long, by the path that was given."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def find(patterns: Sequence[str]) -> list[Path]:
@@ -128,12 +162,13 @@ def find(patterns: Sequence[str]) -> list[Path]:
     Raises
     ------
     UserError
-        If one of them leads to no run.
+        If one of them leads to no run, or cannot be read.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
-        files = [file for path in paths for file in _below(path)]
+        with readable(pattern):
+            paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
+            files = [file for path in paths for file in _below(path)]
         if not files:
             raise UserError(f"{pattern}: no run there; give run directories, metrics files, or folders that hold runs")
         found |= dict.fromkeys(files)

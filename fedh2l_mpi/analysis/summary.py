@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.runs import Run
-from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS
+from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
 PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)
 # At chance: no more than this part of the way from guessing to always being right.
@@ -46,7 +46,7 @@ class Summary:
     accuracy_PD : float64 (P, D)
         At the last evaluation.
     seconds : float
-        In the rounds of the slowest rank.
+        In the rounds of the slowest rank; what is not known of them counts as nothing, unless all is.
     warnings : sequence of str
         What looks wrong with the learning.
     problems : sequence of str
@@ -79,8 +79,13 @@ class Summary:
     @property
     def waiting_share(self) -> float:
         """Share of all time that was spent on waiting for messages."""
-        total = sum(self.phase_seconds.values())
-        return self.phase_seconds["wait"] / total if total > 0 else math.nan
+        return self.share("wait")
+
+    def share(self, phase: str) -> float:
+        """Share of all known time that was spent in a phase."""
+        seconds = self.phase_seconds
+        total = float(np.nansum(list(seconds.values())))
+        return seconds[phase] / total if total > 0 else math.nan
 
 
 def summarise(run: Run, baseline: Run | None = None) -> Summary:
@@ -111,15 +116,13 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
     evaluated = len(run.evaluated_E) > 0
     shape = (run.participants, len(measured["domain"]))
     accuracy_PD = measured.of_round("accuracy", run.evaluated_E[-1]) if evaluated else np.full(shape, math.nan)
-    busy_P = np.sum([participants[name] for name in TIMINGS], axis=0)
-    # The participants of a rank take turns.
-    ranks_P = measured["rank"]
-    seconds = max((float(busy_P[ranks_P == rank].sum()) for rank in np.unique(ranks_P)), default=math.nan)
+    phases = [participants[name] for name in TIMINGS]
+    seconds = math.nan if np.isnan(phases).all() else float(slowest_rank_seconds(phases, measured["rank"]))
     return Summary(
         run.name,
         str(run.state),
         dict(_facts(run)),
-        run.after(run.evaluated_E[-1]) if evaluated else 0,
+        _after(run),
         participants,
         accuracy_PD,
         measured.texts("domain_name"),
@@ -169,6 +172,11 @@ def _last_evaluation(run: Run) -> dict[str, NDArray[np.float64]]:
     if len(run.evaluated_E) == 0:
         return {name: np.full(run.participants, math.nan) for name in names}
     return {name: run.metrics[name][run.evaluated_E[-1]] for name in names}
+
+
+def _after(run: Run) -> int:
+    """How many rounds had finished at the last evaluation; 0: there was none."""
+    return run.after(run.evaluated_E[-1]) if len(run.evaluated_E) else 0
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -303,6 +311,14 @@ def _compared(
     ]
     if unlike:
         warnings.append(f"the baseline {baseline.name} differs in {' and '.join(unlike)}: gains are not paired")
+    if baseline.state.word != "complete":
+        warnings.append(f"the baseline {baseline.name} is unfinished: {baseline.state}")
+    after, theirs_after = _after(run), _after(baseline)
+    if after and theirs_after and after != theirs_after:
+        warnings.append(
+            f"the baseline {baseline.name} was last evaluated after {theirs_after} rounds, this run after {after}: "
+            "gains are over unlike training"
+        )
     if baseline.participants != run.participants:
         warnings.append(
             f"the baseline {baseline.name} has {baseline.participants} participants, this run {run.participants}: gain "

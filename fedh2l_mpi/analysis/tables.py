@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.console import size
-from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
+from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, RunMetrics, slowest_rank_seconds
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
 HEADINGS = {
@@ -65,16 +65,14 @@ def outcome(run: RunMetrics) -> Outcome:
         values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
-    seconds_P = sum(np.nansum(run[name], axis=0) for name, unit in UNITS.items() if unit == "s")
-    # The participants of a rank take turns.
-    seconds = max(float(seconds_P[run["rank"] == rank].sum()) for rank in np.unique(run["rank"]))
+    seconds = slowest_rank_seconds([np.nansum(run[name], axis=0) for name in TIMINGS], run["rank"])
     return Outcome(
         int(run.attributes["seed"]),
         values,
         run["round"][evaluated] + 1,
         accuracy_R[evaluated],
         run["bytes_sent"].mean(axis=1).cumsum()[evaluated],
-        seconds,
+        float(seconds),
         str(run.attributes.get("git_revision", "")),
     )
 

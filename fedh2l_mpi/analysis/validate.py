@@ -32,7 +32,7 @@ from fedh2l_mpi.metrics import (
 )
 from fedh2l_mpi.metrics.content import content_digest
 from fedh2l_mpi.metrics.opening import open_for_reading
-from fedh2l_mpi.metrics.reader import DAMAGE, is_absent
+from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
 from fedh2l_mpi.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ PROGRAM_SECONDS = 30
 TOLERANCE, TOLERANCE_FLOAT32 = 1e-9, 1e-5
 OF_ARRAY = re.compile(r"array '\w+'")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-# In rounds without evaluation, these and nothing else are NaN.
+# In rounds without evaluation, these and nothing else are NaN: rounds that the config does not have evaluated, and in
+# which `accuracy_all` is not known of every participant either.
 EVALUATED = (
     *(name for name in DIMENSIONS if name.startswith(("accuracy", "calibration"))),
     "loss",
@@ -185,7 +186,7 @@ def _check_schema(path: Path, closed: bool, report: _Report) -> None:
     try:
         file, _ = open_for_reading(path)
     except DAMAGE as error:
-        report.error("arrays", f"cannot be read as HDF5: {_line(error)}")
+        report.error("arrays", f"cannot be read as HDF5: {reason(error)}")
         return
     with file:
         sizes = {scale.name: _length(file, scale.name) for scale in SCALES}
@@ -199,7 +200,7 @@ def _check_schema(path: Path, closed: bool, report: _Report) -> None:
                 meaning = _text_attribute(array, "long_name")
                 wrong += _wrong_in_array(array, meaning, wanted, sizes, closed)
             except DAMAGE as error:
-                wrong.append(f"array {name!r} is missing or damaged: {_line(error)}")
+                wrong.append(f"array {name!r} is missing or damaged: {reason(error)}")
             else:
                 reworded += [name] if meaning and meaning != wanted.long_name else []
     report.verdict("arrays", wrong, f"{len(fields) - len(missing_since_added)} arrays with their dimensions and units")
@@ -471,6 +472,9 @@ def _see_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], row
         return
     last = config.rounds - 1
     is_evaluated_R = ((rounds_R + 1) % config.evaluation.every == 0) | (rounds_R == last)
+    if "accuracy_all" in rows:
+        # A run that was made a longer one keeps the evaluation of its former last round.
+        is_evaluated_R |= ~np.isnan(rows["accuracy_all"]).any(axis=1)
     for name in EVALUATED:
         if name not in rows:
             continue
@@ -557,7 +561,7 @@ def _check_content(run: Run, report: _Report) -> None:
             with file:
                 got = content_digest(file)
         except DAMAGE as error:
-            report.error("content", f"content_digest cannot be computed: {_line(error)}")
+            report.error("content", f"content_digest cannot be computed: {reason(error)}")
             return
         wrong = f"content_digest: got {got[:12]}..., must be {str(recorded)[:12]}...: a value has changed since"
         report.verdict("content", [wrong] if got != recorded else [], f"content_digest {got[:12]}... matches")
@@ -587,7 +591,7 @@ def print_unattached(path: str) -> None:
             try:
                 attached = [scale.name for scale in file[name].dims[axis].values()]
             except DAMAGE as error:
-                print(f"array {name!r}: scales of dimension {axis} are damaged: {_line(error)}")
+                print(f"array {name!r}: scales of dimension {axis} are damaged: {reason(error)}")
             else:
                 if attached != [f"/{dim}"]:
                     print(f"array {name!r}: got scales {attached} for dimension {axis}, must be {dim!r} alone")
@@ -624,7 +628,3 @@ def _ended(command: Sequence[str]) -> str:
         said = ended.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
         return _Failure(f"exit code {ended.returncode}: {said[0]}")
     return ended.stdout.decode(errors="replace")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split()) or type(error).__name__

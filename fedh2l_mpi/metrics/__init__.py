@@ -20,6 +20,7 @@ from fedh2l_mpi.metrics.schema import (
     row_width,
 )
 from fedh2l_mpi.metrics.state import State, state_of
+from fedh2l_mpi.metrics.timing import slowest_rank_seconds
 from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "read",
     "row_width",
     "rows_digest",
+    "slowest_rank_seconds",
     "state_of",
 ]

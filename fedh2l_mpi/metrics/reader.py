@@ -144,7 +144,7 @@ def _look(path: Path) -> RunMetrics:
         file, closed = open_for_reading(path)
         written_by = file.attrs.get("format")
     except DAMAGE as error:
-        raise UserError(f"{path}: cannot be read as HDF5: {_short(error)}") from None
+        raise UserError(f"{path}: cannot be read as HDF5: {reason(error)}") from None
     if written_by != FORMAT.encode():
         file.close()
         raise UserError(f"{path}: not a metrics file of fedh2l_mpi")
@@ -227,7 +227,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
                 if dims[0] == "round":
                     self._find_damage(name, shape[0])
                 else:
-                    self._problems.append(f"array {name!r} is damaged: {_short(error)}")
+                    self._problems.append(f"array {name!r} is damaged: {reason(error)}")
                     del self._datasets[name]
         unknown = np.broadcast_to(_unknown(name, kind), shape)
         rows = np.arange(shape[0])[key[0]]
@@ -252,7 +252,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             _ = dataset.shape[0], dataset.dtype.kind, dataset.chunks
         except DAMAGE as error:
             if name not in ADDED or not is_absent(self._file, name):
-                self._problems.append(f"array {name!r} is missing or damaged: {_short(error)}")
+                self._problems.append(f"array {name!r} is missing or damaged: {reason(error)}")
         else:
             self._datasets[name] = dataset
 
@@ -291,7 +291,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         try:
             numbers = np.asarray(self._datasets["round"][: len(expected)], dtype=np.int64)
         except DAMAGE as error:
-            self._problems.append(f"array 'round' is damaged: {_short(error)}")
+            self._problems.append(f"array 'round' is damaged: {reason(error)}")
             return None, expected
         present = np.flatnonzero(numbers == expected)
         if len(present) == len(expected):
@@ -343,6 +343,13 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
                 return
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what the system or h5py says in an error."""
+    # Where there is a number of the system's, that is the first argument; else the text is.
+    said = getattr(error, "strerror", None) or (str(error.args[0]) if error.args else "")
+    return (said.splitlines() or [type(error).__name__])[0]
+
+
 def is_absent(file: "h5py.File", name: str) -> bool:
     """Whether a file has nothing of this name; what cannot be told is there."""
     try:
@@ -378,24 +385,18 @@ def _attributes(file: "h5py.File", problems: list[str]) -> dict[str, str | int]:
     try:
         names = list(file.attrs)
     except DAMAGE as error:
-        problems.append(f"attributes cannot be read: {_short(error)}")
+        problems.append(f"attributes cannot be read: {reason(error)}")
         return attributes
     for name in names:
         try:
             attributes[name] = _plain(file.attrs[name])
         except DAMAGE as error:
-            problems.append(f"attribute {name!r} is damaged: {_short(error)}")
+            problems.append(f"attribute {name!r} is damaged: {reason(error)}")
     return attributes
 
 
 def _plain(value: Any) -> str | int:
     return value.decode() if isinstance(value, bytes) else int(value)
-
-
-def _short(error: BaseException) -> str:
-    """The first line of an error, without what h5py puts around it."""
-    text = (str(error.args[0]) if error.args else str(error)) or type(error).__name__
-    return text.splitlines()[0]
 
 
 def _ranges(numbers: NDArray[np.int64]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedh2l_mpi.metrics.reader import RunMetrics
 from fedh2l_mpi.metrics.schema import TIMINGS
+from fedh2l_mpi.metrics.timing import slowest_rank_seconds
 from fedh2l_mpi.processes import is_running, start_s
 
 # A file that nobody closed belongs to a run that goes on, unless it has been silent for this long.
@@ -66,5 +67,6 @@ def _goes_on(run: RunMetrics, path: Path) -> bool:
         return started_s is None or started_s < path.stat().st_mtime + CLOCKS_S
     # The last rounds are enough, and quick to read in a large file.
     last = (slice(-SILENT_ROUNDS, None),)
-    rounds_R = sum(np.nansum(run.part(name, last), axis=1) for name in TIMINGS) if run.rounds else np.zeros(1)
-    return time.time() - path.stat().st_mtime < max(SILENT_S, SILENT_ROUNDS * float(np.max(rounds_R)))
+    rounds_R = slowest_rank_seconds([run.part(name, last) for name in TIMINGS], run["rank"])
+    silent_s = SILENT_ROUNDS * float(np.max(rounds_R, initial=0.0))
+    return time.time() - path.stat().st_mtime < max(SILENT_S, silent_s)

@@ -39,11 +39,14 @@ def write(
     sent: int = 0,
     started: str = "2026-01-01T00:00:00+00:00",
     state: str = "complete",
-    evaluated: bool = True,
+    evaluated: bool | str = True,
     rounds: int = 2,
     revision: str = "0123456789",
 ) -> Path:
-    """A run of two participants whose all-domain accuracies in the last round have this mean."""
+    """A run of two participants whose all-domain accuracies in the last round have this mean.
+
+    Evaluated is every round, none, or "once", the last.
+    """
     config = load(None, [f"seed={seed}", "participants=2", f"rounds={rounds}", *overrides])
     attributes = {
         "config": config.to_yaml(), "seed": seed, "git_revision": revision, "started": started, "rounds_planned": 2,
@@ -54,7 +57,8 @@ def write(
     for number in range(rounds):
         level = accuracy if number == rounds - 1 else 0.1
         values = [{"accuracy_own": 0.9, "accuracy_all": level + sign * 0.05} for sign in (-1, 1)]
-        values = [{**row, "accuracy_worst": 0.2, "seconds_local": 1.0} if evaluated else {} for row in values]
+        is_evaluated = evaluated is True or (evaluated == "once" and number == rounds - 1)
+        values = [{**row, "accuracy_worst": 0.2, "seconds_local": 1.0} if is_evaluated else {} for row in values]
         rows = [metrics.pack_row({**row, "bytes_sent": sent, "bytes_received": sent}, [0.5], [1.0]) for row in values]
         writer.append(number, np.stack(rows))
     writer.close(state)
@@ -244,6 +248,10 @@ def test_by_and_ignore_choose_the_keys_and_what_is_mixed_is_said(tmp_path):
     ignoring = compare(paths, ignore=["optimizer"])
     assert [group.label for group in ignoring.groups] == ["topology.degree=2", "topology.degree=3"]
     assert ignoring.notes == []
+    assert len(compare(paths, by=["topology", "optimizer"], ignore=["topology.degree"]).groups) == 2
+    for ignored in ("topology", "topology.degree"):
+        with pytest.raises(UserError, match="--by 'topology.degree': --ignore has it, too"):
+            compare(paths, by=["optimizer", "topology.degree"], ignore=[ignored])
     with pytest.raises(UserError, match="--by 'topology.degre': no run's config.*did you mean 'topology.degree'"):
         compare(paths, by=["topology.degre"])
     with pytest.raises(UserError, match="--ignore 'optimiser'.*did you mean 'optimizer'"):
@@ -489,6 +497,17 @@ def test_the_groups_are_drawn_also_where_not_all_runs_were_evaluated_in_the_same
     longer = write(tmp_path / "longer", "method.name=independent", seed=9, rounds=3)
     comparing.plot(compare([*three_methods[:4], longer], ignore=["rounds"]), tmp_path / "groups.png")
     assert (tmp_path / "groups.png").stat().st_size > 10_000
+
+
+def test_a_group_that_cannot_be_drawn_is_told_and_none_at_all_is_refused(tmp_path):
+    for rounds in (3, 4):
+        write(tmp_path / f"{rounds}", rounds=rounds, seed=rounds, evaluated="once")
+    write(tmp_path / "other", "method.name=independent", rounds=3)
+    with pytest.raises(UserError, match="--plot: nothing to draw: in no group"):
+        comparing.plot(compare([tmp_path / "3", tmp_path / "4"], ignore=["rounds"]), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    notes = comparing.plot(compare(sorted(tmp_path.iterdir()), ignore=["rounds"]), tmp_path / "one.png")
+    assert notes == ["the runs of fedh2l were never all evaluated in the same round: not drawn"]
 
 
 def test_comparing_needs_neither_torch_nor_mpi_nor_matplotlib_and_scipy_only_for_intervals():

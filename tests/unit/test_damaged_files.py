@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -13,9 +14,9 @@ import pytest
 from test_report import THREE, write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import open_run, runs, summary, validate
+from fedh2l_mpi.analysis import open_run, open_runs, runs, summary, validate
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import opening
+from fedh2l_mpi.metrics import opening, reader
 
 # In a process of its own, which a damaged file may crash or stop for ever; the last seed told is the culprit.
 FUZZ = """
@@ -131,6 +132,15 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path):
         assert finding.level == "error"
 
 
+def test_what_the_system_says_of_a_file_is_told_in_its_words(sound, monkeypatch):
+    def full(path):
+        raise OSError(24, "Too many open files", str(path))
+
+    monkeypatch.setattr(reader, "open_for_reading", full)
+    with pytest.raises(UserError, match="cannot be read as HDF5: Too many open files$"):
+        open_runs(sound)
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -165,6 +175,17 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
     # Elsewhere, and silent for a day.
     elsewhere = metrics.RunMetrics({**attributes, "host": "elsewhere"}, alive.metrics.arrays, closed=False)
     assert metrics.state_of(elsewhere, alive.path).word == "crashed"
+
+
+@pytest.mark.parametrize(("rank", "word"), [([0, 0, 0, 0], "running"), ([0, 1, 2, 3], "crashed")])
+def test_a_run_elsewhere_is_given_up_after_twenty_rounds_of_its_slowest_rank(tmp_path, rank, word):
+    path = tmp_path / "metrics.h5"
+    path.touch()
+    os.utime(path, (0, time.time() - 1000))
+    arrays = {name: np.full((30, 4), 4.0) for name in metrics.TIMINGS} | {"round": np.arange(30)}
+    killed = metrics.RunMetrics({"host": "elsewhere"}, arrays | {"rank": np.array(rank)}, closed=False)
+    # A round takes a participant 20 s, and a rank 20 s or, of all four, 80 s: twenty rounds are 400 or 1,600 s.
+    assert metrics.state_of(killed, path).word == word
 
 
 ENDLESS = """

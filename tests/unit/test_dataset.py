@@ -164,6 +164,13 @@ def test_runs_of_other_sizes_are_joined_with_nan(tmp_path):
     assert runs["rounds"].values.tolist() == [4, 8]
 
 
+def test_of_no_arrays_there_are_the_labels(sound):
+    runs = open_runs(sound, only=[])
+    assert len(runs.data_vars) == 0
+    assert runs.architecture.values.tolist() == ["lenet5", "mlp", "cnn"]
+    assert "accuracy" in runs.attrs["left_out"].split(", ")
+
+
 def test_mistakes_are_told(tmp_path):
     write(tmp_path / "good")
     (tmp_path / "bad").mkdir()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import sys
 
@@ -156,6 +157,12 @@ def test_of_a_damaged_run_there_is_what_can_be_read(run_path, tmp_path, to):
         with xarray.open_dataset(tmp_path / "out") as data:
             assert data.bytes_sent.isnull().all()
             assert data["round"].values.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_run_whose_name_is_no_utf_8_is_exported(sound, tmp_path):
+    run_path = shutil.copytree(sound, tmp_path / os.fsdecode(b"\xe9t\xe9"))
+    exported(run_path, "csv")
+    assert json.loads((run_path / "metrics-csv" / "about.json").read_text())["source"].endswith("/?t?/metrics.h5")
 
 
 @pytest.mark.parametrize("to", ["csv", "netcdf"])

@@ -7,10 +7,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import written_runs
 from conftest import launch
 from test_report import THREE, write
 
 from fedh2l_mpi.analysis import live
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import reader
 from fedh2l_mpi.metrics.opening import open_for_reading
 
@@ -97,6 +99,22 @@ def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monke
     assert (follower.rows, follower.sent, follower.accuracy_E) == (200, 600, [0.5] * 200)
 
 
+@pytest.mark.parametrize(("rounds", "pid"), [(5, 1), (9, 2)])
+def test_rounds_that_are_done_again_after_a_checkpoint_are_counted_once(tmp_path, rounds, pid):
+    begun = written_runs.write(tmp_path / "run", finished=8, state=None)
+    follower = live.Follower(begun / "metrics.h5")
+    follower.look()
+    assert (follower.rows, len(follower.accuracy_E), follower.sent) == (8, 2, 1600)
+    # Done again, a round has other times; another seed stands for them.
+    again = written_runs.write(tmp_path / "again", finished=rounds, state=None, pid=pid, seed=1)
+    (again / "metrics.h5").replace(begun / "metrics.h5")
+    follower.look()
+    assert (follower.rows, follower.sent) == (rounds, 200 * rounds)
+    anew = live.Follower(begun / "metrics.h5")
+    anew.look()
+    assert (follower.accuracy_E, follower.round_seconds) == (anew.accuracy_E, anew.round_seconds)
+
+
 def test_watching_a_finished_run_ends_with_its_state(tmp_path):
     write(tmp_path / "run", THREE)
     ended = launch(["watch", str(tmp_path / "run")], timeout=30)
@@ -104,6 +122,13 @@ def test_watching_a_finished_run_ends_with_its_state(tmp_path):
     assert ended.out == "complete, 4 rounds, all-domain accuracy 0.667, 400 B sent\n"
     ended = launch(["watch", str(tmp_path / "no" / "run")], timeout=30)
     assert (ended.code, ended.err) == (2, f"fedh2l_mpi: error: {tmp_path}/no/run: no such directory\n")
+
+
+def test_a_file_of_another_name_is_looked_at_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(live.time, "sleep", lambda seconds: None if seconds < 1 else pytest.fail("it waits"))
+    (tmp_path / "notes").write_text("no HDF5")
+    with pytest.raises(UserError, match="notes: cannot be read as HDF5"):
+        live.follow(tmp_path / "notes", interval_s=2.0)
 
 
 def test_a_curve_is_a_bar_for_each_value_or_group_of_values():

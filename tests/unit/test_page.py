@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,5 +140,12 @@ def test_what_is_not_known_is_a_dash_and_said(tmp_path):
 @pytest.mark.usefixtures("no_plots")
 def test_a_page_that_cannot_be_written_is_told(tmp_path):
     run = runs.look_at(write(tmp_path / "run", THREE))
-    with pytest.raises(UserError, match="cannot be written"):
-        page.build([run], [summary.summarise(run)], tmp_path / "no" / "page.html")
+    for out, told in (
+        (tmp_path / "no" / "page.html", "cannot be written: No such file"),
+        (run.path / "page.html", "cannot be written: Not a directory"),
+        (tmp_path / ("n" * 255), "cannot be written: File name too long"),
+        (tmp_path, "is a directory, must be the name of a file"),
+        (Path(), "is a directory, must be the name of a file"),
+    ):
+        with pytest.raises(UserError, match=f"--html: .* {told}"):
+            page.build([run], [summary.summarise(run)], out)

@@ -3,14 +3,19 @@
 import csv
 import io
 import json
+import os
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import written_runs
 from conftest import launch
 from rich.console import Console
 
-from fedh2l_mpi import config_file, metrics
-from fedh2l_mpi.analysis import report, runs, summary
+from fedh2l_mpi import config_file, metrics, offline
+from fedh2l_mpi.analysis import compare as comparing
+from fedh2l_mpi.analysis import live, page, report, runs, summary
 from fedh2l_mpi.errors import UserError
 
 NAN = np.nan
@@ -144,6 +149,19 @@ def test_gain_and_negative_transfer_are_told_participant_by_participant(tmp_path
     assert any("has 1 participants, this run 3" in line for line in unlike.warnings)
 
 
+def test_a_baseline_of_other_rounds_or_without_an_end_is_warned_of(tmp_path):
+    ours = written_runs.write(tmp_path / "ours", rounds=4)
+    longer = summarised(ours, written_runs.write(tmp_path / "longer", rounds=8))
+    assert (
+        "the baseline longer was last evaluated after 8 rounds, this run after 4: gains are over unlike training"
+        in longer.warnings
+    )
+    stopped = summarised(ours, written_runs.write(tmp_path / "stopped", rounds=8, finished=5, state="stopped"))
+    assert [line for line in stopped.warnings if "baseline stopped" in line] == [
+        "the baseline stopped is unfinished: stopped before round 5: 5 of 8 rounds finished"
+    ]
+
+
 def test_what_looks_wrong_is_warned_of(tmp_path):
     told = summarised(write(tmp_path / "run", [[0.9, 0.5], [0.1, 0.2], [0.7, 0.5]], state="stopped", planned=9))
     assert told.warnings == [
@@ -192,18 +210,30 @@ def test_csv_and_json_have_all_numbers_in_full(tmp_path):
     assert run["units"]["bytes_sent"] == "byte"
 
 
+def test_times_are_told_before_the_first_evaluation(tmp_path):
+    path = written_runs.write(tmp_path / "run", finished=2, state="stopped")
+    measured, told = metrics.read(path / "metrics.h5"), summarised(path)
+    spent = {phase: np.nansum(measured[f"seconds_{phase}"]) for phase in summary.PHASES}
+    assert spent["evaluate"] == 0.0
+    assert told.seconds == pytest.approx(sum(spent.values())), "one rank hosts all"
+    assert told.waiting_share == pytest.approx(spent["wait"] / told.seconds)
+    shares = {row[0]: row[2] for row in report.phase_table(told).rows}
+    assert shares["evaluate"] == "-"
+    assert shares["local"] == f"{100 * spent['local'] / told.seconds:.1f} %"
+
+
 def test_an_empty_run_and_a_single_participant_are_reported(tmp_path):
     alone = summarised(write(tmp_path / "alone", [[0.5]]))
     assert "accuracy by domain" not in shown([alone])
     empty = tmp_path / "empty"
     write(empty, [[0.5, 0.5]])
-    import h5py
 
     with h5py.File(empty / "metrics.h5", "r+") as file:
         for name in ("round", *(name for name, dims in metrics.DIMENSIONS.items() if dims[0] == "round")):
             file[name].resize(0, axis=0)
     told = summarised(empty)
     assert told.after == 0
+    assert np.isnan(told.seconds)
     assert "no round has been evaluated yet: no accuracies" in told.warnings
     for render in (report.as_markdown, report.as_csv, report.as_json, shown):
         assert render([told, alone])
@@ -219,6 +249,54 @@ def test_the_commands_say_where_they_wrote_and_what_is_wrong(tmp_path):
     assert ended.err.startswith(f"fedh2l_mpi: error: {tmp_path}/nothing: no run there")
 
 
+def said(capsys, *words):
+    """What a command wrote to standard output and to standard error."""
+    assert offline.execute(offline.parse(words[0], list(map(str, words[1:])), True)) == 0
+    return capsys.readouterr()
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    for folder in ("A", "B"):
+        write(tmp_path / folder / "x", THREE)
+    out = said(capsys, "report", tmp_path, "--format", "csv").out
+    assert {row["run"] for row in csv.DictReader(io.StringIO(out))} == {"A/x", "B/x"}
+    out = said(capsys, "report", tmp_path, "--format", "markdown").out
+    assert "\n| A/x |" in out
+    assert "\n## B/x" in out
+
+
+def test_a_run_whose_name_is_no_utf_8_is_reported(tmp_path, capsys):
+    run = write(tmp_path / os.fsdecode(b"\xe9t\xe9"), THREE)
+    said(capsys, "report", run, "--format", "csv", "--out", tmp_path / "report.csv")
+    assert "\n?t?," in (tmp_path / "report.csv").read_text()
+
+
+def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(page, "build", lambda looked, summaries, out: None)
+    monkeypatch.setattr(comparing, "plot", lambda compared, out: [])
+    run = write(tmp_path / "run", THREE)
+    told = said(capsys, "report", run, "--html", "p.html", "--format", "json")
+    assert (json.loads(told.out)[0]["name"], told.err) == ("run", "page: p.html\n")
+    assert said(capsys, "report", run, "--html", "p.html").out == "page: p.html\n"
+    told = said(capsys, "compare", run, "--format", "csv", "--plot", "c.png")
+    assert (told.out[:6], told.out.count("\n"), told.err) == ("group,", 2, "plot: c.png\n")
+
+
+def test_a_report_of_many_runs_has_one_of_them_open_at_a_time(tmp_path, capsys, monkeypatch):
+    for name in "abc":
+        write(tmp_path / name, [[0.5]])
+    looked, is_open = runs.look_at, []
+
+    def look_at(path):
+        is_open.append(h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE))
+        return looked(path)
+
+    monkeypatch.setattr(runs, "look_at", look_at)
+    said(capsys, "report", tmp_path)
+    assert len(is_open) == 3
+    assert len(set(is_open)) == 1
+
+
 def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
     for name in ("b", "a", "a.unfinished-1"):
         write(tmp_path / name, [[0.5]])
@@ -226,3 +304,13 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
     assert runs.find([str(tmp_path / "[b]"), str(tmp_path)])[0].parent.name == "b"
     with pytest.raises(UserError, match="no run there; give run directories"):
         runs.find([str(tmp_path / "x*")])
+
+
+@pytest.mark.parametrize(
+    "of",
+    [lambda name: runs.find([name]), lambda name: runs.look_at(Path(name)), lambda name: live.follow(Path(name), 0.1)],
+    ids=["find", "look at", "watch"],
+)
+def test_what_the_system_refuses_to_look_at_is_told_with_its_reason(of):
+    with pytest.raises(UserError, match=r"^n{300}: cannot be read: File name too long$"):
+        of("n" * 300)

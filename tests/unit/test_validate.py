@@ -149,6 +149,7 @@ def replace(name, values):
     [
         (put("accuracy", 1.5, (3, 1, 0)), "accuracy of round 3, participant 1, domain 0: got 1.5, must be from 0 to 1"),
         (put("accuracy", 0.5, (4, 1, 0)), "accuracy of round 4, participant 1, domain 0: got 0.5, must be NaN in a"),
+        (put("accuracy_all", 0.5, (4, 1)), "accuracy_all of round 4, participant 1: got 0.5, must be NaN in a round"),
         (put("accuracy", np.nan, (7, 2, 1)), "domain 1: got nan, must be a number in a round with evaluation"),
         (put("loss_private", np.inf, (2, 0)), "loss_private of round 2, participant 0: got inf, must be >= 0"),
         (put("loss_private", np.nan, (2, 0)), "loss_private of round 2, participant 0: got nan, must be a number"),
@@ -204,6 +205,10 @@ def test_many_failures_of_one_check_are_one_line(tmp_path):
     assert out_of_range.startswith("accuracy_own of round 7, participant 0")
     assert out_of_range.endswith("must be from 0 to 1 (6 such)")
     assert not_own.endswith("(6 such)")
+
+
+def test_a_run_that_was_made_longer_is_valid_with_the_evaluation_of_its_former_last_round(tmp_path):
+    assert errors(rewritten(tmp_path / "run", lambda r: table(r, rounds=6 if r < 6 else 12))) == []
 
 
 def test_a_redrawn_graph_without_edges_leaves_no_degree(tmp_path):

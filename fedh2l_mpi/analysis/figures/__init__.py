@@ -106,7 +106,8 @@ def plot(
     """
     ending = checked_ending(ending, "plot")
     is_all = ALL in names
-    chosen = list(FIGURES) if is_all else [_kind(name).name for name in dict.fromkeys(names)]
+    asked = [_kind(name).name for name in dict.fromkeys(names) if name != ALL]
+    chosen = list(FIGURES) if is_all else asked
     if len(chosen) == 1:
         (name,) = chosen
         file = _file(run, name, out, ending)
@@ -144,7 +145,9 @@ def _file(run: Run, name: str, out: Path | None, ending: str) -> Path:
     usual = f"plot.{ending}" if name == OVERVIEW.name else f"plot-{name}.{ending}"
     if out is None:
         return run.path.parent / usual
-    return out / usual if out.is_dir() else out
+    if out.is_dir():
+        return out / usual
+    return out if out.suffix else out.with_name(f"{out.name}.{ending}")
 
 
 def _make(folder: Path) -> None:

@@ -58,9 +58,8 @@ def inline_svg(figure: "Figure", title: str) -> str:
         with matplotlib.rc_context({"svg.fonttype": "none"}):
             figure.savefig(text, format="svg", dpi=DPI, transparent=True, metadata={"Date": None})
     svg = text.getvalue()
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    assert box is not None
-    inner = svg[svg.index(">", box.end()) + 1 : svg.rindex("</svg>")]
+    box, _, rest = svg.partition('viewBox="')[2].partition('"')
+    inner = rest[rest.index(">") + 1 : rest.rindex("</svg>")]
     inner = re.sub(r"<!--.*?-->\n?", "", inner, flags=re.DOTALL)
     inner = re.sub(r"<metadata>.*?</metadata>\n?", "", inner, flags=re.DOTALL)
     # It would hold for the whole page; what it says is said once at the top instead.
@@ -77,7 +76,7 @@ def inline_svg(figure: "Figure", title: str) -> str:
     inner = re.sub(r'href="#', f'href="#{name}', inner)
     inner = inner.replace("url(#", f"url(#{name}")
     return (
-        f'<svg viewBox="{box.group(1)}" role="img" aria-label="{html.escape(title)}" fill="currentColor" '
+        f'<svg viewBox="{box}" role="img" aria-label="{html.escape(title)}" fill="currentColor" '
         f'stroke-linejoin="round" stroke-linecap="butt">{inner}</svg>'
     )
 

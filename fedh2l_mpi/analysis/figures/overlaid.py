@@ -65,15 +65,19 @@ def overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: Path)
                 if len(rows) <= BANDS and len(runs) > 1 and len(x_E):
                     low_E, high_E = shown_SE.min(axis=0), shown_SE.max(axis=0)
                     axes.fill_between(x_E, low_E, high_E, color=colour, alpha=0.12, lw=0)
+                    if len(x_E) == 1:  # a band of one point has no width
+                        axes.vlines(x_E, low_E, high_E, color=colour, alpha=0.4, lw=3)
         panels[0].set_ylabel("all-domain test accuracy")
         round_axis(panels[0], np.unique([count for runs in rows.values() for count in runs[0].rounds_E]))
         if sent:
             bytes_axis(panels[1], min(sent), max(sent), ticks=6)
             panels[1].set_xlabel("sent by a participant [bytes]")
             panels[1].grid(True)
-        many = max((len(runs) for runs in rows.values()), default=0)
+        counts = [len(runs) for runs in rows.values()]
+        least, most = min(counts, default=0), max(counts, default=0)
+        seeds = f"{most}" if least == most else f"{least} to {most}"
         band = " (band: lowest to highest)" if len(rows) <= BANDS else ""
-        what = f"mean over {many} seeds{band}" if many > 1 else ""
+        what = f"mean over {seeds} seeds{band}" if most > 1 else ""
         figure.suptitle("\n".join(filter(None, (title, what))))
         columns = math.ceil(len(rows) * 3.4 / (figure.get_figheight() * MM_PER_INCH)) or 1
         figure.legend(loc="outside right upper", ncols=columns)

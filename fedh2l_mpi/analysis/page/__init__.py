@@ -3,6 +3,7 @@
 Shape letters: P participants, D domains.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -93,6 +94,9 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
     UserError
         If jinja2 is missing, or the file cannot be written.
     """
+    # Unlike Path.is_dir, it raises nothing for a name that is too long.
+    if os.path.isdir(out):
+        raise UserError(f"--html: {out} is a directory, must be the name of a file")
     text = render(runs, summaries)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -100,7 +104,8 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(out)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(f"--html: {out} cannot be written: {error.strerror}") from None
 
 
@@ -281,7 +286,7 @@ def _participants(summary: Summary) -> dict[str, Any]:
     else:
         quantiles = [
             (label, "", "", [measure.show(report.quantile(named[measure.name], part)) for measure in measures])
-            for label, part in matrix.QUANTILES.items()
+            for label, part in report.QUANTILES.items()
         ]
         groups.append(("Quantiles, each column by itself", quantiles))
         accuracy_P = named["accuracy_all"]
@@ -327,7 +332,7 @@ def _matrix(run: Run, summary: Summary, accuracies: Matrix, scale: Scale) -> dic
         "summary": [
             (label, [_permille(value) for value in values])
             for label, values in zip(
-                ["mean"] if accuracies.is_numbered else matrix.QUANTILES,
+                ["mean"] if accuracies.is_numbered else report.QUANTILES,
                 accuracies.summary_SQD[-1].tolist(),
                 strict=True,
             )

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.analysis.report import QUANTILES
 from fedh2l_mpi.analysis.runs import Run
 
 # Up to so many participants are rows of numbers; more are rows of colours.
 NUMBERED = 40
 # Numbers that all matrices of a page may hold together: about 4 bytes each.
 CELLS = 200_000
-QUANTILES = {"lowest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "highest": 1.0}
 # A NaN among whole numbers.
 UNKNOWN = -1
 # The colour map cividis of matplotlib, in equal steps; between them it is linear enough.
