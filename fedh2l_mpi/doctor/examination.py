@@ -101,7 +101,7 @@ def examine(
     Raises
     ------
     UserError
-        If the config cannot be read, or `out` is a file.
+        If the config cannot be read, or `out` cannot be a directory.
     """
     launch = Launch.of(environ)
     refusal = _refusal(world, launch, environ)
