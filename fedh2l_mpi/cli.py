@@ -367,7 +367,8 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
     try:
         if claim.kind == "done":
             if speaks:
-                print(f"{directory.path}: the run is complete, {config.rounds} rounds; nothing is left to do")
+                with console.if_anybody_listens():
+                    print(f"{directory.path}: the run is complete, {config.rounds} rounds; nothing is left to do")
             return
         if command.trace is not None:
             trace: Path = command.trace
@@ -402,19 +403,22 @@ def _tell(directory: "RunDirectory", asked: Ask, trace: Path | None) -> None:
     from fedh2l_mpi.analysis import report, runs
     from fedh2l_mpi.analysis.summary import summarise
 
-    out = console.output()
-    out.print(report.rich_table(report.result_table(summarise(runs.look_at(directory.path)))))
-    out.print(f"metrics: {directory.metrics}", highlight=False, soft_wrap=True)
+    table = report.rich_table(report.result_table(summarise(runs.look_at(directory.path))))
+    lines = [f"metrics: {directory.metrics}"]
     if trace is not None:
-        out.print(f"timeline: {trace}", highlight=False, soft_wrap=True)
+        lines.append(f"timeline: {trace}")
     if asked.stops:
         # A signal may have come before the first round, when there is nothing yet that a checkpoint could be of.
         when, does = ("with a checkpoint", "goes on") if directory.committed() else ("before round 0", "begins it")
-        out.print(
-            f"stopped ({asked.reason}), {when}; python -m fedh2l_mpi --resume auto --out {directory.path} {does}",
-            highlight=False,
-            soft_wrap=True,
+        lines.append(
+            f"stopped ({asked.reason}), {when}; python -m fedh2l_mpi --resume auto --out {directory.path} {does}"
         )
+    # All this is in the run directory, too.
+    with console.if_anybody_listens():
+        out = console.output()
+        out.print(table)
+        for line in lines:
+            out.print(line, highlight=False, soft_wrap=True)
 
 
 def _ignore(round_index: int, table: object) -> None:

@@ -3,17 +3,19 @@
 rich is imported by the rank that prints, not by the others.
 """
 
+import contextlib
 import logging
 import logging.handlers
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import metrics
+from fedh2l_mpi import metrics, processes
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.units import size as size
 from fedh2l_mpi.world import World
@@ -103,7 +105,7 @@ def setup_logging(
     """Send this rank's log to its file, and to standard output where it `speaks`; first, each `held` message once."""
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if speaks:
-        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers.append(_Spoken(sys.stdout))
         handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}/{size} %(levelname)s %(message)s", "%H:%M:%S"))
@@ -115,6 +117,27 @@ def setup_logging(
         # Every participant of an architecture loads the same file.
         for record in {record.getMessage(): record for record in reversed(held.buffer)}.values():
             log.handle(record)
+
+
+class _Spoken(logging.StreamHandler[TextIO]):
+    """Lines on standard output, as long as somebody takes them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            # They are in the log, too.
+            processes.drop_output()
+        else:
+            super().handleError(record)
+
+
+@contextlib.contextmanager
+def if_anybody_listens() -> Iterator[None]:
+    """What is printed inside may be lost: standard output has gone (`... | head`), or its disk is full."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        processes.drop_output()
 
 
 def is_terminal() -> bool:

@@ -63,6 +63,13 @@ def start_s(pid: int) -> float | None:
     return None if ticks is None else boot_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
+def drop_output() -> None:
+    """What this process prints goes nowhere from now on: Python would try what is left again, and fail at the exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
 def take_long_turns(turn_s: float = TURN_S) -> bool:
     """Ask Linux to give this thread, and all that it will start, a processor for longer at a time; shares stay.
 

@@ -68,8 +68,8 @@ def main(origin: Origin | None = None) -> NoReturn:
         _say(f"{world}, {world.at}: {error}")
         world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`... --keys | head`); standard output cannot be flushed any more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough (`... --keys | head`).
+        processes.drop_output()
         world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
     except KeyboardInterrupt:
         # Whoever interrupts twice, or a launcher that signals every process of ours, means the same.

@@ -4,6 +4,7 @@ A signal to any rank, the run's own time limit, and files in the run directory s
 ranks counts. Nothing is interrupted: a run stops between two rounds.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from fedh2l_mpi.world import World
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+log = logging.getLogger("fedh2l_mpi")
 
 # Rounds differ in length (evaluation, a busy machine), and ranks agree a round after they were asked.
 ROUNDS_TO_SPARE = 2.5
@@ -45,6 +48,8 @@ class Stopping:
         self._checkpoint_is_due = False
         # When the request was last made that the checkpoint on its way answers.
         self._answered_ns: int | None = None
+        # When the request was last made that is answered, and cannot be removed.
+        self._stays_ns: int | None = None
 
     def asked_before(self) -> Ask:
         """What signals had asked for before the first round, at all ranks together. **Collective.**"""
@@ -78,14 +83,14 @@ class Stopping:
         """The request in the run directory is answered; one that was made again in the meantime stays."""
         self._checkpoint_is_due = False
         touched_ns = _touched_ns(self._directory.checkpoint_request)
-        if touched_ns is not None and touched_ns == self._answered_ns:
-            self._directory.checkpoint_request.unlink(missing_ok=True)
+        if touched_ns not in (None, self._stays_ns) and touched_ns == self._answered_ns:
+            self._stays_ns = None if _removed(self._directory.checkpoint_request) else touched_ns
 
     def run_has_ended(self) -> None:
         """What was asked for in the run directory is done; the next job is not to be stopped by it."""
         if self._world.rank == 0:
-            self._directory.checkpoint_request.unlink(missing_ok=True)
-            self._directory.stop_request.unlink(missing_ok=True)
+            _removed(self._directory.checkpoint_request)
+            _removed(self._directory.stop_request)
 
     def _asked(self) -> Ask:
         now = time.monotonic()
@@ -100,7 +105,8 @@ class Stopping:
             # One rank looks: every look is a request to the file system's server.
             if self._limit_s is not None and now - self._begin + ROUNDS_TO_SPARE * self._longest_s > self._limit_s:
                 asked = max(asked, Ask.MAX_WALL)
-            if not self._checkpoint_is_due and _touched_ns(self._directory.checkpoint_request) is not None:
+            requested_ns = _touched_ns(self._directory.checkpoint_request)
+            if not self._checkpoint_is_due and requested_ns not in (None, self._stays_ns):
                 self._checkpoint_is_due = True
                 asked = max(asked, Ask.CHECKPOINT)
             if _touched_ns(self._directory.stop_request) is not None:
@@ -118,6 +124,16 @@ def _touched_ns(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except OSError:
         return None
+
+
+def _removed(request: Path) -> bool:
+    """Whether a request is no longer there; one that cannot be removed, such as a directory, must not end the job."""
+    try:
+        request.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning(f"{request} cannot be removed: {error.strerror}; remove it, or the next job answers it again")
+        return False
+    return True
 
 
 class _Agreement:

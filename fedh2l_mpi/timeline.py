@@ -51,16 +51,17 @@ def check(out: Path, directory: RunDirectory, goes_on: bool) -> None:
     UserError
         Names the file, or the one beside it that the parts are joined in.
     """
-    own = goes_on and _started(directory).get("out") == str(out.resolve())
-    if out.exists() and not (own and out.is_file()):
-        raise UserError(f"--trace: {out} exists already; name a new file")
-    unfinished = _unfinished(out)
-    # Of its own, one may be left by a kill while the parts were joined.
-    if unfinished.exists() and not own:
-        raise UserError(
-            f"--trace: {out} is written as {unfinished} first, and that exists already; name another file, or remove it"
-        )
     try:
+        own = goes_on and _started(directory).get("out") == str(out.resolve())
+        if out.exists() and not (own and out.is_file()):
+            raise UserError(f"--trace: {out} exists already; name a new file")
+        unfinished = _unfinished(out)
+        # Of its own, one may be left by a kill while the parts were joined.
+        if unfinished.exists() and not own:
+            raise UserError(
+                f"--trace: {out} is written as {unfinished} first, and that exists already; name another file, or "
+                "remove it"
+            )
         unfinished.touch()
         unfinished.unlink()
     except OSError as error:

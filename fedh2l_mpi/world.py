@@ -291,7 +291,8 @@ def connect(environ: Mapping[str, str] = os.environ) -> World:
     Raises
     ------
     UserError
-        If the launcher started several processes and MPI sees one: they would run apart from each other.
+        If the launcher started several processes and MPI cannot be loaded, or sees one: they would run apart from
+        each other.
     """
     launch = Launch.of(environ)
     if launch.size == 1:
@@ -303,10 +304,11 @@ def connect(environ: Mapping[str, str] = os.environ) -> World:
         )
     try:
         from mpi4py import MPI
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
+        # mpi4py raises the latter, of many lines, where it finds no MPI library.
         raise UserError(
             f"{launch.launcher} started {launch.size} processes, but mpi4py or its MPI library cannot be loaded "
-            f"({error}); pip install 'fedh2l_mpi[mpi]'"
+            f"({str(error).partition(chr(10))[0]}); pip install 'fedh2l_mpi[mpi]'"
         ) from None
     if MPI.COMM_WORLD.size != launch.size:
         vendor = MPI.get_vendor()[0]

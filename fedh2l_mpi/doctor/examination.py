@@ -101,7 +101,7 @@ def examine(
     Raises
     ------
     UserError
-        If the config cannot be read, or `out` is a file.
+        If the config cannot be read, or `out` cannot be a directory.
     """
     launch = Launch.of(environ)
     refusal = _refusal(world, launch, environ)
@@ -163,7 +163,7 @@ class _Visit:
         if self.page is None:
             return
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        self._show(f"software on {world.host}, {now}", software.findings(versions[0], self.launch.launched))
+        self._show(f"software on {world.host}, {now}", software.findings(versions[0], needs_mpi=self.launch.size > 1))
         lines = [launching.started(self.launch, self.refusal, hosts), *launching.slurm_job(self.environ)]
         if not self.launch.launched:
             lines += launching.ways_to_start(mpi_library)
@@ -193,7 +193,8 @@ def _load(config: "Config", path: str | None, size: int, launched: bool) -> tupl
         load = messages.load_of(resolved)
     except UserError as error:
         return None, [refused("config", error)]
-    except ImportError as error:
+    except (ImportError, OSError) as error:
+        # The latter is a library that PyTorch misses.
         return None, [failure("config", f"{name} cannot be tried: {error}", "mend the versions above")]
     said = f"{name}: {resolved.size} participants; data, models and graph are there"
     return load, [good("config", said)]

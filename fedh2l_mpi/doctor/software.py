@@ -61,7 +61,7 @@ def findings(versions: Mapping[str, str], needs_mpi: bool) -> list[Finding]:
     versions : mapping
         From `versions_here`; `mpi` is the library that is, or would be, used.
     needs_mpi : bool
-        Whether a launcher started this process.
+        Whether a launcher started several processes: one alone does without.
     """
     lines = [good("fedh2l_mpi", f"{versions['fedh2l_mpi']} (code {versions['code']}), Python {versions['python']}")]
     for name, title in (("torch", "PyTorch"), ("numpy", "NumPy"), ("h5py", "h5py")):

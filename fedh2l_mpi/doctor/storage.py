@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,12 +30,20 @@ def folder_for(out: str | None) -> Path:
     Raises
     ------
     UserError
-        If it is a file.
+        If that is a file, or cannot be looked at.
     """
     wanted = Path(out) if out is not None else Path("runs")
-    if wanted.exists() and not wanted.is_dir():
-        raise UserError(f"--out: {wanted} is a file, must be a directory or new")
-    return next(path for path in (wanted, *wanted.parents, Path()) if path.is_dir())
+    for path in (wanted, *wanted.parents):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f"--out: {wanted} cannot be written: {error.strerror}; choose another directory") from None
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"--out: {path} is a file, must be a directory or new")
+        return path
+    return Path()
 
 
 def examine(world: World, folder: Path, environ: Mapping[str, str]) -> list[Finding]:

@@ -44,10 +44,11 @@ def begin(is_run: Callable[[], bool]) -> Origin:
         return Origin(refused="under srun --mpi=pmi2 on several nodes, ranks of MPICH might not find each other then")
     if bound := [name for name in meeting.BINDS_THREADS if name in os.environ]:
         return Origin(refused=f"{bound[0]} is set, by which a library binds threads when it is loaded; unset it")
-    address = meeting.place()
+    if meeting.parent_is_a_rank(os.environ):
+        return Origin(refused=f"pid {os.getppid()}, such as a script, starts this rank and stays; let it exec python")
     for _ in range(ATTEMPTS):
         try:
-            listener, connection = meeting.meet(address)
+            listener, connection = meeting.meet(meeting.place())
         except meeting.CannotMeetError as error:
             return Origin(refused=str(error))
         if listener is not None:

@@ -72,12 +72,37 @@ def long_addresses_are_cut(environ: Mapping[str, str]) -> bool:
     return by_slurm and environ.get("SLURM_STEP_NUM_NODES", "1") != "1"
 
 
+def parent_is_a_rank(environ: Mapping[str, str]) -> bool:
+    """Whether the launcher started this process's parent: every rank then has one of its own, and no other to meet.
+
+    Launchers tell only what they start how many ranks are on a node.
+    """
+    known = next((f"{name}={environ[name]}" for name in KNOWN_BY if name in environ), None)
+    try:
+        with open(f"/proc/{os.getppid()}/environ", "rb") as parents:
+            return known is not None and known.encode() in parents.read().split(b"\0")
+    except OSError:
+        # Of another user, as Slurm's launcher is.
+        return False
+
+
 def place() -> bytes:
-    """The address at which this process and those that can share imports with it meet."""
+    """The address at which this process and those that can share imports with it meet.
+
+    Raises
+    ------
+    CannotMeetError
+        If the launcher cannot be seen.
+    """
     launcher = os.getppid()
-    started = stat_fields(launcher)[19]
-    with open("/proc/self/status") as status:
-        kept = [line for line in status if line.partition(":")[0] in KEPT_IN_STATUS]
+    try:
+        started = stat_fields(launcher)[19]
+        with open("/proc/self/status") as status:
+            kept = [line for line in status if line.partition(":")[0] in KEPT_IN_STATUS]
+    except OSError as error:
+        raise CannotMeetError(
+            f"{error.filename} cannot be read ({error.strerror}), as in a PID namespace without the launcher"
+        ) from None
     loads = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD) and name not in DEVICES}
     alike = [
         [os.getresuid(), os.getresgid(), launcher, started, _memory_policy(), kept],

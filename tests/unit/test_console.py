@@ -1,11 +1,14 @@
 """What a person sees: the table at the end, and the lines on the way."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from fedh2l_mpi import console, metrics
+from fedh2l_mpi import console, metrics, status
 from fedh2l_mpi.config import Config
 
 
@@ -36,3 +39,20 @@ def test_a_batch_log_has_a_line_for_each_evaluation(caplog, monkeypatch):
     assert line.startswith("2 of 4 rounds: private 0.500 nats")
     assert "all-domain 0.750" in line
     assert "local 100 ms" in line
+
+
+SHORT = ["--set", "rounds=1", "--set", "participants=1", "--set", "models=[mlp]"]
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", "| true", "<&- >&- 2>&-"])
+def test_a_run_that_nobody_can_be_told_of_is_complete_without_an_error(tmp_path, streams):
+    # Not before the reader has gone.
+    wait = "sleep 0.2; " if "|" in streams else ""
+    script = f'{{ {wait}"$@"; echo $? >code; }} {streams}'
+    command = [sys.executable, "-m", "fedh2l_mpi", *SHORT, "--out", "run"]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        ["sh", "-c", script, "sh", *command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.stderr, (tmp_path / "code").read_text()) == ("", "0\n")
+    assert status.read(tmp_path / "run" / "status").state == "complete"

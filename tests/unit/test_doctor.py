@@ -12,7 +12,7 @@ import pytest
 from conftest import launch
 
 from fedh2l_mpi import provenance
-from fedh2l_mpi.config import DevicesConfig
+from fedh2l_mpi.config import Config, DevicesConfig
 from fedh2l_mpi.devices import Seat
 from fedh2l_mpi.doctor import examination, launching, messages, ranks, software, storage
 from fedh2l_mpi.doctor.findings import Finding, Level, fact, failure, good, spans, warning
@@ -341,8 +341,11 @@ def test_the_directory_is_out_or_what_holds_it_or_runs_or_here(tmp_path, monkeyp
     assert storage.folder_for("runs/a/b/c") == Path("runs")
     assert storage.folder_for(str(tmp_path / "x")) == tmp_path
     Path("file").touch()
-    with pytest.raises(UserError, match="--out: file is a file"):
-        storage.folder_for("file")
+    for out in ("file", "file/run"):
+        with pytest.raises(UserError, match="--out: file is a file"):
+            storage.folder_for(out)
+    with pytest.raises(UserError, match="--out: aaa.* cannot be written: File name too long"):
+        storage.folder_for("a" * 300)
 
 
 def test_a_directory_that_cannot_be_written_is_a_failure():
@@ -511,6 +514,23 @@ def test_a_process_of_many_that_stand_alone_leaves_the_page_to_the_first(capsys)
     environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}
     assert examination.examine(World(None), None, [], None, environ) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_one_process_under_a_launcher_needs_no_mpi(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(software, "mpi_of_mpi4py", lambda: "none")
+    environ = {"PMI_SIZE": "1", "PMI_RANK": "0"}
+    assert examination.examine(World(None, launched=True), None, [], str(tmp_path), environ) == 0
+    assert "warn MPI" in capsys.readouterr().out
+
+
+def test_a_config_that_a_broken_library_keeps_from_being_tried_is_a_failure(monkeypatch):
+    def broken(config: object) -> None:
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(messages, "load_of", broken)
+    load, told = examination._load(Config(), None, 1, False)
+    assert (load, levels(told)) == (None, [Level.FAILURE])
+    assert "cannot be tried: libcudart.so.12: cannot open" in told[0].text
 
 
 def test_on_a_laptop_the_page_ends_with_the_verdict(tmp_path):

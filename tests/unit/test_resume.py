@@ -18,10 +18,12 @@ import pytest
 from same_runs import assert_same_run
 
 from fedh2l_mpi import checkpoint, claim, cli, config_file, durable, hosted, lifecycle, metrics, run_config, status
+from fedh2l_mpi.config import RunConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.signals import Ask, Signals
 from fedh2l_mpi.simulation import Simulation
+from fedh2l_mpi.stopping import Stopping
 from fedh2l_mpi.world import World
 
 ALONE = World(None)
@@ -97,6 +99,21 @@ def test_stopped_and_resumed_is_unbroken_bit_for_bit(tmp_path, case):
     assert run(tmp_path / "broken", mode="require", stop_after=3) == Ask.FILE_STOP
     assert run(tmp_path / "broken", *settings, mode="auto") == Ask.NOTHING
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken", rounds=4)
+
+
+def test_requests_that_cannot_be_removed_are_answered_once_and_end_no_job(tmp_path, told):
+    directory = RunDirectory(tmp_path)
+    stopping = Stopping(ALONE, None, RunConfig(), directory, deadline_s=1.0)
+    directory.checkpoint_request.mkdir()
+    for touched_ns in (1, 2):
+        os.utime(directory.checkpoint_request, ns=(touched_ns, touched_ns))
+        assert stopping.agreed() == Ask.CHECKPOINT
+        stopping.checkpoint_begins()
+        stopping.checkpoint_was_made()
+        assert stopping.agreed() == Ask.NOTHING
+    directory.stop_request.mkdir()
+    stopping.run_has_ended()
+    assert [message.count("cannot be removed: Is a directory") for message in told.messages] == [1] * 4
 
 
 def test_a_codec_moves_numbers_and_must_stay_and_the_deadline_need_not(tmp_path):

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import wait_for
 
+from fedh2l_mpi import shared_imports
 from fedh2l_mpi.shared_imports import handover, meeting, server
 
 
@@ -53,6 +54,15 @@ def test_processes_meet_only_where_what_libraries_read_at_load_is_the_same(monke
     assert meeting.place() == here
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert meeting.place() != here
+
+
+def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
+    # As the first process of a PID namespace has it.
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    for name in (*meeting.KNOWN_BY, *meeting.BINDS_THREADS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MPI_LOCALNRANKS", "2")
+    assert "/proc/0/stat cannot be read (No such file or directory)" in str(shared_imports.begin(lambda: True))
 
 
 # The sender has 300 files, more than the kernel passes in one message; the receiver has files at the same numbers.
@@ -133,12 +143,13 @@ def begin(
     before: str = "",
     after: str = "",
     environ: Mapping[str, str] | None = None,
+    starts_with: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Start a process that meets those of the same folder only, which is where it imports from first."""
     kept = {name: value for name, value in os.environ.items() if name not in meeting.KNOWN_BY}
     package = Path(handover.__file__).parent.parent.parent
     return subprocess.Popen(
-        [sys.executable, "-c", BEGINS.format(is_run=is_run, before=before, after=after)],
+        [*starts_with, sys.executable, "-c", BEGINS.format(is_run=is_run, before=before, after=after)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -164,6 +175,13 @@ def test_ranks_import_for_themselves_where_a_library_fails_to_load(tmp_path):
     why = "importing fails with OSError: libcudart.so.12: cannot open shared object file"
     for rank in [begin(tmp_path), begin(tmp_path)]:
         assert ended(rank) == (0, REFUSED + why, "")
+
+
+def test_ranks_that_a_script_of_their_own_starts_import_for_themselves(tmp_path):
+    script = ["sh", "-c", '"$@"; exit $?', "sh"]
+    code, said, _ = ended(begin(tmp_path, is_run="    return False", starts_with=script))
+    assert code == 0
+    assert re.search(r"not shared: pid \d+, such as a script, starts this rank and stays; let it exec python", said)
 
 
 # Far more files under way between processes than one without privileges may have; the limit is the user's.

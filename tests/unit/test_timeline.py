@@ -71,7 +71,12 @@ def test_a_part_that_was_cut_is_read_up_to_its_last_whole_event(tmp_path):
 def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_directory(tmp_path):
     taken = tmp_path / "taken.json"
     taken.write_text("{}")
-    for out, message in {taken: "exists already", tmp_path / "none" / "out.json": "No such file or directory"}.items():
+    wrong = {
+        taken: "exists already",
+        tmp_path / "none" / "out.json": "No such file or directory",
+        tmp_path / ("a" * 300): "cannot be written: File name too long",
+    }
+    for out, message in wrong.items():
         words = ["--set", "rounds=1", "--out", str(tmp_path / "run"), "--trace", str(out)]
         with pytest.raises(UserError, match=message):
             cli.execute(cli.parse(words), World(None))
