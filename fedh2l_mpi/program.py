@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import io
 import logging
 import os
 import signal
@@ -36,6 +37,9 @@ def main(origin: Origin | None = None) -> NoReturn:
     origin : Origin or None
         Who has started this process; None: its parent.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A folder's name need not be text, and is printed all the same; standard error is so anyway.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # kill -USR2 prints where a hanging rank is; Python's own handlers do not run inside a blocked MPI call.
     faulthandler.register(signal.SIGUSR2)
     # Before the ranks have met, each finds the same mistake or prints the same text: one of them speaks.
@@ -71,6 +75,12 @@ def main(origin: Origin | None = None) -> NoReturn:
         # Whoever read our output has seen enough (`... --keys | head`).
         processes.drop_output()
         world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
+    except OSError as error:
+        if cli.needs_world(command) or error.filename is None:
+            _end_after(error, world)
+        # A path that cannot be looked at: of a name that is too long, in a folder that may not be entered.
+        _say(f"{error.filename!s}: {error.strerror}; name another one")
+        sys.exit(EXIT_USER)
     except KeyboardInterrupt:
         # Whoever interrupts twice, or a launcher that signals every process of ours, means the same.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

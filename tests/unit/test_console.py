@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_report import THREE, write
 
 from fedh2l_mpi import console, metrics, status
 from fedh2l_mpi.config import Config
@@ -56,3 +57,29 @@ def test_a_run_that_nobody_can_be_told_of_is_complete_without_an_error(tmp_path,
     )
     assert (ended.stderr, (tmp_path / "code").read_text()) == ("", "0\n")
     assert status.read(tmp_path / "run" / "status").state == "complete"
+
+
+def test_a_path_that_cannot_be_looked_at_is_a_mistake_and_no_fault(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedh2l_mpi", "pack", "a" * 300, str(tmp_path / "pack.h5")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"fedh2l_mpi: error: {'a' * 300}: ") and ended.stderr.count("\n") == 1
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/run-\xff"
+    os.rename(write(tmp_path / "run", THREE), folder)
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedh2l_mpi", "report", "--format", "csv", folder],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[1].startswith("run-\\udcff,")
