@@ -68,7 +68,8 @@ def test_a_path_that_cannot_be_looked_at_is_a_mistake_and_no_fault(tmp_path):
         timeout=60,
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith(f"fedh2l_mpi: error: {'a' * 300}: ") and ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith(f"fedh2l_mpi: error: {'a' * 300}: ")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_name_that_is_no_text_can_be_printed(tmp_path):
