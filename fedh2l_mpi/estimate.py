@@ -186,9 +186,11 @@ def needs(config: Config, source: Source, method: Method, held: Holdings) -> Nee
     Raises
     ------
     UserError
-        If a model is unknown or does not fit the data, or the codec what is exchanged.
+        If a model is unknown, does not fit the data or cannot be trained on minibatches of the size they have, or the
+        codec does not fit what is exchanged.
     """
     built = zoo(config, source)
+    _refuse_single_samples(config, source, method, held, built)
     sizes = {name: model_size(model, source) for name, model in built.items()}
     model = built[config.architecture(0)]
     array = method.array(stand_in(config, source, model), held.seed_per_round, source.classes)
@@ -199,6 +201,30 @@ def needs(config: Config, source: Source, method: Method, held: Holdings) -> Nee
         is_coded = not array.codec.exact or array.skip_below is not None
         message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, is_coded)
     return Needs(config, method, held, sizes, message)
+
+
+def _refuse_single_samples(
+    config: Config, source: Source, method: Method, held: Holdings, built: dict[str, nn.Module]
+) -> None:
+    """Refuse a model that cannot be trained on one sample, as BatchNorm of a single pixel, where a minibatch is one."""
+    steps, optimizer = config.method, config.optimizer
+    for name, model in built.items():
+        own = [held.private_P[index] for index in range(config.size) if config.architecture(index) == name]
+        private = sum(held.private_P) if method.pools_private_data else min(own)
+        minibatches = [min(optimizer.batch_size, private)] if steps.local_steps + steps.mutual_steps else []
+        if method.trains_on_seed_set and steps.mutual_steps:
+            minibatches.append(min(optimizer.seed_batch_size, held.seed_per_round))
+        if 1 not in minibatches:
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                _pass(copy.deepcopy(model).train(), source, samples=1)
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise UserError(
+                f"models: {name!r} cannot be trained on a minibatch of one sample ({error}), which this run has; raise "
+                "optimizer.batch_size, optimizer.seed_batch_size or seed_set.samples_per_round to 2 or more, and give "
+                "every participant as many private samples"
+            ) from None
 
 
 def holdings(plan: federation.Plan) -> Holdings:

@@ -38,5 +38,5 @@ def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
 
 
 def torch_seed(seed: int, purpose: Purpose, *key: int) -> int:
-    """A 63-bit seed for a torch generator, from the same tree of streams."""
+    """A seed for a torch generator, from the same tree of streams: 63 bits, of which a CPU's uses the low 32."""
     return int(_sequence(seed, purpose, key).generate_state(1, np.uint64)[0] >> 1)

@@ -132,7 +132,10 @@ class SeedSetConfig(Section):
         None, ge=0.0, lt=1.0, description="largest change of size either way, affine and both (0.1)"
     )
     view_shift: Number | None = Field(
-        None, ge=0.0, lt=1.0, description="largest shift along each axis, affine and both (0.05) [of the image's side]"
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="largest shift along each axis before turn and scale, affine and both (0.05) [of the image's side]",
     )
     mixup_alpha: Number | None = Field(
         None, gt=0.0, le=1e3, description="a pair's weights are Beta(alpha, alpha), mixup and both (0.4)"

@@ -17,7 +17,7 @@ Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Affine:
-    """Each image turned, resized and shifted a little; what comes in from outside has the image's darkest value.
+    """Each image shifted, turned and resized a little; what comes in from outside has the image's darkest value.
 
     Attributes
     ----------
@@ -26,7 +26,8 @@ class Affine:
     scale : float
         Largest change of size either way, as a share.
     shift : float
-        Largest shift along each axis, as a share of the image's side.
+        Largest shift along each axis, as a share of the image's side, before the turn, which shares it out between
+        the axes anew, and the change of size.
     """
 
     rotation_deg: float = 15.0

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi import paths
 from fedh2l_mpi.data.sources import NaturalDomains, Source
 from fedh2l_mpi.errors import UserError
 
@@ -129,11 +130,11 @@ def _path(root: str | None) -> Path:
     base = os.environ.get("FEDH2L_DATA")
     if root is None and base is None:
         raise UserError(f"data.root: got null and FEDH2L_DATA is not set; give the path of a pack ({HOW_TO_MAKE})")
-    path = Path(root).expanduser() if root is not None else Path(str(base)).expanduser() / "pack.h5"
     where = "data.root" if root is not None else "data.root (null, so $FEDH2L_DATA/pack.h5)"
-    if path.is_dir():
+    path = paths.expanded(where, root if root is not None else Path(str(base), "pack.h5"))
+    if paths.is_folder(where, path):
         raise UserError(f"{where}: {path} is a folder, must be a pack: python -m fedh2l_mpi pack {path} OUT.h5")
-    if not path.is_file():
+    if not paths.is_file(where, path):
         raise UserError(f"{where}: there is no file {path}; it must be a pack ({HOW_TO_MAKE})")
     return path
 

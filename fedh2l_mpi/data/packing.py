@@ -31,12 +31,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi import paths
 from fedh2l_mpi.data import pack as packs
 from fedh2l_mpi.data.pictures import Picture, Tree, decode, scan, why_unreadable
+from fedh2l_mpi.data.sources import LARGEST_SIDE
 from fedh2l_mpi.errors import UserError
 
 LAYOUTS = ("domains",)
-LARGEST_SIDE = 4096
 BATCH_BYTES = 1 << 22
 # Batches under way for each worker: enough that none waits for the writer.
 AHEAD = 3
@@ -59,6 +60,8 @@ class Packed:
     skipped : list of (path below the root, reason)
     enlarged : int
         Images whose shorter side was smaller than `side`.
+    repeated : int
+        Images whose pixels are those of an earlier one.
     """
 
     path: Path
@@ -67,6 +70,7 @@ class Packed:
     counts: NDArray[np.int64]
     skipped: list[tuple[str, str]]
     enlarged: int
+    repeated: int
     digest: str
 
     def report(self) -> str:
@@ -83,12 +87,18 @@ class Packed:
             lines.append(f"{lacking} pairs of a domain and a class have no image")
         if self.enlarged:
             lines.append(f"{self.enlarged:,} were smaller than {side} x {side} and were enlarged")
+        if self.repeated:
+            lines.append(
+                f"{self.repeated:,} repeat another image's pixels: copies may be trained on and tested on; remove them "
+                "if that matters"
+            )
         if self.tree.ignored:
             lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.tree.ignored.items())))
         if self.skipped:
             lines.append(f"skipped {len(self.skipped):,} unreadable; the file's `skipped` lists them all:")
             lines += [f"  {source}: {reason}" for source, reason in self.skipped[:LISTED]]
-        return "\n".join(lines)
+        # Not every name is text that a terminal or a log can be given.
+        return _encoded("\n".join(lines)).decode(errors="replace")
 
 
 def pack(
@@ -158,7 +168,9 @@ def pack(
         raise
     finally:
         for path in (partial, spare):
-            path.unlink(missing_ok=True)
+            # What cannot be removed, such as a name too long to be made, must not hide why we are here.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
     return packed
 
 
@@ -293,7 +305,8 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
             file.attrs[name] = np.bytes_(_encoded(value)) if isinstance(value, str) else np.int64(value)
     counts = np.zeros((len(tree.domains), len(tree.classes)), dtype=np.int64)
     np.add.at(counts, (domains, labels), 1)
-    return Packed(out, tree, shape, counts, skipped, written.enlarged, digest)
+    repeated = len(kept) - len(set(written.image_sha256))
+    return Packed(out, tree, shape, counts, skipped, written.enlarged, repeated, digest)
 
 
 def _decoded(tree: Tree, shape: tuple[int, int, int, int], workers: int) -> Generator[_Batch, None, None]:
@@ -359,9 +372,9 @@ def _decode_batch(root: str, channels: int, side: int, sources: Sequence[str]) -
 
 
 def _check_out(out: Path) -> None:
-    if out.exists() or out.is_symlink():
+    if os.path.lexists(out):
         raise UserError(f"{out}: exists already; give another name, or remove it")
-    if not out.parent.is_dir():
+    if not paths.is_folder("pack", out.parent):
         raise UserError(f"{out}: its folder {out.parent} does not exist; make it, or give another name")
 
 

@@ -199,7 +199,9 @@ def _equal(labels: Rows, participants: int, each: int, draw: np.random.Generator
 
 
 def _quantity(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
-    """IID shares whose sizes are Dirichlet(alpha) proportions of the whole; everyone has at least a tenth of the mean.
+    """IID shares whose sizes are Dirichlet(alpha) proportions of the whole.
+
+    Everyone has at least about a tenth of the mean: rounded down, but one sample or more.
 
     Source: Li, Diao, Chen and He, "Federated learning on non-IID data silos", 2022, quantity skew.
     """

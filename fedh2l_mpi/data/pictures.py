@@ -7,6 +7,7 @@ Shape letters: K channels, S side.
 
 import io
 import os
+import stat
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi import paths
 from fedh2l_mpi.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -59,8 +61,8 @@ def scan(root: Path) -> Tree:
         If there are no pictures at `<domain>/<class>/<picture>`.
     """
     where = f"{root}: must be a folder of <domain>/<class>/<picture>, pictures ending in {', '.join(SUFFIXES)}"
-    if not root.is_dir():
-        raise UserError(f"{where}; it {'is a file' if root.exists() else 'does not exist'}")
+    if not paths.is_folder("pack", root):
+        raise UserError(f"{where}; it {'is a file' if paths.is_file('pack', root) else 'does not exist'}")
     ignored: Counter[str] = Counter()
     found: dict[str, dict[str, list[str]]] = {}
     try:
@@ -91,7 +93,7 @@ def _folders(folder: Path, ignored: Counter[str]) -> list[str]:
     """Names of the folders in a folder; what else is there is counted."""
     names = []
     for entry in _visible(folder, ignored):
-        if entry.is_dir():
+        if _is_folder(entry):
             names.append(entry.name)
         else:
             misplaced = _is_named_a_picture(entry)
@@ -103,14 +105,29 @@ def _pictures(folder: Path, ignored: Counter[str]) -> list[str]:
     """Names of the pictures in a folder, sorted; what else is there is counted."""
     names = []
     for entry in _visible(folder, ignored):
-        if entry.is_dir():
+        if _is_folder(entry):
             ignored["folders below <domain>/<class>"] += 1
         elif not _is_named_a_picture(entry):
             ignored["other files"] += 1
-        # A link that leads nowhere is a picture that cannot be read; a pipe would never end.
-        elif entry.is_file() or entry.is_symlink():
+        elif _is_file_or_broken(entry):
             names.append(entry.name)
     return names
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    # A link to itself, or into a folder that is closed to us.
+    except OSError:
+        return False
+
+
+def _is_file_or_broken(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere is a picture that cannot be read; a pipe would never end."""
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _visible(folder: Path, ignored: Counter[str]) -> list[os.DirEntry[str]]:

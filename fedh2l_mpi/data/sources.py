@@ -18,7 +18,11 @@ from typing import BinaryIO, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi import paths
 from fedh2l_mpi.errors import UserError
+
+LARGEST_SIDE = 4096
+PIECE_BYTES = 1 << 21
 
 
 class ImageTable(Protocol):
@@ -143,9 +147,9 @@ def idx(name: str, root: str | None) -> Source:
         raise UserError(
             f"data.root: got null and FEDH2L_DATA is not set; give the folder of the IDX files ({WHERE_TO_GET[name]})"
         )
-    folder = Path(root).expanduser() if root is not None else Path(str(base)).expanduser() / name
-    if not folder.is_dir():
-        where = "data.root" if root is not None else f"data.root (null, so $FEDH2L_DATA/{name})"
+    where = "data.root" if root is not None else f"data.root (null, so $FEDH2L_DATA/{name})"
+    folder = paths.expanded(where, root if root is not None else Path(str(base), name))
+    if not paths.is_folder(where, folder):
         raise UserError(f"{where}: {folder} is not a folder; it must hold the IDX files ({WHERE_TO_GET[name]})")
     tables = {part: _idx_table(folder, name, *files) for part, files in IDX_PARTS.items()}
     sides = {table.side for table in tables.values()}
@@ -168,7 +172,7 @@ class IdxTable:
         """As in ImageTable; one pass over the whole file, since only its end tells whether it is sound."""
         order = np.argsort(rows, kind="stable")
         picked = np.empty((len(rows), 1, self.side, self.side), dtype=np.uint8)
-        chunk = 2048
+        chunk = max(1, PIECE_BYTES // self.side**2)
         with _open_idx(self.path) as file:
             file.read(16)
             taken = 0
@@ -199,12 +203,15 @@ def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> I
         raise UserError(f"{images_path}: has {count} images, but {labels_path} has {label_count} labels")
     if height != width:
         raise UserError(f"{images_path}: images are {height} x {width} pixels, must be square")
+    # A header can claim what no memory holds, or pixels that no file lacks.
+    if not 1 <= height <= LARGEST_SIDE:
+        raise UserError(f"{images_path}: images are {height} pixels wide, must be 1 to {LARGEST_SIDE}")
     return IdxTable(images_path, labels, height)
 
 
 def _find(folder: Path, file: str, name: str) -> Path:
     for candidate in (folder / file, folder / f"{file}.gz"):
-        if candidate.is_file():
+        if paths.is_file("data.root", candidate):
             return candidate
     raise UserError(f"data.root: {folder} has neither {file} nor {file}.gz ({WHERE_TO_GET[name]})")
 

@@ -17,6 +17,8 @@ class DistributedDistillation(PosteriorMethod):
     are averaged over the graph from step to step; here the neighbours' posteriors are taken as they are.
     """
 
+    trains_on_seed_set = True
+
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own), gradients plainly added."""
         participant.begin(now.index, phase=1)

@@ -18,6 +18,8 @@ class DeepMutualLearning(PosteriorMethod):
     by their number (`weight_kd` = 1 / degree does that).
     """
 
+    trains_on_seed_set = True
+
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
         participant.begin(now.index, phase=1)

@@ -21,6 +21,7 @@ class FedH2L(PosteriorMethod):
     arXiv 2101.11296. Schedule and weights are this project's definition.
     """
 
+    trains_on_seed_set = True
     constrains_each_neighbour = True
     takes_cohorts = True
 

@@ -24,6 +24,7 @@ class FedMD(Method):
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019, algorithm 1.
     """
 
+    trains_on_seed_set = True
     keeps_published = True
     all_steps_in = "mutual"
 

@@ -62,6 +62,8 @@ class Method:
     needs_complete_graph = False
     # Everyone trains on everybody's private data.
     pools_private_data = False
+    # Some steps are on seed minibatches: a model that cannot be trained on one sample is refused where they have one.
+    trains_on_seed_set = False
     # Every participant keeps a copy of the array that it published: the memory estimate counts it.
     keeps_published = False
     # Of the neighbours' arrays, one at a time lies on the device, not all at once: the memory estimate counts it.

@@ -15,6 +15,7 @@ class SeedSupervised(Method):
     It is FedH2L without distillation: the same samples, steps and combination of gradients.
     """
 
+    trains_on_seed_set = True
     takes_cohorts = True
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:

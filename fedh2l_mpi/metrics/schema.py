@@ -61,7 +61,7 @@ CONFIDENCE_BINS = 10
 PARTICIPANT_FIELDS = (
     Field("architecture", "S", "1", "name of the model's architecture"),
     Field("parameters", "i8", "1", "number of parameters of the model"),
-    Field("parameter_bytes", "i8", "byte", "one copy of the model: parameters and floating-point buffers"),
+    Field("parameter_bytes", "i8", "byte", "one copy of the model: trainable parameters and floating-point buffers"),
     Field("private_samples", "i8", "1", "private training samples, without validation and seed samples"),
     Field("own_domain", "i8", "1", "domain of the private data; -1: a mix of all"),
     Field("rank", "i8", "1", "MPI rank that hosts the participant"),

@@ -17,9 +17,14 @@ def channels_second(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
 
+def _shared_buffers(model: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
 def shared_bytes(model: nn.Module) -> int:
-    """What one copy of the model is on the wire: all parameters and floating-point buffers [bytes]."""
-    return sum(value.nbytes for value in model.state_dict().values() if value.is_floating_point())
+    """What one copy of the model is on the wire: trainable parameters and floating-point buffers in float32 [bytes]."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return 4 * sum(value.numel() for value in [*trainable, *_shared_buffers(model)])
 
 
 class FlatParameters:
@@ -79,7 +84,7 @@ class SharedState:
 
     def __init__(self, model: nn.Module, parameters: FlatParameters) -> None:
         self._parameters = parameters
-        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._buffers = _shared_buffers(model)
 
     @property
     def size(self) -> int:

@@ -1,8 +1,8 @@
 """Models of one architecture as one: a layer of all of them is one batched product.
 
 Only chains of Flatten, Linear and ReLU are stacked. Their steps are many small products, whose cost is mostly that of
-starting each; convolutions are slower together than one by one. A batched product gives every model the bits that its
-own product would: a test holds that.
+starting each; convolutions are slower together than one by one. Every model gets the bits that its own products would
+give it: a test holds that.
 
 Shape letters: G models, B minibatch, I, O inputs and outputs of a layer, W weights of a model.
 """
@@ -18,6 +18,9 @@ from fedh2l_mpi.models.zoo import Mlp
 
 # Numbers of float32 in 64 bytes.
 ALIGNED = 16
+# Below so many multiplications, PyTorch's batched product on a CPU is a loop of its own, with other last bits than a
+# single product. Source: bmm_out_or_baddbmm_ in aten/src/ATen/native/LinearAlgebra.cpp.
+SMALL = 400
 
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
@@ -65,6 +68,19 @@ def beside(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([*parts, filling], dim=1)[:, :width]
 
 
+def _is_one_by_one(values_GBI: Tensor, weight_GOI: Tensor) -> bool:
+    """Whether a batched product would have other last bits than single ones: forwards and backwards, sizes are alike.
+
+    A layer with one input or one output is a matrix times a vector, for which only single products have a kernel.
+    """
+    _, outputs, inputs = weight_GOI.shape
+    return min(inputs, outputs) == 1 or values_GBI.shape[1] * inputs * outputs < SMALL
+
+
+def _products(left: Tensor, right: Tensor, one_by_one: bool) -> Tensor:
+    return torch.stack(list(map(torch.mm, left, right))) if one_by_one else torch.bmm(left, right)
+
+
 class _Linear(torch.autograd.Function):
     """x W^T + b of every model.
 
@@ -75,17 +91,20 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_GBI: Tensor, weight_GOI: Tensor, bias_GO: Tensor | None) -> Tensor:
         ctx.save_for_backward(values_GBI, weight_GOI)
+        one_by_one, weight_GIO = _is_one_by_one(values_GBI, weight_GOI), weight_GOI.transpose(1, 2)
         if bias_GO is None:
-            return torch.bmm(values_GBI, weight_GOI.transpose(1, 2))
-        return torch.baddbmm(bias_GO.unsqueeze(1), values_GBI, weight_GOI.transpose(1, 2))
+            return _products(values_GBI, weight_GIO, one_by_one)
+        if one_by_one:
+            return torch.stack(list(map(torch.addmm, bias_GO, values_GBI, weight_GIO)))
+        return torch.baddbmm(bias_GO.unsqueeze(1), values_GBI, weight_GIO)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         values_GBI, weight_GOI = ctx.saved_tensors
-        gradient_GBO = gradients[0]
+        gradient_GBO, one_by_one = gradients[0], _is_one_by_one(values_GBI, weight_GOI)
         return (
-            torch.bmm(gradient_GBO, weight_GOI) if ctx.needs_input_grad[0] else None,
-            torch.bmm(gradient_GBO.transpose(1, 2), values_GBI),
+            _products(gradient_GBO, weight_GOI, one_by_one) if ctx.needs_input_grad[0] else None,
+            _products(gradient_GBO.transpose(1, 2), values_GBI, one_by_one),
             gradient_GBO.sum(dim=1) if ctx.needs_input_grad[2] else None,
         )
 

@@ -1,11 +1,11 @@
 """Pretrained weights from a local file."""
 
 import logging
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi import paths
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import vision
 
@@ -37,7 +37,7 @@ def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
         If the file cannot be read, or any other entry is missing, unexpected or of another shape.
     """
     where = f"weights.{name}: {path!r}"
-    theirs = vision.as_built(name, _read(where, path))
+    theirs = vision.as_built(name, _read(name, path))
     # They share their storage with the model's own.
     ours = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     # A counter that no forward pass reads, and that files older than PyTorch 0.4.1 lack.
@@ -49,6 +49,11 @@ def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
     faults = {
         "missing": [f"{key} {_shape(ours[key])}" for key in ours if key not in theirs and key not in counters],
         "unexpected": [f"{key} {_shape(theirs[key])}" for key in theirs if key not in ours],
+        "of another kind": [
+            f"{key} {theirs[key].dtype}, must be of floating point"
+            for key in ours
+            if key in theirs and ours[key].is_floating_point() and not theirs[key].is_floating_point()
+        ],
         "of another shape": [
             f"{key} {_shape(theirs[key])}, must be {_shape(ours[key])}" for key in differing if key not in fresh
         ],
@@ -74,12 +79,15 @@ def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
     return fresh
 
 
-def _read(where: str, path: str) -> dict[str, Tensor]:
-    file = Path(path).expanduser()
-    if not file.is_file():
+def _read(name: str, path: str) -> dict[str, Tensor]:
+    where = f"weights.{name}: {path!r}"
+    file = paths.expanded(f"weights.{name}", path)
+    if not paths.is_file(f"weights.{name}", file):
         raise UserError(f"{where} is no file; give the path of a state dict saved by torch.save")
     try:
         content = torch.load(file, weights_only=True, map_location="cpu")
+    except PermissionError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from None
     # The unpickler raises whatever the bytes of a damaged file lead it to.
     except Exception as error:
         raise UserError(
@@ -91,13 +99,23 @@ def _read(where: str, path: str) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise UserError(f"{where} holds a {type(content).__name__}, must be a state dict: names to tensors")
-    strange = [f"{key!r}: {type(value).__name__}" for key, value in content.items() if not isinstance(value, Tensor)]
+    strange = [f"{key!r}: {kind}" for key, value in content.items() if (kind := _strange(value))]
     strange += [f"{key!r} as a name" for key in content if not isinstance(key, str)]
     if strange:
-        raise UserError(f"{where} must map names to tensors; got {_first(strange)}")
+        raise UserError(f"{where} must map names to dense tensors of real numbers; got {_first(strange)}")
     if all(key.startswith("module.") for key in content):
         return {key.removeprefix("module."): value for key, value in content.items()}
     return dict(content)
+
+
+def _strange(value: object) -> str:
+    """What a value is that cannot be copied into a weight number by number; empty if it can."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_quantized or value.is_complex() or value.layout != torch.strided or value.is_meta:
+        kind = "no values (device meta)" if value.is_meta else f"{value.dtype}, {value.layout}"
+        return f"a tensor of {kind}"
+    return ""
 
 
 def _is_of_a_classifier(ours: Tensor, theirs: Tensor, classes: int) -> bool:

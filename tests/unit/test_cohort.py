@@ -1,15 +1,17 @@
 """Like participants that step together: the same weights as one by one, and who may step together."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi import cohort, config_file, metrics
+from fedh2l_mpi import cohort, config_file, metrics, objectives
 from fedh2l_mpi.claim import Claim
 from fedh2l_mpi.cohort import Cohort
 from fedh2l_mpi.models import build, stacked
+from fedh2l_mpi.models.flat import FlatParameters
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.world import World
@@ -48,6 +50,38 @@ def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path,
             assert torch.equal(ours.state()["optimizer"][name], value), name
         assert torch.equal(ours.parameters.vector, theirs.parameters.vector)
         assert ours.optimizer.steps == theirs.optimizer.steps > 0
+
+
+def chained(*widths: int) -> nn.Sequential:
+    layers = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers[:-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"),
+    [
+        (lambda: build("mlp", 1, 8, 2, torch.initial_seed()), 3),
+        (lambda: build("mlp", 1, 8, 3, torch.initial_seed()), 1),
+        (lambda: chained(64, 3, 10), 8),
+        (lambda: chained(64, 40, 1, 40, 10), 16),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5, bias=False), nn.ReLU(), nn.Linear(5, 9, bias=False)), 8),
+    ],
+    ids=["2 classes, 3 samples", "3 classes, 1 sample", "few outputs", "one output, one input", "no biases"],
+)
+def test_products_of_few_numbers_give_every_member_its_own_bits_too(kind, batch):
+    images, labels = torch.randn(5, batch, 1, 8, 8), torch.randint(2, (5, batch))
+    alone = []
+    for member in range(5):
+        torch.manual_seed(member)
+        alone.append(kind())
+    flat = [FlatParameters(model) for model in alone]
+    together = stacked.StackedModel(alone[0], stacked.beside([torch.stack([one.vector for one in flat])]))
+    logits = together(images)
+    gradients = together.gradient(objectives.cross_entropy(logits, labels))
+    for member, model in enumerate(alone):
+        own = model(images[member])
+        assert torch.equal(logits[member], own)
+        assert torch.equal(gradients[member], flat[member].gradient(objectives.cross_entropy(own, labels[member])))
 
 
 def test_only_chains_of_linear_layers_are_stacked():

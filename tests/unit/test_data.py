@@ -89,6 +89,8 @@ def test_real_mnist_is_read(mnist):
         ("t10k-labels-idx1-ubyte", lambda b: idx_bytes(np.zeros(7)), "has 50 images, but .* has 7 labels"),
         ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 12, 11))), "12 x 11 pixels, must be square"),
         ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 9, 9))), "differ in size"),
+        ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 0, 0))), "0 pixels wide, must be 1 to 4096"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:8] + b"\xff" * 8 + b[16:], "4294967295 pixels wide, must be 1 to 4096"),
         ("t10k-images-idx3-ubyte", lambda b: b + b"x", "is longer than its header says"),
         ("t10k-labels-idx1-ubyte", lambda b: b + b"x", "is longer than its header says"),
         ("train-images-idx3-ubyte.gz", lambda b: b[: len(b) // 2], "ends before its gzip stream does"),
@@ -121,6 +123,24 @@ def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDH2L_DATA", str(tmp_path))
     with pytest.raises(UserError, match=f"{tmp_path}/mnist is not a folder"):
         open_source("mnist", None)
+
+
+@pytest.mark.parametrize("name", ["mnist", "pack"])
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        ("~nobody_here/data", "got '~nobody_here/data.*', but ~nobody_here has no home folder"),
+        ("/" + 300 * "a", "cannot look at /a+.*: File name too long"),
+        ("/tmp/a\0b", "got '.*': embedded null byte"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_the_users_to_mend(name, root, says, monkeypatch):
+    with pytest.raises(UserError, match=rf"data\.root: {says}"):
+        open_source(name, root)
+    if "\0" not in root:
+        monkeypatch.setenv("FEDH2L_DATA", root)
+        with pytest.raises(UserError, match=rf"data\.root \(null, so \$FEDH2L_DATA/.*\): {says}"):
+            open_source(name, None)
 
 
 @pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])

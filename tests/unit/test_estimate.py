@@ -115,6 +115,38 @@ def test_on_a_cpu_the_first_rank_of_a_node_warns_where_all_of_it_do_not_fit(monk
     assert len(warnings) == 1
 
 
+BATCHNORM = "models=[mlp, mobilenet]"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.batch_size=1"],
+        ["optimizer.seed_batch_size=1"],
+        ["seed_set.samples_per_round=1"],
+        ["data.partition.samples_per_participant=2", "seed_set.share=0.5", "evaluation.validation_share=0"],
+    ],
+)
+def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibatch_is_one(overrides):
+    config, plan, method, _ = run_of(BATCHNORM, *overrides)
+    with pytest.raises(UserError, match="models: 'mobilenet' cannot be trained on a minibatch of one sample"):
+        estimate.needs(config, plan.source, method, estimate.holdings(plan))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.batch_size=2", "optimizer.seed_batch_size=2"],
+        ["optimizer.seed_batch_size=1", "method.name=independent"],
+        ["optimizer.seed_batch_size=1", "method.mutual_steps=0"],
+        ["optimizer.batch_size=1", "models=[mlp, vit]"],
+    ],
+)
+def test_minibatches_of_one_sample_that_a_model_takes_or_nobody_makes_are_let_through(overrides):
+    config, plan, method, _ = run_of(BATCHNORM, *overrides)
+    estimate.needs(config, plan.source, method, estimate.holdings(plan))
+
+
 def test_on_a_cpu_a_learners_neighbours_are_counted_once(warnings):
     config, plan, method, topology = run_of()
     world, hosting = Ranks(0, ["a"] * 4), Hosting(8, 4)

@@ -48,7 +48,7 @@ LAYERS = [
     ["provenance", "config_file", "users_own", "status"],
     ["config_keys", "options", "settings"],
     ["config", "streams", "signals"],
-    ["shared_imports"],
+    ["shared_imports", "paths"],
     ["errors", "units", "durable", "processes", "__init__"],
 ]
 DEPTH = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import build, check_weights, side_by_side, weights_digest
@@ -302,9 +302,41 @@ def test_a_missing_or_damaged_file_of_weights_is_the_users_to_mend(tmp_path):
         (tmp_path / "weights.pt").write_bytes(damaged)
         with pytest.raises(UserError, match=r"weights\.mlp: .*weights\.pt' cannot be read as weights"):
             build("mlp", 1, 8, 10, seed=0, weights=path)
-    for nowhere in (str(tmp_path), str(tmp_path / "no.pt")):
-        with pytest.raises(UserError, match="is no file"):
+    for nowhere, says in [
+        (str(tmp_path), "is no file"),
+        (str(tmp_path / "no.pt"), "is no file"),
+        ("~nobody_here/w.pt", "but ~nobody_here has no home folder"),
+        ("/" + 300 * "a", "File name too long"),
+    ]:
+        with pytest.raises(UserError, match=rf"weights\.mlp: .*{says}"):
             build("mlp", 1, 8, 10, seed=0, weights=nowhere)
+
+
+def test_a_file_of_weights_that_the_disk_does_not_give_is_not_called_damaged(tmp_path, monkeypatch):
+    def fails(*given: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = _saved(tmp_path, build("mlp", 1, 8, 10, seed=1).state_dict())
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(UserError, match=r"weights\.mlp: .* cannot be read: Permission denied$"):
+        build("mlp", 1, 8, 10, seed=0, weights=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: w.to_sparse() if w.dim() == 2 else w, r"'layers\.1\.weight': a tensor of torch.float32, torch.spar"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "a tensor of torch.qint8"),
+        (lambda w: w.to("meta"), "a tensor of no values"),
+        (lambda w: w.to(torch.complex64), "a tensor of torch.complex64"),
+        (lambda w: w > 0, r"6 of another kind: layers\.1\.weight torch.bool, must be of floating point"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_that_are_not_plain_numbers_are_refused(tmp_path, change, says):
+    theirs = {key: change(value) for key, value in build("mlp", 1, 8, 10, seed=1).state_dict().items()}
+    with pytest.raises(UserError, match=says):
+        build("mlp", 1, 8, 10, seed=0, weights=_saved(tmp_path, theirs))
 
 
 def test_weights_for_an_architecture_that_is_not_in_the_run_are_refused():
@@ -321,6 +353,19 @@ class InPlace(nn.Sequential):
 def test_a_model_that_changes_its_images_is_refused():
     with pytest.raises(UserError, match="changes the images it is given; its first operation must not be in place"):
         build(f"{__name__}:InPlace", 1, 8, 10, seed=0)
+
+
+class Noisy(nn.Sequential):
+    def __init__(self, channels: int, side: int, classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(channels * side * side, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(images), training=True)
+
+
+def test_a_model_that_draws_random_numbers_in_evaluation_is_refused():
+    with pytest.raises(UserError, match="other logits in a second pass in eval mode, where it must neither draw"):
+        build(f"{__name__}:Noisy", 1, 8, 10, seed=0)
 
 
 def test_the_digest_of_weights_is_that_of_the_files(tmp_path):

@@ -233,11 +233,40 @@ def test_what_is_no_picture_is_ignored_and_counted(tree, tmp_path):
     assert "ignored: 1 folders below <domain>/<class>, 2 hidden, 3 other files, 1 pictures not in" in result.report()
 
 
+def test_names_that_are_no_text_are_reported_and_their_bytes_kept(tree, tmp_path):
+    os.rename(tree / "photo", os.fsencode(tree) + b"/caf\xe9")
+    Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9/dog/pic_\xe9.jpg")).write_bytes(b"")
+    result = packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    assert "caf\ufffd 30" in result.report()
+    assert "caf\ufffd/dog/pic_\ufffd.jpg: an empty file" in result.report()
+    assert b"caf\xe9" in arrays(tmp_path / "out.h5")["domain_name"].tolist()
+
+
+def test_links_that_lead_nowhere_are_unreadable_pictures_and_pipes_are_none(tree, tmp_path):
+    folder = tree / "photo" / "dog"
+    for name in ("loop.jpg", "loop.txt"):
+        (folder / name).symlink_to(name)
+    (tree / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "pipe.jpg").symlink_to(tmp_path / "pipe")
+    result = packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    assert result.skipped == [("photo/dog/loop.jpg", "Too many levels of symbolic links")]
+    assert result.tree.ignored == {"other files": 2}
+
+
+def test_images_of_the_same_pixels_are_counted(tree, tmp_path):
+    assert "repeat" not in packing.pack(tree, tmp_path / "one.h5", side=SIDE, workers=1).report()
+    for copy in ("photo/dog/copy.jpg", "sketch/elephant/copy.jpg"):
+        (tree / copy).write_bytes((tree / "photo/dog/pic_000.jpg").read_bytes())
+    result = packing.pack(tree, tmp_path / "two.h5", side=SIDE, workers=1)
+    assert "2 repeat another image's pixels: copies may be trained on and tested on" in result.report()
+
+
 def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
     def refused(root: Path, out: Path, **options: object) -> str:
         with pytest.raises(UserError) as error:
             packing.pack(root, out, **{"side": SIDE, "workers": 1, **options})
-        assert not out.is_file() or out.read_bytes() == b"mine"
+        assert not os.path.isfile(out) or out.read_bytes() == b"mine"
         return str(error.value)
 
     out = tmp_path / "out.h5"
@@ -248,6 +277,10 @@ def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     assert "it has none there" in refused(tmp_path / "empty", out)
     assert "its folder" in refused(tree, tmp_path / "nowhere" / "out.h5")
+    assert "cannot look at" in refused(tree, tmp_path / ("a" * 300) / "out.h5")
+    assert "File name too long" in refused(tmp_path / ("a" * 300), out)
+    # The name would do, but not with what a file is called until it is complete.
+    assert "cannot be written: " in refused(tree, tmp_path / ("o" * 250))
     assert "--side: got 0, must be 1 to 4096" in refused(tree, out, side=0)
     assert "--workers: got 0" in refused(tree, out, workers=0)
     assert "--layout: got 'coco'; known: domains" in refused(tree, out, layout="coco")

@@ -16,7 +16,7 @@ from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.method import Round
 from fedh2l_mpi.models import build, precision, stacked
-from fedh2l_mpi.models.flat import shared_bytes
+from fedh2l_mpi.models.flat import FlatParameters, SharedState, shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.topology import Graph
 
@@ -220,6 +220,23 @@ def test_what_sharing_parameters_would_send_counts_running_statistics_too():
     floats = sum(v.numel() for v in participant.model.state_dict().values() if v.is_floating_point())
     assert shared_bytes(participant.model) == 4 * floats
     assert floats == participant.parameter_count + 2 * (16 + 32)
+
+
+class Unusual(nn.Sequential):
+    """Weights that two layers share, a frozen bias, and buffers that no file keeps or of another type."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64))
+        self[2].weight = self[1].weight
+        self[1].bias.requires_grad_(False)
+        self.register_buffer("scratch", torch.zeros(100), persistent=False)
+        self.register_buffer("exact", torch.zeros(3, dtype=torch.float64))
+
+
+def test_what_sharing_parameters_would_send_is_what_it_sends():
+    model = Unusual()
+    expected = 64 * 64 + 64 + 100 + 3
+    assert shared_bytes(model) == 4 * SharedState(model, FlatParameters(model)).size == 4 * expected
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet5", "cnn"])

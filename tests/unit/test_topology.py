@@ -1,10 +1,12 @@
 """Graphs: shapes, seeds, and what cannot exist."""
 
+import networkx
 import numpy as np
 import pytest
 
 from fedh2l_mpi.config import TopologyConfig
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.streams import Purpose, generator
 from fedh2l_mpi.topology import Graph, Topology, draw
 
 KINDS = ["ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus"]
@@ -26,6 +28,22 @@ def test_degrees_of_six_participants(kind, degrees):
 
 def test_a_torus_of_sixteen_has_four_neighbours_each():
     assert draw(TopologyConfig(kind="torus"), 16, 0, 0).degrees().tolist() == [4] * 16
+
+
+@pytest.mark.parametrize(("participants", "degree"), [(30, 26), (48, 45), (64, 60), (64, 63), (100, 90)])
+def test_a_regular_graph_with_few_gaps_is_drawn_at_once_and_by_the_seed(participants, degree):
+    config = TopologyConfig(kind="random_regular", degree=degree)
+    one, same, other = (draw(config, participants, seed, 0) for seed in (1, 1, 2))
+    assert set(one.degrees()) == {degree}
+    assert one.edges == same.edges
+    assert (one.edges == other.edges) == (degree == participants - 1)
+
+
+@pytest.mark.parametrize(("participants", "degree"), [(10, 8), (20, 17), (40, 30)])
+def test_a_regular_graph_that_networkx_draws_soon_is_the_one_that_it_draws(participants, degree):
+    config = TopologyConfig(kind="random_regular", degree=degree)
+    theirs = networkx.random_regular_graph(degree, participants, seed=generator(0, Purpose.TOPOLOGY, 0, 0))
+    assert draw(config, participants, 0, 0).edges == Graph(participants, theirs.edges).edges
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,9 +141,14 @@ def test_a_wrong_edge_list_is_refused_by_its_line(tmp_path, text, says):
         draw(edge_list(tmp_path / "edges", text), 4, 0, 0)
 
 
-def test_a_missing_edge_list_is_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
-        draw(TopologyConfig(kind="edge_list", path=str(tmp_path / "none")), 4, 0, 0)
+@pytest.mark.parametrize("participants", [1, 4])
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("no/such/file", "cannot read"), ("no\0name", "cannot read"), ("~nobody_here/e", "no home folder")],
+)
+def test_a_missing_edge_list_is_refused(participants, path, says):
+    with pytest.raises(UserError, match=f"topology.path: .*{says}"):
+        draw(TopologyConfig(kind="edge_list", path=path), participants, 0, 0)
 
 
 def test_the_digest_tells_graphs_apart():
