@@ -60,8 +60,9 @@ def test_a_run_that_nobody_can_be_told_of_is_complete_without_an_error(tmp_path,
 
 
 def test_a_path_that_cannot_be_looked_at_is_a_mistake_and_no_fault(tmp_path):
+    run = write(tmp_path / "run", THREE)
     ended = subprocess.run(
-        [sys.executable, "-m", "fedh2l_mpi", "pack", "a" * 300, str(tmp_path / "pack.h5")],
+        [sys.executable, "-m", "fedh2l_mpi", "export", run, "--to", "csv", "--out", "a" * 300],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
