@@ -11,7 +11,6 @@ Shape letters: N rows, K channels, S side.
 
 import hashlib
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi import paths
-from fedh2l_mpi.data.sources import NaturalDomains, Source
+from fedh2l_mpi.data.sources import NaturalDomains, Source, located
 from fedh2l_mpi.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -127,11 +126,7 @@ def open_pack(root: str | None) -> Source:
 
 
 def _path(root: str | None) -> Path:
-    base = os.environ.get("FEDH2L_DATA")
-    if root is None and base is None:
-        raise UserError(f"data.root: got null and FEDH2L_DATA is not set; give the path of a pack ({HOW_TO_MAKE})")
-    where = "data.root" if root is not None else "data.root (null, so $FEDH2L_DATA/pack.h5)"
-    path = paths.expanded(where, root if root is not None else Path(str(base), "pack.h5"))
+    where, path = located(root, "pack.h5", f"the path of a pack ({HOW_TO_MAKE})")
     if paths.is_folder(where, path):
         raise UserError(f"{where}: {path} is a folder, must be a pack: python -m fedh2l_mpi pack {path} OUT.h5")
     if not paths.is_file(where, path):

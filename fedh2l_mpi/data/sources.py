@@ -132,6 +132,28 @@ WHERE_TO_GET = {
 NORMALISATION = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}
 
 
+def located(root: str | None, usual: str, wanted: str) -> tuple[str, Path]:
+    """How messages call the place of the data, and that place: `data.root`, or where that is null `$FEDH2L_DATA/usual`.
+
+    Parameters
+    ----------
+    wanted : str
+        What `data.root` must be, for whoever has given neither.
+
+    Raises
+    ------
+    UserError
+        If neither is given, or its home folder is unknown.
+    """
+    base = os.environ.get("FEDH2L_DATA")
+    if root is not None:
+        return "data.root", paths.expanded("data.root", root)
+    if base is None:
+        raise UserError(f"data.root: got null and FEDH2L_DATA is not set; give {wanted}")
+    where = f"data.root (null, so $FEDH2L_DATA/{usual})"
+    return where, paths.expanded(where, Path(base, usual))
+
+
 def idx(name: str, root: str | None) -> Source:
     """MNIST or a data set in its format: four IDX files, plain or gzipped, in one folder.
 
@@ -142,13 +164,7 @@ def idx(name: str, root: str | None) -> Source:
     root : str or None
         The folder; None means `$FEDH2L_DATA/<name>`.
     """
-    base = os.environ.get("FEDH2L_DATA")
-    if root is None and base is None:
-        raise UserError(
-            f"data.root: got null and FEDH2L_DATA is not set; give the folder of the IDX files ({WHERE_TO_GET[name]})"
-        )
-    where = "data.root" if root is not None else f"data.root (null, so $FEDH2L_DATA/{name})"
-    folder = paths.expanded(where, root if root is not None else Path(str(base), name))
+    where, folder = located(root, name, f"the folder of the IDX files ({WHERE_TO_GET[name]})")
     if not paths.is_folder(where, folder):
         raise UserError(f"{where}: {folder} is not a folder; it must hold the IDX files ({WHERE_TO_GET[name]})")
     tables = {part: _idx_table(folder, name, *files) for part, files in IDX_PARTS.items()}

@@ -144,7 +144,8 @@ def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibat
 )
 def test_minibatches_of_one_sample_that_a_model_takes_or_nobody_makes_are_let_through(overrides):
     config, plan, method, _ = run_of(BATCHNORM, *overrides)
-    estimate.needs(config, plan.source, method, estimate.holdings(plan))
+    needs = estimate.needs(config, plan.source, method, estimate.holdings(plan))
+    assert set(needs.models) == {config.architecture(index) for index in range(config.size)}
 
 
 def test_on_a_cpu_a_learners_neighbours_are_counted_once(warnings):
