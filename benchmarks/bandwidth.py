@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedh2l_mpi import models
-from fedh2l_mpi.console import size
 from fedh2l_mpi.exchange import ArraySpec, Exchange
-from fedh2l_mpi.models.flat import FlatParameters, SharedState
+from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
+from fedh2l_mpi.runtime.terminal import size
+from fedh2l_mpi.runtime.world import Hosting, World, connect
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World, connect
 
 EDGE = Graph(2, [(0, 1)])
 ROUNDS = 40

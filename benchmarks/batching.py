@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.measuring import ratios, step_seconds
-from fedh2l_mpi import objectives, optimizers
+from fedh2l_mpi import losses
 from fedh2l_mpi.config import OptimizerConfig
-from fedh2l_mpi.models import build, stacked
-from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models import batched_linear, build, optimizers
+from fedh2l_mpi.models.flat_parameters import FlatParameters
 
 BATCH, REPEATS = 32, 9
 CASES = [("mlp", 8), ("mlp", 28), ("lenet5", 28)]
@@ -30,15 +30,15 @@ def one_by_one(models: list[nn.Module], images: Tensor, labels: Tensor, config: 
 
     def step() -> None:
         for model, flat, mover, own, targets in zip(models, flats, movers, images, labels, strict=True):
-            mover.step(flat.gradient(objectives.cross_entropy(model(own), targets)))
+            mover.step(flat.gradient(losses.cross_entropy(model(own), targets)))
 
     return step
 
 
 def together(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
-    matrix = stacked.beside([torch.stack([FlatParameters(model).vector for model in models])])
-    model, mover = stacked.StackedModel(models[0], matrix), optimizers.build(matrix, config)
-    return lambda: mover.step(model.gradient(objectives.cross_entropy(model(images), labels)))
+    matrix = batched_linear.beside([torch.stack([FlatParameters(model).vector for model in models])])
+    model, mover = batched_linear.StackedModel(models[0], matrix), optimizers.build(matrix, config)
+    return lambda: mover.step(model.gradient(losses.cross_entropy(model(images), labels)))
 
 
 def by_vmap(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedh2l_mpi import config_file, metrics
+from fedh2l_mpi import metrics
+from fedh2l_mpi.config import loading
 
 P, R, D, CLASSES = 1000, 1000, 10, 10
 EVERY = 10
@@ -21,7 +22,7 @@ IMPORTS = "import numpy, h5py, yaml, rich.console, rich.table"
 
 def write(path: Path) -> None:
     """A metrics file whose accuracies grow towards 0.9."""
-    config = config_file.load(None, [f"participants={P}", f"rounds={R}", f"evaluation.every={EVERY}"])
+    config = loading.load(None, [f"participants={P}", f"rounds={R}", f"evaluation.every={EVERY}"])
     attributes = {"config": config.to_yaml(), "seed": 0, "rounds_planned": R, "ranks": 16, "threads": 1}
     row = {field.name: "x" if field.dtype == "S" else 20_000 for field in metrics.PARTICIPANT_FIELDS}
     participants = [{**row, "own_domain": i % D, "rank": i * 16 // P} for i in range(P)]

@@ -27,11 +27,12 @@ from torch import nn
 from benchmarks import bare_loop
 from benchmarks.measuring import REPOSITORY
 from benchmarks.performance import METHODS
-from fedh2l_mpi import cli, metrics
+from fedh2l_mpi import metrics
+from fedh2l_mpi.cli import commands
+from fedh2l_mpi.models.optimizers import Sgd
 from fedh2l_mpi.models.zoo import LeNet5
-from fedh2l_mpi.optimizers import Sgd
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.world import World
 
 COUNTED = (
     "optimiser steps",
@@ -96,7 +97,7 @@ def of_simulator(root: Path, method: str, participants: int, rounds: int) -> tup
     words = [word for setting in settings for word in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(Simulation, "run", counting):
         config = str(REPOSITORY / "benchmarks/workload.yaml")
-        cli.execute(cli.parse([config, *words, "--out", f"{folder}/run", "--quiet"]), World(None))
+        commands.execute(commands.parse([config, *words, "--out", f"{folder}/run", "--quiet"]), World(None))
         accuracy = metrics.read(Path(folder) / "run/metrics.h5")["accuracy_all"][-1]
     return total, float(np.mean(accuracy))
 

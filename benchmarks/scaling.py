@@ -25,14 +25,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import config_file, estimate, methods, metrics
-from fedh2l_mpi.config import Config
-from fedh2l_mpi.data.catalogue import open_source
-from fedh2l_mpi.footprint import Links, MessageSize, links
-from fedh2l_mpi.plan import bookkeeping, dealing, timing
-from fedh2l_mpi.plan.bookkeeping import Bookkeeping, Loads
+from fedh2l_mpi import methods, metrics
+from fedh2l_mpi.config import Config, loading
+from fedh2l_mpi.data.registry import open_source
+from fedh2l_mpi.planning import overhead, requirements, sample_counts, timing
+from fedh2l_mpi.planning.overhead import Bookkeeping, Loads
+from fedh2l_mpi.planning.traffic import Links, MessageSize, links
+from fedh2l_mpi.runtime.world import Hosting
 from fedh2l_mpi.topology import draw
-from fedh2l_mpi.world import Hosting
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "scaling.csv"
@@ -142,10 +142,10 @@ def work(settings: list[str], folder: Path) -> None:
     """On every rank: the run, with CPU seconds of this thread in the place of all that is timed."""
     time.perf_counter = time.thread_time  # type: ignore[assignment]
     from fedh2l_mpi import exchange
-    from fedh2l_mpi.claim import Claim
+    from fedh2l_mpi.lifecycle.start import Claim
     from fedh2l_mpi.run_directory import RunDirectory
+    from fedh2l_mpi.runtime.world import connect
     from fedh2l_mpi.simulation import Simulation
-    from fedh2l_mpi.world import connect
 
     starts: list[float] = []
     stacks: dict[int, float] = defaultdict(float)
@@ -171,7 +171,7 @@ def work(settings: list[str], folder: Path) -> None:
 
     exchange.Received.__getitem__ = timed  # type: ignore[assignment,method-assign]
     world = connect()
-    config = config_file.load(None, settings).resolved(world.size, world.launched)
+    config = loading.load(None, settings).resolved(world.size, world.launched)
     directory = RunDirectory(folder / "run")
     Marked(config, world, Claim(directory), trace=folder / "trace.json").run(lambda round_index, table: None)
     rollup = Path("/proc/self/smaps_rollup").read_text().split("\n")
@@ -193,7 +193,7 @@ def run(case: Case, root: str, notes: float) -> Measured:
         folder = Path(name)
         events = json.loads((folder / "trace.json").read_text())["traceEvents"]
         told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
-    config = config_file.load(None, settings).resolved(case.ranks, launched=True)
+    config = loading.load(None, settings).resolved(case.ranks, launched=True)
     loads = loads_of(config, case.ranks, notes)
     parts = [parts_of(rank, events, told[rank], config.rounds) for rank in range(case.ranks)]
     return Measured(case, loads, parts, [one["pss"] for one in told], [one["rss"] for one in told])
@@ -235,9 +235,9 @@ def loads_of(config: Config, ranks: int, notes: float) -> Loads:
     hosting = Hosting(config.size, ranks)
     graph: Links = links(draw(config.topology, config.size, config.seed, 0).edges, hosting)
     source = open_source(config.data.name, config.data.root)
-    held, _ = dealing.holdings(config, source)
-    message: MessageSize | None = estimate.needs(config, source, methods.build(config), held).message
-    return bookkeeping.loads_of(graph, hosting, message, notes, 8 * metrics.row_width(held.domains))
+    held, _ = sample_counts.holdings(config, source)
+    message: MessageSize | None = requirements.needs(config, source, methods.build(config), held).message
+    return overhead.loads_of(graph, hosting, message, notes, 8 * metrics.row_width(held.domains))
 
 
 def calibrated(case: Case, root: str) -> dict[str, float]:
@@ -252,10 +252,10 @@ def calibrated(case: Case, root: str) -> dict[str, float]:
 def calibrate(settings: list[str]) -> None:
     """Print it."""
     time.perf_counter = time.thread_time  # type: ignore[assignment]
-    config = config_file.load(None, settings).resolved(1, launched=False)
+    config = loading.load(None, settings).resolved(1, launched=False)
     source = open_source(config.data.name, config.data.root)
-    held, _ = dealing.holdings(config, source)
-    message = estimate.needs(config, source, methods.build(config), held).message
+    held, _ = sample_counts.holdings(config, source)
+    message = requirements.needs(config, source, methods.build(config), held).message
     degree = 2.0 if config.topology.kind == "ring" else float(config.topology.degree or 0)
     found = timing.calibrate(config, source, held, degree, message.array_bytes if message else 0)
     (phases,) = found.phases.values()
@@ -299,7 +299,7 @@ def written(participants: int) -> tuple[float, float]:
 def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> Bookkeeping:
     """The constants that runs agree on best, and large files that are written without a run."""
     constants: dict[str, float] = {}
-    for part, names in bookkeeping.TERMS.items():
+    for part, names in overhead.TERMS.items():
         rows, seconds = [], []
         for one in runs:
             # Waiting burns some CPU, too: the rank that waits least tells what receiving takes.
@@ -404,7 +404,7 @@ def report(
         model = predicted(one, rank, phases[number], constants)
         without = fit([other for other in runs if other is not one], writes)
         left_out = predicted(one, rank, phases[number], without)
-        besides = sum(one.parts[rank][part] for part in bookkeeping.TERMS)
+        besides = sum(one.parts[rank][part] for part in overhead.TERMS)
         book, book_out = (outside(one, rank, of) for of in (constants, without))
         exchange = sum(one.parts[rank][part] for part in ("post", "finish", "stack")) / measured
         lines.append(

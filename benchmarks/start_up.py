@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measuring import pss_bytes, spread
-from fedh2l_mpi.processes import stat_fields
+from fedh2l_mpi.runtime.processes import stat_fields
 
 HERE = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER = 36

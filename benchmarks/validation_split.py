@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable
 
 

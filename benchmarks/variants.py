@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import ratios, step_seconds
-from fedh2l_mpi import objectives, optimizers
+from fedh2l_mpi import losses
 from fedh2l_mpi.config import OptimizerConfig
-from fedh2l_mpi.models import build, precision
-from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models import build, mixed_precision, optimizers
+from fedh2l_mpi.models.flat_parameters import FlatParameters
 
 BATCH, STEPS, REPEATS = 32, 20, 9
 MODELS = ("mlp", "lenet5", "cnn", "resnet8")
@@ -33,9 +33,9 @@ def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[]
     flat = FlatParameters(model)
     mover = optimizers.build(flat.vector, OptimizerConfig(name="sgd", lr=0.01, momentum=0.9))
     if way == "bfloat16":
-        precision.mix(model)
+        mixed_precision.mix(model)
     called: Callable[[Tensor], Tensor] = torch.compile(model) if way == "compiled" else model
-    return lambda: mover.step(flat.gradient(objectives.cross_entropy(called(images), labels)))
+    return lambda: mover.step(flat.gradient(losses.cross_entropy(called(images), labels)))
 
 
 def two_gradients(name: str, together: bool, images: Tensor, labels: Tensor) -> Callable[[], object]:
@@ -44,7 +44,7 @@ def two_gradients(name: str, together: bool, images: Tensor, labels: Tensor) -> 
     flat, both = FlatParameters(model), torch.cat([images, images])
 
     def loss(logits: Tensor) -> Tensor:
-        return objectives.cross_entropy(logits, labels)
+        return losses.cross_entropy(logits, labels)
 
     def from_one_pass() -> object:
         private, seed = model(both).split(BATCH)

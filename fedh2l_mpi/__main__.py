@@ -3,7 +3,7 @@
 import os
 import sys
 
-from fedh2l_mpi import shared_imports
+from fedh2l_mpi.runtime import shared_imports
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     _open_closed_streams()
     # Looked for before anything is imported that could be shared; the program reads the command line in earnest.
     origin = shared_imports.begin(_is_run) if shared_imports.OPTION in sys.argv[1:] else None
-    from fedh2l_mpi import program
+    from fedh2l_mpi.cli import main as program
 
     program.main(origin)
 
@@ -30,7 +30,7 @@ def _open_closed_streams() -> None:
 
 
 def _is_run() -> bool:
-    from fedh2l_mpi import program
+    from fedh2l_mpi.cli import main as program
 
     return program.is_run(sys.argv[1:])
 

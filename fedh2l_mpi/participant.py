@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedh2l_mpi import objectives, optimizers
-from fedh2l_mpi.calibration import calibration_bins
+from fedh2l_mpi import losses
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
+from fedh2l_mpi.evaluation import calibration_bins
 from fedh2l_mpi.metrics import CONFIDENCE_BINS
-from fedh2l_mpi.models import precision
-from fedh2l_mpi.models.flat import FlatParameters, SharedState
-from fedh2l_mpi.streams import Purpose, generator, torch_seed
+from fedh2l_mpi.models import mixed_precision, optimizers
+from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
+from fedh2l_mpi.rng import Purpose, generator, torch_seed
 
 REMEDY = "a smaller optimizer.lr may help"
 
@@ -114,7 +114,7 @@ class Participant:
         self.device = private.images.device
         self.model = model.to(self.device)
         if optimizer.precision == "bfloat16":
-            precision.mix(self.model)
+            mixed_precision.mix(self.model)
         self.parameters = FlatParameters(self.model)
         self.shared_state = SharedState(self.model, self.parameters)
         self.kept: dict[str, Tensor] = {}
@@ -194,7 +194,7 @@ class Participant:
     def private_loss(self) -> Tensor:
         """Cross-entropy on the next private minibatch, in nats; gradients flow into the model."""
         images, labels = self.private_minibatch()
-        loss = objectives.cross_entropy(self.model(images), labels)
+        loss = losses.cross_entropy(self.model(images), labels)
         self.note("loss_private", loss)
         return loss
 
@@ -235,7 +235,7 @@ class Participant:
             return Score(math.nan, math.nan, np.zeros((3, CONFIDENCE_BINS)))
         logits_NC = self._logits_of(samples)
         hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
-        loss = float(objectives.cross_entropy(logits_NC, samples.labels))
+        loss = float(losses.cross_entropy(logits_NC, samples.labels))
         if not math.isfinite(loss):
             raise DivergedError(f"participant {self.index} diverged: its loss on held-out data is {loss}; {REMEDY}")
         bins_3K = calibration_bins(logits_NC, samples.labels, CONFIDENCE_BINS)

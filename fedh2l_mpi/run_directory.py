@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi import durable
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import atomic_files
 
 COMMITTED = re.compile(r"round-\d{8,}")
 
@@ -120,7 +120,7 @@ class RunDirectory:
             # Of two runs that start at the same moment, one has the lock; what the other finds is whole.
             if self.config.exists():
                 raise FileExistsError(errno.EEXIST, "File exists", str(self.config))
-            durable.replace(self.config, config_text)
+            atomic_files.replace(self.config, config_text)
         except FileExistsError as error:
             raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already") from None
         except OSError as error:

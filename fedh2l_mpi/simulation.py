@@ -15,23 +15,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import calibration, hosted, identity, metrics, resume
-from fedh2l_mpi.checkpoint import CheckpointWriter
-from fedh2l_mpi.claim import Claim
-from fedh2l_mpi.cohort import Cohort
+from fedh2l_mpi import build, evaluation, metrics
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.devices import assign_device
 from fedh2l_mpi.exchange import Exchange, Ledger
-from fedh2l_mpi.lifecycle import Lifecycle
+from fedh2l_mpi.lifecycle import resume, run_metadata
+from fedh2l_mpi.lifecycle.checkpoint_writer import CheckpointWriter
+from fedh2l_mpi.lifecycle.signals import Ask, Signals
+from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.status_reporter import Lifecycle
+from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.methods import Round
+from fedh2l_mpi.methods.batched import Cohort
+from fedh2l_mpi.metrics.collector import Recorder
+from fedh2l_mpi.metrics.phase_timer import Stopwatch
+from fedh2l_mpi.metrics.trace import Timeline
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.recorder import Recorder
-from fedh2l_mpi.signals import Ask, Signals
-from fedh2l_mpi.stopping import Stopping
-from fedh2l_mpi.stopwatch import Stopwatch
-from fedh2l_mpi.timeline import Timeline
+from fedh2l_mpi.runtime.devices import assign_device
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World
 
 log = logging.getLogger("fedh2l_mpi")
 Listener = Callable[[int, NDArray[np.float64]], None]
@@ -68,13 +69,13 @@ class Simulation:
         torch.set_num_threads(config.devices.threads)
         device = torch.device(assign_device(world, config.devices))
         self.hosting = Hosting(config.size, world.size)
-        self.hosted = hosted.load(config, world, self.hosting, device)
+        self.hosted = build.load(config, world, self.hosting, device)
         self.method, self.topology = self.hosted.method, self.hosted.topology
         self.participants, self.learners = self.hosted.participants, self.hosted.learners
         self.private_samples = self.hosted.private_samples
-        world.handshake(identity.digests(config, self.hosted))
-        self.description = identity.description(world, self.hosted)
-        facts = identity.facts(config, world, self.hosted, self.description)
+        world.handshake(run_metadata.digests(config, self.hosted))
+        self.description = run_metadata.description(world, self.hosted)
+        facts = run_metadata.facts(config, world, self.hosted, self.description)
         deadline_s = config.exchange.deadline_s
         self.first_round = 0
         if claim.kind == "resume":
@@ -208,7 +209,7 @@ class Simulation:
         """The metrics file, up to the first round that this process will do."""
         kept = self.first_round or None
         writer = metrics.MetricsWriter(
-            self.directory.metrics, identity.header(self.config, self.world, self.hosted, self.description), kept
+            self.directory.metrics, run_metadata.header(self.config, self.world, self.hosted, self.description), kept
         )
         for round_index in filter(self.topology.is_redrawn, range(self.first_round)):
             writer.add_graph(round_index, self.topology.graph(round_index).edges)
@@ -310,8 +311,8 @@ class Simulation:
             "accuracy_all": mean,
             "accuracy_worst": min(accuracy_D),
             "accuracy_validation": participant.score(participant.validation).accuracy,
-            "calibration_error": calibration.expected_calibration_error(calibration_3K),
-            "calibration_3K": calibration.reliability(calibration_3K),
+            "calibration_error": evaluation.expected_calibration_error(calibration_3K),
+            "calibration_3K": evaluation.reliability(calibration_3K),
         }
 
     def _rows(self, graph: Graph, clock: Stopwatch, scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:

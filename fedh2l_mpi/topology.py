@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import paths
 from fedh2l_mpi.config import RANDOM_KINDS, TopologyConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.streams import Purpose, generator
+from fedh2l_mpi.rng import Purpose, generator
+from fedh2l_mpi.runtime import paths
 
 if TYPE_CHECKING:
     import networkx

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from fedh2l_mpi.analysis import grouping, statistics, tables
-from fedh2l_mpi.analysis.finished import Finished, finished, newest
+from fedh2l_mpi.analysis.finished_runs import Finished, finished, newest
 from fedh2l_mpi.analysis.statistics import BySeed, Difference
 from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, UNITS, Outcome, Table
-from fedh2l_mpi.config_file import did_you_mean
-from fedh2l_mpi.console import is_terminal, size
+from fedh2l_mpi.config.loading import did_you_mean
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.terminal import is_terminal, size
 
 MEASURES = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -154,7 +154,7 @@ def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
     UserError
         If no group can be drawn, matplotlib is missing, or `out` cannot be written.
     """
-    from fedh2l_mpi.analysis.figures import overlay
+    from fedh2l_mpi.analysis.figures import plot_overlay
 
     runs_by_label = {group.label: _at_common_rounds(group.outcomes) for group in comparison.groups}
     lacking = [label for label, runs in runs_by_label.items() if not runs]
@@ -163,7 +163,7 @@ def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
             "--plot: nothing to draw: in no group were all runs evaluated in the same round; group also by what makes "
             "their rounds differ"
         )
-    overlay(runs_by_label, title, out)
+    plot_overlay(runs_by_label, title, out)
     return [f"the runs of {label} were never all evaluated in the same round: not drawn" for label in lacking]
 
 

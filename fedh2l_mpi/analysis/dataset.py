@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.runs import Run, find, look_at, unique_names
+from fedh2l_mpi.analysis.run import Run, find, look_at, unique_names
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, SCALES
 

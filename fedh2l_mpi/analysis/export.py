@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.dataset import attributes_of, of_run, require_xarray
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
 

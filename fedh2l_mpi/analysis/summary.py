@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
 PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)

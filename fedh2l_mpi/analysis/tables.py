@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.console import size
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, RunMetrics, slowest_rank_seconds
+from fedh2l_mpi.runtime.terminal import size
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
 HEADINGS = {

@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
-from fedh2l_mpi.config.learning import (
+from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
+from fedh2l_mpi.config.method import (
     METHOD_KEYS,
     RANDOM_KINDS,
     EvaluationConfig,
@@ -15,7 +16,6 @@ from fedh2l_mpi.config.learning import (
     OptimizerConfig,
     TopologyConfig,
 )
-from fedh2l_mpi.config.running import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
 from fedh2l_mpi.config.section import Count, Section
 from fedh2l_mpi.errors import UserError
 

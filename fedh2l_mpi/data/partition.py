@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.config import Config, PartitionConfig
 from fedh2l_mpi.data.sources import NaturalDomains
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.streams import Purpose, generator
+from fedh2l_mpi.rng import Purpose, generator
 
 Rows = NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedh2l_mpi.config import SeedSetConfig
 from fedh2l_mpi.data.augmentation import Affine, Photo
 from fedh2l_mpi.data.labelled import Labelled
-from fedh2l_mpi.streams import Purpose, generator
+from fedh2l_mpi.rng import Purpose, generator
 
 # Views of round 0 that are hashed on the CPU: enough to notice another library that transforms in another way.
 HASHED_VIEWS = 16

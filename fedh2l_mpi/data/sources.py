@@ -18,8 +18,8 @@ from typing import BinaryIO, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import paths
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import paths
 
 LARGEST_SIDE = 4096
 PIECE_BYTES = 1 << 21

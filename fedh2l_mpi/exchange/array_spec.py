@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import codecs
-from fedh2l_mpi.codecs import Codec
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.exchange.header import message_bytes
+from fedh2l_mpi.exchange import codecs
+from fedh2l_mpi.exchange.codecs import Codec
+from fedh2l_mpi.exchange.wire_format import message_bytes
 
 # Rows of posteriors must sum to 1 within what float32 softmax and 1,000 classes leave of it.
 ROW_SUM_TOLERANCE = 1e-3

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedh2l_mpi import codecs, staging
+from fedh2l_mpi.exchange import codecs, host_memory
 from fedh2l_mpi.exchange.array_spec import ArraySpec
-from fedh2l_mpi.exchange.header import message_bytes
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.exchange.rows import HeldRows, rows_of
+from fedh2l_mpi.exchange.row_skipping import HeldRows, rows_of
+from fedh2l_mpi.exchange.wire_format import message_bytes
+from fedh2l_mpi.runtime.world import TAGS, Hosting, World
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import TAGS, Hosting, World
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -59,7 +59,9 @@ class Received(Mapping[int, Tensor]):
         if participant not in self._hosted:
             raise KeyError(participant)
         near = [self.arrays[neighbour] for neighbour in self._graph.neighbours[participant]]
-        return staging.stacked(near, self._pinned) if near else torch.empty(0, self._array.rows, self._array.columns)
+        return (
+            host_memory.stacked(near, self._pinned) if near else torch.empty(0, self._array.rows, self._array.columns)
+        )
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._hosted)

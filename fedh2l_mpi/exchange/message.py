@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import codecs
+from fedh2l_mpi.exchange import codecs
 from fedh2l_mpi.exchange.array_spec import ArraySpec
-from fedh2l_mpi.exchange.header import HEADER, MAGIC, SENDER_BYTES, SKIPPING, VERSION
-from fedh2l_mpi.exchange.rows import Rows
+from fedh2l_mpi.exchange.row_skipping import Rows
+from fedh2l_mpi.exchange.wire_format import HEADER, MAGIC, SENDER_BYTES, SKIPPING, VERSION
 
 
 class Message:

@@ -2,18 +2,18 @@
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.gradients import COMBINERS
+from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.methods.d_psgd import DPsgd
 from fedh2l_mpi.methods.distributed_distillation import DistributedDistillation
 from fedh2l_mpi.methods.dml import DeepMutualLearning
 from fedh2l_mpi.methods.fedavg import FedAvg, FedProx
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.fedmd import FedMD
+from fedh2l_mpi.methods.gradients import COMBINERS
 from fedh2l_mpi.methods.independent import Independent
-from fedh2l_mpi.methods.method import Method, Round
 from fedh2l_mpi.methods.pooled import Pooled
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
-from fedh2l_mpi.users_own import imported
+from fedh2l_mpi.runtime.plugins import imported
 
 __all__ = ["METHODS", "Method", "Round", "build"]
 

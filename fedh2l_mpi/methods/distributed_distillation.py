@@ -5,8 +5,8 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 
 from torch import Tensor
 
-from fedh2l_mpi import objectives
-from fedh2l_mpi.methods.method import PosteriorMethod, Round
+from fedh2l_mpi import losses
+from fedh2l_mpi.methods.base import PosteriorMethod, Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -27,6 +27,6 @@ class DistributedDistillation(PosteriorMethod):
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())
             own_logits_BC = participant.model(now.seed.images[rows_B])
-            distillation = objectives.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
+            distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)
             self.combined_step(participant, g_private, participant.gradient(scale * distillation))

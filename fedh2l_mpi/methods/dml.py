@@ -5,8 +5,8 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 
 from torch import Tensor
 
-from fedh2l_mpi import objectives
-from fedh2l_mpi.methods.method import PosteriorMethod, Round
+from fedh2l_mpi import losses
+from fedh2l_mpi.methods.base import PosteriorMethod, Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -27,11 +27,11 @@ class DeepMutualLearning(PosteriorMethod):
         scale = (self.config.weight_kd or 0.0) * self.temperature**2 * len(theirs_NSC)
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             own_logits_BC = participant.model(now.seed.images[rows_B])
-            distillation = objectives.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
+            distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)
             loss = scale * distillation
             if self.labelled:
-                supervised = objectives.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
+                supervised = losses.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
                 participant.note("loss_seed", supervised)
                 loss = loss + (self.config.weight_ce or 0.0) * supervised
             participant.step(participant.gradient(loss))

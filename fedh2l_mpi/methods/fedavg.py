@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fedh2l_mpi.methods.method import ParameterMethod, Round
+from fedh2l_mpi.methods.base import ParameterMethod, Round
 from fedh2l_mpi.participant import Participant
 
 

@@ -6,12 +6,13 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 import torch
 from torch import Tensor
 
-from fedh2l_mpi import objectives, teachers
+from fedh2l_mpi import losses as objectives
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.methods.method import PosteriorMethod, Round
+from fedh2l_mpi.methods import teachers
+from fedh2l_mpi.methods.base import PosteriorMethod, Round
+from fedh2l_mpi.methods.teachers import Teachers
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.teachers import Teachers
 
 
 class FedH2L(PosteriorMethod):

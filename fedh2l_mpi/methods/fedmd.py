@@ -6,9 +6,9 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 import torch
 from torch import Tensor
 
-from fedh2l_mpi import objectives, staging
-from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi import losses
+from fedh2l_mpi.exchange import ArraySpec, host_memory
+from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -38,7 +38,7 @@ class FedMD(Method):
         """Logits on the round's seed samples, float32 (S, C), kept for the own part of the consensus."""
         logits_SC = participant.logits(now.seed.images).float()
         participant.kept["logits"] = logits_SC
-        return staging.to_host(logits_SC)
+        return host_memory.to_host(logits_SC)
 
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Nothing yet: private data are revisited after the consensus has been digested."""
@@ -51,13 +51,13 @@ class FedMD(Method):
             consensus_SC = torch.cat([own_1SC, theirs.to(participant.device)]).mean(dim=0)
             for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
                 own_logits_BC = participant.model(now.seed.images[rows_B])
-                distance = objectives.logit_distance(own_logits_BC, consensus_SC[rows_B])
+                distance = losses.logit_distance(own_logits_BC, consensus_SC[rows_B])
                 participant.note("loss_distillation", distance)
                 participant.step(participant.gradient(distance))
         elif self.labelled:
             for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
                 own_logits_BC = participant.model(now.seed.images[rows_B])
-                supervised = objectives.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
+                supervised = losses.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
                 participant.note("loss_seed", supervised)
                 participant.step(participant.gradient(supervised))
         else:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.participant import Participant
 
 

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from fedh2l_mpi import objectives
+from fedh2l_mpi import losses
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.methods.method import Method, Round
+from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -28,7 +28,7 @@ class SeedSupervised(Method):
         participant.begin(now.index, phase=1)
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())
-            supervised = objectives.cross_entropy(participant.model(now.seed.images[rows_B]), now.seed.targets[rows_B])
+            supervised = losses.cross_entropy(participant.model(now.seed.images[rows_B]), now.seed.targets[rows_B])
             participant.note("loss_seed", supervised)
             g_seed = participant.gradient((self.config.weight_ce or 0.0) * supervised)
             self.combined_step(participant, g_private, g_seed)

@@ -1,7 +1,8 @@
 """The metrics file of a run: its schema, its one writer, its readers. Nobody else knows a dataset's name."""
 
+from fedh2l_mpi.metrics.digests import rows_digest
 from fedh2l_mpi.metrics.reader import RunMetrics, look, read
-from fedh2l_mpi.metrics.rows import rows_digest
+from fedh2l_mpi.metrics.run_state import State, state_of
 from fedh2l_mpi.metrics.schema import (
     ADDED,
     BIN_FIELDS,
@@ -19,7 +20,6 @@ from fedh2l_mpi.metrics.schema import (
     pack_row,
     row_width,
 )
-from fedh2l_mpi.metrics.state import State, state_of
 from fedh2l_mpi.metrics.timing import slowest_rank_seconds
 from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics.opening import open_for_reading
+from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS, DIMENSIONS, FIELDS, FORMAT, SCALES, SCHEMA_VERSION
 
 if TYPE_CHECKING:

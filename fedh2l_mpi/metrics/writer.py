@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi import durable
 from fedh2l_mpi.metrics.content import content_digest
+from fedh2l_mpi.metrics.digests import tables
 from fedh2l_mpi.metrics.reader import look
-from fedh2l_mpi.metrics.rows import tables
 from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,
     CONFIDENCE_BINS,
@@ -42,6 +41,7 @@ from fedh2l_mpi.metrics.schema import (
     Field,
     chunk_rows,
 )
+from fedh2l_mpi.runtime import atomic_files
 
 if TYPE_CHECKING:
     import h5py
@@ -151,11 +151,11 @@ class MetricsWriter:
         if kept is not None:
             # What is replaced is not lost with the machine, either.
             with growing.open("rb") as file:
-                durable.force(file)
+                atomic_files.force(file)
         # From here on nothing may be created; values may be added and fixed-size attributes changed.
         self.file.swmr_mode = True
         growing.rename(path)
-        durable.force_names(path.parent)
+        atomic_files.force_names(path.parent)
 
     def _copy(self, path: Path, rounds: int) -> None:
         """Take over the first rounds of another file; graphs are added anew."""
@@ -246,7 +246,7 @@ class MetricsWriter:
             self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
         self.file.close()
         with self._path.open("rb") as file:
-            durable.force(file)
+            atomic_files.force(file)
 
     def _attributes(self, attributes: Mapping[str, str | int]) -> None:
         given: dict[str, str | int] = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **attributes}

@@ -9,12 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import nn
 
-from fedh2l_mpi import paths
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.models import vision
-from fedh2l_mpi.models import weights as pretrained
+from fedh2l_mpi.models import pretrained, torchvision_models
 from fedh2l_mpi.models.zoo import ZOO
-from fedh2l_mpi.users_own import imported
+from fedh2l_mpi.runtime import paths
+from fedh2l_mpi.runtime.plugins import imported
 
 # What a model raises that does not fit the images; torchvision's say so by assertions.
 _MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
@@ -100,7 +99,7 @@ def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: 
     if not torch.equal(given, before):
         # Test images are shared by all participants of a rank: the next one would see what this one has left.
         raise UserError(f"models: {name!r} changes the images it is given; its first operation must not be in place")
-    if name in ZOO or name.startswith(vision.PREFIX):
+    if name in ZOO or name.startswith(torchvision_models.PREFIX):
         return
     # Random numbers that nobody has seeded would depend on who is hosted together, as would a memory of earlier images.
     if not torch.allclose(model(given), got, rtol=0.0, atol=0.0, equal_nan=True):
@@ -111,8 +110,8 @@ def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: 
 
 
 def _kind(name: str) -> Callable[..., nn.Module]:
-    if name.startswith(vision.PREFIX):
-        return functools.partial(vision.build, name)
+    if name.startswith(torchvision_models.PREFIX):
+        return functools.partial(torchvision_models.build, name)
     return ZOO.get(name) or _users_own(name)
 
 

@@ -8,9 +8,9 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from fedh2l_mpi.models import side_by_side
+from fedh2l_mpi.models import wide_layout
 from fedh2l_mpi.models.mobilenet import MobileNet
-from fedh2l_mpi.models.residual import ResNet8, ResNet18
+from fedh2l_mpi.models.resnet import ResNet8, ResNet18
 from fedh2l_mpi.models.vit import VisionTransformer
 
 
@@ -66,7 +66,7 @@ class LeNet5(nn.Module):
         if images_BKHH.device.type != "cpu":
             return self.layers(images_BKHH)
         layers = iter(self.layers)
-        values = side_by_side.forward(islice(layers, self.CONVOLUTIONAL), images_BKHH)
+        values = wide_layout.forward(islice(layers, self.CONVOLUTIONAL), images_BKHH)
         for layer in layers:
             values = layer(values)
         return values

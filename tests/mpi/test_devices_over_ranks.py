@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedh2l_mpi.config import DevicesConfig
-from fedh2l_mpi.devices import assign_device
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.world import World
+from fedh2l_mpi.runtime.devices import assign_device
+from fedh2l_mpi.runtime.world import World
 
 
 @pytest.mark.mpi(ranks=3)

@@ -3,9 +3,9 @@
 import pytest
 from conftest import Mpi, launch, mpich, openmpi
 
-from fedh2l_mpi.doctor import messages
-from fedh2l_mpi.doctor.messages import Load
-from fedh2l_mpi.world import World
+from fedh2l_mpi.launch.doctor import messages
+from fedh2l_mpi.launch.doctor.messages import Load
+from fedh2l_mpi.runtime.world import World
 
 
 def test_ranks_that_meet_get_one_page_with_timed_messages(any_mpi: Mpi, tmp_path):

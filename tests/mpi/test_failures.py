@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import Mpi, kill, launch, mpich, start
 
-from fedh2l_mpi import metrics, status
+from fedh2l_mpi import metrics
+from fedh2l_mpi.lifecycle import status
 
 # Models that go wrong in the middle of training; ranks may be a few rounds apart by then.
 FAULTY = """

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start, wait_for
 
-from fedh2l_mpi import metrics, status
+from fedh2l_mpi import metrics
+from fedh2l_mpi.lifecycle import status
 
 FAST = ["--set", "participants=3", "--set", "models=[mlp]", "--set", "evaluation.every=50"]
 ENDLESS = ["--share-imports", "--quiet", *FAST, "--set", "rounds=100000"]

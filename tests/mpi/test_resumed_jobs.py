@@ -12,7 +12,8 @@ import pytest
 from conftest import Mpi, kill, launch, mpich, start
 from same_runs import assert_same_run
 
-from fedh2l_mpi import metrics, status
+from fedh2l_mpi import metrics
+from fedh2l_mpi.lifecycle import status
 from fedh2l_mpi.run_directory import RunDirectory
 
 FAST = ["participants=3", "method.local_steps=2", "method.mutual_steps=2", "evaluation.every=1", "checkpoint.every=1"]

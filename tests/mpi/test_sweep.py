@@ -13,7 +13,8 @@ import pytest
 from conftest import SHARES, Ended, kill, launch, mpich, start
 from same_runs import assert_same_run
 
-from fedh2l_mpi import config_file, metrics
+from fedh2l_mpi import metrics
+from fedh2l_mpi.config import loading
 from fedh2l_mpi.run_directory import RunDirectory
 
 TINY = """
@@ -169,7 +170,7 @@ def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
     # What a kill has left of an earlier try is no config.
     (tmp_path / "out" / f"{LABELS[1]}.yaml").write_text("participants: 1, rou")
     assert launch([*command, "--index", "1", "--prepare"]).code == 0
-    assert config_file.load(tmp_path / "out" / f"{LABELS[1]}.yaml").seed == 1
+    assert loading.load(tmp_path / "out" / f"{LABELS[1]}.yaml").seed == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from test_report import THREE, write
 
 from benchmarks import checkpoints, measuring, overlap, performance, scaling
-from fedh2l_mpi.plan.bookkeeping import Loads
+from fedh2l_mpi.planning.overhead import Loads
 
 GIVEN = Path("elsewhere")
 

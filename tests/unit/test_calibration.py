@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedh2l_mpi.calibration import calibration_bins, expected_calibration_error, reliability
+from fedh2l_mpi.evaluation import calibration_bins, expected_calibration_error, reliability
 
 
 def logits(confidences, classes=10):

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from fedh2l_mpi import cli, plan, units
+from fedh2l_mpi.cli import commands, plan
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.footprint import MessageSize, links
-from fedh2l_mpi.plan import cluster
-from fedh2l_mpi.plan.bookkeeping import FITTED, TERMS, Bookkeeping, loads_of
-from fedh2l_mpi.plan.cluster import Cluster, Rows, Steps
-from fedh2l_mpi.world import Hosting
+from fedh2l_mpi.planning import cluster_model
+from fedh2l_mpi.planning.cluster_model import Cluster, Rows, Steps
+from fedh2l_mpi.planning.overhead import FITTED, TERMS, Bookkeeping, loads_of
+from fedh2l_mpi.planning.traffic import MessageSize, links
+from fedh2l_mpi.runtime import units
+from fedh2l_mpi.runtime.world import Hosting
 
 # A ring of 4 on 2 ranks: 0, 1 | 2, 3. 0-3 and 1-2 cross: each rank sends one message with both arrays.
 RING = links([(0, 1), (1, 2), (2, 3), (0, 3)], Hosting(4, 2))
@@ -24,7 +25,7 @@ STEPS = Steps(np.array([0.2, 0.3]), np.array([0.004, 0.004]))
 
 
 def told(network: Cluster, constants: Bookkeeping = POWERS, steps: Steps = STEPS, share: float = 1.0):
-    return cluster.forecast(network, LOADS, steps, Rows(1, 2000.0), share, constants)
+    return cluster_model.forecast(network, LOADS, steps, Rows(1, 2000.0), share, constants)
 
 
 def test_the_loads_of_a_ring_of_four_on_two_ranks():
@@ -76,7 +77,7 @@ def test_a_round_is_the_slowest_ranks_steps_bookkeeping_unhidden_messages_and_wr
     assert slow.bottleneck[0] == "messages"
     assert slow.round == pytest.approx(0.3 + 20.501 - 0.004)
     # 2,000 bytes of rows at 1,000 bytes/s hold up a round of two messages' headers.
-    bare = cluster.forecast(
+    bare = cluster_model.forecast(
         Cluster(0.0, 1000.0, 1.0),
         loads_of(RING, Hosting(4, 2), None, notes=30, row_bytes=400),
         STEPS,
@@ -137,7 +138,7 @@ def test_mistakes_in_what_a_cluster_is_are_told(words, message):
 def test_a_plan_tells_the_round_on_a_cluster_and_the_same_with_parameters(capsys):
     steps = ["--set", "method.local_steps=1", "--set", "method.mutual_steps=1", "--set", "models=[mlp]"]
     words = ["plan", "--ranks", "4", *NETWORK, "--speedup", "20", *steps]
-    assert cli.execute(cli.parse([*words, "--json"]), None) == 0
+    assert commands.execute(commands.parse([*words, "--json"]), None) == 0
     got = json.loads(capsys.readouterr().out)
     posteriors, parameters = got["cluster"]["as configured"], got["cluster"]["parameters"]
     # Each of 4 ranks sends to both neighbours: 288 x 10 posteriors, or 17,226 parameters.
@@ -150,7 +151,7 @@ def test_a_plan_tells_the_round_on_a_cluster_and_the_same_with_parameters(capsys
     phases = seconds["phases"]["mlp"]
     besides = seconds["seed_samples_of_a_round"] + phases["evaluate"] * got["evaluations"] / got["rounds"]
     assert parameters["steps"] == pytest.approx((2 * phases["private_step"] + besides) / 20)
-    assert cli.execute(cli.parse([*words, "--set", "method.name=d_psgd"]), None) == 0
+    assert commands.execute(commands.parse([*words, "--set", "method.name=d_psgd"]), None) == 0
     page = capsys.readouterr().out
     assert max(map(len, page.splitlines())) <= 80
     assert "as configured" not in page

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedh2l_mpi import codecs
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.exchange import ArraySpec, Exchange, codecs
 from fedh2l_mpi.exchange.array_spec import ROW_SUM_TOLERANCE
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.exchange.rows import WholeRows
+from fedh2l_mpi.exchange.row_skipping import WholeRows
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World
 
 ALL = [
     ("float32", None), ("float16", None), ("bfloat16", None), ("uint8", None), ("top_k", 1), ("top_k", 2), ("top_k", 3),

@@ -7,18 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi import cohort, config_file, metrics, objectives
-from fedh2l_mpi.claim import Claim
-from fedh2l_mpi.cohort import Cohort
-from fedh2l_mpi.models import build, stacked
-from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi import losses, metrics
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.methods import batched
+from fedh2l_mpi.methods.batched import Cohort
+from fedh2l_mpi.models import batched_linear, build
+from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.world import World
 
 
 def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
-    settings = config_file.load(None, overrides).resolved(1, launched=False)
+    settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
     simulation = Simulation(settings, World(None), Claim(directory))
     simulation.run(lambda round_index, table: None)
@@ -75,13 +77,13 @@ def test_products_of_few_numbers_give_every_member_its_own_bits_too(kind, batch)
         torch.manual_seed(member)
         alone.append(kind())
     flat = [FlatParameters(model) for model in alone]
-    together = stacked.StackedModel(alone[0], stacked.beside([torch.stack([one.vector for one in flat])]))
+    together = batched_linear.StackedModel(alone[0], batched_linear.beside([torch.stack([one.vector for one in flat])]))
     logits = together(images)
-    gradients = together.gradient(objectives.cross_entropy(logits, labels))
+    gradients = together.gradient(losses.cross_entropy(logits, labels))
     for member, model in enumerate(alone):
         own = model(images[member])
         assert torch.equal(logits[member], own)
-        assert torch.equal(gradients[member], flat[member].gradient(objectives.cross_entropy(own, labels[member])))
+        assert torch.equal(gradients[member], flat[member].gradient(losses.cross_entropy(own, labels[member])))
 
 
 def test_only_chains_of_linear_layers_are_stacked():
@@ -90,21 +92,21 @@ def test_only_chains_of_linear_layers_are_stacked():
             return super().forward(images) * 2
 
     layers = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)]
-    assert stacked.chain(build("mlp", 1, 8, 10, 0)) is not None
-    assert stacked.chain(nn.Sequential(*layers)) is not None
-    assert stacked.chain(nn.Sequential(nn.Flatten(), nn.Sequential(*layers[1:]))) is not None
+    assert batched_linear.chain(build("mlp", 1, 8, 10, 0)) is not None
+    assert batched_linear.chain(nn.Sequential(*layers)) is not None
+    assert batched_linear.chain(nn.Sequential(nn.Flatten(), nn.Sequential(*layers[1:]))) is not None
     for other in ("lenet5", "cnn", "resnet8", "vit"):
-        assert stacked.chain(build(other, 1, 8, 10, 0)) is None
-    assert stacked.chain(Own(*layers)) is None
-    assert stacked.chain(nn.Sequential(*layers, nn.Dropout(0.1))) is None
+        assert batched_linear.chain(build(other, 1, 8, 10, 0)) is None
+    assert batched_linear.chain(Own(*layers)) is None
+    assert batched_linear.chain(nn.Sequential(*layers, nn.Dropout(0.1))) is None
     frozen = nn.Sequential(*layers)
     frozen[1].weight.requires_grad_(False)
-    assert stacked.chain(frozen) is None
+    assert batched_linear.chain(frozen) is None
     shared = nn.Linear(64, 64)
-    assert stacked.chain(nn.Sequential(nn.Flatten(), shared, shared)) is None
+    assert batched_linear.chain(nn.Sequential(nn.Flatten(), shared, shared)) is None
     more = nn.Sequential(*layers)
     more.scale = nn.Parameter(torch.ones(1))
-    assert stacked.chain(more) is None
+    assert batched_linear.chain(more) is None
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,9 @@ def test_only_chains_of_linear_layers_are_stacked():
 )
 def test_a_model_whose_passes_or_gradients_somebody_listens_to_steps_alone(hook):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
-    assert stacked.chain(model) is not None
+    assert batched_linear.chain(model) is not None
     hook(model)
-    assert stacked.chain(model) is None
+    assert batched_linear.chain(model) is None
 
 
 def test_a_model_alone_and_models_of_other_kinds_step_alone(tmp_path):
@@ -135,7 +137,7 @@ def test_cohorts_are_of_bounded_size_and_lose_nobody(tmp_path):
     sets = ["participants=70", "rounds=1", "models=[mlp]", "method.local_steps=1", "method.mutual_steps=1"]
     _, simulation = run(tmp_path / "run", *sets, "data.partition.domains=4", "devices.batching=like")
     sizes = [len(learner.members) for learner in simulation.learners if isinstance(learner, Cohort)]
-    assert sizes == [cohort.MEMBERS] * 4 + [6]
+    assert sizes == [batched.MEMBERS] * 4 + [6]
     members = [member.index for learner in simulation.learners for member in learner.members]
     assert members == list(range(70))
 

@@ -20,10 +20,10 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import compare as comparing
 from fedh2l_mpi.analysis import grouping, statistics, tables
 from fedh2l_mpi.analysis.compare import compare, render
-from fedh2l_mpi.analysis.runs import Run
-from fedh2l_mpi.config_file import load
+from fedh2l_mpi.analysis.run import Run
+from fedh2l_mpi.config.comparison import differing_keys, what_counts
+from fedh2l_mpi.config.loading import load
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.settings import differing_keys, what_counts
 
 PARTICIPANT = {
     "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,

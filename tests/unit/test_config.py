@@ -7,9 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 
-from fedh2l_mpi import config_file
-from fedh2l_mpi.config import Config, Section
-from fedh2l_mpi.config_keys import describe_keys
+from fedh2l_mpi.config import Config, Section, loading
+from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -66,7 +65,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 )
 def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
     with pytest.raises(UserError, match=says) as error:
-        config_file.load(None, [override])
+        loading.load(None, [override])
     assert "\n" not in str(error.value)
 
 
@@ -90,7 +89,7 @@ WORDS = {key: kinds[-1] for key, of in fields(Config) if (kinds := [k for k in i
 @pytest.mark.parametrize("key", WORDS)
 def test_a_wrong_word_is_refused_with_all_the_words_that_are_known(key):
     with pytest.raises(UserError) as error:
-        config_file.load(None, [f"{key}=wrong"])
+        loading.load(None, [f"{key}=wrong"])
     assert str(error.value).startswith(f"{key}: got 'wrong'; known: {', '.join(sorted(get_args(WORDS[key])))}")
 
 
@@ -99,7 +98,7 @@ def test_true_is_no_number(key):
     values = ("[true, 0.9]", "[0.9, true]") if key == "optimizer.betas" else ("true",)
     for value in values:
         with pytest.raises(UserError, match=rf"^{key}\S*: got True"):
-            config_file.load(None, [f"{key}={value}"])
+            loading.load(None, [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -120,32 +119,32 @@ def test_a_wrong_file_is_refused_by_its_name(tmp_path, text, says):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=f"wrong.yaml: {says}"):
-        config_file.load(path)
+        loading.load(path)
 
 
 def test_a_section_may_be_merged_into_another_and_overruled_there(tmp_path):
     path = tmp_path / "merged.yaml"
     # The inner mapping is merged before it is met where it stands.
     path.write_text("method: {options: {inner: &b {<<: &a {x: 1, y: 1}, x: 2}}, name: a:b}\nweights: {<<: *b, z: 3}\n")
-    read = config_file.read_yaml(path)
+    read = loading.read_yaml(path)
     assert read["method"]["options"]["inner"] == {"x": 2, "y": 1}
     assert read["weights"] == {"x": 2, "y": 1, "z": 3}
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the config: No such file"):
-        config_file.load(tmp_path / "nothing.yaml")
+        loading.load(tmp_path / "nothing.yaml")
     (tmp_path / "rotated.yaml").touch()
     with pytest.raises(UserError, match="did you mean .*/rotated.yaml"):
-        config_file.load(tmp_path / "rotatd.yaml")
+        loading.load(tmp_path / "rotatd.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
-        config_file.load(tmp_path / "binary.yaml")
+        loading.load(tmp_path / "binary.yaml")
 
 
 def test_several_mistakes_are_all_told_at_once():
     with pytest.raises(UserError) as error:
-        config_file.load(None, ["rounds=0", "seed=-1"])
+        loading.load(None, ["rounds=0", "seed=-1"])
     assert "rounds: got 0" in str(error.value)
     assert "seed: got -1" in str(error.value)
 
@@ -153,9 +152,7 @@ def test_several_mistakes_are_all_told_at_once():
 def test_an_override_wins_over_the_file(tmp_path):
     path = tmp_path / "some.yaml"
     path.write_text("rounds: 3\ntopology: {kind: star}\n")
-    loaded = config_file.load(
-        path, ["rounds=7", "topology.kind=random_regular", "topology.degree=4", "optimizer.lr=1e-4"]
-    )
+    loaded = loading.load(path, ["rounds=7", "topology.kind=random_regular", "topology.degree=4", "optimizer.lr=1e-4"])
     assert (loaded.rounds, loaded.topology.kind, loaded.topology.degree, loaded.optimizer.lr) == (
         7,
         "random_regular",
@@ -165,10 +162,10 @@ def test_an_override_wins_over_the_file(tmp_path):
 
 
 def test_the_resolved_text_loads_back_to_the_same_config(tmp_path):
-    original = config_file.load(None, ["topology.kind=small_world", "models={0: mlp, 1: cnn}", "participants=2"])
+    original = loading.load(None, ["topology.kind=small_world", "models={0: mlp, 1: cnn}", "participants=2"])
     path = tmp_path / "config.yaml"
     path.write_text(original.to_yaml())
-    assert config_file.load(path) == original
+    assert loading.load(path) == original
 
 
 def test_a_config_cannot_be_changed():
@@ -184,7 +181,7 @@ def test_every_key_has_a_meaning_and_what_is_allowed():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_is_complete_and_says_what_it_shows(path):
-    config_file.load(path)
+    loading.load(path)
     text = path.read_text()
     assert text.startswith("#")
     for word in ("Shows:", "Cost:", "Expected:"):
@@ -197,7 +194,7 @@ def test_every_shipped_config_is_complete_and_says_what_it_shows(path):
 
 
 def test_the_first_config_is_the_built_in_default():
-    assert config_file.load(CONFIGS / "digits_ring.yaml") == Config()
+    assert loading.load(CONFIGS / "digits_ring.yaml") == Config()
 
 
 @pytest.mark.parametrize(

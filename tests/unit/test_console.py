@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from test_report import THREE, write
 
-from fedh2l_mpi import console, metrics, status
+from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.lifecycle import status
+from fedh2l_mpi.runtime import terminal
 
 
 @pytest.mark.parametrize(
@@ -25,12 +27,12 @@ from fedh2l_mpi.config import Config
     ],
 )
 def test_sizes_have_three_digits_and_a_unit(count, text):
-    assert console.size(count) == text
+    assert terminal.size(count) == text
 
 
 def test_a_batch_log_has_a_line_for_each_evaluation(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fedh2l_mpi"), "propagate", True)
-    progress = console.Progress(Config(rounds=4).resolved(1, False), quiet=False)
+    progress = terminal.Progress(Config(rounds=4).resolved(1, False), quiet=False)
     quiet_row = metrics.pack_row({"loss_private": 0.5, "seconds_local": 0.1}, [np.nan], [np.nan])
     row = metrics.pack_row({"loss_private": 0.5, "accuracy_all": 0.75, "seconds_local": 0.1}, [0.75], [1.0])
     with caplog.at_level(logging.INFO, "fedh2l_mpi"):

@@ -14,15 +14,17 @@ import pytest
 from test_report import THREE, write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import open_run, open_runs, runs, summary, validate
+from fedh2l_mpi.analysis import open_run, open_runs, summary, validation
+from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import opening, reader
+from fedh2l_mpi.metrics import reader, robust_open
 
 # In a process of its own, which a damaged file may crash or stop for ever; the last seed told is the culprit.
 FUZZ = """
 import faulthandler, os, random, sys
 from pathlib import Path
-from fedh2l_mpi.analysis import open_run, report, runs, summary, validate
+from fedh2l_mpi.analysis import open_run, report, summary, validation
+from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.errors import UserError
 
 faulthandler.dump_traceback_later(60, exit=True)
@@ -55,7 +57,7 @@ for seed in range(first, last):
     except UserError as error:
         assert str(path) in str(error) and "\\n" not in str(error), error
     if seed % 2 == 0:
-        validate.validate(path, programs=False)
+        validation.validate(path, programs=False)
 print("shown", shown)
 """
 
@@ -66,8 +68,8 @@ def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     path = write(folder / "run", THREE) / "metrics.h5"
     content = bytearray(path.read_bytes())
-    content[opening.FLAGS_AT] = 5
-    content[44:48] = opening.lookup3(bytes(content[:44])).to_bytes(4, "little")
+    content[robust_open.FLAGS_AT] = 5
+    content[44:48] = robust_open.lookup3(bytes(content[:44])).to_bytes(4, "little")
     (folder / "killed.h5").write_bytes(content)
     (folder / "closed.h5").write_bytes(path.read_bytes())
     return folder
@@ -85,8 +87,8 @@ def test_no_flipped_bit_and_no_cut_tail_ends_in_a_traceback(sound, tmp_path, kin
 
 def test_the_view_of_a_killed_file_is_the_file_that_h5clear_leaves(sound, tmp_path):
     with (sound / "killed.h5").open("rb") as file:
-        superblock = file.read(opening.SUPERBLOCK_BYTES)
-    assert opening.mended(superblock) == (sound / "closed.h5").read_bytes()[: opening.SUPERBLOCK_BYTES]
+        superblock = file.read(robust_open.SUPERBLOCK_BYTES)
+    assert robust_open.mended(superblock) == (sound / "closed.h5").read_bytes()[: robust_open.SUPERBLOCK_BYTES]
     with pytest.raises(OSError, match="already open for write"):
         h5py.File(sound / "killed.h5", "r")
     run = metrics.look(sound / "killed.h5")
@@ -128,7 +130,7 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path):
     for name, says in (("text", "does not begin as"), ("empty", "does not begin as"), ("other", "not a metrics file")):
         with pytest.raises(UserError, match=says):
             runs.look_at(tmp_path / f"{name}.h5")
-        (finding,) = validate.validate(tmp_path / f"{name}.h5", programs=False)
+        (finding,) = validation.validate(tmp_path / f"{name}.h5", programs=False)
         assert finding.level == "error"
 
 
@@ -228,7 +230,7 @@ def test_a_run_is_whole_while_it_is_written_and_after_a_kill_in_the_midst_of_it(
         finally:
             writer.kill()
     assert rounds > (1 if looks > 1 else -1)
-    assert [found.what for found in validate.validate(path, programs=False) if found.level == "error"] == []
+    assert [found.what for found in validation.validate(path, programs=False) if found.level == "error"] == []
     with open_run(path) as left:
         assert left.sizes["round"] >= max(1, rounds)
         assert left.load().loss_private.notnull().all()
@@ -245,7 +247,7 @@ def test_a_flipped_bit_in_the_numbers_is_found_by_the_content_digest(sound, tmp_
     with h5py.File(path, "r+") as file:
         file["seconds_local"][2, 1] += random.Random(0).random()
     before, after = (
-        {finding.what for finding in validate.validate(file, programs=False) if finding.level == "error"}
+        {finding.what for finding in validation.validate(file, programs=False) if finding.level == "error"}
         for file in (sound / "closed.h5", path)
     )
     (found,) = after - before

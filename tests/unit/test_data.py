@@ -10,10 +10,11 @@ import torch
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from fedh2l_mpi import config, config_file
-from fedh2l_mpi.data import federation
-from fedh2l_mpi.data.catalogue import open_source
+from fedh2l_mpi import config
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.partition import own_domain
+from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.sources import ArrayTable, digits, idx
 from fedh2l_mpi.errors import UserError
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def settings(*overrides: str) -> config.Config:
-    return config_file.load(None, overrides).resolved(1, launched=False)
+    return loading.load(None, overrides).resolved(1, launched=False)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -146,7 +147,7 @@ def test_a_path_that_leads_nowhere_is_the_users_to_mend(name, root, says, monkey
 @pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])
 @pytest.mark.parametrize("participants", [1, 3, 7])
 def test_no_training_row_is_used_twice(kind, participants):
-    plan = federation.plan(settings(f"data.partition.kind={kind}", f"participants={participants}"), digits())
+    plan = federated.plan(settings(f"data.partition.kind={kind}", f"participants={participants}"), digits())
     rows = np.concatenate([part.rows for s in plan.shares for part in (s.private, s.validation, s.seed)])
     assert len(np.unique(rows)) == len(rows)
     assert rows.max() < len(digits().train.labels)
@@ -158,7 +159,7 @@ def test_no_training_row_is_used_twice(kind, participants):
 
 @pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "iid"])
 def test_shares_are_of_the_size_asked_for(kind):
-    plan = federation.plan(
+    plan = federated.plan(
         settings(f"data.partition.kind={kind}", "data.partition.samples_per_participant=100"), digits()
     )
     for share in plan.shares:
@@ -168,7 +169,7 @@ def test_shares_are_of_the_size_asked_for(kind):
 def test_smaller_alpha_is_more_skewed_and_shards_bound_the_number_of_labels():
     def labels_held(*overrides: str) -> np.ndarray:
         sizes = ("participants=10", "data.partition.samples_per_participant=100")
-        plan = federation.plan(settings(*overrides, *sizes), digits())
+        plan = federated.plan(settings(*overrides, *sizes), digits())
         return (plan.label_histogram() > 0).sum(axis=1)
 
     kind = "data.partition.kind="
@@ -181,15 +182,15 @@ def test_smaller_alpha_is_more_skewed_and_shards_bound_the_number_of_labels():
 
 
 def test_quantity_skew_gives_unlike_sizes_of_like_labels():
-    plan = federation.plan(settings("data.partition.kind=quantity", "data.partition.alpha=0.5"), digits())
+    plan = federated.plan(settings("data.partition.kind=quantity", "data.partition.alpha=0.5"), digits())
     sizes = plan.label_histogram().sum(axis=1)
     assert sizes.max() > 2 * sizes.min()
 
 
 def test_domains_are_dealt_in_turn_or_mixed():
-    part = config_file.load(None, ["data.partition.domains=3"]).data.partition
+    part = loading.load(None, ["data.partition.domains=3"]).data.partition
     assert [own_domain(index, part, 3) for index in range(5)] == [0, 1, 2, 0, 1]
-    plan = federation.plan(settings("data.partition.kind=iid", "participants=2"), digits())
+    plan = federated.plan(settings("data.partition.kind=iid", "participants=2"), digits())
     assert [plan.own_domain(0), plan.own_domain(1)] == [-1, -1]
     assert set(plan.shares[0].private.domains.tolist()) == {0, 1, 2, 3}
 
@@ -211,11 +212,11 @@ def test_domains_are_dealt_in_turn_or_mixed():
 )
 def test_data_that_do_not_suffice_are_refused(overrides, says):
     with pytest.raises(UserError, match=says):
-        federation.plan(settings(*overrides), digits())
+        federated.plan(settings(*overrides), digits())
 
 
 def test_the_seed_set_is_capped():
-    plan = federation.plan(settings("seed_set.max_samples=50"), digits())
+    plan = federated.plan(settings("seed_set.max_samples=50"), digits())
     assert len(plan.seed) == 50
 
 
@@ -242,15 +243,15 @@ def test_a_rank_reads_the_private_data_of_its_participants_and_nothing_else():
             return super().images(rows)
 
     source = digits()
-    plan = federation.plan(settings(), source)
-    watched = federation.Plan(
+    plan = federated.plan(settings(), source)
+    watched = federated.Plan(
         plan.config,
         type(source)(**{**source.__dict__, "train": Watched(source.train.labels, source.train.pixels)}),
         plan.shares,
         plan.seed,
         plan.tests,
     )
-    loaded = federation.load(watched, [2], CPU)
+    loaded = federated.load(watched, [2], CPU)
     share = plan.shares[2]
     expected = {*share.private.rows.tolist(), *share.validation.rows.tolist(), *plan.seed.rows.tolist()}
     assert set(read) == expected
@@ -259,8 +260,8 @@ def test_a_rank_reads_the_private_data_of_its_participants_and_nothing_else():
 
 def test_images_labels_and_domains_stay_together():
     source = digits()
-    plan = federation.plan(settings("data.partition.kind=iid"), source)
-    private = federation.load(plan, [1], CPU).private[1]
+    plan = federated.plan(settings("data.partition.kind=iid"), source)
+    private = federated.load(plan, [1], CPU).private[1]
     share = plan.shares[1].private
     for sample in (0, 17, 100):
         row, domain = share.rows[sample], share.domains[sample]
@@ -271,8 +272,8 @@ def test_images_labels_and_domains_stay_together():
 
 
 def test_every_rank_holds_the_same_seed_set_and_draws_the_same_subset():
-    plan = federation.plan(settings("seed_set.samples_per_round=40"), digits())
-    one, other = (federation.load(plan, hosted, CPU).seed_set for hosted in ([0], [1, 3]))
+    plan = federated.plan(settings("seed_set.samples_per_round=40"), digits())
+    one, other = (federated.load(plan, hosted, CPU).seed_set for hosted in ([0], [1, 3]))
     assert one.digest() == other.digest()
     for round_index in (0, 5):
         a, b = one.of_round(round_index), other.of_round(round_index)
@@ -280,16 +281,16 @@ def test_every_rank_holds_the_same_seed_set_and_draws_the_same_subset():
         assert torch.equal(a.labels, b.labels)
         assert len(a) == 40
     assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
-    backwards = federation.Labelled(one.samples.images.flip(0), one.samples.labels.flip(0))
+    backwards = federated.Labelled(one.samples.images.flip(0), one.samples.labels.flip(0))
     swapped = dataclasses.replace(one, samples=backwards)
     assert swapped.digest() != one.digest()
 
 
 def test_every_seed_is_tested_on_the_same_originals_in_every_domain():
-    plans = [federation.plan(settings(f"seed={s}", "evaluation.test_samples_per_domain=9"), digits()) for s in (0, 1)]
+    plans = [federated.plan(settings(f"seed={s}", "evaluation.test_samples_per_domain=9"), digits()) for s in (0, 1)]
     for one, other in zip(plans[0].tests, plans[1].tests, strict=True):
         assert np.array_equal(one.rows, other.rows)
-    tests = federation.load(plans[0], [0], CPU).tests
+    tests = federated.load(plans[0], [0], CPU).tests
     assert len(tests) == 4
     assert all(torch.equal(test.labels, tests[0].labels) for test in tests)
     assert not torch.equal(tests[0].images, tests[1].images)

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedh2l_mpi import devices
 from fedh2l_mpi.config import DevicesConfig
-from fedh2l_mpi.devices import (
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import devices
+from fedh2l_mpi.runtime.devices import (
     Seat,
     assign_device,
     check_devices_apart,
@@ -19,8 +20,7 @@ from fedh2l_mpi.devices import (
     take_seats,
     unused_grants,
 )
-from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.world import World
+from fedh2l_mpi.runtime.world import World
 
 SLURM_4_GPUS = {"granted": "0,1,2,3"}
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from conftest import launch
 
-from fedh2l_mpi import provenance
 from fedh2l_mpi.config import Config, DevicesConfig
-from fedh2l_mpi.devices import Seat
-from fedh2l_mpi.doctor import examination, launching, messages, ranks, software, storage
-from fedh2l_mpi.doctor.findings import Finding, Level, fact, failure, good, spans, warning
-from fedh2l_mpi.doctor.messages import Load
-from fedh2l_mpi.doctor.page import Page
-from fedh2l_mpi.doctor.ranks import Place
 from fedh2l_mpi.errors import LateRankError, UserError
-from fedh2l_mpi.world import Launch, World
+from fedh2l_mpi.launch.doctor import examine, launcher, messages, ranks, software, storage
+from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, failure, good, spans, warning
+from fedh2l_mpi.launch.doctor.messages import Load
+from fedh2l_mpi.launch.doctor.page import Page
+from fedh2l_mpi.launch.doctor.ranks import Place
+from fedh2l_mpi.lifecycle import provenance
+from fedh2l_mpi.runtime.devices import Seat
+from fedh2l_mpi.runtime.world import Launch, World
 
 BAD = (Level.WARNING, Level.FAILURE)
 
@@ -126,12 +126,12 @@ OLD_LIST = "srun: MPI types are...\nsrun: none\nsrun: pmix_v3\nsrun: openmpi\n"
 
 
 def test_the_launcher_is_told_with_the_ranks_of_each_node():
-    told = launching.started(Launch("srun", 5, 0), "", ["n1", "n1", "n2", "n2", "n3"])
+    told = launcher.started(Launch("srun", 5, 0), "", ["n1", "n1", "n2", "n2", "n3"])
     assert (told.level, told.text) == (Level.GOOD, "srun started 5 ranks: 2 on n1, 2 on n2, 1 on n3")
-    assert launching.started(Launch("srun", 20, 0), "", [f"n{i}" for i in range(20)]).text.endswith("and 12 more nodes")
-    alone = launching.started(Launch("", 1, 0), "", ["laptop"])
+    assert launcher.started(Launch("srun", 20, 0), "", [f"n{i}" for i in range(20)]).text.endswith("and 12 more nodes")
+    alone = launcher.started(Launch("", 1, 0), "", ["laptop"])
     assert (alone.level, "one process that hosts all participants" in alone.text) == (Level.FACT, True)
-    assert launching.started(Launch("srun", 4, 0), "they would run apart", ["n1"]).level is Level.FAILURE
+    assert launcher.started(Launch("srun", 4, 0), "they would run apart", ["n1"]).level is Level.FAILURE
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def test_the_launcher_is_told_with_the_ranks_of_each_node():
     ],
 )
 def test_an_mpirun_tells_whose_it_is(text, vendor):
-    assert launching.vendor_of_mpirun(text) == vendor
+    assert launcher.vendor_of_mpirun(text) == vendor
 
 
 def test_an_mpirun_of_another_mpi_is_warned_of():
-    fits = launching.mpirun_fits("/bin/mpirun", "HYDRA build details:", "MPICH 5.0.2")
+    fits = launcher.mpirun_fits("/bin/mpirun", "HYDRA build details:", "MPICH 5.0.2")
     assert (fits.level, fits.text) == (Level.GOOD, "/bin/mpirun, of MPICH as mpi4py")
-    other = launching.mpirun_fits("/bin/mpirun", "mpirun (Open MPI) 5.0.11", "MPICH 5.0.2")
+    other = launcher.mpirun_fits("/bin/mpirun", "mpirun (Open MPI) 5.0.11", "MPICH 5.0.2")
     assert other.level is Level.WARNING
     assert "ranks would not see each other; use the mpirun of MPICH, or an mpi4py for Open MPI" in other.text
-    assert launching.mpirun_fits("/bin/mpirun", "timed out", "MPICH 5.0.2").level is Level.WARNING
-    assert launching.mpirun_fits("/bin/mpirun", "mpirun (Open MPI) 5.0.11", "none").level is Level.FACT
+    assert launcher.mpirun_fits("/bin/mpirun", "timed out", "MPICH 5.0.2").level is Level.WARNING
+    assert launcher.mpirun_fits("/bin/mpirun", "mpirun (Open MPI) 5.0.11", "none").level is Level.FACT
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_mpirun_of_another_mpi_is_warned_of():
     ],
 )
 def test_srun_is_told_what_to_speak(listed, library, level, says):
-    told = launching.srun_fits(listed, library)
+    told = launcher.srun_fits(listed, library)
     assert told.level is level
     assert re.search(says, told.text), told.text
 
@@ -179,7 +179,7 @@ def test_launchers_are_looked_for_on_path(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f"#!/bin/sh\nprintf '{says}\\n'\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    told = launching.ways_to_start("Open MPI 5.0.11")
+    told = launcher.ways_to_start("Open MPI 5.0.11")
     assert [(line.what, line.level) for line in told] == [("mpirun", Level.GOOD), ("srun", Level.GOOD)]
     assert str(tmp_path / "mpirun") in told[0].text
 
@@ -188,24 +188,24 @@ def test_a_launcher_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
     (tmp_path / "mpirun").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "mpirun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(launching, "PATIENCE_S", 0.2)
-    told = [line for line in launching.ways_to_start("MPICH 5.0.2") if line.what == "mpirun"]
+    monkeypatch.setattr(launcher, "PATIENCE_S", 0.2)
+    told = [line for line in launcher.ways_to_start("MPICH 5.0.2") if line.what == "mpirun"]
     assert (told[0].level, "does not say which MPI" in told[0].text) == (Level.WARNING, True)
 
 
 def test_slurm_is_told_of_in_a_job_only():
-    assert launching.slurm_job({}) == []
+    assert launcher.slurm_job({}) == []
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
-    (told,) = launching.slurm_job(job)
+    (told,) = launcher.slurm_job(job)
     assert told.text.startswith("job 7, 2 nodes (n[1-2]); the time left is unknown")
-    (told,) = launching.slurm_job({**job, "SLURM_JOB_END_TIME": "1"})
+    (told,) = launcher.slurm_job({**job, "SLURM_JOB_END_TIME": "1"})
     assert told.text.endswith("0:00 h left")
 
 
 def test_an_mpi_that_may_not_speak_pmix_is_cautioned_of():
-    assert launching.may_not_join(Launch("srun", 2, 0), "Open MPI 5.0.11") == ""
-    assert launching.may_not_join(Launch("srun", 2, 0), "MPICH 5.0.2").endswith("use srun --mpi=pmi2")
-    assert launching.may_not_join(Launch("Open MPI's mpirun", 2, 0), "MPICH 5.0.2").endswith("the mpirun of MPICH")
+    assert launcher.may_not_join(Launch("srun", 2, 0), "Open MPI 5.0.11") == ""
+    assert launcher.may_not_join(Launch("srun", 2, 0), "MPICH 5.0.2").endswith("use srun --mpi=pmi2")
+    assert launcher.may_not_join(Launch("Open MPI's mpirun", 2, 0), "MPICH 5.0.2").endswith("the mpirun of MPICH")
 
 
 # Cores and GPUs.
@@ -472,7 +472,7 @@ def test_clocks_far_apart_are_warned_of():
 
 
 def test_messages_are_as_large_as_a_runs_would_be():
-    from fedh2l_mpi.config_file import load
+    from fedh2l_mpi.config.loading import load
 
     assert messages.load_of(load(None).resolved(1, False)) == Load("posteriors of 288 x 10", 48 + 4 + 4 * 288 * 10)
     coded = load(None, ["exchange.codec=uint8"]).resolved(1, False)
@@ -485,7 +485,7 @@ def test_messages_are_as_large_as_a_runs_would_be():
 
 def test_a_step_that_hangs_ends_the_process_with_words():
     code = (
-        "import time; from fedh2l_mpi.doctor.examination import Watchdog\n"
+        "import time; from fedh2l_mpi.launch.doctor.examine import Watchdog\n"
         "with Watchdog('rank 3 of 4', 0.2) as watchdog:\n"
         "    watchdog.step('first'); time.sleep(0.05); watchdog.step('sending messages'); time.sleep(30)\n"
     )
@@ -501,8 +501,8 @@ def test_a_late_rank_is_a_failure_on_the_page(capsys, monkeypatch):
     codes: list[int] = []
     world = World(None)
     monkeypatch.setattr(world, "abort", codes.append)
-    monkeypatch.setattr(examination.messages, "examine", late)
-    examination.examine(world, None, [], None, {})
+    monkeypatch.setattr(examine.messages, "examine", late)
+    examine.examine(world, None, [], None, {})
     assert codes == [1]
     out = capsys.readouterr().out
     assert "FAIL messages" in out
@@ -512,14 +512,14 @@ def test_a_late_rank_is_a_failure_on_the_page(capsys, monkeypatch):
 
 def test_a_process_of_many_that_stand_alone_leaves_the_page_to_the_first(capsys):
     environ = {"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}
-    assert examination.examine(World(None), None, [], None, environ) == 0
+    assert examine.examine(World(None), None, [], None, environ) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_one_process_under_a_launcher_needs_no_mpi(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(software, "mpi_of_mpi4py", lambda: "none")
     environ = {"PMI_SIZE": "1", "PMI_RANK": "0"}
-    assert examination.examine(World(None, launched=True), None, [], str(tmp_path), environ) == 0
+    assert examine.examine(World(None, launched=True), None, [], str(tmp_path), environ) == 0
     assert "warn MPI" in capsys.readouterr().out
 
 
@@ -528,7 +528,7 @@ def test_a_config_that_a_broken_library_keeps_from_being_tried_is_a_failure(monk
         raise OSError("libcudart.so.12: cannot open shared object file")
 
     monkeypatch.setattr(messages, "load_of", broken)
-    load, told = examination._load(Config(), None, 1, False)
+    load, told = examine._load(Config(), None, 1, False)
     assert (load, levels(told)) == (None, [Level.FAILURE])
     assert "cannot be tried: libcudart.so.12: cannot open" in told[0].text
 
@@ -544,7 +544,7 @@ def test_on_a_laptop_the_page_ends_with_the_verdict(tmp_path):
 
 def test_a_run_that_would_not_work_is_exit_code_1_and_a_mistake_2(tmp_path, capsys):
     wrong = ["data.name=mnist", f"data.root={tmp_path}/nowhere"]
-    assert examination.examine(World(None), None, wrong, str(tmp_path), {}) == 1
+    assert examine.examine(World(None), None, wrong, str(tmp_path), {}) == 1
     out = capsys.readouterr().out
     assert "FAIL config" in out
     assert "is not a folder" in " ".join(out.split())
@@ -564,7 +564,7 @@ def test_what_is_not_installed_is_told_on_the_page_and_not_by_a_traceback(tmp_pa
         "    return version(name)\n"
         "metadata.version = missing\n"
         "sys.argv[1:] = ['doctor', '--out', sys.argv[1]]\n"
-        "from fedh2l_mpi.program import main\n"
+        "from fedh2l_mpi.cli.main import main\n"
         "main()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60)

@@ -5,24 +5,26 @@ import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi import config_file, estimate, footprint, methods
-from fedh2l_mpi.claim import Claim
-from fedh2l_mpi.data import federation
+from fedh2l_mpi import methods
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.estimate import Place
+from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.planning import memory, requirements, traffic
+from fedh2l_mpi.planning.requirements import Place
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Topology
-from fedh2l_mpi.world import Hosting, World
 
 GIB = 2**30
 PARTS = {"data": 2 * GIB, "models": 3 * GIB, "optimisers": 6 * GIB, "step": 0}
 
 
 def run_of(*overrides: str):
-    config = config_file.load(None, ["participants=8", *overrides]).resolved(4, launched=True)
-    plan = federation.plan(config, digits())
+    config = loading.load(None, ["participants=8", *overrides]).resolved(4, launched=True)
+    plan = federated.plan(config, digits())
     return config, plan, methods.build(config), Topology(config.topology, config.size, config.seed, config.rounds)
 
 
@@ -37,14 +39,14 @@ class Ranks(World):
 
 def test_what_fits_to_the_last_byte_is_let_through_and_a_byte_more_is_not():
     place = Place(3, "cuda:1", 11 * GIB, 80 * GIB)
-    estimate.refuse_if_too_large(place, PARTS, 11 * GIB)
+    requirements.refuse_if_too_large(place, PARTS, 11 * GIB)
     with pytest.raises(UserError, match="rank 3 needs"):
-        estimate.refuse_if_too_large(place, PARTS, 11 * GIB + 1)
+        requirements.refuse_if_too_large(place, PARTS, 11 * GIB + 1)
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
     with pytest.raises(UserError) as refused:
-        estimate.refuse_if_too_large(Place(3, "cuda:1", 10 * GIB, 80 * GIB), PARTS, 11 * GIB)
+        requirements.refuse_if_too_large(Place(3, "cuda:1", 10 * GIB, 80 * GIB), PARTS, 11 * GIB)
     text = str(refused.value)
     assert "rank 3 needs an estimated 11 GiB on cuda:1, where 10 GiB are free" in text
     assert "data 2 GiB, models 3 GiB, optimisers 6 GiB)" in text
@@ -53,9 +55,9 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
 
 
 def test_a_shared_device_must_hold_all_who_share_it():
-    estimate.refuse_if_too_large(Place(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
+    requirements.refuse_if_too_large(Place(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
     with pytest.raises(UserError, match="2 ranks need an estimated 23 GiB on cuda:0, where 22 GiB are there in all"):
-        estimate.refuse_if_too_large(Place(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
+        requirements.refuse_if_too_large(Place(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
 
 
 def test_a_rank_is_compared_with_what_is_free_on_its_own_device(monkeypatch):
@@ -67,14 +69,14 @@ def test_a_rank_is_compared_with_what_is_free_on_its_own_device(monkeypatch):
         return GIB, 80 * GIB
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
-    memory = estimate.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    memory = requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     needed = int(memory.on_device[2])
     assert asked == ["cuda:0"]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed, 80 * GIB))
-    estimate.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 1, 80 * GIB))
     with pytest.raises(UserError, match="devices: rank 2 needs an estimated"):
-        estimate.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+        requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
 
 
 def test_ranks_that_share_a_device_are_added_up(monkeypatch):
@@ -83,35 +85,35 @@ def test_ranks_that_share_a_device_are_added_up(monkeypatch):
     world = Ranks(1, ["a", "b", "b", "b"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * GIB, 80 * GIB))
-    memory = estimate.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    memory = requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     together = int(memory.on_device[[1, 3]].sum())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, together))
-    estimate.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, together - 1))
     with pytest.raises(UserError, match="2 ranks need"):
-        estimate.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+        requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
 
 
 @pytest.fixture
 def warnings(monkeypatch):
     """What is logged as a warning, whatever earlier runs have done to the logger."""
     said = []
-    monkeypatch.setattr(estimate.log, "warning", said.append)
+    monkeypatch.setattr(requirements.log, "warning", said.append)
     return said
 
 
 def test_on_a_cpu_the_first_rank_of_a_node_warns_where_all_of_it_do_not_fit(monkeypatch, warnings):
     config, plan, method, topology = run_of()
     cpu, hosts = torch.device("cpu"), ["a", "b", "b", "b"]
-    monkeypatch.setattr(estimate, "available_bytes", lambda: 1)
-    assert estimate.check_memory(config, plan, method, topology, Ranks(2, hosts), cpu) is None
+    monkeypatch.setattr(requirements, "available_bytes", lambda: 1)
+    assert requirements.check_memory(config, plan, method, topology, Ranks(2, hosts), cpu) is None
     assert warnings == []
-    memory = estimate.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
+    memory = requirements.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
     assert len(warnings) == 1
     assert "the ranks on b will need" in warnings[0]
     needed = int((memory.total - memory.bookkeeping)[[1, 2, 3]].sum())
-    monkeypatch.setattr(estimate, "available_bytes", lambda: needed)
-    estimate.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
+    monkeypatch.setattr(requirements, "available_bytes", lambda: needed)
+    requirements.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
     assert len(warnings) == 1
 
 
@@ -130,7 +132,7 @@ BATCHNORM = "models=[mlp, mobilenet]"
 def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibatch_is_one(overrides):
     config, plan, method, _ = run_of(BATCHNORM, *overrides)
     with pytest.raises(UserError, match="models: 'mobilenet' cannot be trained on a minibatch of one sample"):
-        estimate.needs(config, plan.source, method, estimate.holdings(plan))
+        requirements.needs(config, plan.source, method, requirements.holdings(plan))
 
 
 @pytest.mark.parametrize(
@@ -144,27 +146,27 @@ def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibat
 )
 def test_minibatches_of_one_sample_that_a_model_takes_or_nobody_makes_are_let_through(overrides):
     config, plan, method, _ = run_of(BATCHNORM, *overrides)
-    needs = estimate.needs(config, plan.source, method, estimate.holdings(plan))
+    needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
     assert set(needs.models) == {config.architecture(index) for index in range(config.size)}
 
 
 def test_on_a_cpu_a_learners_neighbours_are_counted_once(warnings):
     config, plan, method, topology = run_of()
     world, hosting = Ranks(0, ["a"] * 4), Hosting(8, 4)
-    needs = estimate.needs(config, plan.source, method, estimate.holdings(plan))
-    on_gpu = needs.memory(hosting, footprint.links(topology.graph(0).edges, hosting))
-    on_cpu = estimate.check_memory(config, plan, method, topology, world, torch.device("cpu"))
+    needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
+    on_gpu = needs.memory(hosting, traffic.links(topology.graph(0).edges, hosting))
+    on_cpu = requirements.check_memory(config, plan, method, topology, world, torch.device("cpu"))
     assert (on_gpu.total - on_cpu.total).tolist() == [2 * needs.message.held_bytes] * 4
 
 
 def test_where_a_machine_does_not_tell_its_memory_nobody_warns(tmp_path, warnings):
-    assert estimate.available_bytes(tmp_path / "none") is None
+    assert requirements.available_bytes(tmp_path / "none") is None
     (tmp_path / "meminfo").write_text("MemTotal:       100 kB\nMemAvailable:    42 kB\n")
-    assert estimate.available_bytes(tmp_path / "meminfo") == 42 * 1024
+    assert requirements.available_bytes(tmp_path / "meminfo") == 42 * 1024
     (tmp_path / "old").write_text("MemTotal:       100 kB\n")
-    assert estimate.available_bytes(tmp_path / "old") is None
-    one = footprint.RankMemory(*(np.array([GIB]),) * 8)
-    estimate.warn_if_node_too_small("a", [0], one, None)
+    assert requirements.available_bytes(tmp_path / "old") is None
+    one = memory.RankMemory(*(np.array([GIB]),) * 8)
+    requirements.warn_if_node_too_small("a", [0], one, None)
     assert warnings == []
 
 
@@ -178,7 +180,7 @@ def test_what_a_function_keeps_is_counted_like_what_a_layer_keeps():
         def forward(self, images):
             return self.second(self.middle(self.first(images.flatten(1))))
 
-    by_layers, by_functions = (estimate.model_size(Functional(layers), digits()) for layers in (True, False))
+    by_layers, by_functions = (requirements.model_size(Functional(layers), digits()) for layers in (True, False))
     # The image, the ReLU's output and the logits' log-softmax, float32; the label is an int64.
     assert by_functions.kept_bytes == by_layers.kept_bytes == 4 * (64 + 100 + 10) + 8
     assert by_functions.largest_bytes == 400
@@ -191,7 +193,7 @@ def test_looking_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    estimate.model_size(model, digits())
+    requirements.model_size(model, digits())
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
@@ -199,16 +201,16 @@ def test_looking_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
 
 def test_a_method_that_exchanges_nothing_has_no_message():
     config, plan, method, topology = run_of("method.name=independent")
-    needs = estimate.needs(config, plan.source, method, estimate.holdings(plan))
+    needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
     hosting = Hosting(8, 4)
-    memory = needs.memory(hosting, footprint.links(topology.graph(0).edges, hosting))
+    memory = needs.memory(hosting, traffic.links(topology.graph(0).edges, hosting))
     assert needs.message is None
     assert memory.messages.tolist() == [0, 0, 0, 0]
 
 
 def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     config, *_ = run_of()
-    monkeypatch.setattr(estimate, "available_bytes", lambda: 1)
+    monkeypatch.setattr(requirements, "available_bytes", lambda: 1)
     Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
     assert len(warnings) == 1
     monkeypatch.undo()
@@ -216,7 +218,7 @@ def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     def refuse(*arguments):
         raise UserError("devices: rank 0 needs more")
 
-    monkeypatch.setattr(estimate, "check_memory", refuse)
+    monkeypatch.setattr(requirements, "check_memory", refuse)
     with pytest.raises(UserError, match="needs more"):
         Simulation(config, World(None), Claim(RunDirectory(tmp_path / "refused")))
     assert not (tmp_path / "refused").exists()

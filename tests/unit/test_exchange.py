@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from fedh2l_mpi.exchange import ArraySpec, Exchange
-from fedh2l_mpi.exchange.header import HEADER
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.exchange.rows import WholeRows
+from fedh2l_mpi.exchange.row_skipping import WholeRows
+from fedh2l_mpi.exchange.wire_format import HEADER
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World
 
 POSTERIORS = ArraySpec("posteriors", 5, 10, sums_to_one=True)
 SMALL = ArraySpec("posteriors", 3, 2, sums_to_one=True)

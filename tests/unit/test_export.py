@@ -15,7 +15,8 @@ import xarray
 from written_runs import write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import export, open_run, runs
+from fedh2l_mpi.analysis import export, open_run
+from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.errors import UserError
 
 TABLES = ["calibration", "domains", "edges", "labels", "participants", "rounds"]

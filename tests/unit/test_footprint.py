@@ -9,24 +9,25 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fedh2l_mpi import codecs, config_file, estimate, footprint, methods, metrics
-from fedh2l_mpi.claim import Claim
-from fedh2l_mpi.cohort import Cohort
-from fedh2l_mpi.config import Config, TopologyConfig
-from fedh2l_mpi.data import federation
+from fedh2l_mpi import methods, metrics
+from fedh2l_mpi.config import Config, TopologyConfig, loading
+from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
-from fedh2l_mpi.exchange import ArraySpec, Exchange
-from fedh2l_mpi.exchange.rows import HeldRows
-from fedh2l_mpi.footprint import Holdings, MessageSize, ModelSize
+from fedh2l_mpi.exchange import ArraySpec, Exchange, codecs
+from fedh2l_mpi.exchange.row_skipping import HeldRows
+from fedh2l_mpi.lifecycle.start import Claim
 from fedh2l_mpi.methods import Round
+from fedh2l_mpi.methods.batched import Cohort
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.plan import graphs
+from fedh2l_mpi.planning import disk, graph_schedule, memory, requirements, traffic
+from fedh2l_mpi.planning.memory import Holdings, ModelSize
+from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Graph, Topology, draw
-from fedh2l_mpi.world import Hosting, World
 
 # A message with one 3 x 10 array: 48 bytes of header, 4 for the sender, 120 of numbers.
 ARRAY = ArraySpec("posteriors", 3, 10)
@@ -34,27 +35,27 @@ SIZE = MessageSize(48, 4 + 120, 120)
 
 
 def settled(*overrides: str, ranks: int = 1) -> Config:
-    return config_file.load(None, overrides).resolved(ranks, launched=False)
+    return loading.load(None, overrides).resolved(ranks, launched=False)
 
 
 def test_of_a_codec_both_what_is_sent_and_what_is_decoded_takes_memory():
     config = settled("participants=4", "exchange.codec=uint8")
     source, method = digits(), methods.build(config)
-    needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
+    needs = requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source)))
     assert needs.message == MessageSize(48, 4 + 288 * 10, 4 * 288 * 10, is_coded=True)
-    memory = needs.memory(Hosting(4, 2), footprint.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2)))
+    memory = needs.memory(Hosting(4, 2), traffic.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2)))
     # Encoded: two published, two in the outgoing message, two in the incoming one. In float32: two published, these two
     # and two from the other rank decoded, and the two neighbours' of the participant that learns.
     assert memory.messages.tolist() == [6 * (4 + 2880) + 2 * 48 + 8 * 4 * 2880] * 2
 
 
 def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_checkpoint():
-    ring = footprint.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2))
+    ring = traffic.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2))
     source, told = digits(), []
     for bound in ("null", "0.1"):
         config = settled("participants=4", "seed_set.views=none", f"exchange.skip_below={bound}")
         method = methods.build(config)
-        told.append(estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source))))
+        told.append(requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source))))
     array = 4 * 288 * 10
     assert told[1].message == MessageSize(48, 4 + 288 // 8 + array, array, is_coded=True)
     assert [needs.kept_bytes for needs in told] == [0, array]
@@ -78,7 +79,7 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     # The part itself is counted as what is published.
     measured = tracemalloc.get_traced_memory()[1] - len(part)
     tracemalloc.stop()
-    told = footprint.CHANGES_ARRAYS[codec] * array.held_bytes
+    told = memory.CHANGES_ARRAYS[codec] * array.held_bytes
     assert 0.9 * told <= measured <= 1.02 * told
 
 
@@ -87,7 +88,7 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
 def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks):
     graph = draw(TopologyConfig(kind=kind), 12, 0, 0)
     hosting = Hosting(12, ranks)
-    told = footprint.links(graph.edges, hosting)
+    told = traffic.links(graph.edges, hosting)
     for rank in range(ranks):
         exchange = Exchange(SimpleNamespace(rank=rank, comm=None), hosting, ARRAY, 1.0)
         exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.of(rank)})
@@ -101,8 +102,8 @@ def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks
 @pytest.mark.parametrize("ranks", [1, 3, 4, 11])
 def test_a_complete_graph_need_not_be_drawn(ranks):
     hosting = Hosting(11, ranks)
-    drawn = footprint.links(draw(TopologyConfig(kind="complete"), 11, 0, 0).edges, hosting)
-    told = footprint.expected_links(1.0, hosting)
+    drawn = traffic.links(draw(TopologyConfig(kind="complete"), 11, 0, 0).edges, hosting)
+    told = traffic.expected_links(1.0, hosting)
     assert not told.expected
     for name in ("degree_P", "messages_R", "sent_R", "received_R", "degree_max_R", "edges"):
         assert np.array_equal(getattr(told, name), getattr(drawn, name)), name
@@ -111,8 +112,8 @@ def test_a_complete_graph_need_not_be_drawn(ranks):
 def test_expected_links_are_the_mean_of_drawn_ones():
     hosting = Hosting(40, 7)
     config = TopologyConfig(kind="erdos_renyi", probability=0.1, connected=False)
-    drawn = [footprint.links(draw(config, 40, 0, drawing).edges, hosting) for drawing in range(200)]
-    told = footprint.expected_links(0.1, hosting)
+    drawn = [traffic.links(draw(config, 40, 0, drawing).edges, hosting) for drawing in range(200)]
+    told = traffic.expected_links(0.1, hosting)
     assert told.expected
     for name in ("messages_R", "sent_R", "received_R"):
         mean = np.mean([getattr(one, name) for one in drawn], axis=0)
@@ -142,12 +143,12 @@ def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
     simulation = Simulation(config, World(None), Claim(directory))
     simulation.run(lambda round_index, table: None)
     hosting, source = Hosting(5, 1), digits()
-    schedule = graphs.schedule(config, hosting, simulation.method.exchanges_in)
-    needs = estimate.needs(config, source, simulation.method, estimate.holdings(simulation.hosted.plan))
+    schedule = graph_schedule.schedule(config, hosting, simulation.method.exchanges_in)
+    needs = requirements.needs(config, source, simulation.method, requirements.holdings(simulation.hosted.plan))
     sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
     assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
     assert (sent > 0) == (config.method.name != "independent")
-    told = footprint.files(config, hosting, needs.holdings, needs.models, schedule.edges)
+    told = disk.files(config, hosting, needs.holdings, needs.models, schedule.edges)
     assert told.metrics_bytes == pytest.approx(directory.metrics.stat().st_size, rel=0.01)
 
 
@@ -169,7 +170,7 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
     for round_index in range(rounds):
         writer.append(round_index, table)
     writer.close("complete")
-    told = footprint.metrics_file_bytes(participants, domains, 10, rounds, len(edges))
+    told = disk.metrics_file_bytes(participants, domains, 10, rounds, len(edges))
     assert told == pytest.approx((tmp_path / "metrics.h5").stat().st_size, rel=0.01)
 
 
@@ -177,8 +178,8 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
     simulation = Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
-    needs = estimate.needs(config, digits(), simulation.method, estimate.holdings(simulation.hosted.plan))
-    told = needs.memory(Hosting(5, 1), footprint.links(Graph(5, []).edges, Hosting(5, 1)))
+    needs = requirements.needs(config, digits(), simulation.method, requirements.holdings(simulation.hosted.plan))
+    told = needs.memory(Hosting(5, 1), traffic.links(Graph(5, []).edges, Hosting(5, 1)))
     held = simulation.hosted.federation
     sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
     # The views of a round's seed samples are beside what is held all the time.
@@ -195,9 +196,11 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
 def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks():
     needs_config = settled("participants=7", "data.partition.kind=quantity")
     source, method = digits(), methods.build(needs_config)
-    needs = estimate.needs(needs_config, source, method, estimate.holdings(federation.plan(needs_config, source)))
+    needs = requirements.needs(
+        needs_config, source, method, requirements.holdings(federated.plan(needs_config, source))
+    )
     whole, parts = (
-        needs.memory(hosting, footprint.links([(0, 1), (5, 6)], hosting)) for hosting in (Hosting(7, 1), Hosting(7, 3))
+        needs.memory(hosting, traffic.links([(0, 1), (5, 6)], hosting)) for hosting in (Hosting(7, 1), Hosting(7, 3))
     )
     assert whole.models[0] == parts.models.sum()
     assert whole.optimisers[0] == parts.optimisers.sum()
@@ -211,8 +214,8 @@ def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_
 def test_pooled_data_lie_on_a_rank_once():
     config = settled("participants=6", "method.name=pooled")
     source, method = digits(), methods.build(config)
-    needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
-    one, six = (needs.memory(hosting, footprint.links([], hosting)) for hosting in (Hosting(6, 1), Hosting(6, 6)))
+    needs = requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source)))
+    one, six = (needs.memory(hosting, traffic.links([], hosting)) for hosting in (Hosting(6, 1), Hosting(6, 6)))
     private = int(needs.holdings.private_P.sum()) * needs.holdings.stored_bytes
     assert six.data.min() > private
     # The one rank holds the validation samples of five more, and nothing else twice.
@@ -220,18 +223,18 @@ def test_pooled_data_lie_on_a_rank_once():
     assert one.data[0] == six.data[0] + others
 
 
-def needs_of(config: Config, side: int = 8) -> tuple[estimate.Needs, Source]:
+def needs_of(config: Config, side: int = 8) -> tuple[requirements.Needs, Source]:
     """Of participants with 64 private samples each, and of random pictures."""
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
     source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
     count, stored = config.size, source.image_bytes + 8
     held = Holdings(np.full(count, 64), np.full(count, 0), 64, 64, [128], 10, stored, source.input_bytes)
-    return estimate.needs(config, source, methods.build(config), held), source
+    return requirements.needs(config, source, methods.build(config), held), source
 
 
 @pytest.mark.parametrize("combine", ["gem", "gem_neighbours"])
 def test_a_rank_is_charged_for_the_neighbours_of_those_it_hosts(combine):
-    star = footprint.links([(0, i) for i in range(1, 5)], Hosting(5, 5))
+    star = traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5))
     needs, _ = needs_of(settled("models=[mlp]", "participants=5", f"method.combine={combine}"))
     centre, *others = needs.memory(Hosting(5, 5), star).step.tolist()
     # A gradient for every neighbour, and it stacked.
@@ -240,7 +243,7 @@ def test_a_rank_is_charged_for_the_neighbours_of_those_it_hosts(combine):
 
 
 def test_where_the_graph_is_redrawn_anybody_may_come_to_have_most_neighbours():
-    star = footprint.links([(0, i) for i in range(1, 5)], Hosting(5, 5))
+    star = traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5))
     once, again = (
         needs_of(settled("models=[mlp]", "participants=5", "topology.kind=erdos_renyi", *more))[0]
         for more in ([], ["topology.redraw_every=2"])
@@ -251,7 +254,7 @@ def test_where_the_graph_is_redrawn_anybody_may_come_to_have_most_neighbours():
 @pytest.mark.parametrize("batching", ["off", "like"])
 def test_where_the_device_is_the_host_what_a_learner_has_of_its_neighbours_is_there_once(batching):
     hosting = Hosting(6, 1)
-    ring = footprint.links(draw(TopologyConfig(kind="ring"), 6, 0, 0).edges, hosting)
+    ring = traffic.links(draw(TopologyConfig(kind="ring"), 6, 0, 0).edges, hosting)
     needs, _ = needs_of(settled("models=[mlp]", "participants=6", f"devices.batching={batching}"))
     apart, one = (needs.memory(hosting, ring, on_host) for on_host in (False, True))
     assert apart.on_device == one.on_device
@@ -269,9 +272,9 @@ def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(n
     config = settled("models=[mlp]", "participants=40", "evaluation.batch_size=32", *overrides)
     needs, source = needs_of(config, side=28)
     edges = draw(TopologyConfig(kind="complete"), 40, 0, 0).edges
-    told = needs.memory(Hosting(40, 40), footprint.links(edges, Hosting(40, 40)))
-    learner: Participant = estimate.stand_in(config, source, build("mlp", 1, 28, 10, 0), 64)
-    samples, tested = estimate.random_samples(source, 64), estimate.random_samples(source, 128)
+    told = needs.memory(Hosting(40, 40), traffic.links(edges, Hosting(40, 40)))
+    learner: Participant = requirements.stand_in(config, source, build("mlp", 1, 28, 10, 0), 64)
+    samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
     now = Round(0, Graph(40, edges), SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 40)
     theirs = torch.stack([needs.method.publish(learner, now)] * 39)
 
@@ -306,10 +309,10 @@ def test_a_step_takes_about_what_is_told(name, combine):
     source = Source("pictures", 10, 3, 32, 255.0, 0.5, 0.25, table, table)
     method = methods.build(config)
     held = Holdings(np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.image_bytes + 8, source.input_bytes)
-    needs = estimate.needs(config, source, method, held)
-    told = needs.memory(Hosting(5, 5), footprint.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
-    learner: Participant = estimate.stand_in(config, source, build(name, 3, 32, 10, 0), 64)
-    samples, tested = estimate.random_samples(source, 64), estimate.random_samples(source, 128)
+    needs = requirements.needs(config, source, method, held)
+    told = needs.memory(Hosting(5, 5), traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
+    learner: Participant = requirements.stand_in(config, source, build(name, 3, 32, 10, 0), 64)
+    samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
     seed = SeedRound(0, samples.images, samples.labels, samples.labels)
     now = Round(0, Graph(5, [(0, i) for i in range(1, 5)]), seed, (64,) * 5)
     theirs = torch.full((4, 64, 10), 0.1)
@@ -335,19 +338,19 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
     source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
     method = methods.build(config)
     held = Holdings(np.full(20, 64), np.full(20, 0), 256, 256, [128], 10, source.image_bytes + 8, source.input_bytes)
-    needs = estimate.needs(config, source, method, held)
+    needs = requirements.needs(config, source, method, held)
     graph = draw(TopologyConfig(kind="random_regular", degree=degree), 20, 0, 0)
     # Of 20 on one rank, 16 step together.
     hosting = Hosting(20, 1)
-    told = needs.memory(hosting, footprint.links(graph.edges, hosting))
+    told = needs.memory(hosting, traffic.links(graph.edges, hosting))
     alone = replace(needs, config=settled(*overrides, "devices.batching=off"))
-    one_by_one = alone.memory(hosting, footprint.links(graph.edges, hosting))
+    one_by_one = alone.memory(hosting, traffic.links(graph.edges, hosting))
     # Sixteen members' views of their neighbours' arrays, and the cohort's of the same, instead of one participant's.
     assert told.messages[0] - one_by_one.messages[0] == (2 * 16 - 1) * degree * needs.message.held_bytes
     for same in ("data", "models", "optimisers", "checkpoint"):
         assert getattr(told, same) == getattr(one_by_one, same)
-    members = [estimate.stand_in(config, source, build("mlp", 1, side, 10, 0), 64) for _ in range(16)]
-    samples = estimate.random_samples(source, 256)
+    members = [requirements.stand_in(config, source, build("mlp", 1, side, 10, 0), 64) for _ in range(16)]
+    samples = requirements.random_samples(source, 256)
     now = Round(0, graph, SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 20)
     arrived = torch.full((20, 256, 10), 0.1)
     cohorts = []
@@ -370,7 +373,7 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
         overrides = [f"data.partition.samples_per_participant={each}", "evaluation.test_samples_per_domain=100"]
         config = settled(f"participants={participants}", "topology.kind=small_world", *overrides)
         tracemalloc.start()
-        plan = federation.plan(config, source)
+        plan = federated.plan(config, source)
         topology = Topology(config.topology, participants, 0, 1)
         rows = [
             {
@@ -385,9 +388,9 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
         assert len(rows) == participants
         size = ModelSize(1, 4, 4, 4, 4, 4)
         sizes = dict.fromkeys(config.models, size)
-        links = footprint.links(topology.graph(0).edges, Hosting(participants, 1))
-        memory = footprint.rank_memory(config, Hosting(participants, 1), estimate.holdings(plan), sizes, links, None)
-        return measured, int(memory.bookkeeping[0])
+        links = traffic.links(topology.graph(0).edges, Hosting(participants, 1))
+        told = memory.rank_memory(config, Hosting(participants, 1), requirements.holdings(plan), sizes, links, None)
+        return measured, int(told.bookkeeping[0])
 
     federation_warmed_up = remembered(50, 10)
     assert federation_warmed_up[0] > 0
@@ -401,13 +404,13 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
 def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
     config = settled("participants=6", "models=[lenet5, resnet8, mlp]")
     source, method = digits(), methods.build(config)
-    needs = estimate.needs(config, source, method, estimate.holdings(federation.plan(config, source)))
+    needs = requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source)))
     hosting = Hosting(6, ranks)
-    told = footprint.checkpoint_bytes(config, hosting, needs.models, kept)
+    told = disk.checkpoint_bytes(config, hosting, needs.models, kept)
     for rank in range(ranks):
         content = {}
         for index in hosting.of(rank):
-            one = estimate.stand_in(config, source, build(config.architecture(index), 1, 8, 10, 0))
+            one = requirements.stand_in(config, source, build(config.architecture(index), 1, 8, 10, 0))
             content[index] = {
                 "model": {name: value.clone() for name, value in one.model.state_dict().items()},
                 "optimizer": one.optimizer.state(),

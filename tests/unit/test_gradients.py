@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from fedh2l_mpi.gradients import COMBINERS, InnerProducts, gem, nearest_in_cone
+from fedh2l_mpi.methods.gradients import COMBINERS, InnerProducts, gem, nearest_in_cone
 
 
 def combine(rule: str, g_private: torch.Tensor, g_seed: torch.Tensor) -> torch.Tensor:

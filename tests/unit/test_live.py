@@ -11,10 +11,10 @@ import written_runs
 from conftest import launch
 from test_report import THREE, write
 
-from fedh2l_mpi.analysis import live
+from fedh2l_mpi.analysis import watch
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import reader
-from fedh2l_mpi.metrics.opening import open_for_reading
+from fedh2l_mpi.metrics.robust_open import open_for_reading
 
 WRITER = """
 import sys
@@ -38,7 +38,7 @@ def test_looking_all_the_time_sees_every_round_once_and_no_damage(tmp_path):
     with subprocess.Popen([sys.executable, "-c", WRITER, path]) as writer:
         while not path.exists():
             assert writer.poll() is None
-        follower, seen = live.Follower(path), set()
+        follower, seen = watch.Follower(path), set()
         while not follower.ended:
             follower.look()
             assert not follower.problems
@@ -77,12 +77,12 @@ def test_what_was_met_half_way_through_a_flush_is_read_again(tmp_path, monkeypat
     path.write_bytes(torn(left_running, where))
     with monkeypatch.context() as patched:
         patched.setattr(reader.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
-        seen = live.look_at(path).metrics
+        seen = watch.look_at(path).metrics
         assert np.array_equal(seen["accuracy_all"], np.full((200, 50), 0.5))
         assert not seen.problems
     # It stays so, and is told.
     path.write_bytes(torn(left_running, where))
-    seen = live.look_at(path).metrics
+    seen = watch.look_at(path).metrics
     assert np.isnan(seen["accuracy_all"]).all()
     assert "'accuracy_all'" in seen.problems[0]
 
@@ -91,9 +91,9 @@ def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monke
     path = tmp_path / "metrics.h5"
     path.write_bytes(torn(left_running, "index"))
     monkeypatch.setattr(reader, "TRIES", 1)
-    assert live.look_at(path).metrics.rounds == 200
-    monkeypatch.setattr(live.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
-    follower = live.Follower(path)
+    assert watch.look_at(path).metrics.rounds == 200
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
+    follower = watch.Follower(path)
     follower.look()
     assert not follower.problems
     assert (follower.rows, follower.sent, follower.accuracy_E) == (200, 600, [0.5] * 200)
@@ -102,7 +102,7 @@ def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monke
 @pytest.mark.parametrize(("rounds", "pid"), [(5, 1), (9, 2)])
 def test_rounds_that_are_done_again_after_a_checkpoint_are_counted_once(tmp_path, rounds, pid):
     begun = written_runs.write(tmp_path / "run", finished=8, state=None)
-    follower = live.Follower(begun / "metrics.h5")
+    follower = watch.Follower(begun / "metrics.h5")
     follower.look()
     assert (follower.rows, len(follower.accuracy_E), follower.sent) == (8, 2, 1600)
     # Done again, a round has other times; another seed stands for them.
@@ -110,7 +110,7 @@ def test_rounds_that_are_done_again_after_a_checkpoint_are_counted_once(tmp_path
     (again / "metrics.h5").replace(begun / "metrics.h5")
     follower.look()
     assert (follower.rows, follower.sent) == (rounds, 200 * rounds)
-    anew = live.Follower(begun / "metrics.h5")
+    anew = watch.Follower(begun / "metrics.h5")
     anew.look()
     assert (follower.accuracy_E, follower.round_seconds) == (anew.accuracy_E, anew.round_seconds)
 
@@ -125,17 +125,17 @@ def test_watching_a_finished_run_ends_with_its_state(tmp_path):
 
 
 def test_a_file_of_another_name_is_looked_at_and_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(live.time, "sleep", lambda seconds: None if seconds < 1 else pytest.fail("it waits"))
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: None if seconds < 1 else pytest.fail("it waits"))
     (tmp_path / "notes").write_text("no HDF5")
     with pytest.raises(UserError, match="notes: cannot be read as HDF5"):
-        live.follow(tmp_path / "notes", interval_s=2.0)
+        watch.follow(tmp_path / "notes", interval_s=2.0)
 
 
 def test_a_curve_is_a_bar_for_each_value_or_group_of_values():
-    assert live.curve([0.0, 0.5, 1.0]) == "▁▅█"
-    assert live.curve(np.repeat([0.0, 1.0], 400).tolist()) == "▁" * 20 + "█" * 20
+    assert watch.curve([0.0, 0.5, 1.0]) == "▁▅█"
+    assert watch.curve(np.repeat([0.0, 1.0], 400).tolist()) == "▁" * 20 + "█" * 20
 
 
 def test_a_slow_file_system_is_asked_less_often():
-    assert live.pause_s(interval_s=2.0, took_s=0.01) == 2.0
-    assert live.pause_s(interval_s=2.0, took_s=10.0) == pytest.approx(200.0)
+    assert watch.pause_s(interval_s=2.0, took_s=0.01) == 2.0
+    assert watch.pause_s(interval_s=2.0, took_s=10.0) == pytest.approx(200.0)

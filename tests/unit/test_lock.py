@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lock import Holder, RunLock
+from fedh2l_mpi.lifecycle.lock import Holder, RunLock
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def put(path: Path, holder: Holder) -> None:
 
 def ended() -> Holder:
     """A holder on this host whose process has ended."""
-    code = "import json; from dataclasses import asdict; from fedh2l_mpi.lock import Holder"
+    code = "import json; from dataclasses import asdict; from fedh2l_mpi.lifecycle.lock import Holder"
     command = [sys.executable, "-c", f"{code}; print(json.dumps(asdict(Holder.here())))"]
     return Holder(**json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
@@ -120,7 +120,8 @@ def test_what_is_no_lock_of_ours_is_left_alone(path):
 def test_of_many_processes_at_a_stale_lock_one_wins(path):
     put(path, ended())
     code = (
-        "import sys, pathlib, time\nfrom fedh2l_mpi.lock import RunLock\nfrom fedh2l_mpi.errors import UserError\n"
+        "import sys, pathlib, time\nfrom fedh2l_mpi.lifecycle.lock import RunLock\n"
+        "from fedh2l_mpi.errors import UserError\n"
         "sys.stdin.readline()\n"
         "try:\n    RunLock(pathlib.Path(sys.argv[1]))\nexcept UserError:\n    print('lost', flush=True)\n"
         "else:\n    print('won', flush=True)\n    sys.stdin.readline()\n"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi import config_file, methods
-from fedh2l_mpi.config import METHOD_KEYS, EvaluationConfig, MethodConfig, OptimizerConfig
+from fedh2l_mpi import methods
+from fedh2l_mpi.config import METHOD_KEYS, EvaluationConfig, MethodConfig, OptimizerConfig, loading
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
@@ -325,7 +325,7 @@ def test_a_step_within_the_cone_of_constraints_raises_no_loss():
     ],
 )
 def test_a_method_that_does_not_fit_is_refused_with_the_reason(settings, says):
-    config = config_file.load(None, settings).resolved(1, launched=False)
+    config = loading.load(None, settings).resolved(1, launched=False)
     with pytest.raises(UserError) as error:
         methods.build(config)
     assert says in str(error.value)
@@ -338,15 +338,15 @@ class OwnMutualPhase(FedH2L):
 
 def test_a_class_with_a_phase_of_its_own_does_not_inherit_what_was_said_of_another():
     settings = [f"method.name={__name__}:OwnMutualPhase", "devices.batching=like"]
-    config = config_file.load(None, settings).resolved(1, launched=False)
+    config = loading.load(None, settings).resolved(1, launched=False)
     assert not methods.build(config).takes_cohorts
     with pytest.raises(UserError, match="'.*OwnMutualPhase' makes no gradient for each neighbour"):
-        methods.build(config_file.load(None, [*settings, "method.combine=gem_neighbours"]).resolved(1, launched=False))
+        methods.build(loading.load(None, [*settings, "method.combine=gem_neighbours"]).resolved(1, launched=False))
 
 
 def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint_for_each():
     settings = ["method.name=fedh2l_mpi.methods.fedh2l:FedH2L", "method.combine=gem_neighbours"]
-    assert methods.build(config_file.load(None, settings).resolved(1, launched=False)).constrains_each_neighbour
+    assert methods.build(loading.load(None, settings).resolved(1, launched=False)).constrains_each_neighbour
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint
 )
 def test_keys_that_a_method_does_not_use_are_refused_by_name(settings, says):
     with pytest.raises(UserError, match=says):
-        config_file.load(None, settings)
+        loading.load(None, settings)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.models import build, check_weights, side_by_side, weights_digest
-from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models import build, check_weights, weights_digest, wide_layout
+from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
 
@@ -120,7 +120,7 @@ def test_flat_storage_changes_neither_the_function_nor_the_gradient(name, frozen
             for parameter in parameters[: len(parameters) // 2]:
                 parameter.requires_grad_(False)
     vector = FlatParameters(flat)
-    images = torch.randn(4, 3, 16, 16)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(4)
     trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
     expected = torch.autograd.grad(nn.functional.cross_entropy(plain(images), labels), trained)
@@ -148,7 +148,7 @@ def test_a_minibatch_as_one_wide_image_gives_what_its_images_give(channels, side
         for parameter in layers.parameters():
             parameter.copy_(torch.randint(-2, 3, parameter.shape, generator=draw) / 8)
     ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
-    wide, expected = side_by_side.forward(layers, ours), layers(theirs)
+    wide, expected = wide_layout.forward(layers, ours), layers(theirs)
     assert torch.equal(wide, expected)
     weights = torch.randint(-2, 3, expected.shape, generator=draw) / 8
     got = torch.autograd.grad((wide * weights).sum(), [ours, *layers.parameters()])

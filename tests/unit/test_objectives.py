@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedh2l_mpi.objectives import (
+from fedh2l_mpi.losses import (
     DIVERGENCES,
     cross_entropy,
     forward_kl,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedh2l_mpi import optimizers
 from fedh2l_mpi.config import OptimizerConfig
+from fedh2l_mpi.models import optimizers
 
 CASES = [
     (OptimizerConfig(name="adam"), torch.optim.Adam, {}),

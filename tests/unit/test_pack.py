@@ -18,14 +18,16 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
-from fedh2l_mpi import cli, config, config_file, metrics
-from fedh2l_mpi.claim import Claim
-from fedh2l_mpi.data import federation, packing
-from fedh2l_mpi.data.catalogue import open_source
-from fedh2l_mpi.data.pack import open_pack
+from fedh2l_mpi import config, metrics
+from fedh2l_mpi.cli import commands
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.data import federated, pack_writer
+from fedh2l_mpi.data.pack_reader import open_pack
+from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lifecycle.start import Claim
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.world import World
+from fedh2l_mpi.runtime.world import World
 
 CPU = torch.device("cpu")
 DOMAINS = ("art_painting", "cartoon", "photo", "sketch")
@@ -56,7 +58,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(tree: Path, tmp_path: Path) -> Path:
-    packing.pack(tree, tmp_path / "pack.h5", side=SIDE, workers=1)
+    pack_writer.pack(tree, tmp_path / "pack.h5", side=SIDE, workers=1)
     return tmp_path / "pack.h5"
 
 
@@ -73,10 +75,10 @@ def expected(path: Path, side: int = SIDE) -> np.ndarray:
 
 def settings(path: Path, *overrides: str) -> config.Config:
     given = ["data.name=pack", f"data.root={path}", *overrides]
-    return config_file.load(None, given).resolved(1, launched=False)
+    return loading.load(None, given).resolved(1, launched=False)
 
 
-def all_rows(plan: federation.Plan) -> np.ndarray:
+def all_rows(plan: federated.Plan) -> np.ndarray:
     return np.concatenate([part.rows for s in plan.shares for part in (s.private, s.validation, s.seed)])
 
 
@@ -119,9 +121,9 @@ def test_the_images_are_contiguous_and_the_file_says_what_it_holds(tree, packed)
 
 
 def test_the_number_of_workers_does_not_change_a_byte(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_BYTES", 7 * 3 * SIDE * SIDE)  # batches of 7, so that both workers have many
+    monkeypatch.setattr(pack_writer, "BATCH_BYTES", 7 * 3 * SIDE * SIDE)  # batches of 7, so that both workers have many
     (tree / "photo" / "dog" / "pic_004.jpg").write_bytes(b"no picture")
-    results = [packing.pack(tree, tmp_path / f"{n}.h5", side=SIDE, workers=n) for n in (1, 2)]
+    results = [pack_writer.pack(tree, tmp_path / f"{n}.h5", side=SIDE, workers=n) for n in (1, 2)]
     one, two = (arrays(result.path) for result in results)
     assert one.keys() == two.keys()
     for name, values in one.items():
@@ -145,7 +147,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
     deep = np.linspace(0, 65535, 60 * 40).reshape(40, 60).astype(np.uint16)
     Image.fromarray(deep).save(folder / "g_16_bits.png")
     picture(1, 300, 1).save(folder / "h_a_line.png")
-    result = packing.pack(tmp_path / "root", tmp_path / "out.h5", side=SIDE, workers=1)
+    result = pack_writer.pack(tmp_path / "root", tmp_path / "out.h5", side=SIDE, workers=1)
     assert (result.skipped, result.enlarged) == ([], 1)
     images = arrays(tmp_path / "out.h5")["image"]
     assert np.array_equal(images[0], expected(folder / "a_turned.jpg"))
@@ -158,7 +160,7 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
 
 
 def test_grey_packs_have_one_channel(tree, tmp_path):
-    packing.pack(tree, tmp_path / "grey.h5", side=SIDE, grey=True, workers=1)
+    pack_writer.pack(tree, tmp_path / "grey.h5", side=SIDE, grey=True, workers=1)
     source = open_pack(str(tmp_path / "grey.h5"))
     grey = ImageOps.fit(Image.open(tree / "photo/dog/pic_000.jpg").convert("L"), (SIDE, SIDE), Image.Resampling.BICUBIC)
     row = [path.decode() for path in arrays(tmp_path / "grey.h5")["source"]].index("photo/dog/pic_000.jpg")
@@ -186,7 +188,7 @@ def damage(tree: Path) -> list[str]:
 
 def test_unreadable_pictures_are_skipped_and_listed(tree, tmp_path):
     spoilt = damage(tree)
-    result = packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    result = pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert [source for source, _ in result.skipped] == spoilt
     reasons = [reason for _, reason in result.skipped]
     assert "truncated" in reasons[0]
@@ -199,7 +201,7 @@ def test_unreadable_pictures_are_skipped_and_listed(tree, tmp_path):
     # The rows after a gap are still those of their pictures.
     assert np.array_equal(content["image"][-1], expected(tree / content["source"][-1].decode()))
     # Nothing of the skipped ones is left in the file.
-    assert (tmp_path / "out.h5").stat().st_size < content["image"].nbytes + 106 * packing.BESIDE
+    assert (tmp_path / "out.h5").stat().st_size < content["image"].nbytes + 106 * pack_writer.BESIDE
     assert "skipped 4 unreadable" in result.report()
     assert f"{spoilt[1]}: an empty file" in result.report()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS", "out.h5"]
@@ -208,7 +210,7 @@ def test_unreadable_pictures_are_skipped_and_listed(tree, tmp_path):
 def test_strict_refuses_the_first_unreadable_picture_and_leaves_no_file(tree, tmp_path):
     damage(tree)
     with pytest.raises(UserError, match="art_painting/dog/pic_000.jpg: cannot be read as a picture: .*truncated"):
-        packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=2, strict=True)
+        pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=2, strict=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS"]
 
 
@@ -222,7 +224,7 @@ def test_what_is_no_picture_is_ignored_and_counted(tree, tmp_path):
     (tree / "splits" / "photo_train.txt").write_text("list")
     (tree / "photo" / "dog" / "deeper").mkdir()
     (tree / "clip_art").symlink_to(tree / "cartoon", target_is_directory=True)
-    result = packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    result = pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert result.tree.domains == ["art_painting", "cartoon", "clip_art", "photo", "sketch"]
     assert result.tree.ignored == {
         "hidden": 2,
@@ -236,7 +238,7 @@ def test_what_is_no_picture_is_ignored_and_counted(tree, tmp_path):
 def test_names_that_are_no_text_are_reported_and_their_bytes_kept(tree, tmp_path):
     os.rename(tree / "photo", os.fsencode(tree) + b"/caf\xe9")
     Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9/dog/pic_\xe9.jpg")).write_bytes(b"")
-    result = packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    result = pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert "caf\ufffd 30" in result.report()
     assert "caf\ufffd/dog/pic_\ufffd.jpg: an empty file" in result.report()
     assert b"caf\xe9" in arrays(tmp_path / "out.h5")["domain_name"].tolist()
@@ -249,23 +251,23 @@ def test_links_that_lead_nowhere_are_unreadable_pictures_and_pipes_are_none(tree
     (tree / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
     (folder / "pipe.jpg").symlink_to(tmp_path / "pipe")
-    result = packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    result = pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert result.skipped == [("photo/dog/loop.jpg", "Too many levels of symbolic links")]
     assert result.tree.ignored == {"other files": 2}
 
 
 def test_images_of_the_same_pixels_are_counted(tree, tmp_path):
-    assert "repeat" not in packing.pack(tree, tmp_path / "one.h5", side=SIDE, workers=1).report()
+    assert "repeat" not in pack_writer.pack(tree, tmp_path / "one.h5", side=SIDE, workers=1).report()
     for copy in ("photo/dog/copy.jpg", "sketch/elephant/copy.jpg"):
         (tree / copy).write_bytes((tree / "photo/dog/pic_000.jpg").read_bytes())
-    result = packing.pack(tree, tmp_path / "two.h5", side=SIDE, workers=1)
+    result = pack_writer.pack(tree, tmp_path / "two.h5", side=SIDE, workers=1)
     assert "2 repeat another image's pixels: copies may be trained on and tested on" in result.report()
 
 
 def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
     def refused(root: Path, out: Path, **options: object) -> str:
         with pytest.raises(UserError) as error:
-            packing.pack(root, out, **{"side": SIDE, "workers": 1, **options})
+            pack_writer.pack(root, out, **{"side": SIDE, "workers": 1, **options})
         assert not os.path.isfile(out) or out.read_bytes() == b"mine"
         return str(error.value)
 
@@ -290,10 +292,10 @@ def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
     out.write_bytes(b"mine")
     assert "exists already" in refused(tree, out)
     with monkeypatch.context() as patched:
-        patched.setattr(packing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        patched.setattr(pack_writer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         assert re.search(r"some [\d,]+ bytes are needed, but its disk has 1,000 free", refused(tree, tmp_path / "b.h5"))
     with monkeypatch.context() as patched:
-        patched.setattr(packing.importlib.util, "find_spec", lambda name: None)
+        patched.setattr(pack_writer.importlib.util, "find_spec", lambda name: None)
         assert "pip install 'fedh2l_mpi[vision]'" in refused(tree, tmp_path / "b.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS", "empty", "out.h5"]
 
@@ -302,23 +304,23 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing.os, "fsync", full)
+    monkeypatch.setattr(pack_writer.os, "fsync", full)
     with pytest.raises(UserError, match="out.h5: no space left on the disk; some"):
-        packing.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+        pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS"]
 
 
 def start_slowly(tree: Path, out: Path) -> subprocess.Popen[bytes]:
     """A pack that takes half a minute, begun; returns when its partial file is there and pictures have been done."""
     code = (
-        "import signal, sys, time; from pathlib import Path; from fedh2l_mpi.data import packing\n"
+        "import signal, sys, time; from pathlib import Path; from fedh2l_mpi.data import pack_writer\n"
         # A shell's background job begins with it ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "packing.BATCH_BYTES = 1\n"
+        "pack_writer.BATCH_BYTES = 1\n"
         "def slow(done, total):\n"
         "    print(done, flush=True)\n"
         "    time.sleep(0.3)\n"
-        "packing.pack(Path(sys.argv[1]), Path(sys.argv[2]), side=16, workers=2, progress=slow)\n"
+        "pack_writer.pack(Path(sys.argv[1]), Path(sys.argv[2]), side=16, workers=2, progress=slow)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, tree, out],
@@ -371,18 +373,18 @@ def test_an_interrupt_removes_what_was_begun(tree, tmp_path):
 
 def test_the_command_makes_a_pack_and_tells_of_it(tree, tmp_path, capsys):
     words = ["pack", str(tree), str(tmp_path / "out.h5"), "--layout", "domains", "--side", "16", "--workers", "1"]
-    command = cli.parse(words)
-    assert not cli.needs_world(command)
-    cli.execute(command, World(None))
+    command = commands.parse(words)
+    assert not commands.needs_world(command)
+    commands.execute(command, World(None))
     said = capsys.readouterr().out
     assert "110 images of 3 x 16 x 16, 3 classes" in said
     assert "4 domains: art_painting 30, cartoon 30, photo 30, sketch 20" in said
     assert "1 pairs of a domain and a class have no image" in said
     assert "\x1b" not in said
-    cli.execute(cli.parse([*words[:2], str(tmp_path / "quiet.h5"), *words[3:], "--quiet"]), World(None))
+    commands.execute(commands.parse([*words[:2], str(tmp_path / "quiet.h5"), *words[3:], "--quiet"]), World(None))
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="--help lists the options"):
-        cli.parse(["pack", str(tree)])
+        commands.parse(["pack", str(tree)])
 
 
 # Reading it.
@@ -397,7 +399,7 @@ def test_a_missing_pack_says_how_to_make_one(tmp_path, tree, monkeypatch):
     monkeypatch.setenv("FEDH2L_DATA", str(tmp_path))
     with pytest.raises(UserError, match=rf"\$FEDH2L_DATA/pack.h5\): there is no file {tmp_path}/pack.h5"):
         open_source("pack", None)
-    packing.pack(tree, tmp_path / "pack.h5", side=8, workers=1)
+    pack_writer.pack(tree, tmp_path / "pack.h5", side=8, workers=1)
     assert open_source("pack", None).side == 8
 
 
@@ -435,7 +437,7 @@ def test_a_foreign_or_damaged_file_is_refused(packed, tmp_path):
 @pytest.mark.parametrize("participants", [2, 4, 7])
 def test_a_participant_holds_rows_of_its_own_domain_only(packed, kind, participants):
     source = open_pack(str(packed))
-    plan = federation.plan(settings(packed, f"participants={participants}", f"data.partition.kind={kind}"), source)
+    plan = federated.plan(settings(packed, f"participants={participants}", f"data.partition.kind={kind}"), source)
     assert source.domains is not None
     of_row = source.domains.of_row
     assert (plan.domains, plan.domain_names) == (4, list(DOMAINS))
@@ -450,7 +452,7 @@ def test_a_participant_holds_rows_of_its_own_domain_only(packed, kind, participa
 
 
 def test_domains_are_shared_out_whole_among_those_that_hold_them(packed):
-    plan = federation.plan(settings(packed, "participants=6"), open_pack(str(packed)))
+    plan = federated.plan(settings(packed, "participants=6"), open_pack(str(packed)))
     held = [sum(len(part) for part in (share.private, share.validation, share.seed)) for share in plan.shares]
     # 24 training images of a domain, 16 of the sketches; domains 0 and 1 have two participants.
     assert held == [12, 12, 24, 16, 12, 12]
@@ -458,7 +460,7 @@ def test_domains_are_shared_out_whole_among_those_that_hold_them(packed):
 
 def test_iid_mixes_all_domains_and_every_row_keeps_its_own(packed):
     source = open_pack(str(packed))
-    plan = federation.plan(settings(packed, "data.partition.kind=iid", "participants=2"), source)
+    plan = federated.plan(settings(packed, "data.partition.kind=iid", "participants=2"), source)
     assert source.domains is not None
     for participant, share in enumerate(plan.shares):
         assert plan.own_domain(participant) == -1
@@ -469,7 +471,7 @@ def test_iid_mixes_all_domains_and_every_row_keeps_its_own(packed):
 
 def test_the_test_part_is_stratified_and_the_same_for_every_seed(packed):
     source = open_pack(str(packed))
-    plans = [federation.plan(settings(packed, f"seed={seed}"), source) for seed in (0, 1)]
+    plans = [federated.plan(settings(packed, f"seed={seed}"), source) for seed in (0, 1)]
     for domain in range(4):
         one, other = (plan.tests[domain] for plan in plans)
         assert np.array_equal(one.rows, other.rows)
@@ -486,9 +488,9 @@ def test_small_classes_are_on_both_sides_and_a_lone_image_is_for_training(tmp_pa
         folder.mkdir(parents=True)
         for index in range(count):
             picture(index).save(folder / f"{index}.png")
-    packing.pack(tmp_path / "root", tmp_path / "p.h5", side=8, workers=1)
+    pack_writer.pack(tmp_path / "root", tmp_path / "p.h5", side=8, workers=1)
     source = open_pack(str(tmp_path / "p.h5"))
-    rows = federation.plan(settings(tmp_path / "p.h5", "participants=1"), source).tests[0].rows
+    rows = federated.plan(settings(tmp_path / "p.h5", "participants=1"), source).tests[0].rows
     # In the order of the names: many, one, two.
     assert np.bincount(source.train.labels[rows], minlength=3).tolist() == [4, 0, 1]
 
@@ -507,11 +509,11 @@ def test_small_classes_are_on_both_sides_and_a_lone_image_is_for_training(tmp_pa
 )
 def test_a_pack_that_does_not_suffice_is_refused_by_the_domain(packed, overrides, says):
     with pytest.raises(UserError, match=says):
-        federation.plan(settings(packed, *overrides), open_pack(str(packed)))
+        federated.plan(settings(packed, *overrides), open_pack(str(packed)))
 
 
 def test_the_test_samples_of_a_domain_are_capped(packed):
-    plan = federation.plan(settings(packed, "evaluation.test_samples_per_domain=4"), open_pack(str(packed)))
+    plan = federated.plan(settings(packed, "evaluation.test_samples_per_domain=4"), open_pack(str(packed)))
     assert [len(test) for test in plan.tests] == [4, 4, 4, 4]
 
 
@@ -520,8 +522,8 @@ def test_the_test_samples_of_a_domain_are_capped(packed):
 
 def test_photographs_stay_bytes_and_become_normalised_floats(packed):
     source = open_pack(str(packed))
-    plan = federation.plan(settings(packed, "participants=2"), source)
-    private = federation.load(plan, [1], CPU).private[1]
+    plan = federated.plan(settings(packed, "participants=2"), source)
+    private = federated.load(plan, [1], CPU).private[1]
     assert private.images.dtype == torch.uint8
     assert private.images[0].nbytes == plan.image_bytes() == 3 * SIDE * SIDE
     rows = torch.tensor([5, 0, 3])
@@ -541,7 +543,7 @@ def test_photographs_stay_bytes_and_become_normalised_floats(packed):
 
 def test_a_rank_reads_the_rows_of_its_participants_and_nothing_else(packed, monkeypatch):
     source = open_pack(str(packed))
-    plan, read = federation.plan(settings(packed), source), []
+    plan, read = federated.plan(settings(packed), source), []
     original = type(source.train).images
 
     def watched(table: object, rows: np.ndarray) -> np.ndarray:
@@ -549,7 +551,7 @@ def test_a_rank_reads_the_rows_of_its_participants_and_nothing_else(packed, monk
         return original(table, rows)
 
     monkeypatch.setattr(type(source.train), "images", watched)
-    federation.load(plan, [2], CPU)
+    federated.load(plan, [2], CPU)
     share = plan.shares[2]
     parts = [share.private, share.validation, plan.seed, *plan.tests]
     assert sorted(read) == sorted(row for part in parts for row in part.rows.tolist())
@@ -557,7 +559,7 @@ def test_a_rank_reads_the_rows_of_its_participants_and_nothing_else(packed, monk
 
 def test_check_tells_of_a_pack(packed, capsys):
     words = ["--check", "--set", "data.name=pack", "--set", f"data.root={packed}", "--set", "models=[mlp, cnn]"]
-    cli.execute(cli.parse(words), World(None))
+    commands.execute(commands.parse(words), World(None))
     said = capsys.readouterr().out
     assert "pack, 3 x 16 x 16, 3 classes, 4 domains, domains" in said
     assert "art_painting, cartoon, photo, sketch" in said
@@ -584,7 +586,7 @@ def test_two_natural_domains_of_digits_are_learned(mnist, tmp_path):
     write_pngs(
         tmp_path / "tree", "mnist", np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8)
     )
-    packing.pack(tmp_path / "tree", tmp_path / "digits.h5", side=28, grey=True, workers=1)
+    pack_writer.pack(tmp_path / "tree", tmp_path / "digits.h5", side=28, grey=True, workers=1)
     given = settings(tmp_path / "digits.h5", "participants=3", "rounds=8", "models=[mlp, lenet5]", "seed_set.share=0.2")
     directory = RunDirectory(tmp_path / "run")
     Simulation(given, World(None), Claim(directory)).run(lambda round_index, table: None)

@@ -1,36 +1,37 @@
 """The report's page, without a browser: one file, nothing from elsewhere, nothing of the runs' names taken as HTML."""
 
 import base64
-import html.parser
 import io
 import json
 import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_report import THREE, write
 
-from fedh2l_mpi.analysis import page, runs, summary
-from fedh2l_mpi.analysis.page import matrix
+from fedh2l_mpi.analysis import html, summary
+from fedh2l_mpi.analysis import run as runs
+from fedh2l_mpi.analysis.html import matrix
 from fedh2l_mpi.errors import UserError
 
 
 def built(tmp_path, *folders, baseline=None):
     looked = [runs.look_at(folder) for folder in folders]
     against = runs.look_at(baseline) if baseline else None
-    page.build(looked, [summary.summarise(run, against) for run in looked], tmp_path / "page.html")
+    html.build(looked, [summary.summarise(run, against) for run in looked], tmp_path / "page.html")
     return (tmp_path / "page.html").read_text()
 
 
 @pytest.fixture
 def no_plots(monkeypatch):
     """Faster, where a test is about something else."""
-    monkeypatch.setattr(page, "PLOTS", ())
+    monkeypatch.setattr(html, "PLOTS", ())
 
 
-class Tags(html.parser.HTMLParser):
+class Tags(HTMLParser):
     """Raises AssertionError where an element is closed that is not the innermost open one."""
 
     VOID = ("meta", "img", "input", "br")
@@ -93,7 +94,7 @@ def test_the_slider_has_every_evaluated_round_as_long_as_there_is_room(tmp_path)
 
 def test_the_matrix_has_the_digits_that_the_tables_have():
     values = np.array([0.0, 0.0005, 0.0625, 0.1235, 0.9995, 1.0, np.nan])
-    shown = [page._permille(cell) for cell in matrix.per_mille(values).tolist()]
+    shown = [html._permille(cell) for cell in matrix.per_mille(values).tolist()]
     assert shown == [*(f"{value:.3f}" for value in values[:-1]), "–"]
 
 
@@ -148,4 +149,4 @@ def test_a_page_that_cannot_be_written_is_told(tmp_path):
         (Path(), "is a directory, must be the name of a file"),
     ):
         with pytest.raises(UserError, match=f"--html: .* {told}"):
-            page.build([run], [summary.summarise(run)], out)
+            html.build([run], [summary.summarise(run)], out)

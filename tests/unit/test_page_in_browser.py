@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from test_report import THREE, write
 
-from fedh2l_mpi.analysis import page, runs, summary
+from fedh2l_mpi.analysis import html, summary
+from fedh2l_mpi.analysis import run as runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -34,7 +35,7 @@ def browser():
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     run, baseline = (runs.look_at(write(folder / name, THREE)) for name in ("run", "alone"))
-    page.build([run], [summary.summarise(run, baseline)], folder / "page.html")
+    html.build([run], [summary.summarise(run, baseline)], folder / "page.html")
     return (folder / "page.html").as_uri()
 
 
@@ -45,8 +46,8 @@ def address_of_two(tmp_path_factory):
     many = np.linspace(0.1, 1, 400).reshape(100, 4)
     looked = [runs.look_at(write(folder / name, values)) for name, values in (("few", THREE), ("many_&<" * 12, many))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "PLOTS", ())  # the other page has them
-        page.build(looked, [summary.summarise(run, looked[0]) for run in looked], folder / "page.html")
+        patch.setattr(html, "PLOTS", ())  # the other page has them
+        html.build(looked, [summary.summarise(run, looked[0]) for run in looked], folder / "page.html")
     return (folder / "page.html").as_uri()
 
 

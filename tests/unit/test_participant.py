@@ -13,10 +13,10 @@ from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
+from fedh2l_mpi.methods.base import Round
 from fedh2l_mpi.methods.fedh2l import FedH2L
-from fedh2l_mpi.methods.method import Round
-from fedh2l_mpi.models import build, precision, stacked
-from fedh2l_mpi.models.flat import FlatParameters, SharedState, shared_bytes
+from fedh2l_mpi.models import batched_linear, build, mixed_precision
+from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState, shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.topology import Graph
 
@@ -260,7 +260,7 @@ def test_a_copy_of_a_model_in_bfloat16_has_weights_of_its_own(patched):
         plain = model.forward
         model.forward = lambda images: 2 * plain(images)
     before = model(images)
-    precision.mix(model)
+    mixed_precision.mix(model)
     mixed = model(images)
     torch.testing.assert_close(mixed, before, rtol=0.05, atol=0.05)
     teacher = copy.deepcopy(model)
@@ -275,10 +275,10 @@ def test_a_copy_of_a_model_in_bfloat16_has_weights_of_its_own(patched):
 def test_a_gpu_without_bfloat16_is_refused_by_name(monkeypatch, has_it):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
-    precision.refuse_without_hardware(torch.device("cpu"))
+    mixed_precision.refuse_without_hardware(torch.device("cpu"))
     says = r"optimizer.precision: got 'bfloat16', which cuda:1 \(Old GPU\) has no arithmetic for; use float32"
     with nullcontext() if has_it else pytest.raises(UserError, match=says):
-        precision.refuse_without_hardware(torch.device("cuda:1"))
+        mixed_precision.refuse_without_hardware(torch.device("cuda:1"))
 
 
 def test_models_in_bfloat16_learn_and_are_not_stacked():
@@ -287,4 +287,4 @@ def test_models_in_bfloat16_learn_and_are_not_stacked():
     for _ in range(30):
         mixed.step(mixed.gradient(mixed.private_loss()))
     assert mixed.score(mixed.private).loss < 0.8 * before
-    assert stacked.chain(mixed.model) is None
+    assert batched_linear.chain(mixed.model) is None

@@ -9,21 +9,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedh2l_mpi import cli, config_file, plan
+from fedh2l_mpi.cli import commands
+from fedh2l_mpi.cli import plan as command_line
+from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.plan import outlook, timing
-from fedh2l_mpi.world import World
+from fedh2l_mpi.planning import plan, timing
+from fedh2l_mpi.runtime.world import World
 
 
 def told(capsys, *words: str) -> dict:
     """The numbers of a plan that times nothing."""
-    assert cli.execute(cli.parse(["plan", *words, "--no-calibration", "--json"]), World(None)) == 0
+    assert commands.execute(commands.parse(["plan", *words, "--no-calibration", "--json"]), World(None)) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def shown(capsys, *words: str) -> str:
-    assert cli.execute(cli.parse(["plan", *words]), World(None)) == 0
+    assert commands.execute(commands.parse(["plan", *words]), World(None)) == 0
     return capsys.readouterr().out
 
 
@@ -68,7 +70,7 @@ def test_where_rows_are_skipped_traffic_is_an_upper_bound_and_says_so(capsys):
     page = shown(capsys, *words, "--no-calibration")
     assert "At most: rows within 0.05 of what the neighbours hold are not sent again." in page
     assert max(map(len, page.splitlines())) <= 80
-    assert cli.execute(cli.parse(["--check", *words[4:]]), World(None)) == 0
+    assert commands.execute(commands.parse(["--check", *words[4:]]), World(None)) == 0
     assert "at most 11.3 KiB an edge and direction" in capsys.readouterr().out
 
 
@@ -93,7 +95,7 @@ def test_a_page_with_times_fits_80_columns_and_names_what_it_leaves_out(capsys):
 def test_every_kind_of_method_can_be_timed(capsys, method):
     sets = ["models=[mlp]", "topology.kind=complete", f"method.name={method}", "method.local_steps=1", "rounds=2"]
     words = ["--ranks", "3", "--json", *(word for one in sets for word in ("--set", one))]
-    assert cli.execute(cli.parse(["plan", *words]), World(None)) == 0
+    assert commands.execute(commands.parse(["plan", *words]), World(None)) == 0
     seconds = json.loads(capsys.readouterr().out)["seconds"]
     phases = seconds["phases"]["mlp"]
     assert phases["mutual"] > 0
@@ -125,8 +127,8 @@ def steps_of_20_ms(monkeypatch):
 def test_slow_steps_are_all_counted_whatever_phase_makes_them(steps_of_20_ms, method, steps):
     local, mutual = steps
     sets = [f"method.name={method}", f"method.local_steps={local}", f"method.mutual_steps={mutual}", "models=[mlp]"]
-    config = config_file.load(None, [*sets, "topology.kind=complete"]).resolved(4, launched=True)
-    (phases,) = outlook.look_ahead(config, "", 4, True).calibration.phases.values()
+    config = loading.load(None, [*sets, "topology.kind=complete"]).resolved(4, launched=True)
+    (phases,) = plan.look_ahead(config, "", 4, True).calibration.phases.values()
     together = 0.02 * (local + mutual)
     expected = {"fedmd": (0.0, together), "fedh2l": (0.02 * local, 0.02 * mutual)}.get(method, (together, 0.0))
     assert (phases.local, phases.mutual) == pytest.approx(expected)
@@ -171,16 +173,16 @@ def test_data_that_do_not_suffice_are_told_and_planned_all_the_same(capsys):
 )
 def test_mistakes_are_told_by_their_key(words, message):
     with pytest.raises(UserError) as error:
-        plan.execute(plan.parse([*words, "--no-calibration"], speaks=False))
+        command_line.execute(command_line.parse([*words, "--no-calibration"], speaks=False))
     assert message in str(error.value)
 
 
 # The kernel's own high-water mark: ru_maxrss of a new process begins at that of the process that started it.
 LARGE = """
 import pathlib, re, sys
-from fedh2l_mpi import cli
-from fedh2l_mpi.world import World
-code = cli.execute(cli.parse(sys.argv[1:]), World(None))
+from fedh2l_mpi.cli import commands
+from fedh2l_mpi.runtime.world import World
+code = commands.execute(commands.parse(sys.argv[1:]), World(None))
 print("peak KiB", re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 assert "mpi4py" not in sys.modules
 sys.exit(code)

@@ -12,11 +12,12 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 
-from fedh2l_mpi import metrics, offline
+from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import figures
-from fedh2l_mpi.analysis.figures import domains, graph, overlaid, phases, reliability, style, traffic
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.figures import domains, graph, overlay, phases, reliability, style, traffic
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.cli import analysis
 from fedh2l_mpi.errors import UserError
 
 NAN = np.nan
@@ -316,7 +317,7 @@ def test_what_cannot_be_asked_for_is_told(run, tmp_path):
     with pytest.raises(UserError, match="got 'grahp'; known: "):
         figures.plot(run, ["all", "grahp"], tmp_path / "all")
     with pytest.raises(UserError, match="--format: got 'svg', but --out ends in .png"):
-        offline.execute(offline.parse("plot", ["run", "--format", "svg", "--out", "x.PNG"], True))
+        analysis.execute(analysis.parse("plot", ["run", "--format", "svg", "--out", "x.PNG"], True))
     with pytest.raises(UserError, match="got 20 mm, must be from 60 to 500"):
         figures.draw(run, "graph", 20)
     with pytest.raises(UserError, match=r"got ending 'docx', must be png, svg, pdf"):
@@ -339,15 +340,15 @@ def outcome(seed, accuracy, sent=0.0) -> Outcome:
 @pytest.mark.parametrize("rows", [1, 30])
 def test_the_runs_of_a_sweep_are_laid_over_each_other(tmp_path, rows):
     many = {f"row {i} & $x$": [outcome(seed, [0.1 * seed, 0.2 * seed], i) for seed in range(3)] for i in range(rows)}
-    figures.overlay({**many, "none yet": []}, "A title", tmp_path / "curves.png")
+    figures.plot_overlay({**many, "none yet": []}, "A title", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_heading_speaks_of(tmp_path, monkeypatch):
     figure = []
-    monkeypatch.setattr(overlaid, "save", lambda drawn, out: figure.append(drawn))
+    monkeypatch.setattr(overlay, "save", lambda drawn, out: figure.append(drawn))
     rows = {name: [outcome(seed, [0.2 + 0.1 * seed]) for seed in range(seeds)] for name, seeds in (("a", 2), ("b", 3))}
-    figures.overlay(rows, "", tmp_path / "curves.png")
+    figures.plot_overlay(rows, "", tmp_path / "curves.png")
     assert figure[0].get_suptitle() == "mean over 2 to 3 seeds (band: lowest to highest)"
     lines = [shape for shape in figure[0].axes[0].collections if isinstance(shape, LineCollection)]
     ends = [line.get_segments()[0][:, 1] for line in lines]
@@ -356,4 +357,4 @@ def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_headi
 
 def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match="cannot write the figure"):
-        figures.overlay({"a": [outcome(0, [0.5])]}, "", tmp_path / "nowhere" / "curves.png")
+        figures.plot_overlay({"a": [outcome(0, [0.5])]}, "", tmp_path / "nowhere" / "curves.png")

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from fedh2l_mpi import processes
+from fedh2l_mpi.runtime import processes
 
 ASK = """
 import ctypes, os, platform, struct
-from fedh2l_mpi.processes import take_long_turns
+from fedh2l_mpi.runtime.processes import take_long_turns
 os.nice(3)
 taken = take_long_turns(0.04)
 error = ctypes.get_errno()
@@ -46,7 +46,7 @@ def test_long_turns_are_taken_and_leave_policy_and_niceness_as_they_are():
 
 @linux
 def test_other_policies_stay_what_they_are():
-    ask = "import os; from fedh2l_mpi.processes import take_long_turns\n"
+    ask = "import os; from fedh2l_mpi.runtime.processes import take_long_turns\n"
     ask += "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(take_long_turns())\n"
     ask += "print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
     assert subprocess.check_output([sys.executable, "-c", ask], text=True).split() == ["False", "True"]

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import fedh2l_mpi
-from fedh2l_mpi import provenance
+from fedh2l_mpi.lifecycle import provenance
 
 PACKAGE = Path(fedh2l_mpi.__file__).parent
-ASK = "from fedh2l_mpi.provenance import git_revision, source_digest; print(git_revision(), source_digest().hex())"
+ASK = """
+from fedh2l_mpi.lifecycle.provenance import git_revision, source_digest
+print(git_revision(), source_digest().hex())
+"""
 
 
 def git(folder: Path, *arguments: str) -> str:

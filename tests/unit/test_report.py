@@ -13,9 +13,12 @@ import written_runs
 from conftest import launch
 from rich.console import Console
 
-from fedh2l_mpi import config_file, metrics, offline
+from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import compare as comparing
-from fedh2l_mpi.analysis import live, page, report, runs, summary
+from fedh2l_mpi.analysis import html, report, summary, watch
+from fedh2l_mpi.analysis import run as runs
+from fedh2l_mpi.cli import analysis
+from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
 
 NAN = np.nan
@@ -34,7 +37,7 @@ def write(
     """A run of four rounds whose participants have `accuracy` (P, D) in the last, and half of it in the second."""
     accuracy_PD = np.array(accuracy)
     participants, domains = accuracy_PD.shape
-    config = config_file.load(None, [f"participants={participants}", "rounds=4", "evaluation.every=2", *overrides])
+    config = loading.load(None, [f"participants={participants}", "rounds=4", "evaluation.every=2", *overrides])
     header = metrics.RunHeader(
         attributes={
             "config": config.to_yaml(),
@@ -251,7 +254,7 @@ def test_the_commands_say_where_they_wrote_and_what_is_wrong(tmp_path):
 
 def said(capsys, *words):
     """What a command wrote to standard output and to standard error."""
-    assert offline.execute(offline.parse(words[0], list(map(str, words[1:])), True)) == 0
+    assert analysis.execute(analysis.parse(words[0], list(map(str, words[1:])), True)) == 0
     return capsys.readouterr()
 
 
@@ -272,7 +275,7 @@ def test_a_run_whose_name_is_no_utf_8_is_reported(tmp_path, capsys):
 
 
 def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(page, "build", lambda looked, summaries, out: None)
+    monkeypatch.setattr(html, "build", lambda looked, summaries, out: None)
     monkeypatch.setattr(comparing, "plot", lambda compared, out: [])
     run = write(tmp_path / "run", THREE)
     told = said(capsys, "report", run, "--html", "p.html", "--format", "json")
@@ -308,7 +311,7 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
 
 @pytest.mark.parametrize(
     "of",
-    [lambda name: runs.find([name]), lambda name: runs.look_at(Path(name)), lambda name: live.follow(Path(name), 0.1)],
+    [lambda name: runs.find([name]), lambda name: runs.look_at(Path(name)), lambda name: watch.follow(Path(name), 0.1)],
     ids=["find", "look at", "watch"],
 )
 def test_what_the_system_refuses_to_look_at_is_told_with_its_reason(of):

@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 from same_runs import assert_same_run
 
-from fedh2l_mpi import checkpoint, claim, cli, config_file, durable, hosted, lifecycle, metrics, run_config, status
-from fedh2l_mpi.config import RunConfig
+from fedh2l_mpi import build, metrics
+from fedh2l_mpi.cli import commands
+from fedh2l_mpi.config import RunConfig, loading
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lifecycle import checkpoint_writer, run_config, start, status, status_reporter
+from fedh2l_mpi.lifecycle.signals import Ask, Signals
+from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.signals import Ask, Signals
+from fedh2l_mpi.runtime import atomic_files
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.stopping import Stopping
-from fedh2l_mpi.world import World
 
 ALONE = World(None)
 # Every kind of thing that a participant has to remember.
@@ -58,8 +61,8 @@ def simulation(
 ) -> Iterator[Simulation]:
     """A run that begins, or goes on, as the command line would have it."""
     stored = run_config.stored_config(str(out), mode)
-    config = config_file.load(stored, overrides).resolved(1, launched=False)
-    hold = claim.take(ALONE, RunDirectory(out), config, mode)
+    config = loading.load(stored, overrides).resolved(1, launched=False)
+    hold = start.take(ALONE, RunDirectory(out), config, mode)
     try:
         yield Simulation(config, ALONE, hold, signals)
     finally:
@@ -124,30 +127,30 @@ def test_a_codec_moves_numbers_and_must_stay_and_the_deadline_need_not(tmp_path)
             run(tmp_path / "run", *change, "rounds=3", mode="auto")
         assert all(override.partition("=")[0] in str(error.value) for override in change)
     assert run(tmp_path / "run", "exchange.deadline_s=77", "rounds=3", mode="auto") == Ask.NOTHING
-    assert config_file.load(tmp_path / "run" / "config.yaml").exchange.deadline_s == 77
+    assert loading.load(tmp_path / "run" / "config.yaml").exchange.deadline_s == 77
 
 
 def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path):
     settings = ["models=[mlp]", "evaluation.every=2"]
     run(tmp_path / "long", *settings, "rounds=6")
     run(tmp_path / "grown", *settings, "rounds=2")
-    config = config_file.load(tmp_path / "grown" / "config.yaml")
-    found = claim.take(ALONE, RunDirectory(tmp_path / "grown"), config, "auto")
+    config = loading.load(tmp_path / "grown" / "config.yaml")
+    found = start.take(ALONE, RunDirectory(tmp_path / "grown"), config, "auto")
     assert found.kind == "done"
     found.release()
     run(tmp_path / "grown", "rounds=6", mode="auto")
     assert_same_run(tmp_path / "long", tmp_path / "grown", rounds=6)
-    assert config_file.load(tmp_path / "grown" / "config.yaml").rounds == 6
+    assert loading.load(tmp_path / "grown" / "config.yaml").rounds == 6
     with pytest.raises(UserError, match=r"rounds: got 5, but the run in .*grown has finished 6"):
         run(tmp_path / "grown", "rounds=5", mode="auto")
 
 
 @pytest.mark.parametrize("mode", ["auto", "require"])
 def test_what_is_checked_without_a_config_is_the_run_that_would_be_gone_on_with(tmp_path, capsys, mode):
-    config = config_file.load(None, ["models=[mlp]", "participants=3"])
+    config = loading.load(None, ["models=[mlp]", "participants=3"])
     RunDirectory(tmp_path / "run").create(config.to_yaml())
     words = ["--check", "--resume", mode, "--out", str(tmp_path / "run")]
-    assert cli.execute(cli.parse(words), ALONE) == 0
+    assert commands.execute(commands.parse(words), ALONE) == 0
     assert "3: 3 x mlp" in capsys.readouterr().out
 
 
@@ -289,7 +292,7 @@ def test_a_config_changed_behind_the_checkpoints_back_is_refused(copy):
 def test_other_threads_or_code_are_warned_of(copy, told):
     path = copy.checkpoint(3) / "manifest.json"
     manifest = json.loads(path.read_text())["checkpoint"]
-    path.write_text(checkpoint._sealed({**manifest, "threads": 7}))
+    path.write_text(checkpoint_writer._sealed({**manifest, "threads": 7}))
     assert resumed_at(copy.path) == 3
     assert "devices.threads has changed since the checkpoint was made" in told.text
     assert "there 7, here 1" in told.text
@@ -317,7 +320,7 @@ def test_a_run_that_would_begin_anew_leaves_all_as_it_was_until_its_start_has_pr
         assert copy.lock.exists(), "another process could take the run"
         raise UserError("data.root: not mounted")
 
-    monkeypatch.setattr(hosted, "load", away)
+    monkeypatch.setattr(build, "load", away)
     with pytest.raises(UserError, match="not mounted"):
         run(copy.path, mode="auto")
     assert {path: path.read_bytes() for path in before} == before
@@ -328,7 +331,7 @@ def test_a_config_that_cannot_be_written_at_the_resume_is_told(copy, monkeypatch
     def full(path: Path, text: str, forced: bool = True) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "replace", full)
+    monkeypatch.setattr(atomic_files, "replace", full)
     with pytest.raises(UserError, match="--out: .* cannot be written: No space left on device"):
         run(copy.path, mode="auto")
 
@@ -359,7 +362,7 @@ def test_a_file_asks_for_a_checkpoint_and_is_gone_when_it_is_there(tmp_path):
 
 
 def test_a_file_that_asks_for_a_checkpoint_again_while_one_is_made_is_answered_by_another(tmp_path, monkeypatch):
-    out, begin, states_of = RunDirectory(tmp_path / "run"), checkpoint.CheckpointWriter.begin, []
+    out, begin, states_of = RunDirectory(tmp_path / "run"), checkpoint_writer.CheckpointWriter.begin, []
 
     def begin_and_ask_again(self, rounds, *arguments):
         begin(self, rounds, *arguments)
@@ -376,7 +379,7 @@ def test_a_file_that_asks_for_a_checkpoint_again_while_one_is_made_is_answered_b
         while states_of and not out.committed() and time.monotonic() < until:
             time.sleep(0.01)
 
-    monkeypatch.setattr(checkpoint.CheckpointWriter, "begin", begin_and_ask_again)
+    monkeypatch.setattr(checkpoint_writer.CheckpointWriter, "begin", begin_and_ask_again)
     with simulation(out.path, "models=[mlp]", "rounds=12", "checkpoint.every=null", "checkpoint.keep=9") as made:
         made.run(follow)
     assert len(states_of) == 3
@@ -414,7 +417,7 @@ def test_a_progress_that_cannot_be_told_now_ends_nothing(tmp_path, monkeypatch):
         write(path, said, forced)
 
     monkeypatch.setattr(status, "write", stale)
-    monkeypatch.setattr(lifecycle, "STATUS_S", 0.0)
+    monkeypatch.setattr(status_reporter, "STATUS_S", 0.0)
     assert run(tmp_path / "run", "models=[mlp]", "rounds=2") == Ask.NOTHING
     assert failed == [1, 2]
     assert status.read(tmp_path / "run" / "status").state == "complete"
@@ -422,7 +425,7 @@ def test_a_progress_that_cannot_be_told_now_ends_nothing(tmp_path, monkeypatch):
 
 def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_path, monkeypatch):
     out, begun, failed, held = RunDirectory(tmp_path / "run"), threading.Event(), threading.Event(), {}
-    commit, close = checkpoint.commit, metrics.MetricsWriter.close
+    commit, close = checkpoint_writer.commit, metrics.MetricsWriter.close
 
     def slow_commit(*arguments: object) -> None:
         begun.set()
@@ -440,7 +443,7 @@ def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_pa
             failed.set()
             raise RuntimeError("a fault")
 
-    monkeypatch.setattr(checkpoint, "commit", slow_commit)
+    monkeypatch.setattr(checkpoint_writer, "commit", slow_commit)
     monkeypatch.setattr(metrics.MetricsWriter, "close", closing)
     with (
         simulation(out.path, "models=[mlp]", "rounds=99", "checkpoint.every=1") as made,
@@ -481,7 +484,7 @@ def test_a_run_that_stops_says_whether_there_is_a_checkpoint(tmp_path, copy, ter
     for out, says in cases.items():
         with simulation(out.path, *([] if out is copy else ["models=[mlp]"]), mode="auto", signals=terminated) as made:
             asked = made.run(lambda round_index, table: None)
-        cli._tell(out, asked, None)
+        commands._tell(out, asked, None)
         assert re.search(rf"stopped \(TERM\), {says}\n$", capsys.readouterr().out)
 
 
@@ -519,8 +522,8 @@ def test_a_complete_run_that_was_killed_before_it_could_say_so_says_so_at_the_ne
     out = RunDirectory(tmp_path / "run")
     run(out.path, "models=[mlp]", "rounds=2")
     status.write(out.status, status.Status("failed", 2, 2, "killed"))
-    config = config_file.load(out.config)
-    found = claim.take(ALONE, out, config, "auto")
+    config = loading.load(out.config)
+    found = start.take(ALONE, out, config, "auto")
     found.release()
     assert found.kind == "done"
     assert status.read(out.status).state == "complete"

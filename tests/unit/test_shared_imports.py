@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import wait_for
 
-from fedh2l_mpi import shared_imports
-from fedh2l_mpi.shared_imports import handover, meeting, server
+from fedh2l_mpi.runtime import shared_imports
+from fedh2l_mpi.runtime.shared_imports import process_state, rendezvous, server
 
 
 @pytest.mark.parametrize(
@@ -35,31 +35,31 @@ from fedh2l_mpi.shared_imports import handover, meeting, server
     ],
 )
 def test_launchers_tell_how_many_ranks_are_on_a_node(environ, ranks):
-    assert meeting.ranks_on_node(environ) == ranks
+    assert rendezvous.ranks_on_node(environ) == ranks
 
 
 def test_ranks_of_mpich_share_nothing_where_slurm_would_cut_what_they_publish():
     by_srun = {"PMI_FD": "11", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
-    assert meeting.long_addresses_are_cut(by_srun)
-    assert not meeting.long_addresses_are_cut({**by_srun, "SLURM_STEP_NUM_NODES": "1"})
+    assert rendezvous.long_addresses_are_cut(by_srun)
+    assert not rendezvous.long_addresses_are_cut({**by_srun, "SLURM_STEP_NUM_NODES": "1"})
     # MPICH's own mpirun, and Open MPI under srun --mpi=pmix.
-    assert not meeting.long_addresses_are_cut({**by_srun, "MPI_LOCALNRANKS": "2"})
-    assert not meeting.long_addresses_are_cut({name: by_srun[name] for name in by_srun if name != "PMI_FD"})
+    assert not rendezvous.long_addresses_are_cut({**by_srun, "MPI_LOCALNRANKS": "2"})
+    assert not rendezvous.long_addresses_are_cut({name: by_srun[name] for name in by_srun if name != "PMI_FD"})
 
 
 def test_processes_meet_only_where_what_libraries_read_at_load_is_the_same(monkeypatch):
-    here = meeting.place()
+    here = rendezvous.place()
     monkeypatch.setenv("PMI_RANK", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert meeting.place() == here
+    assert rendezvous.place() == here
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert meeting.place() != here
+    assert rendezvous.place() != here
 
 
 def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
     # As the first process of a PID namespace has it.
     monkeypatch.setattr(os, "getppid", lambda: 0)
-    for name in (*meeting.KNOWN_BY, *meeting.BINDS_THREADS):
+    for name in (*rendezvous.KNOWN_BY, *rendezvous.BINDS_THREADS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPI_LOCALNRANKS", "2")
     assert "/proc/0/stat cannot be read (No such file or directory)" in str(shared_imports.begin(lambda: True))
@@ -68,7 +68,7 @@ def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
 # The sender has 300 files, more than the kernel passes in one message; the receiver has files at the same numbers.
 HANDS_OVER = """
 import os, signal, socket, sys
-from fedh2l_mpi.shared_imports import handover
+from fedh2l_mpi.runtime.shared_imports import process_state
 ours, theirs = socket.socketpair()
 child = os.fork()
 if child:
@@ -85,7 +85,7 @@ if child:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     sys.stdout.reconfigure(encoding="latin-1", errors="replace")
-    handover.send(ours, handover.capture())
+    process_state.send(ours, process_state.capture())
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 ours.close()
 os.environ["OF_THE_SERVER"] = "yes"
@@ -93,9 +93,9 @@ null = os.open(os.devnull, os.O_RDWR)
 for number in (0, 1, 2, *range(15, 330)):
     if number != theirs.fileno():
         os.dup2(null, number)
-facts, received = handover.receive(theirs)
+facts, received = process_state.receive(theirs)
 theirs.close()
-handover.take_on(facts, received)
+process_state.take_on(facts, received)
 print(sys.argv, os.environ.get("OF_THE_RANK"), os.environ.get("OF_THE_SERVER"), os.path.basename(os.getcwd()))
 print(signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(0, []))
 open_now = {int(name) for name in os.listdir("/proc/self/fd")}
@@ -108,7 +108,7 @@ print("\u00fc\u4e2d", sys.stdout.name)
 def test_a_process_is_handed_over_with_all_its_files_and_each_keeps_its_number(tmp_path):
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1024:
         pytest.skip("too few open files are allowed here")
-    package = Path(handover.__file__).parent.parent.parent
+    package = Path(process_state.__file__).parents[3]
     ended = subprocess.run(
         [sys.executable, "-c", HANDS_OVER],
         capture_output=True,
@@ -128,7 +128,7 @@ def test_a_process_is_handed_over_with_all_its_files_and_each_keeps_its_number(t
 # One of two ranks on a node that begin as `python -m fedh2l_mpi --share-imports` does.
 BEGINS = """
 import os, signal, time
-from fedh2l_mpi import shared_imports
+from fedh2l_mpi.runtime import shared_imports
 def is_run():
 {is_run}
 {before}
@@ -146,8 +146,8 @@ def begin(
     starts_with: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Start a process that meets those of the same folder only, which is where it imports from first."""
-    kept = {name: value for name, value in os.environ.items() if name not in meeting.KNOWN_BY}
-    package = Path(handover.__file__).parent.parent.parent
+    kept = {name: value for name, value in os.environ.items() if name not in rendezvous.KNOWN_BY}
+    package = Path(process_state.__file__).parents[3]
     return subprocess.Popen(
         [*starts_with, sys.executable, "-c", BEGINS.format(is_run=is_run, before=before, after=after)],
         stdout=subprocess.PIPE,

@@ -10,24 +10,26 @@ import torch
 import yaml
 from torch import nn
 
-from fedh2l_mpi import claim, config, config_file, metrics, run_directory
-from fedh2l_mpi.claim import Claim
-from fedh2l_mpi.data import federation
+from fedh2l_mpi import config, metrics, run_directory
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
+from fedh2l_mpi.lifecycle import start
+from fedh2l_mpi.lifecycle.start import Claim
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Minibatches, Participant
+from fedh2l_mpi.rng import Purpose, torch_seed
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.streams import Purpose, torch_seed
 from fedh2l_mpi.topology import Topology
-from fedh2l_mpi.world import World
 
 ALONE = World(None)
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 
 
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
-    settings = config_file.load(None, overrides).resolved(1, launched=False)
+    settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
     Simulation(settings, World(None), Claim(directory)).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
@@ -36,12 +38,12 @@ def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
 def test_runs_that_begin_in_one_second_have_a_directory_each_and_none_before_they_are_sound(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
-    settings = config_file.load(None, ["models=[mlp]", "rounds=1"]).resolved(1, launched=False)
-    claims = [claim.take(ALONE, run_directory.choose(None, "default"), settings, "never") for _ in range(3)]
+    settings = loading.load(None, ["models=[mlp]", "rounds=1"]).resolved(1, launched=False)
+    claims = [start.take(ALONE, run_directory.choose(None, "default"), settings, "never") for _ in range(3)]
     assert not Path("runs").exists()
     made = [Simulation(settings, ALONE, mine) for mine in claims]
     assert [each.directory.path.name for each in made] == [f"default-20260102-030405{n}" for n in ("", "-2", "-3")]
-    late = claim.take(ALONE, run_directory.choose(None, "default"), settings, "never")
+    late = start.take(ALONE, run_directory.choose(None, "default"), settings, "never")
     made.append(Simulation(settings, ALONE, late))
     for each in made:
         each.run(lambda round_index, table: None)
@@ -54,9 +56,9 @@ def plain_fedh2l(settings: config.Config) -> np.ndarray:
 
     It shares the inputs (data, graph, minibatch orders, initial weights) with the simulator, and nothing else.
     """
-    plan = federation.plan(settings, digits())
+    plan = federated.plan(settings, digits())
     everyone = range(settings.size)
-    loaded = federation.load(plan, everyone, torch.device("cpu"))
+    loaded = federated.load(plan, everyone, torch.device("cpu"))
     near = Topology(settings.topology, settings.size, settings.seed, settings.rounds).graph(0).neighbours
     seeds = [torch_seed(settings.seed, Purpose.INITIALISATION, index) for index in everyone]
     models = [build(settings.architecture(index), 1, 8, 10, seeds[index]) for index in everyone]
@@ -123,7 +125,7 @@ def plain_fedh2l(settings: config.Config) -> np.ndarray:
 def test_the_simulator_computes_what_a_plain_loop_computes(tmp_path, topology):
     overrides = ["rounds=4", topology, "method.local_steps=4", "method.mutual_steps=5", "seed=3"]
     ours = run(tmp_path / "run", *overrides)["loss"][-1]
-    expected = plain_fedh2l(config_file.load(None, overrides).resolved(1, launched=False))
+    expected = plain_fedh2l(loading.load(None, overrides).resolved(1, launched=False))
     # Other memory layouts and summation orders: equal up to rounding, which 36 steps have amplified.
     assert ours == pytest.approx(expected, rel=2e-3)
 

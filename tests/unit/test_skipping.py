@@ -5,17 +5,17 @@ import pytest
 import torch
 from test_resume import run
 
-from fedh2l_mpi import config_file, methods, metrics
+from fedh2l_mpi import methods, metrics
 from fedh2l_mpi.analysis import summary
-from fedh2l_mpi.analysis.runs import look_at
-from fedh2l_mpi.config import ExchangeConfig
+from fedh2l_mpi.analysis.run import look_at
+from fedh2l_mpi.config import ExchangeConfig, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec, Exchange
-from fedh2l_mpi.exchange.header import HEADER, SKIPPING, VERSION
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.exchange.rows import HeldRows, WholeRows
+from fedh2l_mpi.exchange.row_skipping import HeldRows, WholeRows
+from fedh2l_mpi.exchange.wire_format import HEADER, SKIPPING, VERSION
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World
 
 PAIR = Graph(2, [(0, 1)])
 CODECS = [("float32", None), ("float16", None), ("bfloat16", None), ("uint8", None), ("top_k", 2)]
@@ -191,7 +191,7 @@ def test_a_message_of_another_length_layout_or_with_wrong_rows_is_refused():
     ],
 )
 def test_rows_that_are_of_other_inputs_in_every_round_are_refused(overrides, says):
-    config = config_file.load(None, ["exchange.skip_below=0.1", *overrides]).resolved(1, launched=False)
+    config = loading.load(None, ["exchange.skip_below=0.1", *overrides]).resolved(1, launched=False)
     with pytest.raises(UserError, match=says):
         methods.build(config)
     parameters = config.model_copy(

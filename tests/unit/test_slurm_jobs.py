@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import pytest
 from conftest import ROOT
 
-from fedh2l_mpi import slurm
+from fedh2l_mpi.config.comparison import what_counts
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.settings import what_counts
-from fedh2l_mpi.slurm import job
-from fedh2l_mpi.slurm.command import request
+from fedh2l_mpi.launch import slurm
+from fedh2l_mpi.launch.slurm import script as job
+from fedh2l_mpi.launch.slurm.request import request
 
 READY = sorted((ROOT / "jobs").glob("*.sbatch"))
 DIGITS = str(ROOT / "configs" / "digits_ring.yaml")

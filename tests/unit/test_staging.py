@@ -3,22 +3,21 @@
 import pytest
 import torch
 
-from fedh2l_mpi import staging
-from fedh2l_mpi.exchange import ArraySpec, Exchange
+from fedh2l_mpi.exchange import ArraySpec, Exchange, host_memory
+from fedh2l_mpi.runtime.world import Hosting, World
 from fedh2l_mpi.topology import Graph
-from fedh2l_mpi.world import Hosting, World
 
 
 def test_on_a_cpu_nothing_is_copied():
     tensor = torch.arange(6.0).reshape(2, 3)
-    assert staging.to_host(tensor) is tensor
-    turned = staging.to_host(tensor.T)
+    assert host_memory.to_host(tensor) is tensor
+    turned = host_memory.to_host(tensor.T)
     assert turned.is_contiguous()
     assert torch.equal(turned, tensor.T)
 
 
 def test_a_buffer_has_the_shape_and_type_asked_for():
-    buffer = staging.host_buffer((2, 3), torch.float64)
+    buffer = host_memory.host_buffer((2, 3), torch.float64)
     assert (buffer.shape, buffer.dtype, buffer.device.type) == ((2, 3), torch.float64, "cpu")
     assert buffer.is_contiguous()
 
@@ -68,7 +67,7 @@ class OnGpu:
 def test_from_a_gpu_a_tensor_is_complete_in_pinned_memory_before_anyone_can_send_it(monkeypatch):
     gpu = Gpu(monkeypatch)
     numbers = torch.arange(6.0).reshape(2, 3)
-    staged = staging.to_host(OnGpu(numbers))
+    staged = host_memory.to_host(OnGpu(numbers))
     assert gpu.did == ["pinned", "copy, non_blocking=True", "stream of cuda:1", "synchronised"]
     assert torch.equal(staged.as_subclass(torch.Tensor), numbers)
 

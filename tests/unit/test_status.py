@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fedh2l_mpi import durable, status
 from fedh2l_mpi.config import parse_seconds
-from fedh2l_mpi.status import Status
+from fedh2l_mpi.lifecycle import status
+from fedh2l_mpi.lifecycle.status import Status
+from fedh2l_mpi.runtime import atomic_files
 
 
 def test_a_status_is_read_as_it_was_written_and_by_a_shell(tmp_path):
@@ -63,16 +64,16 @@ def test_without_room_for_a_new_file_the_old_one_is_written_over(tmp_path, monke
     assert (status.read(path).state, status.read(path).reason) == ("failed", "no room")
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="No space left"):
-        durable.replace(tmp_path / "new", "text")
+        atomic_files.replace(tmp_path / "new", "text")
 
 
 PROCESS = """
 import os, signal, sys, time
 from pathlib import Path
-from fedh2l_mpi import guardian, status
+from fedh2l_mpi.lifecycle import status, watchdog
 path = Path(sys.argv[1])
 status.write(path, status.Status("running", 3, 9))
-keeper = guardian.Guardian(path, "rank 0 of 2", path.with_name("lock"))
+keeper = watchdog.Guardian(path, "rank 0 of 2", path.with_name("lock"))
 print(keeper._process.pid, flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "ends":

@@ -6,7 +6,7 @@ import pytest
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.sweep.file import Sweep, load
+from fedh2l_mpi.launch.sweep.sweep_file import Sweep, load
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 

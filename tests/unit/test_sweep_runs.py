@@ -6,14 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-from fedh2l_mpi import metrics, sweep
+from fedh2l_mpi import metrics
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lock import RunLock
-from fedh2l_mpi.sweep.command import check_fit
-from fedh2l_mpi.sweep.file import Element
-from fedh2l_mpi.sweep.follower import Follower
-from fedh2l_mpi.sweep.place import Place
-from fedh2l_mpi.sweep.runner import Runner, child_environment, mpi_command
+from fedh2l_mpi.launch import sweep
+from fedh2l_mpi.launch.sweep.progress import Follower
+from fedh2l_mpi.launch.sweep.run_files import Place
+from fedh2l_mpi.launch.sweep.runner import Runner, child_environment, mpi_command
+from fedh2l_mpi.launch.sweep.sweep import check_fit
+from fedh2l_mpi.launch.sweep.sweep_file import Element
+from fedh2l_mpi.lifecycle.lock import RunLock
 
 PARTICIPANT = {
     "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,
@@ -160,10 +161,10 @@ def test_models_weights_and_codecs_that_do_not_fit_are_told_at_once(tmp_path, te
 
 
 def test_each_combination_of_models_method_and_codec_is_tried_once_and_users_own_never(tmp_path, monkeypatch):
-    from fedh2l_mpi import estimate
+    from fedh2l_mpi.planning import requirements
 
     tried = []
-    monkeypatch.setattr(estimate, "needs", lambda config, *rest: tried.append((config.models, config.method.name)))
+    monkeypatch.setattr(requirements, "needs", lambda config, *rest: tried.append((config.models, config.method.name)))
     path = tmp_path / "sweep.yaml"
     path.write_text(
         "axes: {seed: [0, 1], method: [fedh2l, fedmd], models: [[mlp], [mine:Net]], optimizer.lr: [0.1, 0.2]}\n"

@@ -131,7 +131,7 @@ def test_the_long_form_has_a_line_for_each_run_with_all_numbers_in_full():
 
 def test_tables_need_neither_torch_nor_mpi_nor_matplotlib():
     code = (
-        "import sys; from fedh2l_mpi.analysis import tables, figures; from fedh2l_mpi import sweep\n"
+        "import sys; from fedh2l_mpi.analysis import tables, figures; from fedh2l_mpi.launch import sweep\n"
         "assert not {'torch', 'mpi4py', 'matplotlib'} & set(sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

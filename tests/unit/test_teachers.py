@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from fedh2l_mpi import teachers
-from fedh2l_mpi.objectives import mutual_distillation
+from fedh2l_mpi.losses import mutual_distillation
+from fedh2l_mpi.methods import teachers
 
 LABELS = torch.tensor([0, 1])
 SURE = torch.tensor([[0.9, 0.1], [0.1, 0.9]])

@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 import trace_events
 
-from fedh2l_mpi import cli, config_file, metrics, timeline
-from fedh2l_mpi.claim import Claim
+from fedh2l_mpi import metrics
+from fedh2l_mpi.cli import commands
+from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.metrics import trace as timeline
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.world import World
 
 SETTINGS = ["rounds=4", "participants=3", "evaluation.every=2", "checkpoint.every=2", "method.local_steps=2"]
 
 
 def run(folder: Path, trace: Path | None, *more: str) -> metrics.RunMetrics:
-    settings = config_file.load(None, [*SETTINGS, *more]).resolved(1, launched=False)
+    settings = loading.load(None, [*SETTINGS, *more]).resolved(1, launched=False)
     directory = RunDirectory(folder)
     Simulation(settings, World(None), Claim(directory), trace=trace).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
@@ -79,7 +82,7 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
     for out, message in wrong.items():
         words = ["--set", "rounds=1", "--out", str(tmp_path / "run"), "--trace", str(out)]
         with pytest.raises(UserError, match=message):
-            cli.execute(cli.parse(words), World(None))
+            commands.execute(commands.parse(words), World(None))
     assert not (tmp_path / "run").exists()
     assert taken.read_text() == "{}"
     # What the parts are joined in, before it gets its name.
@@ -89,7 +92,7 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
         timeline.check(tmp_path / "out.json", RunDirectory(tmp_path / "run"), goes_on=False)
     assert unfinished.read_text() == "somebody's"
     with pytest.raises(UserError, match="--trace: there is nothing"):
-        cli.parse(["--check", "--trace", "out.json"])
+        commands.parse(["--check", "--trace", "out.json"])
 
 
 def test_only_its_own_timeline_is_replaced_by_a_run_that_is_gone_on_with(tmp_path):

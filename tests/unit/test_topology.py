@@ -6,7 +6,7 @@ import pytest
 
 from fedh2l_mpi.config import TopologyConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.streams import Purpose, generator
+from fedh2l_mpi.rng import Purpose, generator
 from fedh2l_mpi.topology import Graph, Topology, draw
 
 KINDS = ["ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus"]

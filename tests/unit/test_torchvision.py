@@ -10,7 +10,7 @@ from torch import nn
 
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import build
-from fedh2l_mpi.models.flat import FlatParameters
+from fedh2l_mpi.models.flat_parameters import FlatParameters
 
 
 @pytest.fixture(autouse=True)

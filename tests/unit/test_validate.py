@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 from written_runs import header, ring, table, write
 
-from fedh2l_mpi import config_file, metrics
-from fedh2l_mpi.analysis import validate
-from fedh2l_mpi.claim import Claim
+from fedh2l_mpi import metrics
+from fedh2l_mpi.analysis import validation
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.lifecycle.start import Claim
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
-from fedh2l_mpi.world import World
 
 
 def errors(path, programs=False):
-    return [finding.what for finding in validate.validate(path, programs) if finding.level == "error"]
+    return [finding.what for finding in validation.validate(path, programs) if finding.level == "error"]
 
 
 def notes(path, programs=False):
-    return [finding.what for finding in validate.validate(path, programs) if finding.level == "note"]
+    return [finding.what for finding in validation.validate(path, programs) if finding.level == "note"]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def rewritten(path, rows=lambda round_index: table(round_index), graphs=None, **
 
 
 def test_a_sound_run_passes_every_check(run_path):
-    findings = validate.validate(run_path)
+    findings = validation.validate(run_path)
     assert {finding.level for finding in findings} == {"ok"} or shutil.which("h5dump") is None
-    told = validate.text(run_path, findings)
+    told = validation.text(run_path, findings)
     assert told.startswith(f"{run_path}: valid\n")
     for part in (
         "a metrics file of fedh2l_mpi, schema 1",
@@ -63,13 +64,13 @@ def test_a_sound_run_passes_every_check(run_path):
         "every dimension has its scale attached",
     ):
         assert part in told
-    assert validate.text(run_path, findings, quiet=True) == f"{run_path}: valid\n"
+    assert validation.text(run_path, findings, quiet=True) == f"{run_path}: valid\n"
 
 
 def test_a_real_run_whose_graph_is_redrawn_is_valid(tmp_path):
     overrides = ["participants=4", "rounds=4", "evaluation.every=2", "method.local_steps=2", "method.mutual_steps=2"]
     graph = ["topology.kind=random_regular", "topology.degree=2", "topology.redraw_every=2"]
-    config = config_file.load(None, [*overrides, *graph]).resolved(1, launched=False)
+    config = loading.load(None, [*overrides, *graph]).resolved(1, launched=False)
     Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run"))).run(lambda round_index, table: None)
     assert errors(tmp_path / "run") == []
 
@@ -246,14 +247,14 @@ def test_a_scale_that_is_not_attached_is_found(run_path):
 
 def test_programs_that_fail_or_never_end_are_told(run_path, monkeypatch, tmp_path):
     program = tmp_path / "h5dump"
-    monkeypatch.setattr(validate.shutil, "which", lambda _: str(program))
+    monkeypatch.setattr(validation.shutil, "which", lambda _: str(program))
     program.write_text("#!/bin/sh\necho 'h5dump error: unable to open file' >&2\nexit 1\n")
     program.chmod(0o755)
     assert errors(run_path, programs=True)[0] == "h5dump -H: exit code 1: h5dump error: unable to open file"
-    monkeypatch.setattr(validate, "PROGRAM_SECONDS", 0.01)
+    monkeypatch.setattr(validation, "PROGRAM_SECONDS", 0.01)
     found = errors(run_path, programs=True)
     assert "dimension scales cannot be followed: still running after 0.01 s" in found
-    monkeypatch.setattr(validate.shutil, "which", lambda _: None)
+    monkeypatch.setattr(validation.shutil, "which", lambda _: None)
     assert "h5dump is not installed: not tried" in notes(run_path, programs=True)
 
 
@@ -263,7 +264,7 @@ def test_what_is_no_run_is_not_valid(tmp_path):
     assert errors(tmp_path / "nothing.h5") == ["no such file"]
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
-    (finding,) = validate.validate(tmp_path / "other.h5")
-    assert validate.text(tmp_path / "other.h5", [finding], quiet=True) == (
+    (finding,) = validation.validate(tmp_path / "other.h5")
+    assert validation.text(tmp_path / "other.h5", [finding], quiet=True) == (
         f"{tmp_path / 'other.h5'}: not valid: 1 error\n  file\n    error  not a metrics file of fedh2l_mpi\n"
     )

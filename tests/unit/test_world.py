@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from fedh2l_mpi import program
+from fedh2l_mpi.cli import main
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
-from fedh2l_mpi.world import Hosting, Launch, World, connect
+from fedh2l_mpi.runtime.world import Hosting, Launch, World, connect
 
 
 @pytest.mark.parametrize("participants", [1, 2, 3, 7, 16, 1000])
@@ -86,5 +86,5 @@ def test_the_job_is_ended_also_where_nobody_can_be_told(monkeypatch, error):
     with monkeypatch.context() as streams:
         streams.setattr(sys, "stdout", Nobody())
         streams.setattr(sys, "stderr", Nobody())
-        program._end_after(RuntimeError("a fault"), World(None))
+        main._end_after(RuntimeError("a fault"), World(None))
     assert codes == [EXIT_FAULT]

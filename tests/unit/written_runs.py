@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fedh2l_mpi import config_file, metrics
+from fedh2l_mpi import metrics
+from fedh2l_mpi.config import loading
 
 FIELD = {field.name: i for i, field in enumerate(metrics.ROW_FIELDS)}
 
 
 def header(participants=3, domains=2, rounds=12, seed=0, overrides=(), config=None, **attributes):
     """What a run knows before its first round."""
-    text = config or config_file.load(
+    text = config or loading.load(
         None,
         [
             f"participants={participants}",

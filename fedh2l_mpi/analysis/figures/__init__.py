@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from fedh2l_mpi.analysis.figures.conflict import CONFLICT
 from fedh2l_mpi.analysis.figures.curves import CURVES
 from fedh2l_mpi.analysis.figures.domains import DOMAINS
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.graph import GRAPH
-from fedh2l_mpi.analysis.figures.kind import FigureKind
 from fedh2l_mpi.analysis.figures.output import ENDINGS, checked_ending, inline_svg, save
-from fedh2l_mpi.analysis.figures.overlaid import overlay
+from fedh2l_mpi.analysis.figures.overlay import plot_overlay
 from fedh2l_mpi.analysis.figures.overview import OVERVIEW
 from fedh2l_mpi.analysis.figures.phases import PHASES_KIND
 from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
 from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, house_style
 from fedh2l_mpi.analysis.figures.traffic import BYTES
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ __all__ = [
     "Plotted",
     "draw",
     "inline_svg",
-    "overlay",
     "plot",
+    "plot_overlay",
     "save",
 ]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import (
     BLUE,
     COLUMN_MM,
@@ -21,7 +21,7 @@ from fedh2l_mpi.analysis.figures.style import (
     round_axis,
     spread_on,
 )
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 
 if TYPE_CHECKING:

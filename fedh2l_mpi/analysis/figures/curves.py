@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import (
     BLUE,
     COLUMN_MM,
@@ -23,7 +23,7 @@ from fedh2l_mpi.analysis.figures.style import (
     round_axis,
     spread_on,
 )
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import (
     COLOUR_MAP,
     COLUMN_MM,
@@ -27,7 +27,7 @@ from fedh2l_mpi.analysis.figures.style import (
     rounds_text,
     shown,
 )
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

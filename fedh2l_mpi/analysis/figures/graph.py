@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import (
     COLOUR_MAP,
     COLUMN_MM,
@@ -24,9 +24,9 @@ from fedh2l_mpi.analysis.figures.style import (
     rounds_text,
     shown,
 )
-from fedh2l_mpi.analysis.runs import Run
-from fedh2l_mpi.console import size
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.terminal import size
 
 if TYPE_CHECKING:
     import networkx

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 from fedh2l_mpi.analysis.figures import curves, domains
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import PAGE_MM, WIDE_MM, evaluated, new_figure
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import (
     BLUE,
     COLUMN_MM,
@@ -22,7 +22,7 @@ from fedh2l_mpi.analysis.figures.style import (
     rounds_text,
     shown,
 )
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
-from fedh2l_mpi.analysis.figures.style import (
-    BLUE,
-    COLUMN_MM,
-    GREY,
-    WIDE_MM,
-    band_name,
-    new_figure,
-    rounds_text,
-    spread,
-)
-from fedh2l_mpi.analysis.runs import Run
+from fedh2l_mpi.analysis.figures.figure import FigureKind
+from fedh2l_mpi.analysis.figures.style import BLUE, COLUMN_MM, GREY, WIDE_MM, band_name, new_figure, rounds_text, spread
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedh2l_mpi.analysis.figures.kind import FigureKind
+from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.style import (
     BLUE,
     COLUMN_MM,
@@ -22,9 +22,9 @@ from fedh2l_mpi.analysis.figures.style import (
     shown,
     spread_on,
 )
-from fedh2l_mpi.analysis.runs import Run
-from fedh2l_mpi.console import size
+from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.terminal import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

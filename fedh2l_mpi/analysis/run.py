@@ -1,0 +1,184 @@
+"""Finding runs on disk, and one run with what every report, plot and page asks of it.
+
+Shape letters: R rounds, P participants, D domains, E evaluated rounds.
+"""
+
+import contextlib
+import glob
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from fedh2l_mpi.config.comparison import flat
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import RunMetrics, State, look, state_of
+from fedh2l_mpi.run_directory import RunDirectory
+
+# What a sweep has set aside of a run that it started anew.
+SET_ASIDE = re.compile(r"\.unfinished-\d+$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was looked at; whatever of it is damaged is NaN, or missing from the config, and in `problems`.
+
+    Attributes
+    ----------
+    path : Path
+        Its metrics file.
+    metrics : RunMetrics
+        Lazily read.
+    config : mapping
+        The resolved config as nested sections; empty if it cannot be read.
+    """
+
+    path: Path
+    metrics: RunMetrics
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the run directory's name, or the file's where that has another name than usual."""
+        return name_of(self.path)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What is wrong with the file; more may come up while arrays are read."""
+        return list(dict.fromkeys(self.metrics.problems))
+
+    @cached_property
+    def state(self) -> State:
+        """What became of it."""
+        return state_of(self.metrics, self.path)
+
+    @property
+    def participants(self) -> int:
+        """P."""
+        return len(self.metrics["participant"])
+
+    @cached_property
+    def evaluated_E(self) -> NDArray[np.int64]:
+        """Rows (not numbers: rounds may be missing) in which every participant was evaluated, int64 (E,)."""
+        accuracy_RP = self.metrics["accuracy_all"]
+        return np.flatnonzero(~np.isnan(accuracy_RP).any(axis=1)) if accuracy_RP.size else np.empty(0, np.int64)
+
+    def after(self, row: int) -> int:
+        """Number of rounds that had finished when the round in this row had: what a person counts from 1."""
+        return int(self.metrics["round"][row]) + 1
+
+    def key(self, dotted: str, default: Any = None) -> Any:
+        """A value of the config by its dotted key."""
+        section: Any = self.config
+        for word in dotted.split("."):
+            if not isinstance(section, Mapping) or word not in section:
+                return default
+            section = section[word]
+        return section
+
+    def flat_config(self) -> dict[str, Any]:
+        """The config by dotted keys."""
+        return flat(self.config)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.metrics.close()
+
+
+def name_of(file: Path) -> str:
+    """`Run.name` of the run with this metrics file."""
+    return file.absolute().parent.name if _has_usual_name(file) else file.stem
+
+
+def unique_names(files: Sequence[Path]) -> list[str]:
+    """Names of runs; where two share one, with as many of the folders above as it takes to tell them apart."""
+    paths = [file.absolute().parent if _has_usual_name(file) else file.absolute() for file in files]
+    names = [name_of(file) for file in files]
+    longest = max((len(path.parts) for path in paths), default=0)
+    for depth in range(2, longest + 1):
+        if len(set(names)) == len(names):
+            break
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(path.parts[-depth:]) if name in twice else name for name, path in zip(names, paths, strict=True)
+        ]
+    return names
+
+
+def _has_usual_name(file: Path) -> bool:
+    return file.name == RunDirectory(file.parent).metrics.name
+
+
+def look_at(path: Path) -> Run:
+    """A run, from its directory or its metrics file; also of one that is being written, or is damaged.
+
+    Raises
+    ------
+    UserError
+        If there is nothing to show.
+    """
+    file = metrics_file(path)
+    looked = look(file)
+    try:
+        config = yaml.safe_load(str(looked.attributes.get("config", "")))
+    # Not only YAMLError: a flipped bit may make an impossible date of a number.
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        looked.problems.append("attribute 'config' is missing or damaged")
+        config = {}
+    return Run(file, looked, config)
+
+
+def metrics_file(path: Path) -> Path:
+    """The metrics file of a run directory, or the path itself."""
+    with readable(path):
+        if path.is_dir():
+            file = RunDirectory(path).metrics
+            if not file.exists():
+                raise UserError(f"{path}: holds no run ({file.name} is not there)")
+            return file
+        return path
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Tell of a directory without permission, or a name that is too long, by the path that was given."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def find(patterns: Sequence[str]) -> list[Path]:
+    """Metrics files, in the order of names: of run directories, files, folders that hold runs at any depth, and globs.
+
+    Raises
+    ------
+    UserError
+        If one of them leads to no run, or cannot be read.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        with readable(pattern):
+            paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
+            files = [file for path in paths for file in _below(path)]
+        if not files:
+            raise UserError(f"{pattern}: no run there; give run directories, metrics files, or folders that hold runs")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _below(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    name = RunDirectory(path).metrics.name
+    if (path / name).exists():
+        return [path / name]
+    return [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]

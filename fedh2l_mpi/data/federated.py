@@ -1,0 +1,203 @@
+"""The data of a run: who holds what (indices, on every rank) and the tensors of the participants hosted here.
+
+Shape letters: N samples, T test samples of a domain, C classes, P participants, D domains, K channels, H, W pixels.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.labelled import Labelled, Normalisation
+from fedh2l_mpi.data.partition import Rows, Samples, Share, kept_for_testing, own_domain, partition, partition_natural
+from fedh2l_mpi.data.rotation import rotate, rotations
+from fedh2l_mpi.data.seed_set import SeedSet
+from fedh2l_mpi.data.sources import ImageTable, NaturalDomains, Source
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.rng import Purpose, generator
+
+PIECE = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who holds which rows: the same on every rank, and small however many participants there are."""
+
+    config: Config
+    source: Source
+    shares: list[Share]
+    seed: Samples
+    tests: list[Samples]
+
+    @property
+    def classes(self) -> int:
+        return self.source.classes
+
+    @property
+    def domains(self) -> int:
+        return len(self.domain_names)
+
+    @property
+    def seed_samples_per_round(self) -> int:
+        """S, the seed samples of a round."""
+        return self.config.seed_set.samples_per_round or len(self.seed)
+
+    @property
+    def domain_names(self) -> list[str]:
+        """The data's own, or such as `rotated 15 deg`; one per domain."""
+        if self.source.domains is not None:
+            return list(self.source.domains.names)
+        return [f"rotated {angle:g} deg" for angle in rotations(self.config.data.partition)]
+
+    def own_domain(self, participant: int) -> int:
+        """The participant's domain; -1 where it holds a mix of all."""
+        return own_domain(participant, self.config.data.partition, self.domains)
+
+    def label_histogram(self) -> NDArray[np.int64]:
+        """int64 (P, C): each participant's private training samples of each class."""
+        labels = self.source.train.labels
+        return np.stack(
+            [np.bincount(labels[share.private.rows], minlength=self.classes) for share in self.shares]
+        ).astype(np.int64)
+
+    def image_bytes(self) -> int:
+        """Size of one image as it is held in memory: float32, photographs uint8 [bytes]."""
+        return self.source.image_bytes
+
+
+def plan(config: Config, source: Source) -> Plan:
+    """Deal the rows of `source` to participants, seed set and tests.
+
+    Raises
+    ------
+    UserError
+        If the data do not suffice for what the config asks.
+    """
+    natural, labels = source.domains, source.train.labels
+    if natural is None:
+        domains = len(rotations(config.data.partition))
+        shares = partition(labels, config, domains)
+        originals = _test_rows(config, len(source.test.labels))
+        tests = [Samples(originals, np.full(len(originals), domain)) for domain in range(domains)]
+    else:
+        testing = kept_for_testing(labels, natural, config.data.test_share or 0.0)
+        training = np.setdiff1d(np.arange(len(labels)), np.concatenate(testing))
+        shares = partition_natural(labels, training, natural, config)
+        tests = [_capped(rows, domain, natural, config) for domain, rows in enumerate(testing)]
+    pooled = Samples.join(share.seed for share in shares)
+    if len(pooled) == 0:
+        raise UserError(
+            f"seed_set.share: {config.seed_set.share} gives an empty seed set; "
+            f"the smallest participant has {min(len(share.private) for share in shares)} private samples"
+        )
+    cap = config.seed_set.max_samples
+    if cap is not None and len(pooled) > cap:
+        kept = generator(config.seed, Purpose.SEED_CAP).choice(len(pooled), cap, replace=False)
+        pooled = pooled[np.sort(kept).astype(np.int64)]
+    wanted = config.seed_set.samples_per_round
+    if wanted is not None and wanted > len(pooled):
+        raise UserError(
+            f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples; "
+            "take fewer (null: all), or raise seed_set.share"
+        )
+    return Plan(config, source, shares, pooled, tests)
+
+
+def _test_rows(config: Config, available: int) -> NDArray[np.int64]:
+    # Not from the run's seed: runs that differ in seed only are tested on the same samples.
+    wanted = config.evaluation.test_samples_per_domain or available
+    if wanted > available:
+        raise UserError(
+            f"evaluation.test_samples_per_domain: got {wanted}, but {config.data.name} has {available} test samples"
+        )
+    return np.sort(generator(0, Purpose.TEST_SAMPLES).permutation(available)[:wanted])
+
+
+def _capped(rows: Rows, domain: int, natural: NaturalDomains, config: Config) -> Samples:
+    """A domain's test rows, as many as the config wants; drawn as in `_test_rows`."""
+    wanted = config.evaluation.test_samples_per_domain or len(rows)
+    if wanted > len(rows):
+        raise UserError(
+            f"evaluation.test_samples_per_domain: got {wanted}, but domain {natural.names[domain]!r} has {len(rows)} "
+            "test samples; take fewer (null: all), or raise data.test_share"
+        )
+    chosen = np.sort(generator(0, Purpose.TEST_SAMPLES, domain).permutation(rows)[:wanted])
+    return Samples(chosen, np.full(wanted, domain))
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The tensors held on this rank, all on its device.
+
+    `private` and `validation` have the hosted participants only; `tests` has every domain's test set, in order.
+    """
+
+    private: dict[int, Labelled]
+    validation: dict[int, Labelled]
+    seed_set: SeedSet
+    tests: list[Labelled]
+
+
+def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool = False) -> Federation:
+    """Read, rotate, normalise and place on `device` what the `hosted` participants need, in one pass over each file.
+
+    `pooled` gives everyone everybody's private data, as one set that all participants of this rank share.
+    """
+    hosted, config = list(hosted), plan.config
+    private = [plan.shares[participant].private for participant in hosted]
+    if pooled:
+        private = [Samples.join(share.private for share in plan.shares)]
+    validation = [plan.shares[participant].validation for participant in hosted]
+    seed, *others = _read(plan, plan.source.train, [plan.seed, *private, *validation], device)
+    own = others[: len(private)] if not pooled else others[:1] * len(hosted)
+    return Federation(
+        private=dict(zip(hosted, own, strict=True)),
+        validation=dict(zip(hosted, others[len(private) :], strict=True)),
+        seed_set=SeedSet(seed, plan.seed_samples_per_round, plan.classes, config.seed_set, config.seed),
+        tests=_read(plan, plan.source.test, plan.tests, device),
+    )
+
+
+def _read(plan: Plan, table: ImageTable, parts: list[Samples], device: torch.device) -> list[Labelled]:
+    """The samples of each part; of images that are turned, from one pass over the table's file."""
+    labels = [torch.from_numpy(table.labels[part.rows]).to(device) for part in parts]
+    normalisation = Normalisation.of(plan.source, device)
+    if plan.source.domains is not None:
+        images = [_stored(plan, table, part.rows, device) for part in parts]
+        return [Labelled(*both, normalisation) for both in zip(images, labels, strict=True)]
+    rows, where = np.unique(np.concatenate([part.rows for part in parts]), return_inverse=True)
+    pixels = table.images(rows)
+    splits = np.split(where, np.cumsum([len(part) for part in parts])[:-1])
+    images = [_turned(plan, pixels, at, part.domains).to(device) for at, part in zip(splits, parts, strict=True)]
+    return [Labelled(*both) for both in zip(images, labels, strict=True)]
+
+
+def _stored(plan: Plan, table: ImageTable, rows: Rows, device: torch.device) -> Tensor:
+    """`rows` of the table as they are, uint8 (N, K, H, W)."""
+    source, order = plan.source, np.argsort(rows, kind="stable")
+    shape = (len(rows), source.channels, source.side, source.side)
+    stored = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+    # In pieces, and in the order of the file: host memory holds a piece beside what the device holds.
+    for piece in np.split(order, range(PIECE, len(order), PIECE)):
+        stored[torch.from_numpy(piece).to(device)] = torch.from_numpy(table.images(rows[piece])).to(device)
+    return stored
+
+
+def _turned(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -> Tensor:
+    """Rows of `pixels` as float32 (N, K, H, W): scaled, turned to their domains, normalised, channels last."""
+    source, angles = plan.source, rotations(plan.config.data.partition)
+    normalisation = Normalisation.of(source, torch.device("cpu"))
+    shape = (len(rows), source.channels, source.side, source.side)
+    prepared = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+    for domain in np.unique(domains):
+        of_domain = np.flatnonzero(domains == domain)
+        # In pieces: large temporary arrays would stay with the process as holes in its heap.
+        for piece in np.split(of_domain, range(PIECE, len(of_domain), PIECE)):
+            images = torch.from_numpy(pixels[rows[piece]]).to(torch.float32).div_(source.full_scale)
+            images = rotate(images, angles[domain])
+            prepared[torch.from_numpy(piece)] = images.sub_(normalisation.mean).div_(normalisation.std)
+    return prepared

@@ -1,0 +1,163 @@
+"""A pack: photographs of natural domains in one HDF5 file, read by row. pack_writer.py writes it.
+
+Schema 1. `image` uint8 (N, K, S, S) is stored contiguously, so a row is one seek and one read. `label` and `domain`
+int64 (N,) index `class_name` and `domain_name`. `source` (N,) is each picture's path below the packed folder,
+`source_sha256` of its file, `image_sha256` of its row of `image`. `skipped` and `skipped_reason` name the pictures that
+could not be read. Strings are UTF-8 of a fixed length. The attribute `digest` covers side, channels and all arrays, the
+images through `image_sha256`: opening a pack proves everything but the images, and reading a row proves the row.
+
+Shape letters: N rows, K channels, S side.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.data.sources import NaturalDomains, Source, located
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import paths
+
+SCHEMA_VERSION = 1
+FORMAT = "fedh2l_mpi pack"
+# Name and meaning of every array.
+ARRAYS = {
+    "image": "pixels, rows from the top",
+    "label": "class of the image, an index into class_name",
+    "domain": "domain of the image, an index into domain_name",
+    "class_name": "what the class is",
+    "domain_name": "what the domain is",
+    "source": "path of the picture below the packed folder",
+    "source_sha256": "SHA-256 of the picture's file",
+    "image_sha256": "SHA-256 of the image's pixels in this file",
+    "skipped": "path of a picture that could not be read",
+    "skipped_reason": "why it could not be read",
+}
+HOW_TO_MAKE = "python -m fedh2l_mpi pack FOLDER OUT.h5 makes one of FOLDER/<domain>/<class>/*.jpg"
+PIECE = 1 << 16
+# By channels: ImageNet's, on which pretrained weights were trained, and what they give for its luminance.
+NORMALISATION = {
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    1: ((0.459,), (0.226,)),
+}
+
+
+def digest(file: h5py.File) -> str:
+    """SHA-256 over the content of a pack: two packs of the same pictures at the same size have the same."""
+    image = file["image"]
+    sha = hashlib.sha256(repr((FORMAT, SCHEMA_VERSION, image.shape, image.dtype.str)).encode())
+    for name in ARRAYS:
+        if name != "image":
+            array = file[name]
+            sha.update(repr((name, array.shape, array.dtype.str)).encode())
+            # In pieces: the paths of half a million pictures are not to be held by every rank.
+            for first in range(0, len(array), PIECE):
+                sha.update(array[first : first + PIECE].tobytes())
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class PackTable:
+    """The images of a pack; the file is open only while rows are read."""
+
+    path: Path
+    labels: NDArray[np.int64]
+    image_sha256: NDArray[np.bytes_]
+    shape: tuple[int, int, int]
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """As in ImageTable; neighbouring rows are read at once, in the order of the file."""
+        ordered, where = np.unique(rows, return_inverse=True)
+        pixels = np.empty((len(ordered), *self.shape), dtype=np.uint8)
+        # Where a run of neighbouring rows ends and the next one begins.
+        bounds = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(ordered)] if len(ordered) else [0]
+        with _opened(self.path) as file:
+            for begin, end in itertools.pairwise(bounds):
+                source = np.s_[int(ordered[begin]) : int(ordered[end - 1]) + 1]
+                file["image"].read_direct(pixels, source, np.s_[begin:end])
+        for row, image in zip(ordered, pixels, strict=True):
+            if hashlib.sha256(image.data).hexdigest().encode() != self.image_sha256[row]:
+                raise UserError(f"{self.path}: the image in row {row} is damaged; copy the pack anew, or make it again")
+        return pixels if np.array_equal(where, np.arange(len(rows))) else pixels[where]
+
+    def verify(self) -> None:
+        """Read every image."""
+        for piece in np.split(np.arange(len(self.labels)), range(256, len(self.labels), 256)):
+            self.images(piece)
+
+
+def open_pack(root: str | None) -> Source:
+    """The pack at `root`; training and test are one table, which the config's `data.test_share` splits.
+
+    Parameters
+    ----------
+    root : str or None
+        The file; None means `$FEDH2L_DATA/pack.h5`.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it is no pack, or damaged.
+    """
+    path = _path(root)
+    with _opened(path) as file:
+        _check_format(path, file)
+        missing = [name for name in ARRAYS if name not in file]
+        if missing:
+            raise UserError(f"{path}: a damaged pack: it has no {', '.join(missing)}")
+        if file.attrs["digest"] != digest(file).encode():
+            raise UserError(f"{path}: a damaged pack: its digest does not fit; copy it anew, or make it again")
+        labels, domains = file["label"][()], file["domain"][()]
+        count, channels, side, _ = file["image"].shape
+        names = [_text(name) for name in file["domain_name"][()]]
+        table = PackTable(path, labels, file["image_sha256"][()], (channels, side, side))
+        classes = len(file["class_name"])
+    if count == 0:
+        raise UserError(f"{path}: a pack without images")
+    mean, std = NORMALISATION[channels]
+    natural = NaturalDomains(tuple(names), domains)
+    return Source("pack", classes, channels, side, 255.0, mean, std, train=table, test=table, domains=natural)
+
+
+def _path(root: str | None) -> Path:
+    where, path = located(root, "pack.h5", f"the path of a pack ({HOW_TO_MAKE})")
+    if paths.is_folder(where, path):
+        raise UserError(f"{where}: {path} is a folder, must be a pack: python -m fedh2l_mpi pack {path} OUT.h5")
+    if not paths.is_file(where, path):
+        raise UserError(f"{where}: there is no file {path}; it must be a pack ({HOW_TO_MAKE})")
+    return path
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file; every way in which reading can fail becomes a UserError."""
+    try:
+        # A pack never changes once it has its name, and some cluster file systems cannot lock.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except UserError:
+        raise
+    # HDF5 has no error of its own for a damaged file.
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a pack, incomplete or damaged: {error}") from None
+
+
+def _check_format(path: Path, file: h5py.File) -> None:
+    got = file.attrs.get("format")
+    if got != FORMAT.encode():
+        what = f"its format is {_text(got)!r}" if isinstance(got, bytes) else "it does not say what it is"
+        raise UserError(f"{path}: an HDF5 file, but not a pack: {what} ({HOW_TO_MAKE})")
+    schema = file.attrs.get("schema_version")
+    if schema != SCHEMA_VERSION:
+        raise UserError(f"{path}: has schema {schema}, this version reads schema {SCHEMA_VERSION}; make the pack again")
+
+
+def _text(value: bytes) -> str:
+    # A folder's name need not be UTF-8.
+    return value.decode(errors="replace")

@@ -1,0 +1,439 @@
+"""Makes a pack (see pack_reader.py) of a folder of photographs: decoded by worker processes, written by one.
+
+The rows do not depend on the number of workers, and no more than a few batches of images are ever in memory. The file
+gets its name when it is complete: until then it is OUT.partial-<pid>.
+
+Shape letters: N rows, K channels, S side.
+"""
+
+import contextlib
+import datetime
+import errno
+import functools
+import hashlib
+import importlib.util
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.data import pack_reader as packs
+from fedh2l_mpi.data.photo_folder import Picture, Tree, decode, scan, why_unreadable
+from fedh2l_mpi.data.sources import LARGEST_SIDE
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import paths
+
+LAYOUTS = ("domains",)
+BATCH_BYTES = 1 << 22
+# Batches under way for each worker: enough that none waits for the writer.
+AHEAD = 3
+# Bytes of a picture's row beside its pixels, at most: labels, digests and a long path.
+BESIDE = 1024
+# Unreadable pictures that are listed on the screen; the file has all of them.
+LISTED = 5
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was written.
+
+    Attributes
+    ----------
+    counts : int64 (D, classes)
+        Images of each domain and class.
+    skipped : list of (path below the root, reason)
+    enlarged : int
+        Images whose shorter side was smaller than `side`.
+    repeated : int
+        Images whose pixels are those of an earlier one.
+    """
+
+    path: Path
+    tree: Tree
+    shape: tuple[int, int, int, int]
+    counts: NDArray[np.int64]
+    skipped: list[tuple[str, str]]
+    enlarged: int
+    repeated: int
+    digest: str
+
+    def report(self) -> str:
+        """A few lines for a person."""
+        count, channels, side, _ = self.shape
+        lines = [
+            f"pack: {self.path}",
+            f"{count:,} images of {channels} x {side} x {side}, {len(self.tree.classes)} classes, "
+            f"{self.path.stat().st_size:,} bytes, digest {self.digest[:16]}",
+            f"{len(self.tree.domains)} domains: "
+            + ", ".join(f"{name} {n:,}" for name, n in zip(self.tree.domains, self.counts.sum(axis=1), strict=True)),
+        ]
+        if (lacking := int((self.counts == 0).sum())) > 0:
+            lines.append(f"{lacking} pairs of a domain and a class have no image")
+        if self.enlarged:
+            lines.append(f"{self.enlarged:,} were smaller than {side} x {side} and were enlarged")
+        if self.repeated:
+            lines.append(
+                f"{self.repeated:,} repeat another image's pixels: copies may be trained on and tested on; remove them "
+                "if that matters"
+            )
+        if self.tree.ignored:
+            lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.tree.ignored.items())))
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped):,} unreadable; the file's `skipped` lists them all:")
+            lines += [f"  {source}: {reason}" for source, reason in self.skipped[:LISTED]]
+        # Not every name is text that a terminal or a log can be given.
+        return _encoded("\n".join(lines)).decode(errors="replace")
+
+
+def pack(
+    root: Path,
+    out: Path,
+    layout: str = "domains",
+    side: int = 224,
+    grey: bool = False,
+    workers: int | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write a pack of the pictures under `root`.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the layout `<domain>/<class>/<picture>`.
+    out : Path
+        File to make; must not exist.
+    layout : str
+        `domains`, the only one there is.
+    side : int
+        S, of the square images [pixels]: a picture's middle square, resized.
+    grey : bool
+        One channel, the luminance, instead of red, green and blue.
+    workers : int or None
+        Processes that decode; None: as many as the CPUs this process may use.
+    strict : bool
+        Whether an unreadable picture is an error instead of being skipped.
+    progress : callable or None
+        Called with the pictures done and all there are.
+
+    Raises
+    ------
+    UserError
+        If what was asked cannot be done; no file is left then.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise UserError("pack: needs Pillow to decode pictures: pip install 'fedh2l_mpi[vision]'")
+    if layout not in LAYOUTS:
+        raise UserError(f"--layout: got {layout!r}; known: {', '.join(LAYOUTS)}")
+    if not 1 <= side <= LARGEST_SIDE:
+        raise UserError(f"--side: got {side}, must be 1 to {LARGEST_SIDE} pixels")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers: got {workers}, must be >= 1")
+    _check_out(out)
+    tree = scan(root)
+    shape = (len(tree.pictures), 1 if grey else 3, side, side)
+    _check_space(out, shape)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    spare = partial.with_name(partial.name + "-spare")
+    try:
+        written = _write_images(partial, spare, tree, shape, workers or _cpus(), strict, progress or _ignore)
+        packed = _describe(partial, out, tree, written, side)
+        _publish(partial, out)
+    except (OSError, RuntimeError) as error:
+        # HDF5 raises both for a write that failed, with the system's words in the text.
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "pack: a worker process was killed, perhaps for want of memory; try with fewer --workers"
+            ) from None
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            raise UserError(f"{out}: no space left on the disk; {_needed(shape)} are needed") from None
+        if isinstance(error, OSError):
+            raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise
+    finally:
+        for path in (partial, spare):
+            # What cannot be removed, such as a name too long to be made, must not hide why we are here.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    return packed
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Decoded pictures: uint8 (n, K, S, S) of the readable ones, and of each picture its file's SHA-256 or a reason."""
+
+    pixels: NDArray[np.uint8]
+    source_sha256: list[str | None]
+    reasons: list[str | None]
+    image_sha256: list[str]
+    enlarged: int
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What belongs to the rows that were written."""
+
+    kept: list[Picture]
+    source_sha256: list[str]
+    image_sha256: list[str]
+    skipped: list[tuple[str, str]]
+    enlarged: int
+
+
+def _write_images(
+    partial: Path,
+    spare: Path,
+    tree: Tree,
+    shape: tuple[int, int, int, int],
+    workers: int,
+    strict: bool,
+    progress: Progress,
+) -> _Written:
+    """Decode all pictures into the dataset `image` of a new file, without gaps."""
+    kept: list[Picture] = []
+    skipped: list[tuple[str, str]] = []
+    source_sha256: list[str] = []
+    image_sha256: list[str] = []
+    enlarged = done = 0
+    with (
+        h5py.File(partial, "x", libver=("v110", "v110")) as file,
+        contextlib.closing(_decoded(tree, shape, workers)) as batches,
+    ):
+        images = file.create_dataset("image", shape=shape, dtype="u1")
+        for batch in batches:
+            of_batch = tree.pictures[done : done + len(batch.reasons)]
+            for picture, source, reason in zip(of_batch, batch.source_sha256, batch.reasons, strict=True):
+                if reason is None:
+                    kept.append(picture)
+                    source_sha256.append(str(source))
+                elif strict:
+                    raise UserError(
+                        f"{tree.root / picture.source}: cannot be read as a picture: {reason}; mend or remove it, or "
+                        "leave out --strict to skip such pictures"
+                    )
+                else:
+                    skipped.append((picture.source, reason))
+            if len(batch.pixels):
+                images[len(image_sha256) : len(image_sha256) + len(batch.pixels)] = batch.pixels
+            image_sha256 += batch.image_sha256
+            enlarged += batch.enlarged
+            done += len(of_batch)
+            progress(done, len(tree.pictures))
+    written = _Written(kept, source_sha256, image_sha256, skipped, enlarged)
+    if empty := sorted(set(range(len(tree.domains))) - {picture.domain for picture in kept}):
+        source, reason = next(one for one in skipped if one[0].startswith(tree.domains[empty[0]] + "/"))
+        raise UserError(
+            f"{tree.root / tree.domains[empty[0]]}: no picture can be read; the first is {source}: {reason}"
+        )
+    if skipped:
+        # A contiguous array cannot shrink, and how many pictures are sound is known only now.
+        _shorten(partial, spare, len(kept))
+    return written
+
+
+def _shorten(partial: Path, spare: Path, rows: int) -> None:
+    """Leave the first `rows` images of the file only."""
+    with h5py.File(partial, "r") as longer, h5py.File(spare, "x", libver=("v110", "v110")) as file:
+        old = longer["image"]
+        new = file.create_dataset("image", shape=(rows, *old.shape[1:]), dtype="u1")
+        piece = _batch_size(old.shape)
+        for first in range(0, rows, piece):
+            end = min(rows, first + piece)
+            new[first:end] = old[first:end]
+    spare.replace(partial)
+
+
+def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int) -> Packed:
+    """Add everything but the images to the file."""
+    import PIL
+
+    kept, skipped = written.kept, written.skipped
+    labels = np.array([picture.label for picture in kept], dtype=np.int64)
+    domains = np.array([picture.domain for picture in kept], dtype=np.int64)
+    arrays: dict[str, NDArray[Any]] = {
+        "label": labels,
+        "domain": domains,
+        "class_name": _texts(tree.classes),
+        "domain_name": _texts(tree.domains),
+        "source": _texts([picture.source for picture in kept]),
+        "source_sha256": _texts(written.source_sha256),
+        "image_sha256": _texts(written.image_sha256),
+        "skipped": _texts([source for source, _ in skipped]),
+        "skipped_reason": _texts([reason for _, reason in skipped]),
+    }
+    with h5py.File(partial, "r+", libver=("v110", "v110")) as file:
+        for name, values in arrays.items():
+            file.create_dataset(name, data=values)
+        for name, meaning in packs.ARRAYS.items():
+            file[name].attrs["units"] = np.bytes_(b"1")
+            file[name].attrs["long_name"] = np.bytes_(meaning.encode())
+        shape, digest = file["image"].shape, packs.digest(file)
+        attributes: dict[str, str | int] = {
+            "format": packs.FORMAT,
+            "schema_version": packs.SCHEMA_VERSION,
+            "layout": "domains",
+            "side": side,
+            "channels": shape[1],
+            "images": len(kept),
+            "classes": len(tree.classes),
+            "domains": len(tree.domains),
+            "skipped": len(skipped),
+            "ignored": tree.ignored.total(),
+            "enlarged": written.enlarged,
+            "root": str(tree.root.absolute()),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": f"Pillow {PIL.__version__}",
+            "digest": digest,
+        }
+        for name, value in attributes.items():
+            file.attrs[name] = np.bytes_(_encoded(value)) if isinstance(value, str) else np.int64(value)
+    counts = np.zeros((len(tree.domains), len(tree.classes)), dtype=np.int64)
+    np.add.at(counts, (domains, labels), 1)
+    repeated = len(kept) - len(set(written.image_sha256))
+    return Packed(out, tree, shape, counts, skipped, written.enlarged, repeated, digest)
+
+
+def _decoded(tree: Tree, shape: tuple[int, int, int, int], workers: int) -> Generator[_Batch, None, None]:
+    """All pictures in order, batch by batch; the workers are at most a few batches ahead of the reader."""
+    size = _batch_size(shape)
+    sources = [[p.source for p in tree.pictures[first : first + size]] for first in range(0, len(tree.pictures), size)]
+    decode = functools.partial(_decode_batch, str(tree.root), shape[1], shape[2])
+    workers = min(workers, len(sources))
+    if workers == 1:
+        yield from map(decode, sources)
+        return
+    # Not fork: a thread of this process (the progress bar has one) may hold a lock at that moment.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+    try:
+        pending = deque(pool.submit(decode, batch) for batch in sources[: AHEAD * workers])
+        for batch in sources[AHEAD * workers :]:
+            yield pending.popleft().result()
+            pending.append(pool.submit(decode, batch))
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it has ended, however that was."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _decode_batch(root: str, channels: int, side: int, sources: Sequence[str]) -> _Batch:
+    """The pictures `sources` below `root`, in order."""
+    images: list[NDArray[np.uint8]] = []
+    digests: list[str | None] = []
+    reasons: list[str | None] = []
+    enlarged = 0
+    for source in sources:
+        digest = reason = None
+        try:
+            raw = Path(root, source).read_bytes()
+            digest = hashlib.sha256(raw).hexdigest()
+            image, is_enlarged = decode(raw, channels, side)
+            images.append(image)
+            enlarged += is_enlarged
+        except MemoryError:
+            raise
+        # Decoders meet a damaged file with errors of every kind: OSError, SyntaxError, struct.error, IndexError, ...
+        except Exception as error:
+            reason = why_unreadable(error)
+        digests.append(digest)
+        reasons.append(reason)
+    pixels = np.stack(images) if images else np.empty((0, channels, side, side), dtype=np.uint8)
+    return _Batch(pixels, digests, reasons, [hashlib.sha256(image.data).hexdigest() for image in images], enlarged)
+
+
+def _check_out(out: Path) -> None:
+    if os.path.lexists(out):
+        raise UserError(f"{out}: exists already; give another name, or remove it")
+    if not paths.is_folder("pack", out.parent):
+        raise UserError(f"{out}: its folder {out.parent} does not exist; make it, or give another name")
+
+
+def _check_space(out: Path, shape: tuple[int, int, int, int]) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < shape[0] * int(np.prod(shape[1:])):
+        raise UserError(
+            f"{out}: {_needed(shape)} are needed, but its disk has {free:,} free; give another disk or a smaller --side"
+        )
+
+
+def _needed(shape: tuple[int, int, int, int]) -> str:
+    return f"some {shape[0] * (int(np.prod(shape[1:])) + BESIDE):,} bytes"
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Give the complete file its name, when it is on the disk."""
+    for path in (partial, partial.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    _check_out(out)
+    partial.rename(out)
+
+
+def _batch_size(shape: tuple[int, ...]) -> int:
+    return max(1, min(64, BATCH_BYTES // int(np.prod(shape[1:]))))
+
+
+def _cpus() -> int:
+    """CPUs that this process may use, which a batch system makes fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
+    """UTF-8 of a fixed length that holds the longest."""
+    return np.array([_encoded(value) for value in values], dtype=np.bytes_)
+
+
+def _encoded(value: str) -> bytes:
+    # A file's name need not be UTF-8: its bytes are kept.
+    return value.encode(errors="surrogateescape")
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """For `pack`: a bar where standard output is a terminal, nothing elsewhere."""
+    if quiet or not sys.stdout.isatty():
+        yield _ignore
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(MofNCompleteColumn(), TextColumn("pictures"), BarColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _ignore(done: int, total: int) -> None:
+    """Follows the work where nobody looks."""

@@ -1,0 +1,213 @@
+"""The examination: everything in the order of the page, on all ranks together."""
+
+import datetime
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from fedh2l_mpi.config import loading
+from fedh2l_mpi.errors import EXIT_FAULT, LateRankError, UserError
+from fedh2l_mpi.launch.doctor import launcher, messages, ranks, software, storage
+from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, refused
+from fedh2l_mpi.launch.doctor.page import Page
+from fedh2l_mpi.runtime.world import Launch, World, connect
+
+if TYPE_CHECKING:
+    from fedh2l_mpi.config import Config
+
+# Loading PyTorch on many nodes from one file system may take minutes; a message does not.
+DEADLINE_S = 180.0
+MESSAGE_DEADLINE_S = 30.0
+SPEAK_S = 1.0
+NETWORK = "check that the nodes can reach each other over the network that MPI chose, and that no rank is stopped"
+
+
+class Watchdog:
+    """Ends this process where a step takes too long: MPI itself waits for ever.
+
+    Parameters
+    ----------
+    who : str
+        This process, for the message.
+    """
+
+    def __init__(self, who: str, deadline_s: float = DEADLINE_S) -> None:
+        self._who, self._deadline_s = who, deadline_s
+        self._timer: threading.Timer | None = None
+
+    def step(self, what: str) -> None:
+        """From now on, another step has its own time."""
+        self._cancel()
+        self._timer = threading.Timer(self._deadline_s, self._expire, [what])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __enter__(self) -> "Watchdog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self, what: str) -> None:
+        print(
+            f"fedh2l_mpi: error: doctor, {self._who}: {what} took longer than {self._deadline_s:g} s, so a run would "
+            f"not work here; {NETWORK}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        # Not sys.exit: the main thread is inside MPI. The launcher ends the other ranks.
+        os._exit(EXIT_FAULT)
+
+
+def connected(environ: Mapping[str, str] = os.environ) -> World:
+    """The world of this process, or one of its own where the ranks cannot meet. **Collective.**"""
+    launch = Launch.of(environ)
+    # Asked only where it matters: it costs a process.
+    if "PMIX_RANK" in environ and (caution := launcher.may_not_join(launch, software.mpi_of_mpi4py())):
+        if launch.rank == 0:
+            print(f"fedh2l_mpi: doctor: {caution}", file=sys.stderr, flush=True)
+        else:
+            # The first rank that MPI ends takes the others with it.
+            time.sleep(SPEAK_S)
+    with Watchdog(f"process {launch.rank}") as watchdog:
+        watchdog.step("the meeting of the ranks")
+        try:
+            return connect(environ)
+        except UserError:
+            # Told on the page, by `examine`.
+            return World(None)
+
+
+def examine(
+    world: World,
+    config_path: str | None,
+    overrides: Sequence[str],
+    out: str | None,
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """Print the page on rank 0; the exit code: 0 if a run would work here, 1 if not. **Collective.**
+
+    Raises
+    ------
+    UserError
+        If the config cannot be read, or `out` cannot be a directory.
+    """
+    launch = Launch.of(environ)
+    refusal = _refusal(world, launch, environ)
+    if refusal and launch.rank != 0:
+        # They are many, all alone, and the first of them speaks. With an error they would end it before it has.
+        return 0
+    page = Page(launch.launched) if world.rank == 0 else None
+    with Watchdog(str(world)) as watchdog:
+        try:
+            _Visit(world, launch, refusal, environ, watchdog, page).make(config_path, overrides, out)
+        except LateRankError as error:
+            _end_late(world, page, error)
+        watchdog.step("the verdict")
+        if page is not None:
+            page.close()
+        failed = world.from_first(lambda: page is not None and page.failed)
+    return EXIT_FAULT if failed else 0
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """What every part of the examination needs; `refusal` says why the ranks could not meet."""
+
+    world: World
+    launch: Launch
+    refusal: str
+    environ: Mapping[str, str]
+    watchdog: Watchdog
+    page: Page | None
+
+    def make(self, config_path: str | None, overrides: Sequence[str], out: str | None) -> None:
+        """All parts, each with a time limit of its own. **Collective.**"""
+        world, step = self.world, self.watchdog.step
+        step("reading the config")
+        config = world.from_first(lambda: loading.load(config_path, overrides))
+        folder = world.from_first(lambda: storage.folder_for(out))
+        step("comparing versions")
+        self._software()
+        # Of ranks that have not met, only one would be seen.
+        if not self.refusal:
+            step("looking at cores and GPUs")
+            self._show("cores and GPUs", ranks.examine(world, config.devices, self.environ))
+        step("trying the file system")
+        self._show("files", storage.examine(world, folder, self.environ))
+        step("trying the config")
+        size = self.launch.size if self.refusal else world.size
+        load, lines = world.from_first(lambda: _load(config, config_path, size, self.launch.launched))
+        self._show("run", lines)
+        if not self.refusal:
+            step("sending messages")
+            self._show("network", messages.examine(world, load, MESSAGE_DEADLINE_S))
+
+    def _software(self) -> None:
+        world = self.world
+        alone = world.comm is None and world.rank == 0
+        mpi_library = software.mpi_of_mpi4py() if alone else world.mpi_library
+        versions = world.collect(software.versions_here(mpi_library))
+        hosts = world.collect(world.host)
+        if self.page is None:
+            return
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        self._show(f"software on {world.host}, {now}", software.findings(versions[0], needs_mpi=self.launch.size > 1))
+        lines = [launcher.started(self.launch, self.refusal, hosts), *launcher.slurm_job(self.environ)]
+        if not self.launch.launched:
+            lines += launcher.ways_to_start(mpi_library)
+        self._show("start", [*lines, *software.differences(versions, hosts)])
+
+    def _show(self, section: str, findings: Sequence[Finding]) -> None:
+        if self.page is not None:
+            self.page.show(section, findings)
+
+
+def _refusal(world: World, launch: Launch, environ: Mapping[str, str]) -> str:
+    """Why the ranks that the launcher started have not met; empty if they have."""
+    if world.comm is not None or launch.size == 1:
+        return ""
+    try:
+        connect(environ)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _load(config: "Config", path: str | None, size: int, launched: bool) -> tuple[messages.Load | None, list[Finding]]:
+    """What the config would send, if its data are here and it fits the number of ranks; and a finding about that."""
+    name = Path(path).name if path is not None else "the default config"
+    try:
+        resolved = config.resolved(size, launched)
+        load = messages.load_of(resolved)
+    except UserError as error:
+        return None, [refused("config", error)]
+    except (ImportError, OSError) as error:
+        # The latter is a library that PyTorch misses.
+        return None, [failure("config", f"{name} cannot be tried: {error}", "mend the versions above")]
+    said = f"{name}: {resolved.size} participants; data, models and graph are there"
+    return load, [good("config", said)]
+
+
+def _end_late(world: World, page: Page | None, error: LateRankError) -> None:
+    """End the job: the ranks cannot talk, so they cannot agree on a verdict either."""
+    # The key is for runs: here the time is fixed.
+    text = str(error).removesuffix(" (exchange.deadline_s)")
+    found = failure("messages", f"{text}, so a run would not work here", NETWORK)
+    if page is not None:
+        page.show("network", [found])
+        page.close()
+    else:
+        print(f"fedh2l_mpi: error: doctor, {world}: {found.text}", file=sys.stderr, flush=True)
+    world.abort(EXIT_FAULT)

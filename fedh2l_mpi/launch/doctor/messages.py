@@ -1,0 +1,154 @@
+"""Messages of the size that a run's would have, round a ring; and how far the clocks of hosts are apart."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, warning
+from fedh2l_mpi.runtime.clocks import clock_offsets
+from fedh2l_mpi.runtime.world import World
+
+if TYPE_CHECKING:
+    from fedh2l_mpi.config import Config
+
+ROUNDS, WARM_UP = 20, 3
+# Hosts whose clocks are compared with rank 0's.
+LISTED = 64
+SKEW_S = 1.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an edge of the graph carries in a round.
+
+    Attributes
+    ----------
+    name : str
+        What it is, with its shape.
+    message_bytes : int
+        Of one participant's message.
+    """
+
+    name: str
+    message_bytes: int
+
+
+def load_of(config: "Config") -> Load | None:
+    """What participants of a resolved config would send over an edge; None if its method exchanges nothing.
+
+    Raises
+    ------
+    UserError
+        If data, models or method do not fit the config, as a run would.
+    """
+    from fedh2l_mpi import methods, models
+    from fedh2l_mpi.data import federated
+    from fedh2l_mpi.data.registry import open_source
+    from fedh2l_mpi.planning import requirements
+    from fedh2l_mpi.topology import Topology
+
+    architectures = dict.fromkeys(map(config.architecture, range(config.size)))
+    models.check_weights(config.weights, list(architectures))
+    Topology(config.topology, config.size, config.seed, config.rounds)
+    source = open_source(config.data.name, config.data.root)
+    plan = federated.plan(config, source)
+    built = [
+        models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
+        for name in architectures
+    ]
+    participant = requirements.stand_in(config, source, built[0])
+    sent = methods.build(config).array(participant, plan.seed_samples_per_round, plan.classes)
+    if sent is None:
+        return None
+    return Load(f"{sent.name} of {sent.rows} x {sent.columns}", sent.coded(config.exchange).message_bytes())
+
+
+def examine(world: World, load: Load | None, deadline_s: float) -> list[Finding]:
+    """The ring, and the clocks. **Collective.**
+
+    Returns
+    -------
+    list of Finding
+        Of meaning on rank 0.
+
+    Raises
+    ------
+    LateRankError
+        If a message does not come within the deadline.
+    """
+    if world.size == 1:
+        return [fact("messages", "none: one process, participants hand their arrays over directly")]
+    lines = []
+    if load is not None:
+        seconds, broken = ring(world, load.message_bytes, deadline_s)
+        lines.append(told(load, world.collect(seconds), world.collect(broken)))
+    else:
+        lines.append(fact("messages", "not timed: it is not known how large they would be, or there are none"))
+    hosts = world.collect(world.host)
+    partners = [rank for rank, host in enumerate(hosts) if hosts.index(host) == rank and host != hosts[0]][:LISTED]
+    offsets = clock_offsets(world, partners, deadline_s)
+    return [*lines, clocks([hosts[rank] for rank in partners], offsets)]
+
+
+def ring(world: World, message_bytes: int, deadline_s: float) -> tuple[float, int]:
+    """Send to the next rank and receive from the previous one, many times. **Collective.**
+
+    Returns
+    -------
+    float
+        Median time of a round [s], without the first few.
+    int
+        How many messages arrived changed.
+    """
+    comm = world.comm
+    if comm is None:
+        raise RuntimeError("a ring needs several ranks")
+    following, previous = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+    incoming, times, broken = bytearray(message_bytes), [], 0
+    for number in range(-WARM_UP, ROUNDS):
+        outgoing = _pattern(world.rank, number, message_bytes)
+        expected = _pattern(previous, number, message_bytes)
+        begin = time.perf_counter()
+        requests = [comm.Irecv(incoming, previous, 0), comm.Isend(outgoing, following, 0)]
+        world.wait(requests, [previous, following], deadline_s, f"message of the ring, round {number},")
+        if number >= 0:
+            times.append(time.perf_counter() - begin)
+        broken += incoming != expected
+    return statistics.median(times), broken
+
+
+def _pattern(rank: int, number: int, size: int) -> bytearray:
+    """Bytes that no other rank and no other round sends."""
+    word = (rank * 1_000_003 + number + WARM_UP).to_bytes(8, "little")
+    return bytearray((word * (size // 8 + 1))[:size])
+
+
+def told(load: Load, seconds: Sequence[float], broken: Sequence[int]) -> Finding:
+    """The ring in words, from every rank's median time and its number of changed messages."""
+    if any(broken):
+        rank = next(rank for rank, count in enumerate(broken) if count)
+        text = f"{sum(broken)} of {len(broken) * (ROUNDS + WARM_UP)} arrived changed, the first at rank {rank}"
+        return failure("messages", text, "this MPI or its network is at fault: try another one")
+    median, slowest = statistics.median(seconds), max(seconds)
+    return good(
+        "messages",
+        f"{load.name} ({load.message_bytes:,} bytes) from every rank to the next: median of {ROUNDS} rounds "
+        f"{1e3 * median:.2f} ms ({load.message_bytes / median / 1e6:,.0f} MB/s), at the slowest rank "
+        f"({seconds.index(slowest)}) {1e3 * slowest:.2f} ms",
+    )
+
+
+def clocks(hosts: Sequence[str], offsets: Sequence[tuple[float, float]]) -> Finding:
+    """The clocks of hosts in words, from `clock_offsets`."""
+    if not hosts:
+        return fact("clocks", "one host, one clock")
+    if not offsets:
+        return fact("clocks", "compared on rank 0")
+    host, (offset, unsure) = max(zip(hosts, offsets, strict=True), key=lambda pair: abs(pair[1][0]))
+    text = f"of {len(hosts) + 1} hosts, that of {host} differs most from rank 0's: {1e3 * offset:+.1f} ms"
+    text += f" (give or take {1e3 * unsure:.1f})"
+    if abs(offset) > SKEW_S:
+        return warning("clocks", text, "times in logs do not compare; have NTP or chrony set up")
+    return good("clocks", text)

@@ -1,0 +1,190 @@
+"""Every rank's place: its node, the cores it may use, and the GPU it would get."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedh2l_mpi.config import DevicesConfig
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, refused, spans, warning
+from fedh2l_mpi.runtime import devices
+from fedh2l_mpi.runtime.devices import Seat
+from fedh2l_mpi.runtime.world import World
+
+# More nodes than this are summed up: the page stays one page.
+LISTED = 12
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a rank finds where it runs.
+
+    Attributes
+    ----------
+    cores : frozenset of int
+        That its process may run on.
+    gpu : str
+        Name of the GPU that it would get; empty for the CPU.
+    uuid : str
+        Of that GPU.
+    trouble : str
+        Why the GPU cannot be used; empty if it can.
+    machine_cores : int
+        How many the machine has.
+    """
+
+    cores: frozenset[int]
+    gpu: str = ""
+    uuid: str = ""
+    trouble: str = ""
+    machine_cores: int = 0
+
+
+def usable_cores() -> frozenset[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> int:
+    """CUDA devices that PyTorch sees; none without PyTorch."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return 0
+    return torch.cuda.device_count()
+
+
+def take_place(device: str) -> Place:
+    """This rank's place, with `device` made its own as a run would."""
+    cores, machine_cores = usable_cores(), os.cpu_count() or 1
+    if device == "cpu":
+        return Place(cores, machine_cores=machine_cores)
+    import torch
+
+    try:
+        uuid = devices.claim(device)
+        return Place(cores, torch.cuda.get_device_name(device), uuid, machine_cores=machine_cores)
+    except (RuntimeError, AssertionError) as error:
+        trouble = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return Place(cores, trouble=trouble, machine_cores=machine_cores)
+
+
+def examine(world: World, config: DevicesConfig, environ: Mapping[str, str]) -> list[Finding]:
+    """Cores and GPUs of every node. **Collective.**"""
+    seats = devices.take_seats(world, visible_gpus(), environ)
+    lines: list[Finding] = []
+    chosen = ["cpu"] * world.size
+    try:
+        chosen = devices.devices_of_nodes(config, seats)
+    except UserError as error:
+        # The same on every rank: all have the same seats.
+        lines.append(refused("GPUs", error))
+    places = world.collect(take_place(chosen[world.rank]))
+    settings = world.collect(environ.get("CUDA_VISIBLE_DEVICES"))
+    cores = [core_use(here, [places[rank] for rank in here[0].node], config.threads) for here in _nodes(seats)]
+    if not lines:
+        lines = gpu_use(config, seats, chosen, places)
+    lines += _visible_devices(seats, settings)
+    return _in_short(cores) + lines
+
+
+def core_use(here: Sequence[Seat], places: Sequence[Place], threads: int) -> Finding:
+    """Whether the ranks of a node have a core for each of their threads.
+
+    Parameters
+    ----------
+    here : sequence of Seat
+        The ranks of one node.
+    places : sequence of Place
+        Of each of them.
+    threads : int
+        Of each rank.
+    """
+    cores = [place.cores for place in places]
+    together = frozenset[int]().union(*cores)
+    wanted = len(here) * threads
+    text = f"{_ranks(here[0].node)}, {_count(threads, 'thread')} each, "
+    text += f"on {_count(len(together), 'core')} ({spans(together)})"
+    if wanted > len(together):
+        fits = max(1, len(together) // threads)
+        fix = f"start {_count(fits, 'rank')} a node (they host several participants each)"
+        if len(together) < places[0].machine_cores:
+            fix += f", or let them use more of its {places[0].machine_cores} (srun -c {threads}; mpirun --bind-to none)"
+        return warning(here[0].host, f"{text}: oversubscribed, {_count(wanted, 'thread')}, so runs are slow", fix)
+    if threads > min(map(len, cores)):
+        return warning(
+            here[0].host,
+            f"{text}: a rank may use only {_count(min(map(len, cores)), 'core')} for its {threads} threads",
+            f"give each rank {threads} (srun -c {threads}; mpirun --bind-to none), or set devices.threads",
+        )
+    return good(here[0].host, text)
+
+
+def gpu_use(
+    config: DevicesConfig, seats: Sequence[Seat], chosen: Sequence[str], places: Sequence[Place]
+) -> list[Finding]:
+    """Who gets which GPU, and whether two ranks would have to share one."""
+    broken = [seat for seat in seats if places[seat.rank].trouble]
+    if broken:
+        text = f"rank {broken[0].rank} cannot use {chosen[broken[0].rank]}: {places[broken[0].rank].trouble}"
+        return [failure("GPUs", f"{text} (on {broken[0].host})", "check driver and PyTorch there with nvidia-smi")]
+    uuids = [place.uuid for place in places]
+    lines = []
+    try:
+        devices.check_nodes_apart(seats, uuids, config.share)
+    except UserError as error:
+        lines.append(refused("GPUs", error))
+    if unused := devices.unused_grants(config, seats):
+        text, _, fix = unused.partition("; ")
+        lines.append(warning("GPUs", text, fix))
+    if not any(uuids):
+        reason = "devices.kind is cpu" if config.kind == "cpu" else "PyTorch sees no CUDA device"
+        return lines or [fact("GPUs", f"none used: {reason}")]
+    isolated = devices.isolated_hosts(seats, uuids)
+    assigned = []
+    for here in _nodes(seats):
+        each = [f"rank {seat.rank} {chosen[seat.rank]}{_named(places[seat.rank])}" for seat in here]
+        sees = "each rank sees only its own" if here[0].host in isolated else f"{here[0].visible} seen"
+        assigned.append(good(here[0].host, f"GPUs, {sees}: {', '.join(each)}"))
+    if without := [seat.rank for seat in seats if not uuids[seat.rank]]:
+        text = f"{_ranks(without)} (on {seats[without[0]].host}) would use the CPU, the others GPUs"
+        lines.append(warning("GPUs", text, "set devices.kind=cuda to refuse that"))
+    return lines + _in_short(assigned)
+
+
+def _visible_devices(seats: Sequence[Seat], settings: Sequence[str | None]) -> list[Finding]:
+    """CUDA_VISIBLE_DEVICES as ranks have it; nothing where none is set."""
+    if not any(settings):
+        return []
+    by_value: dict[str, list[int]] = {}
+    for seat, value in zip(seats, settings, strict=True):
+        by_value.setdefault("unset" if value is None else repr(value), []).append(seat.rank)
+    text = "; ".join(f"{value} on {_ranks(ranks)}" for value, ranks in by_value.items())
+    return [fact("visible", f"CUDA_VISIBLE_DEVICES {text}")]
+
+
+def _nodes(seats: Sequence[Seat]) -> list[list[Seat]]:
+    return [[seats[rank] for rank in seat.node] for seat in seats if seat.local_rank == 0]
+
+
+def _in_short(lines: list[Finding]) -> list[Finding]:
+    """All that warn, and of the others no more than a page holds."""
+    bad = [line for line in lines if line.level.value not in ("", "ok")]
+    shown = bad[:LISTED]
+    shown += [line for line in lines if line not in bad][: LISTED - len(shown)]
+    left = len(lines) - len(shown)
+    return [*shown, fact("", f"and {left} more nodes")] if left else shown
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return f"rank{'' if len(numbers) == 1 else 's'} {spans(numbers)}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _named(place: Place) -> str:
+    return f" ({place.gpu}, {place.uuid[:12]})" if place.gpu else ""

@@ -1,0 +1,224 @@
+"""A sweep from its elements to its table: what cannot run is refused, the rest is run, and all of it is compared."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedh2l_mpi.analysis import figures, tables
+from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
+from fedh2l_mpi.launch.sweep.progress import Follower
+from fedh2l_mpi.launch.sweep.run_files import AnotherConfigError, Place
+from fedh2l_mpi.launch.sweep.runner import PATIENCE_S, Runner
+from fedh2l_mpi.launch.sweep.sweep_file import Element, Mistakes, Sweep
+
+if TYPE_CHECKING:
+    from fedh2l_mpi.planning.memory import Holdings
+
+
+def listing(sweep: Sweep, root: Path) -> str:
+    """The elements with their numbers and states, a line each."""
+    width = len(str(len(sweep.elements) - 1))
+    states = [Place(root, element).state() for element in sweep.elements]
+    longest = max(map(len, states))
+    return "\n".join(
+        f"{number:>{width}}  {state:<{longest}}  {element.label}"
+        for number, (state, element) in enumerate(zip(states, sweep.elements, strict=True))
+    )
+
+
+def run(
+    sweep: Sweep,
+    root: Path,
+    jobs: int = 1,
+    ranks: int | None = None,
+    index: int | None = None,
+    quiet: bool = False,
+    share_imports: bool = False,
+) -> int:
+    """Run what has not finished, and write the table of what has; the exit code.
+
+    Parameters
+    ----------
+    index : int or None
+        Number of the only element to run, without a table; None: all of them.
+
+    Raises
+    ------
+    UserError
+        If there is no such element, a directory holds another config's run, or nothing can be written.
+    """
+    elements = sweep.elements if index is None else (_element(sweep, index),)
+    follower = Follower(quiet)
+    runner = Runner(elements, root, jobs, ranks, follower, waits=index is None, share_imports=share_imports)
+    if runner.to_do:
+        check_fit(runner.to_do, sweep.path, jobs)
+    try:
+        runner.run()
+    except OSError as error:
+        raise UserError(f"--out: {error.filename or root} cannot be written: {error.strerror}") from None
+    finally:
+        follower.close()
+    if runner.interrupted:
+        print(
+            f"fedh2l_mpi: interrupted with {len(runner.outcomes)} of {len(elements)} runs finished; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    if index is None and runner.outcomes:
+        _conclude(sweep, root, runner.outcomes, quiet)
+    if runner.failed:
+        names = "".join(f"\n  {label}: {reason}" for label, reason in runner.failed.items())
+        print(f"fedh2l_mpi: {len(runner.failed)} of {len(elements)} runs failed:{names}", file=sys.stderr)
+    return EXIT_FAULT if runner.failed else 0
+
+
+def prepare(sweep: Sweep, root: Path, index: int | None) -> Path:
+    """Run directory of an element whose config lies beside it now, as `<directory>.yaml`; nothing is run.
+
+    Raises
+    ------
+    UserError
+        If there is no such element, another process runs it, or another config's run is there.
+    """
+    if index is None:
+        raise UserError("--prepare: --index must be given, too")
+    place = Place(root, _element(sweep, index))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        place.prepare(PATIENCE_S)
+    except OSError as error:
+        raise UserError(f"--out: {root} cannot be written: {error.strerror}") from None
+    return place.run.path
+
+
+def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
+    """Write the table of what has finished, by whomever it was run; nothing is run.
+
+    Raises
+    ------
+    UserError
+        If no finished run can be read, or a directory holds another config's run.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for element in sweep.elements:
+        try:
+            run = Place(root, element).finished()
+        except AnotherConfigError:
+            raise
+        except UserError as error:
+            print(f"fedh2l_mpi: {element.label} left out: {error}", file=sys.stderr)
+        else:
+            if run is not None:
+                outcomes[element.label] = tables.outcome(run)
+    if not outcomes:
+        raise UserError(f"--table: none of the {len(sweep.elements)} runs in {root} has finished")
+    if len(outcomes) < len(sweep.elements) and not quiet:
+        print(f"{len(outcomes)} of {len(sweep.elements)} runs have finished")
+    _conclude(sweep, root, outcomes, quiet)
+
+
+def _element(sweep: Sweep, index: int) -> Element:
+    last = len(sweep.elements) - 1
+    if not 0 <= index <= last:
+        raise UserError(f"--index: got {index}, must be from 0 to {last} (--list shows the elements)")
+    return sweep.elements[index]
+
+
+def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
+    """Refuse at once what the runs would refuse one by one: data, graphs, models, weights, methods, codecs that misfit.
+
+    A user's own classes are left to their runs: whatever they do at import ends one run, not the sweep. For each
+    combination of models, method, codec and data, one model of each architecture is built and tried: some 10 ms for
+    small ones on digits, 2.5 s for a ResNet-18 on images of 224 x 224.
+
+    Raises
+    ------
+    UserError
+        With a line for each mistake, and the elements that have it.
+    """
+    import torch
+
+    from fedh2l_mpi import methods
+    from fedh2l_mpi.data import federated
+    from fedh2l_mpi.data.registry import open_source
+    from fedh2l_mpi.models import torchvision_models
+    from fedh2l_mpi.planning import requirements
+    from fedh2l_mpi.topology import Topology
+
+    source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
+    held: dict[str, Holdings] = {}
+    fitting: set[str] = set()
+    mistakes = Mistakes()
+    for element in elements:
+        config = element.config
+        with mistakes.of(element.label):
+            if jobs > 1 and cuda and config.devices.kind != "cpu" and not config.devices.share:
+                raise UserError(
+                    f"--jobs: got {jobs}, but runs that know nothing of each other would share a GPU; use --jobs 1, "
+                    "one --index for each GPU, devices.kind=cpu, or devices.share=true"
+                )
+            Topology(config.topology, config.size, config.seed, config.rounds)
+            method = methods.build(config) if config.method.name in methods.METHODS else None
+            source = source_of(config.data.name, config.data.root)
+            # Elements that differ in the method have the same data, dealt in the same way.
+            dealt = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
+            if dealt not in held:
+                held[dealt] = requirements.holdings(federated.plan(config, source))
+            names = sorted(requirements.architectures(config))
+            in_zoo = all(":" not in name or name.startswith(torchvision_models.PREFIX) for name in names)
+            # A method's options change nothing of what it sends.
+            of = repr((names, config.weights, config.method.name, config.exchange, config.data.name, config.data.root))
+            if method is not None and in_zoo and of not in fitting:
+                requirements.needs(config, source, method, held[dealt])
+                fitting.add(of)
+    mistakes.tell(path)
+
+
+def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: bool) -> None:
+    """Print the table, and write it and the curves into the sweep's directory."""
+    finished = [element for element in sweep.elements if element.label in outcomes]
+    by_row = {row: [outcomes[e.label] for e in finished if e.row == row] for row in sweep.rows}
+    asked, title = sweep.table, sweep.table.title or sweep.path.stem
+    table = tables.table(by_row, asked.columns, asked.reach, asked.compare_to, title)
+    axes = list(dict.fromkeys(axis for element in sweep.elements for axis in element.settings))
+    every = [(element.label, element.settings, outcomes[element.label]) for element in finished]
+    written = {
+        "table.md": lambda path: path.write_text(tables.markdown(table), encoding="utf-8"),
+        "table.csv": lambda path: path.write_text(tables.long_form(every, asked.reach, axes), encoding="utf-8"),
+        "curves.png": lambda path: figures.plot_overlay(by_row, title, path),
+    }
+    if not quiet:
+        print(f"\n{tables.plain(table)}\n")
+    revisions = sorted({outcome.revision for outcome in outcomes.values()})
+    if len(revisions) > 1:
+        print(
+            f"fedh2l_mpi: these runs are of {len(revisions)} revisions of the code ({', '.join(revisions)}), between "
+            "which numbers may have moved; another --out runs all anew",
+            file=sys.stderr,
+        )
+    for name, write in written.items():
+        try:
+            _replace(root / name, write)
+        except UserError as error:
+            # A table without its picture is still a table.
+            print(f"fedh2l_mpi: no {name}: {error}", file=sys.stderr)
+        else:
+            if not quiet:
+                print(f"{name.partition('.')[0]}: {root / name}")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name first: another sweep in this directory may be writing the same one."""
+    new = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(new)
+        new.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        new.unlink(missing_ok=True)

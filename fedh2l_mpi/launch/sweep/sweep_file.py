@@ -1,0 +1,342 @@
+"""A sweep file to its elements: a base config, and every combination of what is put over it. Nothing is run here.
+
+base: ../rotated_mnist.yaml            # relative to the sweep file; null: the built-in default
+set: {rounds: 40}                      # dotted keys, over the base
+axes:                                  # every combination, the last axis fastest
+  method: [independent, fedh2l]
+  seed: [0, 1, 2]
+elements:                              # named settings, crossed with the axes
+  - {name: small, data.partition.samples_per_participant: 100}
+table: {columns: [accuracy_all, bytes_sent], reach: [0.85], compare_to: fedh2l, title: A comparison}
+"""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.config.keys import describe_keys
+from fedh2l_mpi.config.loading import did_you_mean, parse_override, put, read_yaml, validate
+from fedh2l_mpi.config.section import Number
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import ROW_FIELDS
+
+# A method has keys of its own, so naming another one leaves the base's behind; the number of steps is everyone's.
+KEPT_BY_METHODS = ("local_steps", "mutual_steps")
+# Of a file name, 255 bytes on most file systems; room for what is put behind it.
+LONGEST_LABEL = 180
+SEED = "seed"
+
+
+class TableConfig(Section):
+    """What the table at the end of a sweep shows."""
+
+    columns: tuple[str, ...] = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
+    reach: tuple[Annotated[Number, Field(gt=0.0, le=1.0)], ...] = ()
+    compare_to: str | None = None
+    title: str | None = None
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        known = [field.name for field in ROW_FIELDS]
+        for name in columns:
+            if name not in known:
+                raise PydanticCustomError(
+                    "unknown_name",
+                    "got {name}; known: {known}{hint}",
+                    {"name": repr(name), "known": ", ".join(known), "hint": did_you_mean(name, known)},
+                )
+        return columns
+
+
+class SweepFile(Section):
+    """A sweep file as it is written."""
+
+    base: str | None = None
+    set: dict[str, Any] = Field({})
+    axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
+    elements: list[dict[str, Any]] = Field([])
+    table: TableConfig = TableConfig()
+
+
+@dataclass(frozen=True)
+class Element:
+    """One run of a sweep.
+
+    Attributes
+    ----------
+    label : str
+        Name of its run directory: safe in a file system, and unique in the sweep.
+    row : str
+        Name of its row in the table, which it shares with the elements that differ from it in the seed only.
+    settings : mapping
+        Its place on every axis but the seed's, as text.
+    config : Config
+        Resolved.
+    """
+
+    label: str
+    row: str
+    settings: Mapping[str, str]
+    config: Config
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All elements in their order, and what the table shows."""
+
+    path: Path
+    elements: tuple[Element, ...]
+    table: TableConfig
+
+    @property
+    def rows(self) -> list[str]:
+        """The table's rows in the order of the elements."""
+        return list(dict.fromkeys(element.row for element in self.elements))
+
+
+def load(path: Path, overrides: Sequence[str] = (), ranks: int | None = None) -> Sweep:
+    """The sweep in a YAML file; every element has been validated.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        Items like `"data.root=/data"`, put over the base of every element.
+    ranks : int or None
+        MPI processes of each run; None: a single process without MPI. The configs do not depend on it: where the
+        base leaves the number of participants open, there are 4.
+
+    Raises
+    ------
+    UserError
+        With one line for each mistake in the file, or else for each mistake in the elements.
+    """
+    file = validate(SweepFile, read_yaml(path), f"{path}: ")
+    given = dict(parse_override(item) for item in overrides)
+    _raise(path, _mistakes(file, given))
+
+    raw = read_yaml(path.parent / file.base) if file.base is not None else {}
+    raw = _over(_over(raw, file.set), given)
+    elements: list[Element] = []
+    mistakes = Mistakes()
+    for point in _points(file):
+        label, row = _label(point), _row(point) or path.stem
+        with mistakes.of(label):
+            config = validate(Config, _over(raw, _settings(point))).resolved(1, launched=False)
+            # Not by `resolved`: what a sweep finds must not depend on how many ranks a run of it had.
+            if ranks is not None and ranks > config.size:
+                raise UserError(f"--ranks: got {ranks}, but participants is {config.size}; use that many or fewer")
+            settings = {_axis(key): ", ".join(_parts({key: value}, bare=True)) for key, value in point.items()}
+            settings.pop(SEED, None)
+            elements.append(Element(label, row, settings, config))
+    mistakes.tell(path)
+
+    sweep = Sweep(path, tuple(elements), file.table)
+    wanted = file.table.compare_to
+    if wanted is not None and wanted not in sweep.rows:
+        near = did_you_mean(wanted, sweep.rows)
+        raise UserError(f"{path}: table.compare_to: got {wanted!r}; rows: {'; '.join(sweep.rows)}{near}")
+    return sweep
+
+
+class Mistakes:
+    """Gathers what is wrong with the elements of a sweep, so that all of it is told at once, each thing once."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, list[str]] = {}
+
+    @contextlib.contextmanager
+    def of(self, label: str) -> Iterator[None]:
+        """Take note of a UserError that is raised inside, as the mistake of an element."""
+        try:
+            yield
+        except UserError as error:
+            for line in filter(None, str(error).split("\n  ")):
+                self._labels.setdefault(line, []).append(label)
+
+    def tell(self, path: Path) -> None:
+        """Raise one UserError for all that has been noted, if anything."""
+        _raise(path, [f"{line} (in {_listed(labels)})" for line, labels in self._labels.items()])
+
+
+def _raise(path: Path, lines: Sequence[str]) -> None:
+    if lines:
+        raise UserError(f"{path}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines))
+
+
+# A point of the grid: what each axis and the named element put over the base. An element's settings are under its own
+# key, as a mapping with its name.
+Point = Mapping[str, Any]
+NAMED = "elements"
+
+
+def _points(file: SweepFile) -> Iterator[Point]:
+    axes = {**({NAMED: file.elements} if file.elements else {}), **file.axes}
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _settings(point: Point) -> dict[str, Any]:
+    """Dotted keys and values of a point, as they are written."""
+    own = {key: value for key, value in point.get(NAMED, {}).items() if key != "name"}
+    return {**own, **{key: value for key, value in point.items() if key != NAMED}}
+
+
+def _over(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read from a config file, with settings put over it."""
+    config = copy.deepcopy(dict(raw))
+    if "method" in settings and isinstance(config.get("method"), dict):
+        config["method"] = {key: value for key, value in config["method"].items() if key in KEPT_BY_METHODS}
+    for key, value in _leaves_of(settings).items():
+        put(config, key, value, said=key)
+    return config
+
+
+def _leaves_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    # `method` before `method.temperature`, whichever was written first.
+    for key in sorted(settings, key=lambda key: key.count(".")):
+        leaves |= _leaves(key, settings[key])
+    return leaves
+
+
+def _leaves(key: str, value: Any) -> dict[str, Any]:
+    """A setting as keys that hold no section: `topology: {kind: ring}` is `topology.kind: ring`."""
+    if key == "method" and isinstance(value, str):
+        return {"method.name": value}
+    if isinstance(value, dict) and any(name.startswith(f"{key}.") for name in _known_keys()):
+        return {name: leaf for inner in value for name, leaf in _leaves(f"{key}.{inner}", value[inner]).items()}
+    return {key: value}
+
+
+@functools.cache
+def _known_keys() -> tuple[str, ...]:
+    return tuple(key.name for key in describe_keys())
+
+
+def _mistakes(file: SweepFile, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the file's own structure, a line each; `given` holds the command line's settings."""
+    lines = []
+    if not file.axes and not file.elements:
+        lines.append("axes, elements: one of them must be given, else there is nothing to vary")
+    lines += _unknown_keys("set", file.set) + _unknown_keys("axes", file.axes) + _unknown_keys("--set", given)
+    names = []
+    for number, own in enumerate(file.elements):
+        where = f"elements.{number}"
+        if not isinstance(own.get("name"), str) or not own["name"].strip():
+            lines.append(f"{where}.name: got {own.get('name')!r}, must be a name of its own")
+        else:
+            names.append(own["name"])
+        lines += _unknown_keys(where, {key: value for key, value in own.items() if key != "name"})
+        twice = sorted(set(_leaves_of(_settings({NAMED: own}))) & _axis_leaves(file))
+        lines += [f"{where}.{key}: an axis gives this key, too; keep one of them" for key in twice]
+    lines += [f"elements: the name {name!r} is given {n} times" for name, n in Counter(names).items() if n > 1]
+    for key, values in file.axes.items():
+        texts = Counter(map(_text, values))
+        lines += [f"axes.{key}: {text} is given {n} times" for text, n in texts.items() if n > 1]
+    leaves_by_axis = Counter(
+        leaf for key, values in file.axes.items() for leaf in {leaf for value in values for leaf in _leaves(key, value)}
+    )
+    lines += [f"axes: {n} axes give the key {leaf}" for leaf, n in leaves_by_axis.items() if n > 1]
+    lines += _overruled("set", file.set, file, _axis_leaves(file))
+    by_elements = {leaf for own in file.elements for leaf in _leaves_of(_settings({NAMED: own}))}
+    lines += _overruled("--set", given, file, _axis_leaves(file) | by_elements)
+    if not lines:
+        lines += _same_labels(file)
+    return lines
+
+
+def _unknown_keys(where: str, settings: Mapping[str, Any]) -> list[str]:
+    known = _known_keys()
+    # `models.0` is a key within a map, which is no section.
+    maps = tuple(f"{key.name}." for key in describe_keys() if "map" in key.allowed.split())
+    sections = {name.rsplit(".", levels)[0] for name in known for levels in range(1, name.count(".") + 1)}
+    wrong = [key for key in settings if key not in known and key not in sections and not key.startswith(maps)]
+    return [f"{where}.{key}: unknown key{did_you_mean(key, [*known, *sections])}" for key in wrong]
+
+
+def _axis_leaves(file: SweepFile) -> set[str]:
+    return {leaf for key, values in file.axes.items() for value in values for leaf in _leaves(key, value)}
+
+
+def _overruled(where: str, settings: Mapping[str, Any], file: SweepFile, by: set[str]) -> list[str]:
+    """A line for each setting for all elements that no element would heed."""
+    every = "method" in file.axes or (file.elements and all("method" in own for own in file.elements))
+    lines = []
+    for leaf in _leaves_of(settings):
+        section, _, key = leaf.partition(".")
+        if leaf in by:
+            lines.append(f"{where} {leaf}: an axis or an element gives this key, too; keep one of them")
+        elif every and section == "method" and key not in KEPT_BY_METHODS:
+            lines.append(f"{where} {leaf}: every element names its own method, which starts afresh; set it there")
+    return lines
+
+
+def _same_labels(file: SweepFile) -> list[str]:
+    taken: dict[str, str] = {}
+    lines = []
+    for point in _points(file):
+        name, label = ", ".join(_parts(point)), _label(point)
+        # Two names that differ in case are one directory on some file systems.
+        other = taken.setdefault(label.casefold(), name)
+        if other != name:
+            lines.append(f"{other!r} and {name!r} would share the directory {label}; rename one of them")
+    return lines
+
+
+def _label(point: Point) -> str:
+    text = re.sub(r"[^\w.,=+@-]+", "_", ",".join(part.replace(", ", ",") for part in _parts(point)), flags=re.ASCII)
+    text = re.sub(r"^[.-]+", "_", text)
+    if len(text) <= LONGEST_LABEL:
+        return text
+    return f"{text[:LONGEST_LABEL]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _row(point: Point) -> str:
+    return ", ".join(_parts({key: value for key, value in point.items() if key != SEED}))
+
+
+def _parts(point: Point, bare: bool = False) -> list[str]:
+    """What names a point: `fedh2l`, `topology.kind=ring`, `seed=0`; without the axis where `bare`."""
+    parts = []
+    for key, value in point.items():
+        if key == NAMED:
+            parts.append(value["name"].strip())
+        elif key == "method" and isinstance(value, dict):
+            parts.append(str(value.get("name", "")))
+            parts += [f"{inner}={_text(value[inner])}" for inner in value if inner != "name"]
+        elif key == "method" or bare:
+            parts.append(_text(value))
+        else:
+            parts += [f"{leaf}={_text(inner)}" for leaf, inner in _leaves(key, value).items()]
+    return parts
+
+
+def _axis(key: str) -> str:
+    return "element" if key == NAMED else key
+
+
+def _text(value: Any) -> str:
+    """A value in a name."""
+    if isinstance(value, dict):
+        return "+".join(f"{key}={_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return "+".join(map(_text, value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _listed(labels: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return "; ".join(labels[:most]) + more

@@ -1,0 +1,401 @@
+"""Checkpoints: all that a run needs to go on, in a folder that is there whole or not at all.
+
+A checkpoint is `round-00000010/` (the state after 10 rounds) with a file for each rank, `rank-0000.pt`, and
+`manifest.json`, which has the size and the SHA-256 of each file. It is written under another name, forced to the disk
+and then renamed. Loading checks every digest: PyTorch itself reads 97 of 100 files with a flipped bit as if
+nothing were wrong.
+
+A rank copies its participants' state and goes on; a thread of its own writes the copy. Ranks tell rank 0 by a message
+when they have written; whoever is first to look commits. Nobody waits, but for a thread that is a whole checkpoint
+behind.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime import atomic_files
+from fedh2l_mpi.runtime.world import TAGS, Hosting, World
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+log = logging.getLogger("fedh2l_mpi")
+
+FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
+MANIFEST = "manifest.json"
+PAUSE_S = 2e-3
+# A file system's client may not see yet what another has made.
+PATIENCE_S = 1.0
+# More than a commit takes, unless the file server does not answer; a run that fails must end even then.
+COMMIT_S = 5.0
+# A file's size [bytes] and its SHA-256, as a message.
+REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
+States = Mapping[int, Mapping[str, Any]]
+T = TypeVar("T")
+
+
+class Stateful(Protocol):
+    """A participant, for all that matters here."""
+
+    index: int
+
+    def state(self) -> dict[str, Any]:
+        """A copy of its state in host memory."""
+
+
+class DamagedError(Exception):
+    """A checkpoint cannot be gone on from; the text says which file, and what is wrong with it."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is not committed yet; on a rank other than 0, that has not been reported yet."""
+
+    begin: float
+    own: Future[NDArray[Any]]
+    reports: list[NDArray[Any]] = field(default_factory=list)
+    requests: list["MPI.Request"] = field(default_factory=list)
+    commit: Future[None] | None = None
+
+
+class CheckpointWriter:
+    """One rank's end of the writing of checkpoints. Building it is **collective**.
+
+    Parameters
+    ----------
+    facts : mapping
+        What the manifest says of the run besides: numbers, texts and lists.
+    keep : int
+        How many checkpoints stay.
+    deadline_s : float
+        Longest wait for another rank's file [s].
+    worked : callable, optional
+        Called by the thread when it has done something: with what it was, with the rounds that the checkpoint is of,
+        and with the `time.perf_counter` of begin and end [s].
+    """
+
+    def __init__(
+        self,
+        world: World,
+        hosting: Hosting,
+        directory: RunDirectory,
+        facts: Mapping[str, Any],
+        keep: int,
+        deadline_s: float,
+        worked: Callable[[str, int, float, float], None] | None = None,
+    ) -> None:
+        self._world, self._hosting, self._directory = world, hosting, directory
+        self._facts, self._keep, self._deadline_s = facts, keep, deadline_s
+        self._comm = world.comm.Dup() if world.comm is not None else None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._worked = worked
+        self._pending: dict[int, _Pending] = {}
+        # On rank 0: the digest of the metrics file's rows after so many rounds, for checkpoints to come or pending.
+        self._rows: dict[int, str] = {}
+        self._sending: list[MPI.Request] = []
+        self.newest = 0
+        # A rank that outlives a killed job must not write into the next one's files.
+        self._attempt: str = world.from_first(lambda: f"{world.host}-{os.getpid()}")
+
+    def rows_are_written(self, rounds: int, digest: str) -> None:
+        """On rank 0: the metrics file holds `rounds` rounds; none is committed before its rows are in that file."""
+        self._rows = {r: d for r, d in self._rows.items() if r in self._pending}
+        self._rows[rounds] = digest
+
+    def begin(self, rounds: int, participants: Sequence[Stateful], idle: Callable[[], None] = lambda: None) -> None:
+        """Copy the states of this rank's participants after `rounds` rounds, and write the copy in the background.
+
+        **Collective.** Waits if the checkpoint before has not been written yet.
+
+        Parameters
+        ----------
+        idle : callable
+            Called while there is nothing to do but wait.
+
+        Raises
+        ------
+        OSError
+            If that one could not be written.
+        """
+        began = time.perf_counter()
+        # `idle` may look after the checkpoints, and take away what is done.
+        while not all(pending.own.done() for pending in self._pending.values()):
+            idle()
+            time.sleep(PAUSE_S)
+        for pending in self._pending.values():
+            pending.own.result()
+        states = {participant.index: participant.state() for participant in participants}
+        pause_ms = 1e3 * (time.perf_counter() - began)
+        log.info(f"checkpoint after {rounds} rounds: paused {pause_ms:.1f} ms to copy", extra={"file_only": True})
+        folder = _unfinished(self._directory.checkpoint(rounds), self._attempt)
+        path = folder / _name(self._world.rank)
+        own = self._in_background("write checkpoint", rounds, lambda: _write(path, rounds, states))
+        pending = self._pending[rounds] = _Pending(began, own)
+        if self._comm is not None and self._world.rank == 0:
+            for rank in range(1, self._world.size):
+                pending.reports.append(np.zeros(1, REPORT))
+                pending.requests.append(self._comm.Irecv(pending.reports[-1].view(np.uint8), rank, rounds % TAGS))
+
+    def poll(self) -> bool:
+        """Do what can be done without waiting; whether a checkpoint has been committed since the last call.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written.
+        """
+        news = False
+        for rounds, pending in list(self._pending.items()):
+            if not pending.own.done():
+                break
+            own = pending.own.result()
+            if self._world.rank != 0:
+                self._report(rounds, own)
+            elif pending.commit is not None:
+                if pending.commit.done():
+                    self._committed(rounds)
+                    news = True
+            elif rounds in self._rows and all(request.Get_status() for request in pending.requests):
+                self._commit(rounds, own)
+        return news
+
+    def finish(self) -> None:
+        """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written.
+        LateRankError
+            If another rank has not reported in time, or rank 0 has not heard of it.
+        """
+        while self._pending:
+            rounds, pending = next(iter(self._pending.items()))
+            pending.own.result()
+            if self._world.rank == 0:
+                others = list(range(1, self._world.size))
+                what = f"file of the checkpoint after {rounds} rounds"
+                self._world.wait(pending.requests, others, self._deadline_s, what)
+                if pending.commit is not None:
+                    pending.commit.result()
+                elif rounds not in self._rows:
+                    raise RuntimeError(f"the rows of {rounds} rounds were never written, but its checkpoint was")
+            self.poll()
+        self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "word of a checkpoint")
+        self._sending = []
+
+    def abandon(self) -> None:
+        """Begin nothing more, and wait for a checkpoint that is about to get its name; for a run that fails.
+
+        Whoever goes on with the run looks for its newest checkpoint once, and will make the later ones again.
+        """
+        wait([pending.commit for pending in self._pending.values() if pending.commit is not None], COMMIT_S)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _in_background(self, what: str, rounds: int, work: Callable[[], T]) -> Future[T]:
+        """Have the thread do it."""
+        worked = self._worked
+        if worked is None:
+            return self._thread.submit(work)
+
+        def timed() -> T:
+            begin = time.perf_counter()
+            try:
+                return work()
+            finally:
+                worked(what, rounds, begin, time.perf_counter())
+
+        return self._thread.submit(timed)
+
+    def _report(self, rounds: int, own: NDArray[Any]) -> None:
+        """Tell rank 0 what this rank has written."""
+        if self._comm is not None:
+            self._sending = [request for request in self._sending if not request.Test()]
+            self._sending.append(self._comm.Isend(own.view(np.uint8), 0, rounds % TAGS))
+        del self._pending[rounds]
+
+    def _commit(self, rounds: int, own: NDArray[Any]) -> None:
+        pending = self._pending[rounds]
+        self._world.wait(pending.requests, list(range(1, self._world.size)), self._deadline_s, "file of a checkpoint")
+        pending.requests = []
+        files = [
+            {
+                "name": _name(rank),
+                "bytes": int(report["size"][0]),
+                "sha256": bytes(report["sha256"][0]).hex(),
+                "first": self._hosting.of(rank).start,
+                "participants": len(self._hosting.of(rank)),
+            }
+            for rank, report in enumerate([own, *pending.reports])
+        ]
+        manifest = {"round": rounds, **self._facts, "rows_sha256": self._rows[rounds], "files": files}
+        folder = _unfinished(self._directory.checkpoint(rounds), self._attempt)
+        pending.commit = self._in_background(
+            "commit checkpoint", rounds, lambda: commit(self._directory, folder, manifest, self._keep)
+        )
+
+    def _committed(self, rounds: int) -> None:
+        pending = self._pending.pop(rounds)
+        if pending.commit is not None:
+            pending.commit.result()
+        self.newest = rounds
+        seconds = time.perf_counter() - pending.begin
+        log.info(f"checkpoint after {rounds} rounds: there {seconds:.2f} s later", extra={"file_only": True})
+
+
+def commit(directory: RunDirectory, folder: Path, manifest: Mapping[str, Any], keep: int) -> None:
+    """Make a checkpoint of the files in `folder`: add its manifest, give it its name, remove the oldest ones.
+
+    Raises
+    ------
+    OSError
+        If that fails; the checkpoints before stay.
+    """
+    final = directory.checkpoint(manifest["round"])
+    # The rows that belong to it must not be lost with the machine if it is not.
+    with directory.metrics.open("rb") as rows:
+        atomic_files.force(rows)
+    with (folder / MANIFEST).open("wb") as file:
+        file.write(_sealed({"format": FORMAT, "version": VERSION, **manifest}).encode())
+        atomic_files.force(file)
+    atomic_files.force_names(folder)
+    folder.rename(final)
+    atomic_files.force_names(directory.checkpoints)
+    for old in directory.committed()[keep:]:
+        # Under a name that says that it is to go; if it cannot go now, since somebody reads in it, then later.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(old.rename(old.with_name(f"{old.name}.old.tmp")), ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed process has left half-written; for whoever holds the run."""
+    for path in folder.glob("round-*.tmp") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises
+    ------
+    DamagedError
+        If there is no manifest, it has been changed, or it is another checkpoint's.
+    """
+    path = folder / MANIFEST
+    content = _content(path)
+    try:
+        sealed = json.loads(content)
+        manifest, told = sealed["checkpoint"], sealed["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{path}: is no manifest any more") from None
+    if told != _digest_of(manifest):
+        raise DamagedError(f"{path}: has been changed since it was written")
+    if manifest["format"] != FORMAT or manifest["version"] > VERSION:
+        raise DamagedError(f"{path}: of format {manifest['version']}, this version of fedh2l_mpi reads {VERSION}")
+    # Of a copied folder: the checkpoint that belongs there could not take its name.
+    if int(folder.name.partition("-")[2]) != manifest["round"]:
+        raise DamagedError(f"{path}: is that of the checkpoint after {manifest['round']} rounds")
+    return dict(manifest)
+
+
+def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The states of some participants, from files of which size and digest are checked first.
+
+    Raises
+    ------
+    DamagedError
+        If a file is missing, cut, or changed.
+    """
+    wanted, states = set(participants), dict[int, dict[str, Any]]()
+    for file in manifest["files"]:
+        if wanted.isdisjoint(range(file["first"], file["first"] + file["participants"])):
+            continue
+        path = folder / file["name"]
+        content = _content(path)
+        if len(content) != file["bytes"]:
+            raise DamagedError(f"{path}: has {len(content)} bytes, must have {file['bytes']}")
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
+            raise DamagedError(f"{path}: its content has changed since it was written")
+        # Tensors and plain containers only: whatever a file says, nothing of it is run.
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        states |= {index: state for index, state in loaded["participants"].items() if index in wanted}
+    missing = sorted(wanted - set(states))
+    if missing:
+        raise DamagedError(f"{folder}: has no participant {missing[0]}")
+    return states
+
+
+def set_aside(folders: Sequence[Path]) -> None:
+    """Give checkpoints that cannot be used a name under which nobody looks for them."""
+    for folder in folders:
+        aside = folder.with_name(f"{folder.name}.damaged")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(aside)
+        folder.rename(aside)
+
+
+def _write(path: Path, rounds: int, states: States) -> NDArray[Any]:
+    """Write one rank's file; its report."""
+    content = io.BytesIO()
+    torch.save({"round": rounds, "participants": dict(states)}, content)
+    report = np.zeros(1, REPORT)
+    report["size"] = content.getbuffer().nbytes
+    report["sha256"] = np.frombuffer(hashlib.sha256(content.getbuffer()).digest(), dtype=np.uint8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content.getbuffer())
+            atomic_files.force(file)
+    except OSError as error:
+        # Of a full disk, the error itself names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return report
+
+
+def _content(path: Path) -> bytes:
+    """What a file of a checkpoint holds; a file that is not there is damage, one that cannot be read now is not."""
+    until = time.monotonic() + PATIENCE_S
+    try:
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{path}: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; the checkpoint was left as it is: try again"
+        ) from None
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:04d}.pt"
+
+
+def _unfinished(final: Path, attempt: str) -> Path:
+    return final.with_name(f"{final.name}.{attempt}.tmp")
+
+
+def _sealed(manifest: Mapping[str, Any]) -> str:
+    """The manifest's text, with a digest of its own."""
+    return json.dumps({"checkpoint": manifest, "sha256": _digest_of(manifest)}, indent=1) + "\n"
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

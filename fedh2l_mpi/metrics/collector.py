@@ -1,0 +1,107 @@
+"""Brings every round's rows to rank 0, which writes them: no barrier, no pickled message.
+
+Ranks send a round's rows and go on. Rank 0 writes a round as soon as all its rows are there: it looks between
+participants and while it waits for neighbours. It waits for rows only when it would fall more than a round behind.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.runtime.world import TAGS, Hosting, World
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Table = NDArray[np.float64]
+
+
+class Recorder:
+    """One rank's end of the collection. Building it is **collective**.
+
+    Parameters
+    ----------
+    width : int
+        Numbers in a participant's row.
+    write : callable
+        Called on rank 0 with each round and its table (P, width), in the order of rounds, by any of the methods; what
+        it raises, they raise.
+    deadline_s : float
+        Longest wait for another rank [s].
+    """
+
+    def __init__(
+        self,
+        world: World,
+        hosting: Hosting,
+        width: int,
+        write: Callable[[int, Table], None],
+        deadline_s: float,
+    ) -> None:
+        self._world, self._hosting, self._width = world, hosting, width
+        self._write, self._deadline_s = write, deadline_s
+        self._comm = world.comm.Dup() if world.comm is not None else None
+        # On rank 0: tables that miss rows. On the others: rows on their way, kept until MPI has taken them.
+        self._tables: dict[int, tuple[Table, list[MPI.Request]]] = {}
+
+    def record(self, round_index: int, rows: Table) -> None:
+        """Hand over this rank's rows of a round, float64 (hosted participants, width). **Collective.**
+
+        Waits for the rounds before, if they have not arrived yet.
+
+        Raises
+        ------
+        LateRankError
+            If one has not arrived in time; on rank 0, it names the ranks that it has not arrived from.
+        """
+        tag = round_index % TAGS
+        if self._comm is None:
+            self._write(round_index, rows)
+        elif self._world.rank == 0:
+            table = np.full((self._hosting.participants, self._width), np.nan)
+            requests = []
+            for rank in range(1, self._world.size):
+                part = self._hosting.of(rank)
+                requests.append(self._comm.Irecv(table[part.start : part.stop], rank, tag))
+            table[: len(rows)] = rows
+            self._tables[round_index] = (table, requests)
+            self._write_until(round_index)
+        else:
+            self._tables[round_index] = (rows, [self._comm.Isend(rows, 0, tag)])
+            self._finish(round_index - 1)
+
+    def poll(self) -> None:
+        """On rank 0: write the rounds whose rows have all arrived. Cheap, and never waits."""
+        if self._world.rank == 0 and self._tables:
+            self._write_until(min(self._tables))
+
+    def finish(self) -> None:
+        """Wait until every round recorded so far is with rank 0, and written there. **Collective.**
+
+        Raises
+        ------
+        LateRankError
+            If one has not arrived in time; on rank 0, it names the ranks that it has not arrived from.
+        """
+        for round_index in sorted(self._tables):
+            if self._world.rank == 0:
+                self._write_until(round_index + 1)
+            else:
+                self._finish(round_index)
+
+    def _write_until(self, newest: int) -> None:
+        """Write what is complete, in order, and everything before round `newest` even if it has to be waited for."""
+        for round_index in sorted(self._tables):
+            table, requests = self._tables[round_index]
+            if round_index >= newest and not all(request.Get_status() for request in requests):
+                return
+            self._finish(round_index)
+            self._write(round_index, table)
+
+    def _finish(self, round_index: int) -> None:
+        if round_index in self._tables:
+            _, requests = self._tables.pop(round_index)
+            others = range(1, self._world.size) if self._world.rank == 0 else [0]
+            self._world.wait(requests, list(others), self._deadline_s, f"metrics of round {round_index}")

@@ -1,0 +1,87 @@
+"""`--check`: everything about a run that can be known without training, and without MPI."""
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from fedh2l_mpi import methods
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data import federated
+from fedh2l_mpi.data.registry import open_source
+from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning.traffic import links
+from fedh2l_mpi.runtime.units import size
+from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.topology import Topology
+
+
+def check(config: Config) -> RenderableType:
+    """A report of data, graph, models, memory and traffic of a resolved config.
+
+    Raises
+    ------
+    UserError
+        If data, models or graph do not fit the config, as a run would.
+    """
+    topology = Topology(config.topology, config.size, config.seed, config.rounds)
+    source = open_source(config.data.name, config.data.root)
+    plan = federated.plan(config, source)
+    method = methods.build(config)
+    run = requirements.needs(config, source, method, requirements.holdings(plan))
+    # A damaged download is found now; a pack's two tables are one.
+    for table in [source.train] if source.train is source.test else [source.train, source.test]:
+        table.verify()
+
+    report = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    edges = topology.graph(0).edges
+    alone = links(edges, Hosting(config.size, 1))
+    degrees, message, samples = topology.graph(0).degrees(), run.message, plan.seed_samples_per_round
+    private = [len(share.private) for share in plan.shares]
+    a_round = alone.edge_bytes(message) if message is not None else 0.0
+    exchanges = sum(map(method.exchanges_in, range(config.rounds)))
+    sharing = run.sharing_bytes(alone)
+    tests = run.holdings.tests
+    rows = {
+        "participants": f"{config.size}: "
+        + ", ".join(f"{n} x {name}" for name, n in requirements.architectures(config).items()),
+        "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in run.models.items()),
+        "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
+        f"{plan.domains} domains, {config.data.partition.kind}",
+        "domains": ", ".join(plan.domain_names),
+        "private samples": f"{_range(min(private), max(private))} a participant",
+        "seed set": f"{len(plan.seed)} samples, {samples} a round, "
+        f"{size(len(plan.seed) * run.holdings.stored_bytes)} once",
+        "test samples": f"{_range(min(tests), max(tests))} in each domain",
+        "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
+        f"degree {_range(degrees.min(), degrees.max())}"
+        + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
+        "traffic": ("at most " if config.exchange.skip_below is not None else "")
+        + f"{size(message.edge_bytes)} an edge and direction; {size(a_round)} a round, "
+        f"{size(a_round * exchanges)} in {exchanges} rounds"
+        + (f", as {config.exchange.codec}" if config.exchange.codec != "float32" else "")
+        if message is not None
+        else f"none: method {config.method.name} exchanges nothing",
+        "sharing parameters": f"{size(sharing)} a round as float32, {sharing / a_round:.1f} times as much"
+        if a_round
+        else f"{size(sharing)} a round",
+        "memory of a rank": "; ".join(
+            f"with {ranks} rank{'s' if ranks > 1 else ''} {size(_largest_rank(run, edges, ranks))}"
+            for ranks in sorted({1, config.size})
+        )
+        + " for data, models, optimisers, messages and a step, plus some 300 MiB for Python and PyTorch",
+        "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
+    }
+    for name, value in rows.items():
+        report.add_row(name, value)
+    return Group(report, "the config is sound")
+
+
+def _largest_rank(run: requirements.Needs, edges: list[tuple[int, int]], ranks: int) -> int:
+    """What the largest of so many ranks needs [bytes]."""
+    hosting = Hosting(run.config.size, ranks)
+    on_host = run.config.devices.kind == "cpu"
+    return int(run.memory(hosting, links(edges, hosting), on_host).total.max())
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{low} to {high}"

@@ -1,0 +1,144 @@
+"""Sizes of the files that a run leaves."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.metrics.schema import (
+    BIN_FIELDS,
+    CONFIDENCE_BINS,
+    DOMAIN_FIELDS,
+    GRAPH_EDGES,
+    GRAPH_SINCE,
+    PARTICIPANT_FIELDS,
+    ROW_FIELDS,
+    SCALE_CHUNKS,
+    SCALES,
+    chunk_rows,
+)
+from fedh2l_mpi.planning.memory import Holdings, ModelSize, optimiser_vectors
+from fedh2l_mpi.planning.traffic import first_of
+from fedh2l_mpi.runtime.world import Hosting
+
+# Object headers, attributes and the tables of chunks of an HDF5 file of this schema; measured.
+HDF5_FIXED_BYTES, HDF5_CHUNK_BYTES = 37_600, 16
+# torch.save of nothing; one participant's names, generators and positions; one tensor's name, shape and zip entries.
+FILE_BYTES, PARTICIPANT_BYTES, TENSOR_BYTES = 2_000, 1_500, 450
+# A line with name, size and digest for each file of a checkpoint, beside the digest of the config and the versions.
+MANIFEST_BYTES, MANIFEST_LINE_BYTES = 2_000, 160
+# How long a text of the participants' table is: host and device are those of the machines, not known yet.
+HOST_BYTES, DEVICE_BYTES = 16, 6
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a finished run leaves: bytes and counts.
+
+    Attributes
+    ----------
+    metrics_bytes : int
+        metrics.h5, after the last round.
+    checkpoint_bytes, rank_checkpoint_bytes : int
+        One checkpoint of all ranks; the largest rank's file of it.
+    checkpoints : int
+        How many are kept.
+    count : int
+        Files in the run directory: logs and checkpoints have one a rank.
+    """
+
+    metrics_bytes: int
+    checkpoint_bytes: int
+    rank_checkpoint_bytes: int
+    checkpoints: int
+    count: int
+
+    @property
+    def kept_bytes(self) -> int:
+        """All checkpoints that are kept."""
+        return self.checkpoints * self.checkpoint_bytes
+
+
+def files(
+    config: Config,
+    hosting: Hosting,
+    holdings: Holdings,
+    sizes: Mapping[str, ModelSize],
+    edges: int,
+    kept_bytes: int = 0,
+) -> Files:
+    """The files of a run that is complete.
+
+    Parameters
+    ----------
+    edges : int
+        Of all graphs of the run together.
+    kept_bytes : int
+        What is kept of each participant from round to round.
+    """
+    longest = max(len(name.encode()) for name in sizes)
+    metrics_bytes = metrics_file_bytes(
+        hosting.participants, holdings.domains, holdings.classes, config.rounds, edges, len(config.to_yaml()), longest
+    )
+    per_rank = checkpoint_bytes(config, hosting, sizes, kept_bytes)
+    written = 1 if config.checkpoint.every is None else math.ceil(config.rounds / config.checkpoint.every)
+    kept = min(config.checkpoint.keep, written)
+    manifest = MANIFEST_BYTES + MANIFEST_LINE_BYTES * hosting.ranks
+    # Besides: metrics.h5, config.yaml, status.
+    count = 3 + hosting.ranks + kept * (hosting.ranks + 1)
+    return Files(metrics_bytes, int(per_rank.sum()) + manifest, int(per_rank.max()), kept, count)
+
+
+def metrics_file_bytes(
+    participants: int,
+    domains: int,
+    classes: int,
+    rounds: int,
+    edges: int,
+    config_bytes: int = 2_500,
+    architecture_bytes: int = 8,
+) -> int:
+    """Size of a metrics file after its last round [bytes]: arrays grow by whole chunks."""
+    sizes = {"participant": participants, "domain": domains, "class": classes, "bin": CONFIDENCE_BINS, "endpoint": 2}
+    per_round: list[tuple[int, ...]] = [(participants,)] * len(ROW_FIELDS)
+    per_round += [(participants, domains)] * len(DOMAIN_FIELDS)
+    per_round += [(participants, CONFIDENCE_BINS)] * len(BIN_FIELDS)
+    growing: list[tuple[tuple[int, ...], int, int, int]] = [
+        (shape, chunk_rows(shape), rounds, 8) for shape in per_round
+    ]
+    growing += [((2,), chunk_rows((2,)), edges, int(GRAPH_EDGES.dtype[1:]))]
+    growing += [((), chunk_rows(()), edges, int(GRAPH_SINCE.dtype[1:]))]
+    growing += [((), SCALE_CHUNKS["round"], rounds, 8), ((), SCALE_CHUNKS["edge"], edges, 8)]
+    total, chunks = 0, 0
+    for shape, rows, length, item_bytes in growing:
+        count = math.ceil(length / rows)
+        chunks += count
+        total += count * rows * math.prod(shape) * item_bytes
+    texts = architecture_bytes + HOST_BYTES + DEVICE_BYTES
+    numbers = 8 * sum(field.dtype != "S" for field in PARTICIPANT_FIELDS)
+    fixed = 8 * sum(sizes.get(scale.name, 0) for scale in SCALES)
+    fixed += participants * (numbers + texts + 8 * classes) + 16 * domains + config_bytes
+    return total + fixed + HDF5_FIXED_BYTES + HDF5_CHUNK_BYTES * chunks
+
+
+def checkpoint_bytes(
+    config: Config, hosting: Hosting, sizes: Mapping[str, ModelSize], kept_bytes: int = 0
+) -> np.ndarray:
+    """Size of each rank's file of a checkpoint, int64 (R,) [bytes].
+
+    A participant's part is its model's state, its optimiser's, what its method keeps, and what is small.
+    """
+    vectors = optimiser_vectors(config.optimizer)
+    each = [
+        size.state_bytes
+        + vectors * size.trainable_bytes
+        + kept_bytes
+        + PARTICIPANT_BYTES
+        + TENSOR_BYTES * (size.tensors + vectors)
+        for size in sizes.values()
+    ]
+    architectures = list(sizes)
+    of_P = [architectures.index(config.architecture(index)) for index in range(hosting.participants)]
+    return np.add.reduceat(np.array(each, dtype=np.int64)[of_P], first_of(hosting)) + FILE_BYTES

@@ -1,0 +1,98 @@
+"""The graphs of a planned run, seen from its ranks: drawn where that takes seconds, expected where it takes longer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.planning.traffic import Links, MessageSize, expected_links, links
+from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.topology import check_fits, draw
+
+# Edges of a random regular graph are drawn at 50,000 a second, pairs of erdos_renyi at some millions; of every redraw,
+# where these are few enough together.
+DRAWN_EDGES, DRAWN_PAIRS = 250_000, 5_000_000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Each graph of the run, with the rounds in which it is used for an exchange.
+
+    Attributes
+    ----------
+    graphs : list of (Links, int)
+    count : int
+        Graphs of the run; more than there are in `graphs` where the first stands for all.
+    """
+
+    graphs: list[tuple[Links, int]]
+    count: int
+
+    @property
+    def first(self) -> Links:
+        return self.graphs[0][0]
+
+    @property
+    def exchanges(self) -> int:
+        """Rounds with an exchange."""
+        return sum(rounds for _, rounds in self.graphs)
+
+    @property
+    def edges(self) -> int:
+        """Of all graphs together, as the metrics file lists them."""
+        return round(sum(graph.edges for graph, _ in self.graphs) * self.count / len(self.graphs))
+
+    @property
+    def caution(self) -> str:
+        """What is not exact about it."""
+        if self.first.expected:
+            return "expected values: drawing so large a graph takes minutes"
+        return f"the first of {self.count} graphs stands for all" if self.count > len(self.graphs) else ""
+
+    def total(self, of_a_round: Callable[[Links], float]) -> float:
+        """What the whole run takes, from what a round takes."""
+        return sum(rounds * of_a_round(graph) for graph, rounds in self.graphs)
+
+    def edge_bytes(self, size: MessageSize) -> float:
+        """Over the edges of the graph in the whole run."""
+        return self.total(lambda graph: graph.edge_bytes(size))
+
+
+def schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int], bool]) -> Schedule:
+    """The graphs of a resolved config.
+
+    Raises
+    ------
+    UserError
+        If such a graph does not exist for this number of participants.
+    """
+    every = config.topology.redraw_every or config.rounds
+    starts = range(0, config.rounds, every)
+    exchanges = [sum(map(exchanges_in, range(at, min(at + every, config.rounds)))) for at in starts]
+    expected = _expected(config, hosting)
+    if expected is not None:
+        return Schedule([(expected, sum(exchanges))], len(starts))
+
+    def drawn(drawing: int) -> Links:
+        return links(draw(config.topology, config.size, config.seed, drawing).edges, hosting)
+
+    first = drawn(0)
+    pairs = config.size**2 if config.topology.kind == "erdos_renyi" else 0
+    if len(starts) * first.edges > DRAWN_EDGES or len(starts) * pairs > DRAWN_PAIRS:
+        return Schedule([(first, sum(exchanges))], len(starts))
+    others = [drawn(drawing) for drawing in range(1, len(starts))]
+    return Schedule(list(zip([first, *others], exchanges, strict=True)), len(starts))
+
+
+def _expected(config: Config, hosting: Hosting) -> Links | None:
+    """Where drawing the graph would take too long; None elsewhere."""
+    graph, participants = config.topology, config.size
+    pairs = participants * (participants - 1) / 2
+    if graph.kind == "complete" and pairs > DRAWN_EDGES:
+        return expected_links(1.0, hosting)
+    probability = graph.probability or 0.0
+    if graph.kind == "erdos_renyi" and (pairs > DRAWN_PAIRS or pairs * probability > DRAWN_EDGES):
+        return expected_links(probability, hosting)
+    if graph.kind == "random_regular" and participants * (graph.degree or 0) / 2 > DRAWN_EDGES:
+        check_fits(graph, participants)
+        return expected_links((graph.degree or 0) / (participants - 1), hosting, graph.degree)
+    return None

@@ -1,0 +1,277 @@
+"""All numbers of a plan, put together: from a resolved config and a number of ranks."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedh2l_mpi import losses, methods, models
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.registry import open_source
+from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.exchange import ArraySpec
+from fedh2l_mpi.metrics import row_width
+from fedh2l_mpi.planning import disk, graph_schedule, requirements, sample_counts, timing, traffic
+from fedh2l_mpi.planning.cluster_model import Cluster, Forecast, Rows, Steps, forecast
+from fedh2l_mpi.planning.disk import Files
+from fedh2l_mpi.planning.graph_schedule import Schedule
+from fedh2l_mpi.planning.memory import RankMemory
+from fedh2l_mpi.planning.overhead import FITTED, loads_of
+from fedh2l_mpi.planning.timing import Calibration, PhaseSeconds
+from fedh2l_mpi.planning.traffic import MessageSize
+from fedh2l_mpi.runtime.processor import processor
+from fedh2l_mpi.runtime.world import Hosting
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would take.
+
+    Attributes
+    ----------
+    refused : str
+        Why a run would be refused; empty where it would not.
+    base_bytes : int
+        A process of this machine with Python, PyTorch and one small step taken.
+    calibration : Calibration or None
+        None: nothing was timed.
+    publishes_first, shares_parameters : bool
+        Whether messages travel during the local phase; whether they are parameters.
+    cluster : Cluster or None
+        None: nothing was told of one.
+    """
+
+    config: Config
+    name: str
+    source: Source
+    hosting: Hosting
+    needs: requirements.Needs
+    schedule: Schedule
+    memory: RankMemory
+    files: Files
+    refused: str
+    base_bytes: int
+    calibration: Calibration | None
+    publishes_first: bool
+    shares_parameters: bool
+    cluster: Cluster | None
+
+    @property
+    def largest_rank(self) -> int:
+        """The rank that needs most memory."""
+        return int(self.memory.total.argmax())
+
+    @property
+    def record_bytes(self) -> int:
+        """A participant's row of metrics on its way to rank 0 [bytes]."""
+        return 8 * row_width(self.needs.holdings.domains)
+
+    @property
+    def recorded(self) -> int:
+        """Participants whose rows cross ranks: all but those of rank 0."""
+        return self.hosting.participants - len(self.hosting.of(0))
+
+    @property
+    def evaluations(self) -> int:
+        """Rounds with an evaluation: every k-th, and the last."""
+        return -(-self.config.rounds // self.config.evaluation.every)
+
+    def traffic(self) -> dict[str, float]:
+        """Bytes and messages of a round (of its first graph) and of the whole run."""
+        size, first, schedule = self.needs.message, self.schedule.first, self.schedule
+        told = {
+            "sharing_bytes_per_round": self.needs.sharing_bytes(first),
+            "sharing_bytes": schedule.total(self.needs.sharing_bytes),
+            "record_messages_per_round": float(self.hosting.ranks - 1),
+            "record_bytes_per_round": float(self.recorded * self.record_bytes),
+        }
+        if size is None:
+            return told | dict.fromkeys(("edge_bytes_per_round", "edge_bytes", "mpi_bytes", "mpi_messages"), 0.0)
+        return told | {
+            "edge_bytes_each_way": float(size.edge_bytes),
+            "edge_bytes_per_round": first.edge_bytes(size),
+            "edge_bytes": schedule.edge_bytes(size),
+            "mpi_messages_per_round": float(first.messages_R.sum()),
+            "mpi_messages": schedule.total(lambda graph: float(graph.messages_R.sum())),
+            "mpi_messages_per_round_busiest_rank": float(first.messages_R.max()),
+            "mpi_bytes_per_round": float(first.mpi_bytes_R(size).sum()),
+            "mpi_bytes": schedule.total(lambda graph: float(graph.mpi_bytes_R(size).sum())),
+            "mpi_bytes_per_round_busiest_rank": float(first.mpi_bytes_R(size).max()),
+        }
+
+    def seconds(self) -> dict[str, float]:
+        """The slowest rank's round, on average over the run, and its run [s]; empty where nothing was timed."""
+        if self.calibration is None:
+            return {}
+        rounds = self.config.rounds
+        of_R = self._per_rank(
+            self.calibration.phases, lambda one: one.run_s(rounds, self.schedule.exchanges, self.evaluations)
+        )
+        of_R += rounds * self.calibration.seed_round_s
+        return {"round": float(of_R.max() / rounds), "run": float(of_R.max()), "cpu": float(of_R.sum())}
+
+    def _per_rank(
+        self, phases: dict[str, PhaseSeconds], seconds: Callable[[PhaseSeconds], float]
+    ) -> NDArray[np.float64]:
+        """Sums over the participants of each rank, (R,) [s]."""
+        each = {name: seconds(one) for name, one in phases.items()}
+        of_P = np.array([each[self.config.architecture(index)] for index in range(self.config.size)])
+        return np.add.reduceat(of_P, traffic.first_of(self.hosting))
+
+    def forecasts(self) -> dict[str, Forecast]:
+        """A round on the cluster, as configured and sharing parameters; empty where nothing was told of one.
+
+        Sharing parameters means the E + M steps of `d_psgd` with `publish: start`, whose average is not in it.
+        """
+        if self.cluster is None or self.calibration is None:
+            return {}
+        phases, notes = self.calibration.phases, self.calibration.notes
+        configured = self._forecast(self.needs.message, self.schedule.exchanges, self.publishes_first, phases, notes)
+        if self.shares_parameters:
+            return {"parameters": configured}
+        mean_bytes = self.needs.sharing_bytes(self.schedule.first) / max(1.0, float(self.schedule.first.degree_P.sum()))
+        # A message's header, and every sender's number in it.
+        fixed, array = ArraySpec("parameters", 1, 1).message_bytes(0), round(mean_bytes)
+        parameters = MessageSize(fixed, 4 + array, array)
+        steps = self.config.method.local_steps + self.config.method.mutual_steps
+        sharing = {name: one.sharing(steps) for name, one in phases.items()}
+        # Of a step on private data, its loss is noted, and nothing else.
+        shared = self._forecast(parameters, self.config.rounds, True, sharing, steps)
+        return {
+            "as configured" if self.needs.message is not None else "without exchange": configured,
+            "parameters": shared,
+        }
+
+    def _forecast(
+        self,
+        message: MessageSize | None,
+        exchanges: int,
+        publishes_first: bool,
+        phases: dict[str, PhaseSeconds],
+        notes: float,
+    ) -> Forecast:
+        """A round in which such messages are exchanged, with these phases of each architecture."""
+        if self.cluster is None or self.calibration is None:
+            raise RuntimeError("a forecast needs a cluster and a calibration")
+        rounds = self.config.rounds
+        all_R = self._per_rank(phases, lambda one: one.run_s(rounds, exchanges, self.evaluations)) / rounds
+        hiding_R = self._per_rank(phases, lambda one: one.local if publishes_first else 0.0)
+        steps = Steps(all_R + self.calibration.seed_round_s, hiding_R)
+        rows = Rows(self.hosting.ranks - 1, float(self.recorded * self.record_bytes))
+        loads = loads_of(self.schedule.first, self.hosting, message, notes, self.record_bytes)
+        return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        first, rank = self.schedule.first, self.largest_rank
+        base_all = self.base_bytes * self.hosting.ranks
+        return {
+            "config": self.name,
+            "participants": self.hosting.participants,
+            "ranks": self.hosting.ranks,
+            "architectures": {
+                name: {"participants": count, **asdict(self.needs.models[name])}
+                for name, count in requirements.architectures(self.config).items()
+            },
+            "refused": self.refused or None,
+            "graph": {
+                "kind": self.config.topology.kind,
+                "edges": first.edges,
+                "degree_min": float(first.degree_P.min()),
+                "degree_mean": float(first.degree_P.mean()),
+                "degree_max": float(first.degree_P.max()),
+                "graphs": self.schedule.count,
+                "caution": self.schedule.caution or None,
+            },
+            "rounds": self.config.rounds,
+            "exchanges": self.schedule.exchanges,
+            "evaluations": self.evaluations,
+            "memory_bytes": {
+                "largest_rank": rank,
+                **self.memory.parts(rank),
+                "base": self.base_bytes,
+                "total": int(self.memory.total[rank]) + self.base_bytes,
+                "on_device": int(self.memory.on_device.max()),
+                "all_ranks": int(self.memory.total.sum()) + base_all,
+            },
+            "traffic": self.traffic(),
+            "files": {**asdict(self.files), "kept_checkpoints_bytes": self.files.kept_bytes},
+            "seconds": {
+                **self.seconds(),
+                "machine": processor(),
+                "phases": {name: asdict(phases) for name, phases in self.calibration.phases.items()},
+                "seed_samples_of_a_round": self.calibration.seed_round_s,
+                "neighbours_timed": self.calibration.neighbours,
+            }
+            if self.calibration is not None
+            else None,
+            "cluster": {
+                **asdict(self.cluster),
+                **{
+                    name: {**asdict(told), "round": told.round, "bottleneck": told.bottleneck[0]}
+                    for name, told in self.forecasts().items()
+                },
+            }
+            if self.cluster is not None
+            else None,
+        }
+
+
+def look_ahead(config: Config, name: str, ranks: int, calibrates: bool, cluster: Cluster | None = None) -> Outlook:
+    """What a resolved config would take on this many ranks.
+
+    Raises
+    ------
+    UserError
+        If data files, models, method or graph are wrong. Data that do not suffice are told in `refused`.
+    """
+    torch.set_num_threads(config.devices.threads)
+    base_bytes = _base_bytes()
+    hosting = Hosting(config.size, ranks)
+    method = methods.build(config)
+    models.check_weights(config.weights, list(requirements.architectures(config)))
+    source = open_source(config.data.name, config.data.root)
+    schedule = graph_schedule.schedule(config, hosting, method.exchanges_in)
+    held, refused = sample_counts.holdings(config, source)
+    needs = requirements.needs(config, source, method, held)
+    memory = needs.memory(hosting, schedule.first, on_host=config.devices.kind == "cpu")
+    files = disk.files(config, hosting, held, needs.models, schedule.edges, needs.kept_bytes)
+    calibration = None
+    if calibrates:
+        degree = float(schedule.first.degree_P.mean())
+        calibration = timing.calibrate(
+            config, source, held, degree, needs.message.held_bytes if needs.message is not None else 0
+        )
+    return Outlook(
+        config,
+        name,
+        source,
+        hosting,
+        needs,
+        schedule,
+        memory,
+        files,
+        refused,
+        base_bytes,
+        calibration,
+        method.publishes_first,
+        method.shares_parameters,
+        cluster,
+    )
+
+
+def _base_bytes() -> int:
+    """This process as it is now, after one small step: what a rank takes before its own data and models.
+
+    MPI's library is not in it: 15 to 30 MiB more.
+    """
+    model = models.build("lenet5", 1, 28, 10, 0)
+    loss = losses.cross_entropy(model(torch.zeros(32, 1, 28, 28)), torch.zeros(32, dtype=torch.int64))
+    torch.autograd.grad(loss, list(model.parameters()))
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,58 @@
+"""Who would hold how many samples: as a run deals them or, where it would refuse, as the config asks."""
+
+import numpy as np
+
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data import federated
+from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning.memory import Holdings
+
+
+def holdings(config: Config, source: Source) -> tuple[Holdings, str]:
+    """Everyone's samples, and why a run would be refused; an empty text where it would not."""
+    try:
+        return requirements.holdings(federated.plan(config, source)), ""
+    except UserError as error:
+        return supposed(config, source), str(error)
+
+
+def supposed(config: Config, source: Source) -> Holdings:
+    """Everyone's samples as if there were enough data: equal shares of the size that the config asks for.
+
+    Where the config asks for an equal part of too little, everyone is given one minibatch.
+    """
+    labels = len(source.train.labels)
+    share = config.data.test_share if source.domains is not None else None
+    training = labels if share is None else round(labels * (1 - share))
+    each = config.data.partition.samples_per_participant or training // config.size
+    seed, validation = _split(config, each)
+    if each - seed - validation < 1:
+        each = config.optimizer.batch_size
+        seed, validation = _split(config, each)
+    pooled = max(1, seed * config.size)
+    in_seed_set = min(pooled, config.seed_set.max_samples or pooled)
+    return Holdings(
+        private_P=np.full(config.size, max(1, each - seed - validation)),
+        validation_P=np.full(config.size, validation),
+        seed=in_seed_set,
+        seed_per_round=config.seed_set.samples_per_round or in_seed_set,
+        tests=_tests(config, source),
+        classes=source.classes,
+        stored_bytes=source.image_bytes + 8,
+        input_bytes=source.input_bytes,
+    )
+
+
+def _split(config: Config, each: int) -> tuple[int, int]:
+    seed = round(config.seed_set.share * each)
+    return seed, round(config.evaluation.validation_share * (each - seed))
+
+
+def _tests(config: Config, source: Source) -> list[int]:
+    wanted = config.evaluation.test_samples_per_domain
+    if source.domains is None:
+        return [wanted or len(source.test.labels)] * (config.data.partition.domains or 1)
+    rows = np.bincount(source.domains.of_row, minlength=len(source.domains.names))
+    return [wanted or round((config.data.test_share or 0.0) * int(count)) for count in rows]

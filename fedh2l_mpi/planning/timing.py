@@ -1,0 +1,169 @@
+"""How long the phases of a round take on this machine: each architecture trains on random data for a second or two."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedh2l_mpi import methods
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.seed_set import SeedSet
+from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.methods import Method, Round
+from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning.memory import Holdings
+from fedh2l_mpi.topology import Graph
+
+# What one architecture may take, beyond the two rounds of one step each that it takes at least.
+BUDGET_S = 1.5
+REPEATS = 3
+# More data than this are stood for by a part of them.
+DATA_BYTES = 2**26
+NEIGHBOURS = 64
+
+
+@dataclass(frozen=True)
+class PhaseSeconds:
+    """One participant's phases of a round, one evaluation of it, and one step on private data [s]."""
+
+    publish: float
+    local: float
+    mutual: float
+    evaluate: float
+    private_step: float
+
+    def run_s(self, rounds: int, exchanges: int, evaluations: int) -> float:
+        """All rounds."""
+        return rounds * (self.local + self.mutual) + exchanges * self.publish + evaluations * self.evaluate
+
+    def sharing(self, steps: int) -> "PhaseSeconds":
+        """The phases with parameters shared instead: all steps on private data, which hide the messages.
+
+        What the average takes is left out.
+        """
+        return replace(self, publish=0.0, local=steps * self.private_step, mutual=0.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured.
+
+    Attributes
+    ----------
+    phases : dict of str to PhaseSeconds
+        By architecture.
+    seed_round_s : float
+        A round's seed samples with their views, once on every rank [s].
+    neighbours : int
+        Whose arrays a participant learned from.
+    notes : float
+        Scalars that a participant notes in a round, of which a row has the means.
+    """
+
+    phases: dict[str, PhaseSeconds]
+    seed_round_s: float
+    neighbours: int
+    notes: float
+
+
+def calibrate(config: Config, source: Source, held: Holdings, degree: float, held_bytes: int) -> Calibration:
+    """Time every architecture of a resolved config on the CPU, with as many threads as a rank of the run would have.
+
+    Parameters
+    ----------
+    degree : float
+        Mean number of neighbours.
+    held_bytes : int
+        What each neighbour's array takes in memory.
+    """
+    torch.set_num_threads(config.devices.threads)
+    seed = requirements.random_samples(source, _part(held.seed, held.input_bytes))
+    seed_set = SeedSet(seed, min(held.seed_per_round, len(seed)), source.classes, config.seed_set, config.seed)
+    index = config.rounds - 1
+    seed_set.of_round(index)
+    seed_round_s = _seconds(lambda: seed_set.of_round(index)) * held.seed_per_round / seed_set.samples_per_round
+    neighbours = max(0, min(math.ceil(degree), NEIGHBOURS, DATA_BYTES // max(1, held_bytes)))
+    graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
+    private = int(held.private_P.mean())
+    now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1))
+    phases, notes = {}, 0.0
+    for name, model in requirements.zoo(config, source).items():
+        participant = requirements.stand_in(config, source, model, _part(private, held.input_bytes))
+        phases[name], notes = _phases(config, participant, now, source, held)
+    return Calibration(phases, seed_round_s, neighbours, notes)
+
+
+def _part(samples: int, sample_bytes: int) -> int:
+    """As many samples, or those that fit into DATA_BYTES."""
+    return max(1, min(samples, DATA_BYTES // sample_bytes))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def _phases(
+    config: Config, participant: Participant, now: Round, source: Source, held: Holdings
+) -> tuple[PhaseSeconds, float]:
+    """Publish, local and mutual phase with fewer steps where these are slow, scaled up; and the notes."""
+    local, mutual = config.method.local_steps, config.method.mutual_steps
+    once = _method(config, min(local, 1), min(mutual, 1))
+    # The first time pays for what libraries set up.
+    _a_round(once, participant, now, source.classes)
+    shortest = _a_round(once, participant, now, source.classes)
+    share = min(1.0, BUDGET_S / max(1e-9, max(local, mutual, 1) * sum(shortest[1:])))
+    e, m = math.ceil(share * local), math.ceil(share * mutual)
+    method = _method(config, e, m)
+    tries: list[tuple[float, float, float]] = []
+    begin = time.perf_counter()
+    while not tries or (len(tries) < REPEATS and time.perf_counter() - begin < BUDGET_S):
+        participant.noted_means()
+        tries.append(_a_round(method, participant, now, source.classes))
+    notes = participant.notes * (local + mutual) / max(1, e + m)
+    publish, first, second = (statistics.median(times) for times in zip(*tries, strict=True))
+    by_local, by_mutual = _scales(method, (local, mutual), (e, m))
+    by_seed = 1.0 if method.shares_parameters else held.seed_per_round / len(now.seed)
+    tests = sum(held.tests) + int(held.validation_P.mean())
+    scored = requirements.random_samples(source, min(_part(tests, held.input_bytes), 8 * config.evaluation.batch_size))
+    evaluate = _seconds(lambda: participant.score(scored)) * tests / len(scored)
+    few = max(1, e)
+    # Scoring has left the train mode.
+    participant.begin(now.index, phase=0)
+    private_step = _seconds(lambda: Method.private_steps(participant, few)) / few
+    return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate, private_step), notes
+
+
+def _scales(method: Method, steps: tuple[int, int], timed: tuple[int, int]) -> tuple[float, float]:
+    """How much longer local and mutual phase take with E and M steps than with those that were timed."""
+    (local, mutual), (e, m) = steps, timed
+    together = (local + mutual) / max(1, e + m)
+    if method.all_steps_in == "local":
+        return together, 1.0
+    if method.all_steps_in == "mutual":
+        return 1.0, together
+    return local / e if e else 1.0, mutual / m if m else 1.0
+
+
+def _method(config: Config, local_steps: int, mutual_steps: int) -> Method:
+    steps = {"local_steps": local_steps, "mutual_steps": mutual_steps}
+    return methods.build(config.model_copy(update={"method": config.method.model_copy(update=steps)}))
+
+
+def _a_round(method: Method, participant: Participant, now: Round, classes: int) -> tuple[float, float, float]:
+    """Seconds of publish, local and mutual phase, with copies of the own array for those of the neighbours."""
+    array = method.array(participant, len(now.seed), classes)
+    theirs, publish = torch.empty(0, 0, 0), 0.0
+    if array is not None and method.exchanges_in(now.index):
+        own: list[Tensor] = []
+        publish = _seconds(lambda: own.append(method.publish(participant, now)))
+        theirs = own[0].expand(len(now.graph.neighbours[0]), array.rows, array.columns).contiguous()
+    local = _seconds(lambda: method.local_phase(participant, now))
+    mutual = _seconds(lambda: method.mutual_phase(participant, now, theirs))
+    return publish, local, mutual
