@@ -15,8 +15,9 @@ from rich.table import Table
 from fedh2l_mpi import models
 from fedh2l_mpi.exchange import ArraySpec, Exchange
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
-from fedh2l_mpi.runtime.terminal import size
-from fedh2l_mpi.runtime.world import Hosting, World, connect
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.units import size
+from fedh2l_mpi.runtime.world import World, connect
 from fedh2l_mpi.topology import Graph
 
 EDGE = Graph(2, [(0, 1)])

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks import start_up
 from benchmarks.measuring import Spent, seconds_by_rank, spent, spent_together, spread, waited_shares
 from fedh2l_mpi.lifecycle import provenance
-from fedh2l_mpi.runtime.processor import processor
+from fedh2l_mpi.runtime.processes import processor
 from fedh2l_mpi.runtime.shared_imports import OPTION
 
 PERFORMANCE = Path("benchmarks/results/performance.json")

@@ -31,7 +31,7 @@ from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.planning import overhead, requirements, sample_counts, timing
 from fedh2l_mpi.planning.overhead import Bookkeeping, Loads
 from fedh2l_mpi.planning.traffic import Links, MessageSize, links
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.topology import draw
 
 HERE = Path(__file__).parent

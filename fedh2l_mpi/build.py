@@ -14,9 +14,10 @@ from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import batched
 from fedh2l_mpi.models import mixed_precision
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning import memory_check
 from fedh2l_mpi.rng import Purpose, torch_seed
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Topology
 
 
@@ -73,7 +74,7 @@ def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     plan = federation.plan(config, open_source(config.data.name, config.data.root))
     here, method = hosting.of(world.rank), methods.build(config)
-    requirements.check_memory(config, plan, method, topology, world, device)
+    memory_check.check_memory(config, plan, method, topology, world, device)
     samples = federation.load(plan, here, device, method.pools_private_data)
     participants = [_participant(index, config, plan, samples, method.shares_parameters) for index in here]
     array = method.array(participants[0], plan.seed_samples_per_round, plan.classes)

@@ -1,5 +1,8 @@
 """The two ways a run ends that are not a fault of the program, and their exit codes."""
 
+import difflib
+from collections.abc import Sequence
+
 EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_LATE = 86
@@ -24,3 +27,9 @@ class DivergedError(RuntimeError):
 
 class LateRankError(RuntimeError):
     """A rank did not answer before the deadline: the whole job ends, exit code 86."""
+
+
+def did_you_mean(word: object, known: Sequence[str]) -> str:
+    """A hint at the nearest of the known words, to be put at the end of a message; empty if none is near."""
+    near = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""

@@ -1,12 +1,92 @@
-"""Whether a model is as often right as it is certain.
+"""Evaluation of participants: accuracy, loss and calibration on held-out samples.
 
-Confidence is the largest posterior of a sample. Shape letters: N samples, C classes, K confidence bins.
+Confidence is the largest posterior of a sample. Shape letters: N samples, C classes, K confidence bins, D domains.
 """
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedh2l_mpi import losses
+from fedh2l_mpi.data.labelled import Labelled
+from fedh2l_mpi.errors import DivergedError
+from fedh2l_mpi.metrics import CONFIDENCE_BINS
+from fedh2l_mpi.participant import REMEDY, Participant
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy [1] and mean cross-entropy [nats] on a labelled set; NaN on an empty one.
+
+    Attributes
+    ----------
+    calibration_3K : float64 (3, K)
+        From `calibration_bins`.
+    """
+
+    accuracy: float
+    loss: float
+    calibration_3K: NDArray[np.float64]
+
+
+def evaluate(participant: Participant, tests_D: Sequence[Labelled], own_domain: int) -> dict[str, Any]:
+    """Return the fields of a participant's metrics row that an evaluated round adds.
+
+    Parameters
+    ----------
+    tests_D : sequence of Labelled
+        Each domain's test set.
+    own_domain : int
+        The domain of the participant's private data; -1 if they are of all domains.
+    """
+    scores = [score(participant, test) for test in tests_D]
+    accuracy_D = [one.accuracy for one in scores]
+    mean = sum(accuracy_D) / len(accuracy_D)
+    calibration_3K = np.sum([one.calibration_3K for one in scores], axis=0)
+    return {
+        "accuracy_D": accuracy_D,
+        "loss_D": [one.loss for one in scores],
+        "accuracy_own": accuracy_D[own_domain] if own_domain >= 0 else mean,
+        "accuracy_all": mean,
+        "accuracy_worst": min(accuracy_D),
+        "accuracy_validation": score(participant, participant.validation).accuracy,
+        "calibration_error": expected_calibration_error(calibration_3K),
+        "calibration_3K": reliability(calibration_3K),
+    }
+
+
+@torch.no_grad()
+def score(participant: Participant, samples: Labelled) -> Score:
+    """Return accuracy and loss on labelled samples, in eval mode.
+
+    Raises
+    ------
+    DivergedError
+        If the loss is not finite.
+    """
+    if len(samples) == 0:
+        return Score(math.nan, math.nan, np.zeros((3, CONFIDENCE_BINS)))
+    logits_NC = _logits(participant, samples)
+    hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
+    loss = float(losses.cross_entropy(logits_NC, samples.labels))
+    if not math.isfinite(loss):
+        raise DivergedError(f"participant {participant.index} diverged: its loss on held-out data is {loss}; {REMEDY}")
+    bins_3K = calibration_bins(logits_NC, samples.labels, CONFIDENCE_BINS)
+    return Score(int(hits) / len(samples), loss, bins_3K.cpu().numpy())
+
+
+def _logits(participant: Participant, samples: Labelled) -> Tensor:
+    """Scores (N, C) of labelled samples, whose images are normalised piece by piece."""
+    participant.model.eval()
+    size = participant.forward_size
+    starts = range(0, len(samples), size)
+    return torch.cat([participant.model(samples.inputs(slice(at, at + size))) for at in starts])
 
 
 def calibration_bins(logits_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:

@@ -5,12 +5,10 @@ Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedh2l_mpi import losses
@@ -18,28 +16,11 @@ from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
-from fedh2l_mpi.evaluation import calibration_bins
-from fedh2l_mpi.metrics import CONFIDENCE_BINS
 from fedh2l_mpi.models import mixed_precision, optimizers
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
 from fedh2l_mpi.rng import Purpose, generator, torch_seed
 
 REMEDY = "a smaller optimizer.lr may help"
-
-
-@dataclass(frozen=True)
-class Score:
-    """Accuracy [1] and mean cross-entropy [nats] on a labelled set; NaN on an empty one.
-
-    Attributes
-    ----------
-    calibration_3K : float64 (3, K)
-        From `calibration_bins`.
-    """
-
-    accuracy: float
-    loss: float
-    calibration_3K: NDArray[np.float64]
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,7 +102,7 @@ class Participant:
         self.optimizer = optimizers.build(self.parameters.vector, optimizer)
         self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
         self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
-        self._forward_size = evaluation.batch_size
+        self.forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
 
     def state(self) -> dict[str, Any]:
@@ -219,27 +200,7 @@ class Participant:
     def logits(self, images_NKHW: Tensor) -> Tensor:
         """Scores (N, C) on the device in eval mode: running statistics are used and not moved, nothing is dropped."""
         self.model.eval()
-        return torch.cat([self.model(piece) for piece in images_NKHW.split(self._forward_size)])
-
-    @torch.no_grad()
-    def _logits_of(self, samples: Labelled) -> Tensor:
-        """Scores (N, C) of labelled samples, whose images are normalised piece by piece."""
-        self.model.eval()
-        starts = range(0, len(samples), self._forward_size)
-        return torch.cat([self.model(samples.inputs(slice(at, at + self._forward_size))) for at in starts])
-
-    @torch.no_grad()
-    def score(self, samples: Labelled) -> Score:
-        """Accuracy and loss on labelled samples, in eval mode."""
-        if len(samples) == 0:
-            return Score(math.nan, math.nan, np.zeros((3, CONFIDENCE_BINS)))
-        logits_NC = self._logits_of(samples)
-        hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
-        loss = float(losses.cross_entropy(logits_NC, samples.labels))
-        if not math.isfinite(loss):
-            raise DivergedError(f"participant {self.index} diverged: its loss on held-out data is {loss}; {REMEDY}")
-        bins_3K = calibration_bins(logits_NC, samples.labels, CONFIDENCE_BINS)
-        return Score(int(hits) / len(samples), loss, bins_3K.cpu().numpy())
+        return torch.cat([self.model(piece) for piece in images_NKHW.split(self.forward_size)])
 
     def note(self, name: str, value: Tensor) -> None:
         """Remember a scalar of this step; nothing leaves the device before `noted_means`."""

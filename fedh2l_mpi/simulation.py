@@ -31,7 +31,8 @@ from fedh2l_mpi.metrics.phase_timer import Stopwatch
 from fedh2l_mpi.metrics.trace import Timeline
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.runtime.devices import assign_device
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph
 
 log = logging.getLogger("fedh2l_mpi")
@@ -247,7 +248,8 @@ class Simulation:
         if self._evaluates(round_index):
             for participant in self._each(round_index, "evaluation"):
                 with clock.of(participant, "evaluate"):
-                    scores[participant.index] = self._evaluate(participant)
+                    own = self.hosted.plan.own_domain(participant.index)
+                    scores[participant.index] = evaluation.evaluate(participant, self.hosted.federation.tests, own)
                 self._idle()
 
         self.world.at = f"round {round_index}, recording"
@@ -297,23 +299,6 @@ class Simulation:
 
     def _evaluates(self, round_index: int) -> bool:
         return (round_index + 1) % self.config.evaluation.every == 0 or round_index == self.config.rounds - 1
-
-    def _evaluate(self, participant: Participant) -> dict[str, Any]:
-        """Accuracy and loss on every domain's test set, and what follows from them for this participant."""
-        scores = [participant.score(test) for test in self.hosted.federation.tests]
-        accuracy_D = [score.accuracy for score in scores]
-        own, mean = self.hosted.plan.own_domain(participant.index), sum(accuracy_D) / len(accuracy_D)
-        calibration_3K = np.sum([score.calibration_3K for score in scores], axis=0)
-        return {
-            "accuracy_D": accuracy_D,
-            "loss_D": [score.loss for score in scores],
-            "accuracy_own": accuracy_D[own] if own >= 0 else mean,
-            "accuracy_all": mean,
-            "accuracy_worst": min(accuracy_D),
-            "accuracy_validation": participant.score(participant.validation).accuracy,
-            "calibration_error": evaluation.expected_calibration_error(calibration_3K),
-            "calibration_3K": evaluation.reliability(calibration_3K),
-        }
 
     def _rows(self, graph: Graph, clock: Stopwatch, scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
         """One row per hosted participant."""

@@ -18,11 +18,12 @@ import numpy as np
 
 from fedh2l_mpi.analysis import grouping, statistics, tables
 from fedh2l_mpi.analysis.finished_runs import Finished, finished, newest
+from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread
 from fedh2l_mpi.analysis.statistics import BySeed, Difference
-from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, UNITS, Outcome, Table
-from fedh2l_mpi.config.loading import did_you_mean
-from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime.terminal import is_terminal, size
+from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
+from fedh2l_mpi.errors import UserError, did_you_mean
+from fedh2l_mpi.runtime.terminal import is_terminal
+from fedh2l_mpi.runtime.units import size
 
 MEASURES = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -261,16 +262,16 @@ def _higher_is_better(measure: str) -> bool | None:
 
 def _at_common_rounds(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The runs at the rounds in which all of them were evaluated, which may differ where keys are ignored."""
-    common = functools.reduce(np.intersect1d, [outcome.rounds_E for outcome in outcomes])
+    common = functools.reduce(np.intersect1d, [run.rounds_E for run in outcomes])
     found = []
-    for outcome in outcomes if len(common) else ():
-        rows = np.isin(outcome.rounds_E, common)
+    for run in outcomes if len(common) else ():
+        rows = np.isin(run.rounds_E, common)
         found.append(
             replace(
-                outcome,
-                rounds_E=outcome.rounds_E[rows],
-                accuracy_E=outcome.accuracy_E[rows],
-                bytes_E=outcome.bytes_E[rows],
+                run,
+                rounds_E=run.rounds_E[rows],
+                accuracy_E=run.accuracy_E[rows],
+                bytes_E=run.bytes_E[rows],
             )
         )
     return found
@@ -387,7 +388,7 @@ def _csv(comparison: Comparison) -> str:
             of_baseline = (difference.mean, difference.low, difference.high)
             if group is comparison.baseline:
                 of_baseline = (math.nan,) * 3
-            line += [_number(value) for value in tables.spread(values)]
+            line += [_number(value) for value in spread(values)]
             line += [len(values), *map(_number, of_baseline)]
             line += ["" if group is comparison.baseline else difference.pairs, int(best[measure] is group)]
         writer.writerow(line)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedh2l_mpi.analysis import grouping, tables
+from fedh2l_mpi.analysis import grouping
+from fedh2l_mpi.analysis.outcome import Outcome, read_outcome
 from fedh2l_mpi.analysis.run import Run, look_at
-from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.config.comparison import what_counts
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import SCHEMA_VERSION
@@ -81,7 +81,7 @@ def _finished(run: Run) -> Finished:
     attributes, evaluated_E = run.metrics.attributes, run.evaluated_E
     outcome = None
     if len(evaluated_E) and isinstance(attributes.get("seed"), int):
-        outcome = tables.outcome(run.metrics)
+        outcome = read_outcome(run.metrics)
     schema = attributes.get("schema_version")
     # What is known of another schema can still be compared; that is a note of its own.
     damage = [problem for problem in run.problems if schema == SCHEMA_VERSION or not problem.startswith("has schema")]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedh2l_mpi.config.comparison import Settings
-from fedh2l_mpi.config.loading import did_you_mean
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 
 METHOD, SEED = "method.name", "seed"
 # Keys whose value decides which other keys of their section are used at all; those that are not are null.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis import summary as numbers
 from fedh2l_mpi.analysis.summary import PHASES, Summary
 from fedh2l_mpi.analysis.tables import NOTHING, Table, markdown
-from fedh2l_mpi.runtime.terminal import size
+from fedh2l_mpi.runtime.units import size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

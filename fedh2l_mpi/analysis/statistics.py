@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedh2l_mpi.analysis.tables import spread
+from fedh2l_mpi.analysis.outcome import spread
 from fedh2l_mpi.errors import UserError
 
 # From a seed to what its run came to; NaN where that is not known.

@@ -20,7 +20,7 @@ from fedh2l_mpi.analysis.run import Run, look_at, readable
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State, slowest_rank_seconds
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.runtime.terminal import size
+from fedh2l_mpi.runtime.units import size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

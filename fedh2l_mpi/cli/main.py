@@ -24,8 +24,9 @@ from fedh2l_mpi.errors import (
 )
 from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import processes
+from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.shared_imports import Origin
-from fedh2l_mpi.runtime.world import Launch, World
+from fedh2l_mpi.runtime.world import World
 
 SILENT_RANKS_STAY_S = 5.0
 

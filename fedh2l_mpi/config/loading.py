@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config.keys import describe_keys
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 
 S = typing.TypeVar("S", bound=Section)
 
@@ -152,12 +152,6 @@ def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
         raw[parent] = dict(inner)
         raw = raw[parent]
     raw[last] = value
-
-
-def did_you_mean(word: object, known: Sequence[str]) -> str:
-    """A hint at the nearest of the known words, to be put at the end of a message; empty if none is near."""
-    near = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
 
 
 _BOUNDS = {

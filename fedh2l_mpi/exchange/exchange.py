@@ -21,7 +21,8 @@ from fedh2l_mpi.exchange.array_spec import ArraySpec
 from fedh2l_mpi.exchange.message import Message
 from fedh2l_mpi.exchange.row_skipping import HeldRows, rows_of
 from fedh2l_mpi.exchange.wire_format import message_bytes
-from fedh2l_mpi.runtime.world import TAGS, Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import TAGS, World
 from fedh2l_mpi.topology import Graph
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle import checkpoint_writer
-from fedh2l_mpi.lifecycle.checkpoint_writer import DamagedError
+from fedh2l_mpi.lifecycle import checkpoint_files
+from fedh2l_mpi.lifecycle.checkpoint_files import DamagedError
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
@@ -63,7 +63,7 @@ def restore(
         if not found:
             world.together(lambda m=manifest, s=states: _take(m, s, participants, facts, rounds))  # type: ignore[misc]
             world.from_first(lambda m=manifest: _check_last_round(directory, m, rounds))  # type: ignore[misc]
-            world.from_first(lambda: checkpoint_writer.set_aside(damaged))
+            world.from_first(lambda: checkpoint_files.set_aside(damaged))
             return int(manifest["round"])
         problems += found
         damaged.append(folder)
@@ -81,8 +81,8 @@ def _look(
 ) -> tuple[dict[str, Any], dict[int, dict[str, Any]], str]:
     """A checkpoint's manifest and the states that are for this rank; or else what is wrong with it."""
     try:
-        manifest = checkpoint_writer.read_manifest(folder)
-        states = checkpoint_writer.load(folder, manifest, [participant.index for participant in participants])
+        manifest = checkpoint_files.read_manifest(folder)
+        states = checkpoint_files.load(folder, manifest, [participant.index for participant in participants])
         if world.rank == 0:
             _check_rows(directory, manifest)
     except DamagedError as error:

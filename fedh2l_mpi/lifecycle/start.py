@@ -6,7 +6,7 @@ from typing import Any, Literal
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config, comparison, loading
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle import checkpoint_writer, status
+from fedh2l_mpi.lifecycle import checkpoint_files, status
 from fedh2l_mpi.lifecycle.lock import RunLock
 from fedh2l_mpi.lifecycle.run_config import Mode
 from fedh2l_mpi.lifecycle.status import Status
@@ -106,7 +106,7 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
         if finished == config.rounds:
             _say_that_it_is_complete(directory, finished)
             return Claim(directory, "done", lock)
-        checkpoint_writer.clear(directory.checkpoints)
+        checkpoint_files.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
             return Claim(directory, "resume", lock)
         if finished:

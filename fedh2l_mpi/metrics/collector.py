@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.runtime.world import TAGS, Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import TAGS, World
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -6,6 +6,7 @@ Shape letters: R rounds, P participants, D domains, K confidence bins, W width o
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,4 +51,23 @@ def rows_digest(path: Path, rounds: int) -> str:
     sha = hashlib.sha256()
     for tables_RPW in tables(path, rounds):
         sha.update(np.ascontiguousarray(tables_RPW).data)
+    return sha.hexdigest()
+
+
+if TYPE_CHECKING:
+    import h5py
+
+
+def content_digest(file: "h5py.File") -> str:
+    """SHA-256, in hexadecimal, of every array's name, type, shape and values, in the order of names.
+
+    Independent of how HDF5 lays the arrays out: a copy by `h5repack` has the same.
+    """
+    sha = hashlib.sha256()
+    for name in sorted(file):
+        dataset = file[name]
+        sha.update(f"{name} {dataset.dtype.str} {dataset.shape}\n".encode())
+        rows = max(1, BLOCK_BYTES // max(1, dataset.dtype.itemsize * int(np.prod(dataset.shape[1:], dtype=np.int64))))
+        for first in range(0, dataset.shape[0], rows):
+            sha.update(np.ascontiguousarray(dataset[first : first + rows]).data)
     return sha.hexdigest()

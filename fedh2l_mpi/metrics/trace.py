@@ -25,7 +25,8 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.clocks import clock_offsets
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 
 ROUND_PATH, CHECKPOINT_WRITER = 1, 2
 LANES = {ROUND_PATH: "rounds", CHECKPOINT_WRITER: "writer of checkpoints"}

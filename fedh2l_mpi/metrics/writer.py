@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.metrics.content import content_digest
-from fedh2l_mpi.metrics.digests import tables
+from fedh2l_mpi.metrics.digests import content_digest, tables
 from fedh2l_mpi.metrics.reader import look
 from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,

@@ -10,8 +10,8 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.planning import requirements
 from fedh2l_mpi.planning.traffic import links
+from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
-from fedh2l_mpi.runtime.world import Hosting
 from fedh2l_mpi.topology import Topology
 
 

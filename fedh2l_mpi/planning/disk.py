@@ -21,7 +21,7 @@ from fedh2l_mpi.metrics.schema import (
 )
 from fedh2l_mpi.planning.memory import Holdings, ModelSize, optimiser_vectors
 from fedh2l_mpi.planning.traffic import first_of
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 
 # Object headers, attributes and the tables of chunks of an HDF5 file of this schema; measured.
 HDF5_FIXED_BYTES, HDF5_CHUNK_BYTES = 37_600, 16

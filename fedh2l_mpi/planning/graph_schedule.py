@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.planning.traffic import Links, MessageSize, expected_links, links
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.topology import check_fits, draw
 
 # Edges of a random regular graph are drawn at 50,000 a second, pairs of erdos_renyi at some millions; of every redraw,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.config import Config, OptimizerConfig
 from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning.traffic import Links, MessageSize, first_of
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 
 # Vectors as long as the trainable parameters that live at once in a step: two gradients, their combination or the parts
 # of one before they are joined, and what the optimiser computes on the way. Measured with every method. A cohort has

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.planning.traffic import Links, MessageSize, block_sizes, first_of
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 
 Counts = NDArray[np.float64]
 

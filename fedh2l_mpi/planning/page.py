@@ -13,7 +13,7 @@ from fedh2l_mpi.planning.cluster_model import Cluster, Forecast
 from fedh2l_mpi.planning.overhead import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.planning.plan import Outlook
 from fedh2l_mpi.runtime import terminal
-from fedh2l_mpi.runtime.processor import processor
+from fedh2l_mpi.runtime.processes import processor
 from fedh2l_mpi.runtime.units import size
 
 WIDTH = 80

@@ -24,8 +24,8 @@ from fedh2l_mpi.planning.memory import RankMemory
 from fedh2l_mpi.planning.overhead import FITTED, loads_of
 from fedh2l_mpi.planning.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.planning.traffic import MessageSize
-from fedh2l_mpi.runtime.processor import processor
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.processes import processor
 
 
 @dataclass(frozen=True)

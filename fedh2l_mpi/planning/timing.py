@@ -13,6 +13,7 @@ from fedh2l_mpi import methods
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.methods import Method, Round
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning import requirements
@@ -132,7 +133,7 @@ def _phases(
     by_seed = 1.0 if method.shares_parameters else held.seed_per_round / len(now.seed)
     tests = sum(held.tests) + int(held.validation_P.mean())
     scored = requirements.random_samples(source, min(_part(tests, held.input_bytes), 8 * config.evaluation.batch_size))
-    evaluate = _seconds(lambda: participant.score(scored)) * tests / len(scored)
+    evaluate = _seconds(lambda: score(participant, scored)) * tests / len(scored)
     few = max(1, e)
     # Scoring has left the train mode.
     participant.begin(now.index, phase=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 
 Counts = NDArray[np.float64]
 

@@ -5,6 +5,7 @@ import os
 import platform
 import struct
 import sys
+from pathlib import Path
 
 # Long beside what filling the caches takes, short beside a round.
 TURN_S = 0.05
@@ -97,3 +98,13 @@ def take_long_turns(turn_s: float = TURN_S) -> bool:
         return False
     attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, 0, nice, 0, round(turn_s * 1e9), 0, 0)
     return ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0) == 0
+
+
+def processor() -> str:
+    """Name of this machine's CPU; of its architecture where it has none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()

@@ -9,10 +9,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
+from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
 
 if TYPE_CHECKING:
@@ -24,65 +24,6 @@ T = TypeVar("T")
 
 # A round's messages have its number for a tag, of which MPI promises 2**15. Two rounds this far apart never meet.
 TAGS = 2**14
-
-# What launchers tell a process about itself: (number of processes, own number), most specific first.
-LAUNCHERS = (
-    ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("mpirun", "PMI_SIZE", "PMI_RANK"),
-    ("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
-    ("flux run", "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
-    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-    ("sbatch", "SLURM_NTASKS", "SLURM_PROCID"),
-)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the environment says about how this process was started."""
-
-    launcher: str
-    size: int
-    rank: int
-
-    @staticmethod
-    def of(environ: Mapping[str, str]) -> "Launch":
-        """From the environment's variables; a plain process is the only one of its run."""
-        for launcher, size, rank in LAUNCHERS:
-            # A batch script's own shell is one process, whatever number of tasks its steps will have.
-            if environ.get(size, "").isdigit():
-                own = environ.get(rank, "")
-                # srun speaks PMI too, for MPICH; its mpirun sets a variable more, and leaves Slurm's in place.
-                if size == "PMI_SIZE" and "SLURM_STEP_NUM_TASKS" in environ and "MPI_LOCALRANKID" not in environ:
-                    launcher = "srun"
-                return Launch(launcher, int(environ[size]), int(own) if own.isdigit() else 0)
-        return Launch("", 1, 0)
-
-    @property
-    def launched(self) -> bool:
-        """Whether a launcher started this process, be it alone."""
-        return self.launcher not in ("", "sbatch") or self.size > 1
-
-
-@dataclass(frozen=True)
-class Hosting:
-    """Which rank hosts which participants: contiguous blocks whose sizes differ by one at most."""
-
-    participants: int
-    ranks: int
-
-    def of(self, rank: int) -> range:
-        """The participants that `rank` hosts."""
-        base, extra = divmod(self.participants, self.ranks)
-        first = rank * base + min(rank, extra)
-        return range(first, first + base + (rank < extra))
-
-    def rank_of(self, participant: int) -> int:
-        """The rank that hosts `participant`."""
-        base, extra = divmod(self.participants, self.ranks)
-        if participant < extra * (base + 1):
-            return participant // (base + 1)
-        return extra + (participant - extra * (base + 1)) // base
 
 
 class World:

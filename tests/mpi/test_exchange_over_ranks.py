@@ -8,7 +8,8 @@ from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.errors import LateRankError, UserError
 from fedh2l_mpi.exchange import ArraySpec, Exchange
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph
 
 

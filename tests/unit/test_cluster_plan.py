@@ -12,7 +12,7 @@ from fedh2l_mpi.planning.cluster_model import Cluster, Rows, Steps
 from fedh2l_mpi.planning.overhead import FITTED, TERMS, Bookkeeping, loads_of
 from fedh2l_mpi.planning.traffic import MessageSize, links
 from fedh2l_mpi.runtime import units
-from fedh2l_mpi.runtime.world import Hosting
+from fedh2l_mpi.runtime.hosting import Hosting
 
 # A ring of 4 on 2 ranks: 0, 1 | 2, 3. 0-3 and 1-2 cross: each rank sends one message with both arrays.
 RING = links([(0, 1), (1, 2), (2, 3), (0, 3)], Hosting(4, 2))

@@ -13,7 +13,8 @@ from fedh2l_mpi.exchange import ArraySpec, Exchange, codecs
 from fedh2l_mpi.exchange.array_spec import ROW_SUM_TOLERANCE
 from fedh2l_mpi.exchange.message import Message
 from fedh2l_mpi.exchange.row_skipping import WholeRows
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph
 
 ALL = [

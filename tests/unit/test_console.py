@@ -10,9 +10,10 @@ import pytest
 from test_report import THREE, write
 
 from fedh2l_mpi import metrics
+from fedh2l_mpi.cli import progress
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.lifecycle import status
-from fedh2l_mpi.runtime import terminal
+from fedh2l_mpi.runtime import units
 
 
 @pytest.mark.parametrize(
@@ -27,17 +28,17 @@ from fedh2l_mpi.runtime import terminal
     ],
 )
 def test_sizes_have_three_digits_and_a_unit(count, text):
-    assert terminal.size(count) == text
+    assert units.size(count) == text
 
 
 def test_a_batch_log_has_a_line_for_each_evaluation(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fedh2l_mpi"), "propagate", True)
-    progress = terminal.Progress(Config(rounds=4).resolved(1, False), quiet=False)
+    bar = progress.Progress(Config(rounds=4).resolved(1, False), quiet=False)
     quiet_row = metrics.pack_row({"loss_private": 0.5, "seconds_local": 0.1}, [np.nan], [np.nan])
     row = metrics.pack_row({"loss_private": 0.5, "accuracy_all": 0.75, "seconds_local": 0.1}, [0.75], [1.0])
     with caplog.at_level(logging.INFO, "fedh2l_mpi"):
-        progress.round(0, np.stack([quiet_row]))
-        progress.round(1, np.stack([row]))
+        bar.round(0, np.stack([quiet_row]))
+        bar.round(1, np.stack([row]))
     (line,) = caplog.messages
     assert line.startswith("2 of 4 rounds: private 0.500 nats")
     assert "all-domain 0.750" in line

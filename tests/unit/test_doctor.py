@@ -20,7 +20,8 @@ from fedh2l_mpi.launch.doctor.page import Page
 from fedh2l_mpi.launch.doctor.ranks import Place
 from fedh2l_mpi.lifecycle import provenance
 from fedh2l_mpi.runtime.devices import Seat
-from fedh2l_mpi.runtime.world import Launch, World
+from fedh2l_mpi.runtime.launcher import Launch
+from fedh2l_mpi.runtime.world import World
 
 BAD = (Level.WARNING, Level.FAILURE)
 

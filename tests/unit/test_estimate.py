@@ -11,10 +11,11 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle.start import Claim
-from fedh2l_mpi.planning import memory, requirements, traffic
-from fedh2l_mpi.planning.requirements import Place
+from fedh2l_mpi.planning import memory, memory_check, model_size, requirements, traffic
+from fedh2l_mpi.planning.memory_check import Place
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Topology
 
@@ -39,14 +40,14 @@ class Ranks(World):
 
 def test_what_fits_to_the_last_byte_is_let_through_and_a_byte_more_is_not():
     place = Place(3, "cuda:1", 11 * GIB, 80 * GIB)
-    requirements.refuse_if_too_large(place, PARTS, 11 * GIB)
+    memory_check.refuse_if_too_large(place, PARTS, 11 * GIB)
     with pytest.raises(UserError, match="rank 3 needs"):
-        requirements.refuse_if_too_large(place, PARTS, 11 * GIB + 1)
+        memory_check.refuse_if_too_large(place, PARTS, 11 * GIB + 1)
 
 
 def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
     with pytest.raises(UserError) as refused:
-        requirements.refuse_if_too_large(Place(3, "cuda:1", 10 * GIB, 80 * GIB), PARTS, 11 * GIB)
+        memory_check.refuse_if_too_large(Place(3, "cuda:1", 10 * GIB, 80 * GIB), PARTS, 11 * GIB)
     text = str(refused.value)
     assert "rank 3 needs an estimated 11 GiB on cuda:1, where 10 GiB are free" in text
     assert "data 2 GiB, models 3 GiB, optimisers 6 GiB)" in text
@@ -55,9 +56,9 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
 
 
 def test_a_shared_device_must_hold_all_who_share_it():
-    requirements.refuse_if_too_large(Place(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
+    memory_check.refuse_if_too_large(Place(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
     with pytest.raises(UserError, match="2 ranks need an estimated 23 GiB on cuda:0, where 22 GiB are there in all"):
-        requirements.refuse_if_too_large(Place(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
+        memory_check.refuse_if_too_large(Place(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
 
 
 def test_a_rank_is_compared_with_what_is_free_on_its_own_device(monkeypatch):
@@ -69,14 +70,14 @@ def test_a_rank_is_compared_with_what_is_free_on_its_own_device(monkeypatch):
         return GIB, 80 * GIB
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
-    memory = requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    memory = memory_check.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     needed = int(memory.on_device[2])
     assert asked == ["cuda:0"]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed, 80 * GIB))
-    requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    memory_check.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 1, 80 * GIB))
     with pytest.raises(UserError, match="devices: rank 2 needs an estimated"):
-        requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+        memory_check.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
 
 
 def test_ranks_that_share_a_device_are_added_up(monkeypatch):
@@ -85,35 +86,35 @@ def test_ranks_that_share_a_device_are_added_up(monkeypatch):
     world = Ranks(1, ["a", "b", "b", "b"])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * GIB, 80 * GIB))
-    memory = requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    memory = memory_check.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     together = int(memory.on_device[[1, 3]].sum())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, together))
-    requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+    memory_check.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, together - 1))
     with pytest.raises(UserError, match="2 ranks need"):
-        requirements.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
+        memory_check.check_memory(config, plan, method, topology, world, torch.device("cuda:0"))
 
 
 @pytest.fixture
 def warnings(monkeypatch):
     """What is logged as a warning, whatever earlier runs have done to the logger."""
     said = []
-    monkeypatch.setattr(requirements.log, "warning", said.append)
+    monkeypatch.setattr(memory_check.log, "warning", said.append)
     return said
 
 
 def test_on_a_cpu_the_first_rank_of_a_node_warns_where_all_of_it_do_not_fit(monkeypatch, warnings):
     config, plan, method, topology = run_of()
     cpu, hosts = torch.device("cpu"), ["a", "b", "b", "b"]
-    monkeypatch.setattr(requirements, "available_bytes", lambda: 1)
-    assert requirements.check_memory(config, plan, method, topology, Ranks(2, hosts), cpu) is None
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 1)
+    assert memory_check.check_memory(config, plan, method, topology, Ranks(2, hosts), cpu) is None
     assert warnings == []
-    memory = requirements.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
+    memory = memory_check.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
     assert len(warnings) == 1
     assert "the ranks on b will need" in warnings[0]
     needed = int((memory.total - memory.bookkeeping)[[1, 2, 3]].sum())
-    monkeypatch.setattr(requirements, "available_bytes", lambda: needed)
-    requirements.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: needed)
+    memory_check.check_memory(config, plan, method, topology, Ranks(1, hosts), cpu)
     assert len(warnings) == 1
 
 
@@ -155,18 +156,18 @@ def test_on_a_cpu_a_learners_neighbours_are_counted_once(warnings):
     world, hosting = Ranks(0, ["a"] * 4), Hosting(8, 4)
     needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
     on_gpu = needs.memory(hosting, traffic.links(topology.graph(0).edges, hosting))
-    on_cpu = requirements.check_memory(config, plan, method, topology, world, torch.device("cpu"))
+    on_cpu = memory_check.check_memory(config, plan, method, topology, world, torch.device("cpu"))
     assert (on_gpu.total - on_cpu.total).tolist() == [2 * needs.message.held_bytes] * 4
 
 
 def test_where_a_machine_does_not_tell_its_memory_nobody_warns(tmp_path, warnings):
-    assert requirements.available_bytes(tmp_path / "none") is None
+    assert memory_check.available_bytes(tmp_path / "none") is None
     (tmp_path / "meminfo").write_text("MemTotal:       100 kB\nMemAvailable:    42 kB\n")
-    assert requirements.available_bytes(tmp_path / "meminfo") == 42 * 1024
+    assert memory_check.available_bytes(tmp_path / "meminfo") == 42 * 1024
     (tmp_path / "old").write_text("MemTotal:       100 kB\n")
-    assert requirements.available_bytes(tmp_path / "old") is None
+    assert memory_check.available_bytes(tmp_path / "old") is None
     one = memory.RankMemory(*(np.array([GIB]),) * 8)
-    requirements.warn_if_node_too_small("a", [0], one, None)
+    memory_check.warn_if_node_too_small("a", [0], one, None)
     assert warnings == []
 
 
@@ -180,7 +181,7 @@ def test_what_a_function_keeps_is_counted_like_what_a_layer_keeps():
         def forward(self, images):
             return self.second(self.middle(self.first(images.flatten(1))))
 
-    by_layers, by_functions = (requirements.model_size(Functional(layers), digits()) for layers in (True, False))
+    by_layers, by_functions = (model_size.model_size(Functional(layers), digits()) for layers in (True, False))
     # The image, the ReLU's output and the logits' log-softmax, float32; the label is an int64.
     assert by_functions.kept_bytes == by_layers.kept_bytes == 4 * (64 + 100 + 10) + 8
     assert by_functions.largest_bytes == 400
@@ -193,7 +194,7 @@ def test_looking_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    requirements.model_size(model, digits())
+    model_size.model_size(model, digits())
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
@@ -210,7 +211,7 @@ def test_a_method_that_exchanges_nothing_has_no_message():
 
 def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     config, *_ = run_of()
-    monkeypatch.setattr(requirements, "available_bytes", lambda: 1)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 1)
     Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
     assert len(warnings) == 1
     monkeypatch.undo()
@@ -218,7 +219,7 @@ def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     def refuse(*arguments):
         raise UserError("devices: rank 0 needs more")
 
-    monkeypatch.setattr(requirements, "check_memory", refuse)
+    monkeypatch.setattr(memory_check, "check_memory", refuse)
     with pytest.raises(UserError, match="needs more"):
         Simulation(config, World(None), Claim(RunDirectory(tmp_path / "refused")))
     assert not (tmp_path / "refused").exists()

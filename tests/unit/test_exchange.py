@@ -8,7 +8,8 @@ from fedh2l_mpi.exchange import ArraySpec, Exchange
 from fedh2l_mpi.exchange.message import Message
 from fedh2l_mpi.exchange.row_skipping import WholeRows
 from fedh2l_mpi.exchange.wire_format import HEADER
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph
 
 POSTERIORS = ArraySpec("posteriors", 5, 10, sums_to_one=True)

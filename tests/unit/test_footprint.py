@@ -14,6 +14,7 @@ from fedh2l_mpi.config import Config, TopologyConfig, loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
+from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.exchange import ArraySpec, Exchange, codecs
 from fedh2l_mpi.exchange.row_skipping import HeldRows
 from fedh2l_mpi.lifecycle.start import Claim
@@ -25,7 +26,8 @@ from fedh2l_mpi.planning import disk, graph_schedule, memory, requirements, traf
 from fedh2l_mpi.planning.memory import Holdings, ModelSize
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Graph, Topology, draw
 
@@ -281,7 +283,7 @@ def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(n
     def steps():
         needs.method.local_phase(learner, now)
         needs.method.mutual_phase(learner, now, theirs)
-        learner.score(tested)
+        score(learner, tested)
 
     steps()
     measured = peak_bytes(steps)
@@ -320,7 +322,7 @@ def test_a_step_takes_about_what_is_told(name, combine):
     def steps():
         method.local_phase(learner, now)
         method.mutual_phase(learner, now, theirs)
-        learner.score(tested)
+        score(learner, tested)
 
     steps()
     measured = peak_bytes(steps)

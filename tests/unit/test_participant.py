@@ -13,6 +13,7 @@ from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
+from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.methods.base import Round
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.models import batched_linear, build, mixed_precision
@@ -200,10 +201,10 @@ def test_scores_are_accuracy_and_cross_entropy_and_nan_on_nothing():
     participant = learner()
     some = samples(300, seed=5)
     logits = participant.logits(some.images)
-    score = participant.score(some)
-    assert score.accuracy == pytest.approx((logits.argmax(1) == some.labels).double().mean().item())
-    assert score.loss == pytest.approx(nn.functional.cross_entropy(logits, some.labels).item())
-    empty = participant.score(Labelled(some.images[:0], some.labels[:0]))
+    found = score(participant, some)
+    assert found.accuracy == pytest.approx((logits.argmax(1) == some.labels).double().mean().item())
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, some.labels).item())
+    empty = score(participant, Labelled(some.images[:0], some.labels[:0]))
     assert np.isnan(empty.accuracy)
     assert np.isnan(empty.loss)
 
@@ -212,7 +213,7 @@ def test_a_model_that_has_blown_up_in_its_last_step_is_no_result():
     participant = learner()
     participant.parameters.vector.fill_(torch.inf)
     with pytest.raises(DivergedError, match="participant 0 diverged: its loss on held-out data is"):
-        participant.score(samples(10))
+        score(participant, samples(10))
 
 
 def test_what_sharing_parameters_would_send_counts_running_statistics_too():
@@ -283,8 +284,8 @@ def test_a_gpu_without_bfloat16_is_refused_by_name(monkeypatch, has_it):
 
 def test_models_in_bfloat16_learn_and_are_not_stacked():
     mixed = learner("mlp", precision="bfloat16")
-    before = mixed.score(mixed.private).loss
+    before = score(mixed, mixed.private).loss
     for _ in range(30):
         mixed.step(mixed.gradient(mixed.private_loss()))
-    assert mixed.score(mixed.private).loss < 0.8 * before
+    assert score(mixed, mixed.private).loss < 0.8 * before
     assert batched_linear.chain(mixed.model) is None

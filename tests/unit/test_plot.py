@@ -15,8 +15,8 @@ from matplotlib.text import Text
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import figures
 from fedh2l_mpi.analysis.figures import domains, graph, overlay, phases, reliability, style, traffic
+from fedh2l_mpi.analysis.outcome import Outcome
 from fedh2l_mpi.analysis.run import Run
-from fedh2l_mpi.analysis.tables import Outcome
 from fedh2l_mpi.cli import analysis
 from fedh2l_mpi.errors import UserError
 

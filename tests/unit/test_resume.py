@@ -19,9 +19,10 @@ from same_runs import assert_same_run
 
 from fedh2l_mpi import build, metrics
 from fedh2l_mpi.cli import commands
+from fedh2l_mpi.cli.run import _tell as tell
 from fedh2l_mpi.config import RunConfig, loading
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle import checkpoint_writer, run_config, start, status, status_reporter
+from fedh2l_mpi.lifecycle import checkpoint_files, checkpoint_writer, run_config, start, status, status_reporter
 from fedh2l_mpi.lifecycle.signals import Ask, Signals
 from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.run_directory import RunDirectory
@@ -292,7 +293,7 @@ def test_a_config_changed_behind_the_checkpoints_back_is_refused(copy):
 def test_other_threads_or_code_are_warned_of(copy, told):
     path = copy.checkpoint(3) / "manifest.json"
     manifest = json.loads(path.read_text())["checkpoint"]
-    path.write_text(checkpoint_writer._sealed({**manifest, "threads": 7}))
+    path.write_text(checkpoint_files._sealed({**manifest, "threads": 7}))
     assert resumed_at(copy.path) == 3
     assert "devices.threads has changed since the checkpoint was made" in told.text
     assert "there 7, here 1" in told.text
@@ -425,7 +426,7 @@ def test_a_progress_that_cannot_be_told_now_ends_nothing(tmp_path, monkeypatch):
 
 def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_path, monkeypatch):
     out, begun, failed, held = RunDirectory(tmp_path / "run"), threading.Event(), threading.Event(), {}
-    commit, close = checkpoint_writer.commit, metrics.MetricsWriter.close
+    commit, close = checkpoint_files.commit, metrics.MetricsWriter.close
 
     def slow_commit(*arguments: object) -> None:
         begun.set()
@@ -484,7 +485,7 @@ def test_a_run_that_stops_says_whether_there_is_a_checkpoint(tmp_path, copy, ter
     for out, says in cases.items():
         with simulation(out.path, *([] if out is copy else ["models=[mlp]"]), mode="auto", signals=terminated) as made:
             asked = made.run(lambda round_index, table: None)
-        commands._tell(out, asked, None)
+        tell(out, asked, None)
         assert re.search(rf"stopped \(TERM\), {says}\n$", capsys.readouterr().out)
 
 

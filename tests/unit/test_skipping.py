@@ -14,7 +14,8 @@ from fedh2l_mpi.exchange import ArraySpec, Exchange
 from fedh2l_mpi.exchange.message import Message
 from fedh2l_mpi.exchange.row_skipping import HeldRows, WholeRows
 from fedh2l_mpi.exchange.wire_format import HEADER, SKIPPING, VERSION
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph
 
 PAIR = Graph(2, [(0, 1)])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pytest
 from conftest import ROOT
 
+from fedh2l_mpi.cli import slurm
 from fedh2l_mpi.config.comparison import what_counts
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.launch import slurm
 from fedh2l_mpi.launch.slurm import script as job
 from fedh2l_mpi.launch.slurm.request import request
 

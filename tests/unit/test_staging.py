@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedh2l_mpi.exchange import ArraySpec, Exchange, host_memory
-from fedh2l_mpi.runtime.world import Hosting, World
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph
 
 

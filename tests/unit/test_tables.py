@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedh2l_mpi.analysis import tables
-from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.analysis.outcome import Outcome, bytes_until, paired, read_outcome, spread
 from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
 
 
@@ -33,7 +33,7 @@ def outcome(seed: int, accuracy: list[float], sent: list[float] | None = None) -
 
 def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
     unknown = [math.nan, math.nan]
-    found = tables.outcome(
+    found = read_outcome(
         run_of(
             accuracy_all=[[0.3, 0.5], unknown, [0.6, 0.4]],
             accuracy_own=[[0.9, 0.9], unknown, [0.8, 0.6]],
@@ -56,27 +56,27 @@ def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
 def test_the_slowest_rank_tells_how_long_a_run_took():
     run = run_of(seconds_local=[[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
     run.arrays["rank"] = np.array([0, 1])
-    assert tables.outcome(run).seconds == pytest.approx(6.0)
+    assert read_outcome(run).seconds == pytest.approx(6.0)
 
 
 def test_bytes_are_counted_until_the_first_evaluation_that_reaches_the_accuracy():
     run = outcome(0, [0.5, 0.8, 0.7, 0.9], sent=[100, 100, 100, 100])
-    assert tables.bytes_until(run, 0.8) == 200
-    assert tables.bytes_until(run, 0.85) == 400
-    assert math.isnan(tables.bytes_until(run, 0.95))
+    assert bytes_until(run, 0.8) == 200
+    assert bytes_until(run, 0.85) == 400
+    assert math.isnan(bytes_until(run, 0.95))
 
 
 def test_the_spread_is_that_of_a_sample():
     # Squared distances from 2: 1, 0, 1; divided by n - 1 = 2.
-    assert tables.spread([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    mean, deviation = tables.spread([0.5])
+    assert spread([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    mean, deviation = spread([0.5])
     assert (mean, math.isnan(deviation)) == (0.5, True)
 
 
 def test_differences_are_paired_by_seed_whatever_their_order():
     ours = [outcome(0, [0.9]), outcome(1, [0.8]), outcome(2, [0.1])]
     theirs = [outcome(1, [0.6]), outcome(0, [0.8])]
-    assert tables.paired(ours, theirs) == pytest.approx([0.1, 0.2])
+    assert paired(ours, theirs) == pytest.approx([0.1, 0.2])
 
 
 ROWS = {

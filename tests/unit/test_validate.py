@@ -9,6 +9,7 @@ from written_runs import header, ring, table, write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import validation
+from fedh2l_mpi.analysis.validation import contents
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle.start import Claim
 from fedh2l_mpi.run_directory import RunDirectory
@@ -247,14 +248,14 @@ def test_a_scale_that_is_not_attached_is_found(run_path):
 
 def test_programs_that_fail_or_never_end_are_told(run_path, monkeypatch, tmp_path):
     program = tmp_path / "h5dump"
-    monkeypatch.setattr(validation.shutil, "which", lambda _: str(program))
+    monkeypatch.setattr(contents.shutil, "which", lambda _: str(program))
     program.write_text("#!/bin/sh\necho 'h5dump error: unable to open file' >&2\nexit 1\n")
     program.chmod(0o755)
     assert errors(run_path, programs=True)[0] == "h5dump -H: exit code 1: h5dump error: unable to open file"
-    monkeypatch.setattr(validation, "PROGRAM_SECONDS", 0.01)
+    monkeypatch.setattr(contents, "PROGRAM_SECONDS", 0.01)
     found = errors(run_path, programs=True)
     assert "dimension scales cannot be followed: still running after 0.01 s" in found
-    monkeypatch.setattr(validation.shutil, "which", lambda _: None)
+    monkeypatch.setattr(contents.shutil, "which", lambda _: None)
     assert "h5dump is not installed: not tried" in notes(run_path, programs=True)
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from fedh2l_mpi.cli import main
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
-from fedh2l_mpi.runtime.world import Hosting, Launch, World, connect
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.launcher import Launch
+from fedh2l_mpi.runtime.world import World, connect
 
 
 @pytest.mark.parametrize("participants", [1, 2, 3, 7, 16, 1000])

@@ -24,7 +24,7 @@ from fedh2l_mpi.analysis.figures.style import (
     round_axis,
 )
 from fedh2l_mpi.analysis.figures.traffic import bytes_axis
-from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.analysis.outcome import Outcome
 
 # Yellow is too pale for a line.
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000")

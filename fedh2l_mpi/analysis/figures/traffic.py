@@ -24,7 +24,7 @@ from fedh2l_mpi.analysis.figures.style import (
 )
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime.terminal import size
+from fedh2l_mpi.runtime.units import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,7 +27,7 @@ from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.summary import Summary
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import FIELDS
-from fedh2l_mpi.runtime.terminal import size
+from fedh2l_mpi.runtime.units import size
 
 HERE = Path(__file__).parent
 # The overview repeats the others, and the domains are the matrix.

@@ -16,7 +16,8 @@ from fedh2l_mpi.errors import EXIT_FAULT, LateRankError, UserError
 from fedh2l_mpi.launch.doctor import launcher, messages, ranks, software, storage
 from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, refused
 from fedh2l_mpi.launch.doctor.page import Page
-from fedh2l_mpi.runtime.world import Launch, World, connect
+from fedh2l_mpi.runtime.launcher import Launch
+from fedh2l_mpi.runtime.world import World, connect
 
 if TYPE_CHECKING:
     from fedh2l_mpi.config import Config

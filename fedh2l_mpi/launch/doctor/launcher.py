@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, good, warning
-from fedh2l_mpi.runtime.world import Launch
+from fedh2l_mpi.runtime.launcher import Launch
 
 PATIENCE_S = 10.0
 # What srun must speak for each MPI to see its ranks.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.analysis.outcome import Outcome
 from fedh2l_mpi.launch.sweep.run_files import Place
 from fedh2l_mpi.runtime import terminal
 

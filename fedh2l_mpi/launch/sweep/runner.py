@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi.analysis import tables
-from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.analysis.outcome import Outcome, read_outcome
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.sweep.progress import Follower
 from fedh2l_mpi.launch.sweep.run_files import POLL_S, AnotherConfigError, Place
 from fedh2l_mpi.launch.sweep.sweep_file import Element
 from fedh2l_mpi.runtime import shared_imports
-from fedh2l_mpi.runtime.world import LAUNCHERS
+from fedh2l_mpi.runtime.launcher import LAUNCHERS
 
 # How often to look whether a run of another process has ended.
 ELSEWHERE_S = 1.0
@@ -137,7 +136,7 @@ class Runner:
             if run is None:
                 self._waiting.append(place)
             else:
-                self.outcomes[place.label] = tables.outcome(run)
+                self.outcomes[place.label] = read_outcome(run)
 
     @property
     def to_do(self) -> list[Element]:
@@ -192,7 +191,7 @@ class Runner:
             # Another process may have finished it since we looked.
             run = place.finished()
             if run is not None:
-                self.outcomes[place.label] = tables.outcome(run)
+                self.outcomes[place.label] = read_outcome(run)
                 self._follower.finished(place, self.outcomes[place.label], None)
                 os.close(lock)
                 return
@@ -240,7 +239,7 @@ class Runner:
             self._fail(place, "was stopped before its last round; the same command goes on with it")
             return
         place.log.unlink()
-        self.outcomes[place.label] = tables.outcome(run)
+        self.outcomes[place.label] = read_outcome(run)
         self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
 
     def _fail(self, place: Place, reason: str, ran: bool = True) -> None:

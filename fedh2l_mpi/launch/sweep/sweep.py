@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedh2l_mpi.analysis import figures, tables
-from fedh2l_mpi.analysis.tables import Outcome
+from fedh2l_mpi.analysis.outcome import Outcome, read_outcome
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
 from fedh2l_mpi.launch.sweep.progress import Follower
 from fedh2l_mpi.launch.sweep.run_files import AnotherConfigError, Place
@@ -114,7 +114,7 @@ def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
             print(f"fedh2l_mpi: {element.label} left out: {error}", file=sys.stderr)
         else:
             if run is not None:
-                outcomes[element.label] = tables.outcome(run)
+                outcomes[element.label] = read_outcome(run)
     if not outcomes:
         raise UserError(f"--table: none of the {len(sweep.elements)} runs in {root} has finished")
     if len(outcomes) < len(sweep.elements) and not quiet:

@@ -27,9 +27,9 @@ from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config.keys import describe_keys
-from fedh2l_mpi.config.loading import did_you_mean, parse_override, put, read_yaml, validate
+from fedh2l_mpi.config.loading import parse_override, put, read_yaml, validate
 from fedh2l_mpi.config.section import Number
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.metrics import ROW_FIELDS
 
 # A method has keys of its own, so naming another one leaves the base's behind; the number of steps is everyone's.

@@ -1,0 +1,98 @@
+"""Check a metrics file's contents as other programs see them: digest, dimension scales, h5dump."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedh2l_mpi.analysis.run import Run
+from fedh2l_mpi.analysis.validation.findings import Report
+from fedh2l_mpi.metrics import DIMENSIONS
+from fedh2l_mpi.metrics.digests import content_digest
+from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
+from fedh2l_mpi.metrics.robust_open import open_for_reading
+
+# Longest that another program may take; all read headers, whatever the file's size.
+PROGRAM_SECONDS = 30
+
+
+def check_content(run: Run, report: Report) -> None:
+    recorded = run.metrics.attributes.get("content_digest")
+    if not run.metrics.closed:
+        report.note("content", "the file was not closed: there is no digest to compare with")
+    elif not recorded:
+        report.note("content", "an older version recorded no content_digest")
+    else:
+        try:
+            file, _ = open_for_reading(run.path)
+            with file:
+                got = content_digest(file)
+        except DAMAGE as error:
+            report.error("content", f"content_digest cannot be computed: {reason(error)}")
+            return
+        wrong = f"content_digest: got {got[:12]}..., must be {str(recorded)[:12]}...: a value has changed since"
+        report.verdict("content", [wrong] if got != recorded else [], f"content_digest {got[:12]}... matches")
+
+
+def check_scales(run: Run, report: Report) -> None:
+    """Whether the dimension scales are attached, asked in a process of its own.
+
+    HDF5 keeps references to them in its global heap, the one structure without a checksum: where that is damaged, it
+    loops for ever.
+    """
+    code = "import sys; from fedh2l_mpi.analysis.validation import contents; contents.print_unattached(sys.argv[1])"
+    ended = _ended([sys.executable, "-c", code, str(run.path)])
+    if isinstance(ended, _Failure):
+        report.error("programs", f"dimension scales cannot be followed: {ended}")
+    else:
+        report.verdict("programs", ended.splitlines(), "every dimension has its scale attached")
+
+
+def print_unattached(path: str) -> None:
+    """A line for each dimension that has not the scale that it must have, or has another."""
+    file, _ = open_for_reading(Path(path))
+    for name, dims in DIMENSIONS.items():
+        if is_absent(file, name):
+            continue
+        for axis, dim in enumerate(dims):
+            try:
+                attached = [scale.name for scale in file[name].dims[axis].values()]
+            except DAMAGE as error:
+                print(f"array {name!r}: scales of dimension {axis} are damaged: {reason(error)}")
+            else:
+                if attached != [f"/{dim}"]:
+                    print(f"array {name!r}: got scales {attached} for dimension {axis}, must be {dim!r} alone")
+
+
+def check_h5dump(run: Run, report: Report) -> None:
+    program = shutil.which("h5dump")
+    if program is None:
+        report.note("programs", "h5dump is not installed: not tried")
+        return
+    if not run.metrics.closed:
+        report.note("programs", "h5dump not tried: the file was not closed; after a kill, h5clear -s makes it readable")
+        return
+    wrong = []
+    for options in (["-H"], ["-d", "round"]):
+        ended = _ended([program, *options, str(run.path)])
+        wrong += [f"h5dump {' '.join(options)}: {ended}"] if isinstance(ended, _Failure) else []
+    report.verdict("programs", wrong, "h5dump reads the file")
+
+
+class _Failure(str):
+    """How a program failed."""
+
+
+def _ended(command: Sequence[str]) -> str:
+    """What a program printed, or a _Failure."""
+    try:
+        ended = subprocess.run(command, capture_output=True, timeout=PROGRAM_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return _Failure(f"still running after {PROGRAM_SECONDS} s")
+    except OSError as error:
+        return _Failure(f"cannot be started: {error.strerror}")
+    if ended.returncode:
+        said = ended.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
+        return _Failure(f"exit code {ended.returncode}: {said[0]}")
+    return ended.stdout.decode(errors="replace")

@@ -1,0 +1,161 @@
+"""Check a metrics file's arrays, attributes and config against the schema."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedh2l_mpi.analysis.run import Run
+from fedh2l_mpi.analysis.validation.findings import OF_ARRAY, Report
+from fedh2l_mpi.config import Config, loading
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import ADDED, DIMENSIONS, FIELDS, SCALES, SCHEMA_VERSION, Field
+from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
+from fedh2l_mpi.metrics.robust_open import open_for_reading
+from fedh2l_mpi.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import h5py
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_file(run: Run, report: Report) -> None:
+    version = run.metrics.attributes.get("schema_version")
+    if version == SCHEMA_VERSION:
+        report.ok("file", f"a metrics file of fedh2l_mpi, schema {version}")
+    for problem in run.problems:
+        if problem.startswith("has schema"):
+            report.error("file", problem)
+    level = report.ok if run.state.word == "complete" else report.note
+    level("file", f"the run is {run.state}" if run.state.word == "complete" else f"the run {_was(run)}")
+    digest = run.metrics.attributes.get("seed_set_digest")
+    if isinstance(digest, str) and SHA256.fullmatch(digest):
+        report.ok("file", f"seed_set_digest {digest[:12]}... is one")
+    else:
+        report.error("file", f"attribute 'seed_set_digest': got {digest!r}, must be 64 hexadecimal digits")
+
+
+def add_problems(run: Run, report: Report) -> None:
+    """Whatever the reader met on its way, unless a check has said it, or has another complaint about the array."""
+    said = [finding.what for finding in report.findings if finding.level == "error"]
+    for problem in run.problems:
+        array = OF_ARRAY.match(problem)
+        if problem not in said and not (array and any(what.startswith(array[0]) for what in said)):
+            report.error("damage", problem)
+
+
+def _was(run: Run) -> str:
+    return f"{'is' if run.state.word == 'running' else 'has'} {run.state}"
+
+
+def check_schema(path: Path, closed: bool, report: Report) -> None:
+    """Names, shapes, types, units and dimensions of all arrays, as the file itself has them."""
+    wrong: list[str] = []
+    reworded: list[str] = []
+    try:
+        file, _ = open_for_reading(path)
+    except DAMAGE as error:
+        report.error("arrays", f"cannot be read as HDF5: {reason(error)}")
+        return
+    with file:
+        sizes = {scale.name: _length(file, scale.name) for scale in SCALES}
+        fields = {**{scale.name: scale for scale in SCALES}, **FIELDS}
+        missing_since_added = [name for name in fields if name in ADDED and is_absent(file, name)]
+        for name, wanted in fields.items():
+            if name in missing_since_added:
+                continue
+            try:
+                array = file[name]
+                meaning = _text_attribute(array, "long_name")
+                wrong += _wrong_in_array(array, meaning, wanted, sizes, closed)
+            except DAMAGE as error:
+                wrong.append(f"array {name!r} is missing or damaged: {reason(error)}")
+            else:
+                reworded += [name] if meaning and meaning != wanted.long_name else []
+    report.verdict("arrays", wrong, f"{len(fields) - len(missing_since_added)} arrays with their dimensions and units")
+    if reworded:
+        report.note("arrays", f"another version's words in the long_name of {', '.join(reworded)}")
+    if missing_since_added:
+        report.note("arrays", f"an older version recorded no {', '.join(missing_since_added)}")
+
+
+def _wrong_in_array(
+    array: "h5py.Dataset", meaning: Any, wanted: Field, sizes: Mapping[str, int | None], closed: bool
+) -> list[str]:
+    import h5py
+
+    wrong = []
+    name = wanted.name
+    kind = np.dtype(wanted.dtype)
+    is_as_wanted = array.dtype.kind == kind.kind and (kind.kind == "S" or array.dtype == kind)
+    if not is_as_wanted:
+        wrong.append(f"array {name!r}: got type {array.dtype}, must be {wanted.dtype}")
+    dims = DIMENSIONS.get(name, (name,))
+    if len(array.shape) != len(dims):
+        wrong.append(f"array {name!r}: got {len(array.shape)} dimensions, must be {len(dims)}: {', '.join(dims)}")
+        return wrong
+    for dim, length in zip(dims, array.shape, strict=True):
+        size = sizes[dim]
+        # A kill may leave arrays that grow a round apart: what all of them have counts.
+        if size is not None and length != size and (closed or dim not in ("round", "edge")):
+            wrong.append(f"array {name!r}: got length {length} along {dim}, must be {size}")
+    if name in sizes and not h5py.h5ds.is_scale(array.id):
+        wrong.append(f"array {name!r}: must be a dimension scale")
+    units = _text_attribute(array, "units")
+    if units != wanted.units:
+        wrong.append(f"array {name!r}, attribute 'units': got {units!r}, must be {wanted.units!r}")
+    if not meaning:
+        wrong.append(f"array {name!r}, attribute 'long_name': got {meaning!r}, must be {wanted.long_name!r}")
+    return wrong
+
+
+def _text_attribute(array: "h5py.Dataset", name: str) -> Any:
+    got = array.attrs.get(name)
+    return got.decode(errors="replace") if isinstance(got, bytes) else got
+
+
+def _length(file: "h5py.File", name: str) -> int | None:
+    try:
+        return int(file[name].shape[0])
+    except DAMAGE:
+        return None
+
+
+def check_config(run: Run, report: Report) -> Config | None:
+    """The config if it is one, and whether it is the one that the file was written with."""
+    recorded = run.metrics.attributes.get("config")
+    if not run.config:
+        # Its problem has a line already.
+        return None
+    try:
+        config = loading.validate(Config, dict(run.config))
+    except UserError as error:
+        report.error("config", f"attribute 'config' is no valid config: {' '.join(str(error).split())}")
+        config = None
+    if config is not None:
+        attributes = run.metrics.attributes
+        differing = [
+            f"config has {key} {wanted}, the file has {what} {got}"
+            for key, wanted, what, got in (
+                ("participants", config.participants, "participants:", run.participants),
+                ("seed", config.seed, "attribute 'seed':", attributes.get("seed")),
+                ("rounds", config.rounds, "attribute 'rounds_planned':", attributes.get("rounds_planned")),
+            )
+            if wanted is not None and got != wanted
+        ]
+        report.verdict("config", differing, "a valid config, of these participants, rounds and seed")
+    beside = RunDirectory(run.path.parent)
+    if run.path.name == beside.metrics.name and beside.config.exists():
+        try:
+            same = beside.config.read_text(encoding="utf-8", errors="replace") == recorded
+        except OSError as error:
+            report.note("config", f"{beside.config.name} beside the file cannot be read: {error.strerror}")
+            return config
+        if same:
+            report.ok("config", f"{beside.config.name} beside the file is the same")
+        else:
+            report.error("config", f"{beside.config.name} beside the file is not the same as the attribute 'config'")
+    return config

@@ -1,0 +1,307 @@
+"""Check a metrics file's values: ranges, and what follows from other values or the config."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.analysis.run import Run
+from fedh2l_mpi.analysis.validation.findings import Report
+from fedh2l_mpi.config import METHOD_KEYS, Config
+from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS
+
+# Memory that a block of rounds may take, all its arrays together.
+BLOCK_BYTES = 2**25
+
+
+# Of means that are computed twice in float64; of what was computed in float32, such as a confidence of 1.0000001.
+TOLERANCE, TOLERANCE_FLOAT32 = 1e-9, 1e-5
+
+
+# In rounds without evaluation, these and nothing else are NaN: rounds that the config does not have evaluated, and in
+# which `accuracy_all` is not known of every participant either.
+EVALUATED = (
+    *(name for name in DIMENSIONS if name.startswith(("accuracy", "calibration"))),
+    "loss",
+    "seconds_evaluate",
+)
+
+
+# Known in every round, whatever the method does.
+ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual")
+
+
+# Lowest and highest value; bytes, seconds and losses have no highest.
+RANGES = {
+    **{each.name: (0.0, np.inf) for each in (*ROW_FIELDS, *DOMAIN_FIELDS)},
+    **{each.name: (0.0, 1.0) for each in BIN_FIELDS},
+    **{name: (0.0, 1.0) for name in DIMENSIONS if name.startswith("accuracy")},
+    "calibration_error": (0.0, 1.0),
+    "conflict_rate": (0.0, 1.0),
+    "gradient_cosine": (-1.0, 1.0),
+}
+
+
+Rows = Mapping[str, NDArray[Any]]
+
+
+def check_rounds(run: Run, config: Config | None, report: Report) -> None:
+    planned, finished = run.state.planned, run.metrics.rounds
+    wrong = [problem for problem in run.problems if problem.startswith("missing rounds")]
+    if run.state.word == "complete" and finished != planned and not wrong:
+        wrong.append(f"got {finished} rounds, must be {planned} of a complete run")
+    if planned and finished > planned:
+        wrong.append(f"got {finished} rounds, {planned} were planned")
+    report.verdict("rounds", wrong, f"{finished} of {planned or '?'} rounds, without a gap")
+
+
+def check_participants(run: Run, config: Config | None, report: Report) -> None:
+    metrics = run.metrics
+    domains = len(metrics["domain"])
+    wrong = []
+    limits = {"own_domain": (-1, domains - 1), "rank": (0, _number(run, "ranks", metrics["participant"].size) - 1)}
+    for name in ("parameters", "parameter_bytes", "private_samples", "own_domain", "rank", "label_histogram"):
+        if not metrics.is_whole(name):
+            continue
+        low, high = limits.get(name, (0, np.inf))
+        wrong += _first_wrong(name, metrics[name], low, high)
+    if metrics.is_whole("label_histogram") and metrics.is_whole("private_samples"):
+        sums_P, samples_P = metrics["label_histogram"].sum(axis=1), metrics["private_samples"]
+        for i in np.flatnonzero(sums_P != samples_P)[:1]:
+            wrong.append(f"label_histogram of participant {i}: got {sums_P[i]} samples, must be {samples_P[i]}")
+    if config is not None and metrics.is_whole("architecture"):
+        for i, name in enumerate(metrics.texts("architecture")):
+            try:
+                expected = config.architecture(i)
+            except KeyError:
+                expected = "none"
+            if name != expected:
+                wrong.append(f"architecture of participant {i}: got {name!r}, must be {expected!r} by the config")
+                break
+    report.verdict("participants", wrong, "architectures, samples, labels and domains agree")
+
+
+def _number(run: Run, attribute: str, default: int) -> int:
+    value = run.metrics.attributes.get(attribute)
+    return value if isinstance(value, int) else default
+
+
+def _first_wrong(name: str, values: NDArray[Any], low: float, high: float) -> list[str]:
+    places = np.argwhere((values < low) | (values > high))
+    if not len(places):
+        return []
+    at = tuple(places[0])
+    where = ", ".join(f"{dim} {i}" for dim, i in zip(DIMENSIONS[name], at, strict=True))
+    return [f"{name} of {where}: got {values[at]}, must be {_between(low, high)}"]
+
+
+def _between(low: float, high: float) -> str:
+    return f">= {low:g}" if np.isinf(high) else f"from {low:g} to {high:g}"
+
+
+@dataclass(frozen=True)
+class _Graphs:
+    """Every graph of the run, in the order of the rounds they begin in.
+
+    Attributes
+    ----------
+    since_E : int64 (E,), ascending
+    ends_E2 : int32 (E, 2)
+    redraw_every : int or None
+        Rounds between redraws; a graph without edges leaves no other trace.
+    """
+
+    since_E: NDArray[np.int64]
+    ends_E2: NDArray[np.int32]
+    redraw_every: int | None
+
+    def degrees(self, round_index: int, participants: int) -> NDArray[np.int64]:
+        """int64 (P,), of the graph of a round."""
+        if self.redraw_every is not None:
+            since = round_index // self.redraw_every * self.redraw_every
+        else:
+            at = int(np.searchsorted(self.since_E, round_index, side="right"))
+            since = int(self.since_E[at - 1]) if at else 0
+        first, last = np.searchsorted(self.since_E, [since, since + 1])
+        return np.bincount(self.ends_E2[first:last].ravel(), minlength=participants)
+
+
+def check_graphs(run: Run, config: Config | None, report: Report) -> _Graphs | None:
+    """The graphs if they are such."""
+    metrics = run.metrics
+    since_E, ends_E2 = metrics["graph_since_round"], metrics["graph_edges"]
+    if not (metrics.is_whole("graph_edges") and metrics.is_whole("graph_since_round")):
+        return None
+    # A kill may come between a graph and its first round.
+    begun = since_E < max(1, metrics.rounds)
+    since_E, ends_E2 = since_E[begun], ends_E2[begun]
+    wrong = []
+    for e in np.flatnonzero((ends_E2 < 0).any(axis=1) | (ends_E2 >= run.participants).any(axis=1))[:1]:
+        wrong.append(f"edge {e}: got {ends_E2[e].tolist()}, must be participants from 0 to {run.participants - 1}")
+    for e in np.flatnonzero(ends_E2[:, 0] == ends_E2[:, 1])[:1]:
+        wrong.append(f"edge {e}: got {ends_E2[e].tolist()}, must join two participants")
+    for e in np.flatnonzero(np.diff(since_E, prepend=0) < 0)[:1]:
+        wrong.append(f"edge {e}: got a graph since round {since_E[e]} after one since round {since_E[e - 1]}")
+    if not wrong:
+        low, high = ends_E2.min(axis=1, initial=2**31 - 1), ends_E2.max(axis=1, initial=-1)
+        order = np.lexsort((high, low, since_E))
+        rows_E3 = np.column_stack([since_E, low, high])[order]
+        for e in np.flatnonzero((rows_E3[1:] == rows_E3[:-1]).all(axis=1))[:1]:
+            since, a, b = rows_E3[e].tolist()
+            wrong.append(f"the graph since round {since}: the edge {a}, {b} is there twice")
+    graphs = len(np.unique(since_E))
+    report.verdict("graph", wrong, f"{len(since_E)} edges, {graphs} graph{'' if graphs == 1 else 's'}")
+    return None if wrong else _Graphs(since_E, ends_E2, config.topology.redraw_every if config is not None else None)
+
+
+class _Tally:
+    """One check in all rounds: how often it failed, and where first."""
+
+    def __init__(self, sound: str) -> None:
+        self.sound, self.count, self.first, self.looked = sound, 0, "", False
+
+    def see(self, wrong: NDArray[np.bool_], tell: Callable[..., str]) -> None:
+        """Count a block's failures; `tell` gets the place of the first."""
+        self.looked = True
+        if wrong.any():
+            if not self.count:
+                self.first = tell(*np.argwhere(wrong)[0].tolist())
+            self.count += int(np.count_nonzero(wrong))
+
+    def close(self, group: str, report: Report) -> None:
+        """One line, or none if there was nothing to look at."""
+        if not self.looked:
+            return
+        more = f" ({self.count} such)" if self.count > 1 else ""
+        report.verdict(group, [self.first + more] if self.count else [], self.sound)
+
+
+def check_values(run: Run, config: Config | None, graphs: _Graphs | None, report: Report) -> None:
+    """Ranges, NaN, and what follows from other arrays, in blocks of rounds."""
+    known = _Tally("numbers where there must be some, and NaN nowhere else" if config else "numbers where always some")
+    ranges = _Tally("accuracies and shares within 0 and 1, losses, times, bytes and counts not negative")
+    consistent = {
+        "accuracy_all": _Tally("accuracy_all is the mean over domains"),
+        "accuracy_worst": _Tally("accuracy_worst is the lowest over domains"),
+        "accuracy_own": _Tally("accuracy_own is that on the own domain"),
+        "calibration_share": _Tally("calibration_share adds up to 1"),
+        "calibration_error": _Tally("calibration_error is that of the bins"),
+        "bytes_received": _Tally("as many bytes received as sent in every round"),
+        "degree": _Tally("degree is that of the round's graph"),
+    }
+    for rounds_R, rows in _blocks(run):
+        _see_known(run, config, rounds_R, rows, known)
+        _see_ranges(rounds_R, rows, ranges)
+        for name, got, expected in _derived(run, graphs, rounds_R, rows):
+            _see_derived(name, rounds_R, got, expected, consistent[name])
+    known.close("values", report)
+    ranges.close("values", report)
+    for tally in consistent.values():
+        tally.close("consistency", report)
+
+
+def _blocks(run: Run) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+    """Numbers of a block of rounds, and the arrays over rounds that can be read there, float64 or int64."""
+    metrics = run.metrics
+    names = [name for name, dims in DIMENSIONS.items() if dims[0] == "round"]
+    round_bytes = 8 * sum(int(np.prod([len(metrics[dim]) for dim in DIMENSIONS[name][1:]])) for name in names)
+    step = max(1, BLOCK_BYTES // max(1, round_bytes))
+    for first in range(0, metrics.rounds, step):
+        some = (slice(first, first + step),)
+        rows = {name: metrics.part(name, some) for name in names if metrics.is_whole(name)}
+        # What turned out to be damaged has its line, and none for each of its NaN.
+        yield metrics["round"][first : first + step], {n: rows[n] for n in rows if metrics.is_whole(n)}
+
+
+def _see_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
+    def tell(expected: str) -> Callable[..., str]:
+        return lambda r, *place: f"{_place(name, rounds_R[r], place)}: got {values[(r, *place)]}, must be {expected}"
+
+    always = list(ALWAYS)
+    if config is not None and config.method.name in METHOD_KEYS and config.method.local_steps:
+        always.append("loss_private")
+    for name in always:
+        if name in rows:
+            values = rows[name]
+            tally.see(np.isnan(values), tell("a number"))
+    if config is None:
+        return
+    last = config.rounds - 1
+    is_evaluated_R = ((rounds_R + 1) % config.evaluation.every == 0) | (rounds_R == last)
+    if "accuracy_all" in rows:
+        # A run that was made a longer one keeps the evaluation of its former last round.
+        is_evaluated_R |= ~np.isnan(rows["accuracy_all"]).any(axis=1)
+    for name in EVALUATED:
+        if name not in rows:
+            continue
+        values = rows[name]
+        evaluated = is_evaluated_R.reshape(-1, *[1] * (values.ndim - 1))
+        tally.see(~np.isnan(values) & ~evaluated, tell("NaN in a round without evaluation"))
+        may_be_nan: Any = False
+        if name == "accuracy_validation":
+            # A participant without validation samples has none.
+            may_be_nan = True
+        elif name in ("calibration_confidence", "calibration_accuracy"):
+            may_be_nan = rows["calibration_share"] == 0.0 if "calibration_share" in rows else True
+        tally.see(np.isnan(values) & evaluated & ~np.asarray(may_be_nan), tell("a number in a round with evaluation"))
+
+
+def _see_ranges(rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
+    for name, values in rows.items():
+        low, high = RANGES[name]
+        slack = TOLERANCE_FLOAT32 if values.dtype.kind == "f" and not name.startswith("accuracy") else 0.0
+        # NaN is neither: whether it may be there is another check.
+        wrong = (values < low - slack) | (values > high + slack) | np.isinf(values)
+
+        def tell(r: int, *place: int, name: str = name, values: NDArray[Any] = values) -> str:
+            low, high = RANGES[name]
+            return f"{_place(name, rounds_R[r], place)}: got {values[(r, *place)]}, must be {_between(low, high)}"
+
+        tally.see(wrong, tell)
+
+
+def _derived(
+    run: Run, graphs: _Graphs | None, rounds_R: NDArray[np.int64], rows: Rows
+) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """An array's name, what it has, and what follows from others; NaN where nothing does."""
+    if "accuracy" in rows and rows["accuracy"].shape[-1]:
+        accuracy_RPD = rows["accuracy"]
+        mean_RP = accuracy_RPD.mean(axis=-1)
+        derived = {"accuracy_all": mean_RP, "accuracy_worst": accuracy_RPD.min(axis=-1)}
+        own_P = run.metrics["own_domain"]
+        if run.metrics.is_whole("own_domain") and ((own_P >= -1) & (own_P < accuracy_RPD.shape[-1])).all():
+            of_own_RP = np.take_along_axis(accuracy_RPD, np.maximum(own_P, 0)[None, :, None], axis=-1)[..., 0]
+            derived["accuracy_own"] = np.where(own_P == -1, mean_RP, of_own_RP)
+        yield from ((name, rows[name], expected) for name, expected in derived.items() if name in rows)
+    if "calibration_share" in rows:
+        share_RPK = rows["calibration_share"]
+        sums_RP = share_RPK.sum(axis=-1)
+        yield "calibration_share", sums_RP, np.ones_like(sums_RP)
+        if all(name in rows for name in ("calibration_error", "calibration_accuracy", "calibration_confidence")):
+            gap_RPK = np.abs(rows["calibration_accuracy"] - rows["calibration_confidence"])
+            error_RP = np.where(share_RPK == 0.0, 0.0, share_RPK * gap_RPK).sum(axis=-1)
+            yield "calibration_error", rows["calibration_error"], error_RP
+    if "bytes_sent" in rows and "bytes_received" in rows:
+        yield "bytes_received", rows["bytes_received"].sum(axis=1), rows["bytes_sent"].sum(axis=1)
+    if "degree" in rows and graphs is not None:
+        degrees_RP = np.stack([graphs.degrees(int(number), run.participants) for number in rounds_R])
+        yield "degree", rows["degree"], degrees_RP
+
+
+def _see_derived(
+    name: str, rounds_R: NDArray[np.int64], got: NDArray[Any], expected: NDArray[Any], tally: _Tally
+) -> None:
+    def tell(r: int, *place: int) -> str:
+        at = (r, *place)
+        what = "sum of " if name in ("bytes_received", "calibration_share") else ""
+        return f"{what}{_place(name, rounds_R[r], place)}: got {got[at]}, must be {expected[at]}"
+
+    # Not (a > b): what is NaN on either side follows from nothing.
+    tally.see(np.abs(got - expected) > TOLERANCE, tell)
+
+
+def _place(name: str, round_index: int, place: Sequence[int]) -> str:
+    dims = zip(DIMENSIONS[name][1:], place, strict=False)
+    return f"{name} of " + ", ".join([f"round {round_index}", *(f"{dim} {i}" for dim, i in dims)])

@@ -1,0 +1,68 @@
+"""Measure a model's size: parameters, buffers, and what a training step and a forward pass keep."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fedh2l_mpi import losses
+from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.models import batched_linear
+from fedh2l_mpi.models.flat_parameters import shared_bytes
+from fedh2l_mpi.planning.memory import ModelSize
+
+
+def model_size(model: nn.Module, source: Source) -> ModelSize:
+    """What one copy takes, and what its passes over a sample keep; counted in two small passes on the CPU.
+
+    The tensors that autograd keeps for the backward pass are counted as it keeps them, whatever made them; parameters
+    and buffers are not among them. Not counted: what a convolution or a matrix product needs inside, such as cuDNN's
+    workspace.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept, largest = _activations(model, source)
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable_bytes=sum(parameter.nbytes for parameter in trainable),
+        state_bytes=sum(value.nbytes for value in [*model.parameters(), *model.buffers()]),
+        shared_bytes=shared_bytes(model),
+        kept_bytes=kept,
+        largest_bytes=largest,
+        tensors=len(model.state_dict()),
+        stacks=batched_linear.chain(model) is not None,
+    )
+
+
+def _activations(model: nn.Module, source: Source) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and of the largest tensor, each of one sample."""
+    # Of a copy: running statistics move in a training pass. The difference leaves out what does not grow with samples.
+    with torch.random.fork_rng(devices=[]):
+        scratch = copy.deepcopy(model).train()
+        few, more = (pass_bytes(scratch, source, samples) for samples in (2, 4))
+    return (more[0] - few[0]) // 2, (more[1] - few[1]) // 2
+
+
+def pass_bytes(model: nn.Module, source: Source, samples: int) -> tuple[int, int]:
+    own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
+    # Tensors are held until the end: another one at the address of one that is gone would be taken for it.
+    kept: dict[int, Tensor] = {}
+    largest = 0
+
+    def keep(value: Tensor) -> Tensor:
+        if value.untyped_storage().data_ptr() not in own:
+            kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    def see(module: nn.Module, given: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.nbytes)
+
+    hooks = [module.register_forward_hook(see) for module in model.modules()]
+    images = torch.zeros(samples, source.channels, source.side, source.side)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        losses.cross_entropy(model(images), torch.zeros(samples, dtype=torch.int64))
+    for hook in hooks:
+        hook.remove()
+    sizes = [value.untyped_storage().nbytes() for value in kept.values()]
+    return sum(sizes), max(largest, *sizes, 0)

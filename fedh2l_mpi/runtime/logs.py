@@ -1,0 +1,50 @@
+"""Send a rank's log to its file and, on rank 0, to standard output."""
+
+import logging
+import logging.handlers
+import sys
+from typing import TextIO
+
+from fedh2l_mpi.runtime import processes
+
+log = logging.getLogger("fedh2l_mpi")
+
+
+def hold_log() -> logging.handlers.MemoryHandler:
+    """Keep what is logged while the run directory does not exist yet; `setup_logging` writes it."""
+    held = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    log.addHandler(held)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    return held
+
+
+def setup_logging(
+    path: str, rank: int, size: int, speaks: bool, held: logging.handlers.MemoryHandler | None = None
+) -> None:
+    """Send this rank's log to its file, and to standard output where it `speaks`; first, each `held` message once."""
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    if speaks:
+        handlers.append(_Spoken(sys.stdout))
+        handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}/{size} %(levelname)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if held is not None:
+        log.removeHandler(held)
+        # Every participant of an architecture loads the same file.
+        for record in {record.getMessage(): record for record in reversed(held.buffer)}.values():
+            log.handle(record)
+
+
+class _Spoken(logging.StreamHandler[TextIO]):
+    """Lines on standard output, as long as somebody takes them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):
+            # They are in the log, too.
+            processes.drop_output()
+        else:
+            super().handleError(record)
