@@ -73,7 +73,7 @@ def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device
     models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     plan = federation.plan(config, open_source(config.data.name, config.data.root))
-    here, method = hosting.of(world.rank), methods.build(config)
+    here, method = hosting.participants_of(world.rank), methods.build(config)
     memory_check.check_memory(config, plan, method, topology, world, device)
     samples = federation.load(plan, here, device, method.pools_private_data)
     participants = [_participant(index, config, plan, samples, method.shares_parameters) for index in here]

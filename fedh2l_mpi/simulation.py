@@ -26,9 +26,9 @@ from fedh2l_mpi.lifecycle.status_reporter import Lifecycle
 from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.methods.batched import Cohort
-from fedh2l_mpi.metrics.collector import Recorder
-from fedh2l_mpi.metrics.phase_timer import Stopwatch
-from fedh2l_mpi.metrics.trace import Timeline
+from fedh2l_mpi.metrics.collector import Collector
+from fedh2l_mpi.metrics.phase_timer import PhaseTimer
+from fedh2l_mpi.metrics.trace import Trace
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.runtime.devices import assign_device
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -84,7 +84,7 @@ class Simulation:
         world.from_first(lambda: claim.settle(config))
         # Only now a directory that is named by the time has its name.
         self.directory = claim.directory = world.from_first(lambda: claim.directory)
-        self.timeline = Timeline(world, self.hosting, self.directory, trace, deadline_s) if trace is not None else None
+        self.timeline = Trace(world, self.hosting, self.directory, trace, deadline_s) if trace is not None else None
         self.exchange = None
         if self.hosted.array is not None:
             pinned = device.type == "cuda"
@@ -93,7 +93,7 @@ class Simulation:
             if self.hosted.array.skip_below is not None:
                 self._keep_what_is_held(self.exchange)
         self.writer = self._writer() if world.rank == 0 else None
-        self.recorder = Recorder(
+        self.recorder = Collector(
             world, self.hosting, metrics.row_width(self.hosted.plan.domains), self._write, deadline_s
         )
         keep = config.checkpoint.keep
@@ -217,7 +217,7 @@ class Simulation:
         return writer
 
     def _round(self, round_index: int) -> None:
-        clock = Stopwatch(self.hosted.device, round_index, self.timeline)
+        clock = PhaseTimer(self.hosted.device, round_index, self.timeline)
         now = Round(
             round_index,
             self.topology.graph(round_index),
@@ -229,7 +229,7 @@ class Simulation:
             self._publish(now, clock)
 
         for learner in self._each(round_index, "local phase", self.learners):
-            with clock.of(learner, "local"):
+            with clock.charge(learner, "local"):
                 self.method.local_phase(learner, now)
             if self.exchange is not None:
                 self.exchange.progress()
@@ -240,14 +240,14 @@ class Simulation:
         theirs = self._wait(now, clock)
 
         for learner in self._each(round_index, "mutual phase", self.learners):
-            with clock.of(learner, "mutual"):
+            with clock.charge(learner, "mutual"):
                 self._mutual_phase(learner, now, theirs)
             self._idle()
 
         scores: dict[int, dict[str, Any]] = {}
         if self._evaluates(round_index):
             for participant in self._each(round_index, "evaluation"):
-                with clock.of(participant, "evaluate"):
+                with clock.charge(participant, "evaluate"):
                     own = self.hosted.plan.own_domain(participant.index)
                     scores[participant.index] = evaluation.evaluate(participant, self.hosted.federation.tests, own)
                 self._idle()
@@ -264,28 +264,28 @@ class Simulation:
         for member in learner.members:
             self.method.mutual_phase(member, now, theirs[member.index])
 
-    def _publish(self, now: Round, clock: Stopwatch) -> None:
+    def _publish(self, now: Round, clock: PhaseTimer) -> None:
         """Every participant's array, and the messages on their way."""
         if self.exchange is None or not self.method.exchanges_in(now.index):
             return
         published = {}
         for participant in self._each(now.index, "publish"):
-            with clock.of(participant, "publish"):
+            with clock.charge(participant, "publish"):
                 array = self.method.publish(participant, now)
                 # Neighbours on this rank get it without a copy, while the participant learns on.
                 is_live = participant.parameters.share_memory_with(array)
                 published[participant.index] = array.clone() if is_live else array
-        with clock.shared(self.participants, "publish"):
+        with clock.charge_all(self.participants, "publish"):
             self.exchange.start(now.index, now.graph, published)
 
-    def _wait(self, now: Round, clock: Stopwatch) -> Mapping[int, Tensor]:
+    def _wait(self, now: Round, clock: PhaseTimer) -> Mapping[int, Tensor]:
         """What the neighbours have published, by participant; nothing in a round without exchange."""
         if self.exchange is None or not self.method.exchanges_in(now.index):
             array = self.hosted.array
             rows, columns = (array.rows, array.columns) if array is not None else (0, 0)
             return {participant.index: torch.empty(0, rows, columns) for participant in self.participants}
         self.world.at = f"round {now.index}, waiting for neighbours"
-        with clock.shared(self.participants, "wait"):
+        with clock.charge_all(self.participants, "wait"):
             return self.exchange.finish(idle=self._idle)
 
     def _each(
@@ -300,7 +300,7 @@ class Simulation:
     def _evaluates(self, round_index: int) -> bool:
         return (round_index + 1) % self.config.evaluation.every == 0 or round_index == self.config.rounds - 1
 
-    def _rows(self, graph: Graph, clock: Stopwatch, scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
+    def _rows(self, graph: Graph, clock: PhaseTimer, scores: dict[int, dict[str, Any]]) -> NDArray[np.float64]:
         """One row per hosted participant."""
         unknown = [float("nan")] * self.hosted.plan.domains
         ledger = self.exchange.close_round() if self.exchange is not None else Ledger()

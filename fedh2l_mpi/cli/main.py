@@ -25,18 +25,18 @@ from fedh2l_mpi.errors import (
 from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.launcher import Launch
-from fedh2l_mpi.runtime.shared_imports import Origin
+from fedh2l_mpi.runtime.shared_imports import ParentProcess
 from fedh2l_mpi.runtime.world import World
 
 SILENT_RANKS_STAY_S = 5.0
 
 
-def main(origin: Origin | None = None) -> NoReturn:
+def main(origin: ParentProcess | None = None) -> NoReturn:
     """Run the command line of this process and exit.
 
     Parameters
     ----------
-    origin : Origin or None
+    origin : ParentProcess or None
         Who has started this process; None: its parent.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -45,7 +45,7 @@ def main(origin: Origin | None = None) -> NoReturn:
     # kill -USR2 prints where a hanging rank is; Python's own handlers do not run inside a blocked MPI call.
     faulthandler.register(signal.SIGUSR2)
     # Before the ranks have met, each finds the same mistake or prints the same text: one of them speaks.
-    launch = Launch.of(os.environ)
+    launch = Launch.from_environment(os.environ)
     is_first = launch.rank == 0
     try:
         command = commands.parse(sys.argv[1:], speaks=is_first)

@@ -112,7 +112,7 @@ def execute(command: RunCommand, world: World, signals: Signals | None = None) -
     if command.keys:
         _print_keys()
     elif command.check:
-        launch = Launch.of(os.environ)
+        launch = Launch.from_environment(os.environ)
         config = _config(command).resolved(launch.size, launch.launched)
         from fedh2l_mpi.planning import check
         from fedh2l_mpi.runtime import terminal
@@ -152,7 +152,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
             return
         if command.trace is not None:
             trace: Path = command.trace
-            world.from_first(lambda: timeline.check(trace, directory, goes_on=claim.kind == "resume"))
+            world.from_first(lambda: timeline.check(trace, directory, resumes=claim.kind == "resume"))
         simulation = Simulation(config, world, claim, signals, command.trace)
         directory = simulation.directory
         logs.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)

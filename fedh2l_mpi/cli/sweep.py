@@ -73,7 +73,7 @@ def parse(words: list[str], speaks: bool) -> SweepCommand:
 
 def execute(command: SweepCommand) -> int:
     """Run, list or tabulate the sweep; the exit code."""
-    launch = Launch.of(os.environ)
+    launch = Launch.from_environment(os.environ)
     # A batch script's own shell is one process, whatever number of tasks the job has.
     if launch.size > 1 and launch.launcher != "sbatch":
         raise UserError(

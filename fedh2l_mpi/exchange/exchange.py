@@ -119,7 +119,7 @@ class Exchange:
         self._world, self._hosting, self._array = world, hosting, array
         self._deadline_s, self._pinned = deadline_s, pinned
         self._arrived, self._posted_s = arrived, math.nan
-        self._hosted = hosting.of(world.rank)
+        self._hosted = hosting.participants_of(world.rank)
         self._comm = world.comm.Dup() if world.comm is not None else None
         self._graph: Graph | None = None
         self._routes: list[_Route] = []

@@ -222,8 +222,8 @@ class CheckpointWriter:
                 "name": rank_file_name(rank),
                 "bytes": int(report["size"][0]),
                 "sha256": bytes(report["sha256"][0]).hex(),
-                "first": self._hosting.of(rank).start,
-                "participants": len(self._hosting.of(rank)),
+                "first": self._hosting.participants_of(rank).start,
+                "participants": len(self._hosting.participants_of(rank)),
             }
             for rank, report in enumerate([own, *pending.reports])
         ]

@@ -4,7 +4,7 @@ import signal
 import time
 from enum import IntEnum
 
-from fedh2l_mpi.runtime.shared_imports import Origin
+from fedh2l_mpi.runtime.shared_imports import ParentProcess
 
 
 class Ask(IntEnum):
@@ -37,14 +37,14 @@ class Signals:
 
     Parameters
     ----------
-    origin : Origin or None
+    origin : ParentProcess or None
         Who has started this process; None: its parent.
     """
 
-    def __init__(self, origin: Origin | None = None) -> None:
+    def __init__(self, origin: ParentProcess | None = None) -> None:
         self.begin = time.monotonic()
         self.asked = Ask.NOTHING
-        self.origin = origin or Origin()
+        self.origin = origin or ParentProcess()
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGTERM, self._note)
 

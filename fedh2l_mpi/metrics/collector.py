@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Table = NDArray[np.float64]
 
 
-class Recorder:
+class Collector:
     """One rank's end of the collection. Building it is **collective**.
 
     Parameters
@@ -64,7 +64,7 @@ class Recorder:
             table = np.full((self._hosting.participants, self._width), np.nan)
             requests = []
             for rank in range(1, self._world.size):
-                part = self._hosting.of(rank)
+                part = self._hosting.participants_of(rank)
                 requests.append(self._comm.Irecv(table[part.start : part.stop], rank, tag))
             table[: len(rows)] = rows
             self._tables[round_index] = (table, requests)

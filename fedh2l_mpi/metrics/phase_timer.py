@@ -1,40 +1,62 @@
-"""Seconds of each participant in each phase of a round."""
+"""Measure the seconds that each participant spends in each phase of a round."""
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
 
-from fedh2l_mpi.metrics.trace import EVERYONE, Timeline
-from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.metrics.trace import EVERYONE, Trace
 
 
-class Stopwatch:
-    """Of one round; what it measures is in the timeline, too, where there is one."""
+class Indexed(Protocol):
+    """A participant, of which the timer needs the number only."""
 
-    def __init__(self, device: torch.device, round_index: int, timeline: Timeline | None = None) -> None:
-        self._device, self._round, self._timeline = device, round_index, timeline
+    @property
+    def index(self) -> int:
+        """Its number, from 0."""
+
+
+class TrainingUnit(Protocol):
+    """One participant, or several that step together."""
+
+    @property
+    def members(self) -> Sequence[Indexed]:
+        """The participants in it."""
+
+
+class PhaseTimer:
+    """Timer of one round on one rank. It also adds the phases to the trace, if there is one.
+
+    Attributes
+    ----------
+    seconds : dict of int to dict of str to float
+        By participant and by phase [s].
+    """
+
+    def __init__(self, device: torch.device, round_index: int, trace: Trace | None = None) -> None:
+        self._device, self._round, self._trace = device, round_index, trace
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
-    def of(self, learner: Participant, phase: str) -> AbstractContextManager[None]:
-        """Charge what runs inside to one participant, or to a cohort's members in equal parts."""
-        return self._charged(learner.members, phase, tuple(member.index for member in learner.members))
+    def charge(self, unit: TrainingUnit, phase: str) -> AbstractContextManager[None]:
+        """Charge the time inside the context to one participant, or in equal parts to those that step together."""
+        return self._charge(unit.members, phase, tuple(member.index for member in unit.members))
 
-    def shared(self, participants: Sequence[Participant], phase: str) -> AbstractContextManager[None]:
-        """Charge what runs inside to all participants of this rank, in equal parts that add up to the whole."""
-        return self._charged(participants, phase, EVERYONE)
+    def charge_all(self, participants: Sequence[Indexed], phase: str) -> AbstractContextManager[None]:
+        """Charge the time inside the context to all participants of this rank, in equal parts."""
+        return self._charge(participants, phase, EVERYONE)
 
     @contextmanager
-    def _charged(self, participants: Sequence[Participant], phase: str, told: tuple[int, ...]) -> Iterator[None]:
+    def _charge(self, participants: Sequence[Indexed], phase: str, traced: tuple[int, ...]) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        # What was begun on a GPU is to be charged to whoever began it.
+        # A GPU works asynchronously, so wait for it here; otherwise the next phase would be charged.
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         end = time.perf_counter()
         for participant in participants:
             self.seconds[participant.index][phase] += (end - begin) / len(participants)
-        if self._timeline is not None:
-            self._timeline.phase(phase, self._round, begin, end, told)
+        if self._trace is not None:
+            self._trace.phase(phase, self._round, begin, end, traced)

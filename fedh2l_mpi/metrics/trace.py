@@ -39,12 +39,12 @@ Event = tuple[str, str, float, float, int, tuple[int, ...], int]
 MESSAGES = "messages"
 
 
-def check(out: Path, directory: RunDirectory, goes_on: bool) -> None:
+def check(out: Path, directory: RunDirectory, resumes: bool) -> None:
     """Refuse a file that cannot be made, or that holds something else than this run's timeline so far.
 
     Parameters
     ----------
-    goes_on : bool
+    resumes : bool
         Whether the run is gone on with: then its timeline may be there, if all its parts are, too.
 
     Raises
@@ -53,7 +53,7 @@ def check(out: Path, directory: RunDirectory, goes_on: bool) -> None:
         Names the file, or the one beside it that the parts are joined in.
     """
     try:
-        own = goes_on and _started(directory).get("out") == str(out.resolve())
+        own = resumes and _started(directory).get("out") == str(out.resolve())
         if out.exists() and not (own and out.is_file()):
             raise UserError(f"--trace: {out} exists already; name a new file")
         unfinished = _unfinished(out)
@@ -69,7 +69,7 @@ def check(out: Path, directory: RunDirectory, goes_on: bool) -> None:
         raise UserError(f"--trace: {out} cannot be written: {error.strerror}") from None
 
 
-class Timeline:
+class Trace:
     """One rank's events. Building it is **collective**.
 
     Parameters
@@ -87,7 +87,7 @@ class Timeline:
 
     def __init__(self, world: World, hosting: Hosting, directory: RunDirectory, out: Path, deadline_s: float) -> None:
         self._world, self._directory, self._out = world, directory, out
-        hosted = hosting.of(world.rank)
+        hosted = hosting.participants_of(world.rank)
         self._hosted = (hosted.start, hosted.stop - 1)
         self._attempt, elapsed_s, now_s = world.from_first(self._begin)
         ahead_s, self._unsure_s = self._offset(deadline_s)

@@ -58,7 +58,7 @@ def _notes(*texts: str) -> list[RenderableType]:
 
 def _who(told: Outlook) -> RenderableType:
     config, first, held = told.config, told.schedule.first, told.needs.holdings
-    hosted = [len(told.hosting.of(rank)) for rank in (told.hosting.ranks - 1, 0)]
+    hosted = [len(told.hosting.participants_of(rank)) for rank in (told.hosting.ranks - 1, 0)]
     models = ", ".join(f"{count:,} x {name}" for name, count in requirements.architectures(config).items())
     again = f", redrawn {told.schedule.count - 1:,} times" if told.schedule.count > 1 else ""
     rows = {

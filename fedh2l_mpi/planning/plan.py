@@ -74,7 +74,7 @@ class Outlook:
     @property
     def recorded(self) -> int:
         """Participants whose rows cross ranks: all but those of rank 0."""
-        return self.hosting.participants - len(self.hosting.of(0))
+        return self.hosting.participants - len(self.hosting.participants_of(0))
 
     @property
     def evaluations(self) -> int:

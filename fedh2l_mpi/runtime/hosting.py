@@ -10,7 +10,7 @@ class Hosting:
     participants: int
     ranks: int
 
-    def of(self, rank: int) -> range:
+    def participants_of(self, rank: int) -> range:
         """The participants that `rank` hosts."""
         base, extra = divmod(self.participants, self.ranks)
         first = rank * base + min(rank, extra)

@@ -24,7 +24,7 @@ class Launch:
     rank: int
 
     @staticmethod
-    def of(environ: Mapping[str, str]) -> "Launch":
+    def from_environment(environ: Mapping[str, str]) -> "Launch":
         """From the environment's variables; a plain process is the only one of its run."""
         for launcher, size, rank in LAUNCHERS:
             # A batch script's own shell is one process, whatever number of tasks its steps will have.

@@ -235,7 +235,7 @@ def connect(environ: Mapping[str, str] = os.environ) -> World:
         If the launcher started several processes and MPI cannot be loaded, or sees one: they would run apart from
         each other.
     """
-    launch = Launch.of(environ)
+    launch = Launch.from_environment(environ)
     if launch.size == 1:
         return World(None, launch.launched)
     if launch.launcher == "sbatch":

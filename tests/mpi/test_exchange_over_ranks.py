@@ -28,11 +28,11 @@ def assert_rounds_arrive(comm, graphs: list[Graph], samples: int, classes: int) 
     hosting = Hosting(participants, world.size)
     exchange = Exchange(world, hosting, posteriors(samples, classes), deadline_s=30.0)
     for round_index, graph in enumerate(graphs):
-        published = {i: posterior_of(i, round_index, samples, classes) for i in hosting.of(world.rank)}
+        published = {i: posterior_of(i, round_index, samples, classes) for i in hosting.participants_of(world.rank)}
         exchange.start(round_index, graph, published)
         exchange.progress()
         theirs = exchange.finish()
-        assert set(theirs) == set(hosting.of(world.rank))
+        assert set(theirs) == set(hosting.participants_of(world.rank))
         for participant, received in theirs.items():
             near = graph.neighbours[participant]
             assert tuple(received.shape) == (len(near), samples, classes)
@@ -84,7 +84,7 @@ def test_with_each_codec_two_and_three_ranks_bring_what_one_hands_over(comm):
         expected = alone.finish()
         for world in [World(comm), *([World(pair)] if comm.rank < 2 else [])]:
             hosting = Hosting(participants, world.size)
-            hosted = hosting.of(world.rank)
+            hosted = hosting.participants_of(world.rank)
             exchange = Exchange(world, hosting, array, deadline_s=20.0)
             exchange.start(0, graph, {index: published[index] for index in hosted})
             for index, received in exchange.finish().items():
@@ -126,7 +126,7 @@ def test_where_rows_are_skipped_every_number_of_ranks_brings_the_same_and_so_doe
         assert expected[4][1] == {0: whole, 1: 2 * whole, 2: 2 * whole, 3: whole, 4: 2 * whole}
         for world in [World(comm), *([World(pair)] if comm.rank < 2 else [])]:
             hosting = Hosting(5, world.size)
-            hosted = hosting.of(world.rank)
+            hosted = hosting.participants_of(world.rank)
             unbroken, resumed = (Exchange(world, hosting, array, deadline_s=20.0) for _ in range(2))
             got = rounds_of(unbroken, hosted, graphs)
             resumed.hand_over(1, graphs[1], got[1][3])

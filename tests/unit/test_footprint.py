@@ -93,7 +93,7 @@ def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks
     told = traffic.links(graph.edges, hosting)
     for rank in range(ranks):
         exchange = Exchange(SimpleNamespace(rank=rank, comm=None), hosting, ARRAY, 1.0)
-        exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.of(rank)})
+        exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.participants_of(rank)})
         assert exchange.mpi_sent == told.mpi_bytes_R(SIZE)[rank]
         assert len(exchange._routes) == told.messages_R[rank]
         assert sum(len(route.incoming.senders) for route in exchange._routes) == told.received_R[rank]
@@ -411,7 +411,7 @@ def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
     told = disk.checkpoint_bytes(config, hosting, needs.models, kept)
     for rank in range(ranks):
         content = {}
-        for index in hosting.of(rank):
+        for index in hosting.participants_of(rank):
             one = requirements.stand_in(config, source, build(config.architecture(index), 1, 8, 10, 0))
             content[index] = {
                 "model": {name: value.clone() for name, value in one.model.state_dict().items()},

@@ -89,7 +89,7 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
     unfinished = tmp_path / "out.json.new"
     unfinished.write_text("somebody's")
     with pytest.raises(UserError, match=r"out\.json is written as .*out\.json\.new first, and that exists already"):
-        timeline.check(tmp_path / "out.json", RunDirectory(tmp_path / "run"), goes_on=False)
+        timeline.check(tmp_path / "out.json", RunDirectory(tmp_path / "run"), resumes=False)
     assert unfinished.read_text() == "somebody's"
     with pytest.raises(UserError, match="--trace: there is nothing"):
         commands.parse(["--check", "--trace", "out.json"])
@@ -103,8 +103,8 @@ def test_only_its_own_timeline_is_replaced_by_a_run_that_is_gone_on_with(tmp_pat
         path.write_text("{}")
     left = tmp_path / "out.json.new"
     left.write_text("[")
-    timeline.check(out, directory, goes_on=True)
+    timeline.check(out, directory, resumes=True)
     assert not left.exists()
-    for path, goes_on in ((out, False), (other, True)):
+    for path, resumes in ((out, False), (other, True)):
         with pytest.raises(UserError, match="exists already"):
-            timeline.check(path, directory, goes_on)
+            timeline.check(path, directory, resumes)

@@ -18,7 +18,7 @@ from fedh2l_mpi.runtime.world import World, connect
 @pytest.mark.parametrize("ranks", [1, 2, 3, 16])
 def test_every_participant_has_one_rank_in_contiguous_even_blocks(participants, ranks):
     hosting = Hosting(participants, ranks)
-    blocks = [list(hosting.of(rank)) for rank in range(ranks)]
+    blocks = [list(hosting.participants_of(rank)) for rank in range(ranks)]
     assert [index for block in blocks for index in block] == list(range(participants))
     assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
     assert all(hosting.rank_of(participant) == rank for rank, block in enumerate(blocks) for participant in block)
@@ -38,16 +38,16 @@ def test_every_participant_has_one_rank_in_contiguous_even_blocks(participants, 
     ],
 )
 def test_launchers_are_recognised(environ, size, rank, launched):
-    launch = Launch.of(environ)
+    launch = Launch.from_environment(environ)
     assert (launch.size, launch.rank, launch.launched) == (size, rank, launched)
 
 
 def test_srun_that_speaks_pmi_is_told_from_an_mpirun_inside_a_job():
     srun = {"PMI_SIZE": "4", "PMI_RANK": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}
-    assert Launch.of(srun) == Launch("srun", 4, 1)
+    assert Launch.from_environment(srun) == Launch("srun", 4, 1)
     # Hydra starts one proxy a node through srun; its ranks inherit that step's variables.
     hydra = {**srun, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "MPI_LOCALRANKID": "1"}
-    assert Launch.of(hydra) == Launch("mpirun", 4, 1)
+    assert Launch.from_environment(hydra) == Launch("mpirun", 4, 1)
 
 
 def test_a_batch_script_that_forgot_its_launcher_is_told():

@@ -73,7 +73,7 @@ class Watchdog:
 
 def connected(environ: Mapping[str, str] = os.environ) -> World:
     """The world of this process, or one of its own where the ranks cannot meet. **Collective.**"""
-    launch = Launch.of(environ)
+    launch = Launch.from_environment(environ)
     # Asked only where it matters: it costs a process.
     if "PMIX_RANK" in environ and (caution := launcher.may_not_join(launch, software.mpi_of_mpi4py())):
         if launch.rank == 0:
@@ -104,7 +104,7 @@ def examine(
     UserError
         If the config cannot be read, or `out` cannot be a directory.
     """
-    launch = Launch.of(environ)
+    launch = Launch.from_environment(environ)
     refusal = _refusal(world, launch, environ)
     if refusal and launch.rank != 0:
         # They are many, all alone, and the first of them speaks. With an error they would end it before it has.

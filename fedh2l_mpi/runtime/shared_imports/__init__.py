@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from fedh2l_mpi.runtime.shared_imports import process_state, proxy, rendezvous, server
-from fedh2l_mpi.runtime.shared_imports.parent import Origin
+from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 
 OPTION = "--share-imports"
 
@@ -22,7 +22,7 @@ OPTION = "--share-imports"
 ATTEMPTS = 3
 
 
-def begin(is_run: Callable[[], bool]) -> Origin:
+def begin(is_run: Callable[[], bool]) -> ParentProcess:
     """Where this process comes from; it is a rank with everything imported if the node's imports can be shared.
 
     Returns in ranks only: what the launcher has started never returns if it becomes a proxy.
@@ -33,24 +33,28 @@ def begin(is_run: Callable[[], bool]) -> Origin:
         Whether the command line asks for a run, and not for something that a process does alone.
     """
     if not sys.platform.startswith("linux"):
-        return Origin(refused="that needs Linux")
+        return ParentProcess(refused="that needs Linux")
     ranks = rendezvous.ranks_on_node(os.environ)
     if ranks is None:
         known = ", ".join(rendezvous.KNOWN_BY)
-        return Origin(refused=f"nothing in the environment tells how many ranks are on this node ({known})")
+        return ParentProcess(refused=f"nothing in the environment tells how many ranks are on this node ({known})")
     if ranks == 1:
-        return Origin()
+        return ParentProcess()
     if rendezvous.long_addresses_are_cut(os.environ):
-        return Origin(refused="under srun --mpi=pmi2 on several nodes, ranks of MPICH might not find each other then")
+        return ParentProcess(
+            refused="under srun --mpi=pmi2 on several nodes, ranks of MPICH might not find each other then"
+        )
     if bound := [name for name in rendezvous.BINDS_THREADS if name in os.environ]:
-        return Origin(refused=f"{bound[0]} is set, by which a library binds threads when it is loaded; unset it")
+        return ParentProcess(refused=f"{bound[0]} is set, by which a library binds threads when it is loaded; unset it")
     if rendezvous.parent_is_a_rank(os.environ):
-        return Origin(refused=f"pid {os.getppid()}, such as a script, starts this rank and stays; let it exec python")
+        return ParentProcess(
+            refused=f"pid {os.getppid()}, such as a script, starts this rank and stays; let it exec python"
+        )
     for _ in range(ATTEMPTS):
         try:
             listener, connection = rendezvous.meet(rendezvous.place())
         except rendezvous.CannotMeetError as error:
-            return Origin(refused=str(error))
+            return ParentProcess(refused=str(error))
         if listener is not None:
             if os.fork() == 0:
                 # Nothing of this rank's may stay open in the server: launchers wait for the last one who holds it.
@@ -60,8 +64,8 @@ def begin(is_run: Callable[[], bool]) -> Origin:
         answer = proxy.stand_in(connection, process_state.capture())
         connection.close()
         if answer is not None:
-            return Origin(refused=answer)
-    return Origin(refused="the process that was to import for this node ended before it could be asked")
+            return ParentProcess(refused=answer)
+    return ParentProcess(refused="the process that was to import for this node ended before it could be asked")
 
 
-__all__ = ["OPTION", "Origin", "begin"]
+__all__ = ["OPTION", "ParentProcess", "begin"]

@@ -5,7 +5,7 @@ import os
 from fedh2l_mpi.runtime.processes import stat_fields
 
 
-class Origin:
+class ParentProcess:
     """Of this process.
 
     Parameters

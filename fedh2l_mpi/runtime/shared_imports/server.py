@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from fedh2l_mpi.runtime.shared_imports import process_state, protocol, rendezvous
-from fedh2l_mpi.runtime.shared_imports.parent import Origin
+from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 from fedh2l_mpi.runtime.shared_imports.process_state import Facts
 
 # What the ranks of a run would import one after the other. Not mpi4py.MPI: that joins the job, as one rank.
@@ -37,7 +37,7 @@ PR_SET_PDEATHSIG = 1
 NAME = "fedh2l-imports"
 
 
-def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> Origin:
+def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> ParentProcess:
     """Import, then fork a rank for every proxy that asks, tell it how the rank ended, and end with the last.
 
     Returns in the ranks only.
@@ -239,13 +239,13 @@ def _import_everything() -> str:
     return ""
 
 
-def _become(rank: tuple[Facts, list[int]], name: str) -> Origin:
+def _become(rank: tuple[Facts, list[int]], name: str) -> ParentProcess:
     """Be the rank that a proxy has handed over."""
     facts, received = rank
     gc.enable()
     process_state.renamed(name)
     process_state.take_on(facts, received)
-    return Origin(facts["proxy"], facts["launcher"])
+    return ParentProcess(facts["proxy"], facts["launcher"])
 
 
 def _die_with(parent: int) -> None:
