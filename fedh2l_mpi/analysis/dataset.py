@@ -91,7 +91,7 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
         for run in runs:
             run.close()
     scales = {name: (name, place.numbers, _described(name)) for name, place in places.items()}
-    by_run["run"] = ("run", np.array(unique_names([run.path for run in runs])), {"long_name": "name of the run"})
+    by_run["run"] = ("run", np.array(unique_names([run.file for run in runs])), {"long_name": "name of the run"})
     return xarray.Dataset(arrays, {**scales, **labels, **by_run}, attributes)
 
 
@@ -113,7 +113,7 @@ def of_run(run: Run) -> "xarray.Dataset":
 
 def attributes_of(run: Run) -> dict[str, str | int]:
     """The file's attributes, and what became of the run and is wrong with the file."""
-    told: dict[str, str | int] = {"state": run.state.word, "state_text": str(run.state)}
+    told: dict[str, str | int] = {"state": run.state, "state_text": str(run.condition)}
     return {**run.metrics.attributes, **told, "problems": "\n".join(run.problems)}
 
 
@@ -217,7 +217,7 @@ def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
     }
     seeds = [run.metrics.attributes.get("seed") for run in runs]
     coordinates["seed"] = ("run", _plain_values(seeds), {"long_name": "seed of every random stream"})
-    coordinates["state"] = ("run", np.array([run.state.word for run in runs]), {"long_name": "what became of the run"})
+    coordinates["state"] = ("run", np.array([run.state for run in runs]), {"long_name": "what became of the run"})
     return coordinates
 
 
@@ -245,5 +245,5 @@ def _common_attributes(runs: Sequence[Run]) -> dict[str, str | int]:
         for name, value in each[0].items()
         if name not in ("state", "state_text", "problems") and all(other.get(name) == value for other in each)
     }
-    problems = [f"{run.path}: {problem}" for run in runs for problem in run.problems]
+    problems = [f"{run.file}: {problem}" for run in runs for problem in run.problems]
     return {**shared, "problems": "\n".join(problems)}

@@ -68,7 +68,7 @@ def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
     if to not in known:
         raise UserError(f"export: got {to!r}; known: {', '.join(known)}")
     if out is None:
-        out = run.path.with_suffix(".nc") if to == "netcdf" else run.path.with_name(f"{run.path.stem}-{to}")
+        out = run.file.with_suffix(".nc") if to == "netcdf" else run.file.with_name(f"{run.file.stem}-{to}")
     if out.exists():
         raise UserError(f"{out}: exists already; give another with --out, or remove it")
     # Under another name until it is complete: what has the right name is whole.
@@ -175,7 +175,7 @@ def _batches(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:
 def _write_about(run: Run, folder: Path, rows_by_table: Mapping[_Table, int]) -> None:
     """What a person needs to know of the tables; last, since damage shows only when arrays are read."""
     about = {
-        "source": str(run.path.absolute()),
+        "source": str(run.file.absolute()),
         "attributes": attributes_of(run),
         "tables": {
             table.name: {

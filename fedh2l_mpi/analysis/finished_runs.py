@@ -48,7 +48,7 @@ def finished(paths: Sequence[Path]) -> tuple[list[Finished], list[str]]:
             notes[f"{error}: left out"] = None
             continue
         try:
-            found.setdefault(run.path.resolve(), _finished(run))
+            found.setdefault(run.file.resolve(), _finished(run))
         except UserError as error:
             notes[f"{_name(run)}: {error}: left out"] = None
         finally:
@@ -76,8 +76,8 @@ def newest(runs: Sequence[Finished], keys: Sequence[str]) -> tuple[list[Finished
 
 def _finished(run: Run) -> Finished:
     """Raises UserError with what is wrong, without the run's name."""
-    if run.state.word != "complete":
-        raise UserError(str(run.state))
+    if run.state != "complete":
+        raise UserError(str(run.condition))
     attributes, evaluated_E = run.metrics.attributes, run.evaluated_E
     outcome = None
     if len(evaluated_E) and isinstance(attributes.get("seed"), int):
@@ -102,4 +102,4 @@ def _finished(run: Run) -> Finished:
 
 def _name(run: Run) -> str:
     """The run directory, or the file where that has another name than usual."""
-    return str(run.path if run.name == run.path.stem else run.path.parent)
+    return str(run.file if run.name == run.file.stem else run.file.parent)

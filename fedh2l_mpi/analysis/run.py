@@ -10,16 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config.comparison import flat
-from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import RunMetrics, State, look, state_of
+from fedh2l_mpi.errors import UserError, did_you_mean
+from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, State, look, state_of
 from fedh2l_mpi.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import xarray
+
+    from fedh2l_mpi.analysis.summary import Summary
 
 # What a sweep has set aside of a run that it started anew.
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
@@ -31,7 +36,7 @@ class Run:
 
     Attributes
     ----------
-    path : Path
+    file : Path
         Its metrics file.
     metrics : RunMetrics
         Lazily read.
@@ -39,24 +44,34 @@ class Run:
         The resolved config as nested sections; empty if it cannot be read.
     """
 
-    path: Path
+    file: Path
     metrics: RunMetrics
     config: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """What a person calls it: the run directory's name, or the file's where that has another name than usual."""
-        return name_of(self.path)
+        return name_of(self.file)
 
     @property
     def problems(self) -> Sequence[str]:
         """What is wrong with the file; more may come up while arrays are read."""
         return list(dict.fromkeys(self.metrics.problems))
 
+    @property
+    def path(self) -> Path:
+        """The run directory; the metrics file itself where it stands alone under another name."""
+        return self.file.parent if _has_usual_name(self.file) else self.file
+
+    @property
+    def state(self) -> str:
+        """One word: complete, running, stopped, failed or crashed."""
+        return self.condition.word
+
     @cached_property
-    def state(self) -> State:
-        """What became of it."""
-        return state_of(self.metrics, self.path)
+    def condition(self) -> State:
+        """The state with its numbers of rounds."""
+        return state_of(self.metrics, self.file)
 
     @property
     def participants(self) -> int:
@@ -68,6 +83,56 @@ class Run:
         """Rows (not numbers: rounds may be missing) in which every participant was evaluated, int64 (E,)."""
         accuracy_RP = self.metrics["accuracy_all"]
         return np.flatnonzero(~np.isnan(accuracy_RP).any(axis=1)) if accuracy_RP.size else np.empty(0, np.int64)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return an array of the metrics file by its name, such as `accuracy_all`, (rounds, participants).
+
+        Raises
+        ------
+        UserError
+            If there is no array of that name.
+        """
+        if name not in DIMENSIONS:
+            known = ", ".join(DIMENSIONS)
+            raise UserError(f"{self.name}: no array {name!r}{did_you_mean(name, list(DIMENSIONS))}. Known: {known}.")
+        return self.metrics[name]
+
+    def summary(self) -> "Summary":
+        """Return the numbers of the report: accuracies, traffic, times."""
+        from fedh2l_mpi.analysis.summary import summarise
+
+        return summarise(self)
+
+    def dataset(self) -> "xarray.Dataset":
+        """Return the run as labelled arrays, which are read when they are asked for.
+
+        Raises
+        ------
+        UserError
+            If xarray is not installed.
+        """
+        from fedh2l_mpi.analysis.dataset import of_run
+
+        return of_run(self)
+
+    def plot(self, *names: str, out: str | Path | None = None) -> list[Path]:
+        """Draw figures and return their files; without names, the overview.
+
+        Parameters
+        ----------
+        names : str
+            Figures by their names, as `plot --list` prints them.
+        out : path or None
+            A file for one figure, a folder for several; None: next to the metrics file.
+
+        Raises
+        ------
+        UserError
+            If a name is unknown, a file cannot be written, or matplotlib is not installed.
+        """
+        from fedh2l_mpi.analysis import figures
+
+        return list(figures.plot(self, names or ("overview",), Path(out) if out is not None else None).files)
 
     def after(self, row: int) -> int:
         """Number of rounds that had finished when the round in this row had: what a person counts from 1."""

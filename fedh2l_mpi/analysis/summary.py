@@ -120,7 +120,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
     seconds = math.nan if np.isnan(phases).all() else float(slowest_rank_seconds(phases, measured["rank"]))
     return Summary(
         run.name,
-        str(run.state),
+        str(run.condition),
         dict(_facts(run)),
         _after(run),
         participants,
@@ -255,7 +255,7 @@ def _count(number: Any, noun: str) -> str:
 
 
 def _warnings(run: Run, participants: Mapping[str, NDArray[Any]]) -> Iterator[str]:
-    state = run.state
+    state = run.condition
     if state.word != "complete":
         missing = state.planned - state.rounds
         yield f"unfinished: {state}" + (f", {missing} missing" if missing > 0 and state.word != "running" else "")
@@ -311,8 +311,8 @@ def _compared(
     ]
     if unlike:
         warnings.append(f"the baseline {baseline.name} differs in {' and '.join(unlike)}: gains are not paired")
-    if baseline.state.word != "complete":
-        warnings.append(f"the baseline {baseline.name} is unfinished: {baseline.state}")
+    if baseline.state != "complete":
+        warnings.append(f"the baseline {baseline.name} is unfinished: {baseline.condition}")
     after, theirs_after = _after(run), _after(baseline)
     if after and theirs_after and after != theirs_after:
         warnings.append(

@@ -80,7 +80,7 @@ class Follower:
             else:
                 try:
                     first = self._first(run.metrics)
-                    new, state = _read(run.metrics, first), run.state
+                    new, state = _read(run.metrics, first), run.condition
                 finally:
                     run.close()
                 # What was met half-way is not taken: it is unknown only until it is read again.

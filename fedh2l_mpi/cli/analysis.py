@@ -279,7 +279,7 @@ def _looked_at(path: Path, tells: bool = True) -> Iterator["Run"]:
     finally:
         run.close()
         for problem in run.problems if tells else ():
-            print(f"fedh2l_mpi: {run.path}: {problem}", file=sys.stderr)
+            print(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
 
 
 def _give(text: str, out: Path | None, what: str) -> None:

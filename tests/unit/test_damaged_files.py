@@ -163,20 +163,20 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
     ) as writer:
         assert writer.stdout.readline() == "written\n"
         alive = runs.look_at(tmp_path / "run")
-        assert (alive.state.word, alive.metrics.rounds) == ("running", 4)
+        assert (alive.state, alive.metrics.rounds) == ("running", 4)
         writer.send_signal(signal.SIGKILL)
     # Written by a process of this host that is gone.
     attributes = {**alive.metrics.attributes, "host": os.uname().nodename, "pid": writer.pid}
     killed = metrics.RunMetrics(attributes, alive.metrics.arrays, closed=False)
-    assert str(metrics.state_of(killed, alive.path)) == "crashed in round 4: 4 of 4 rounds finished"
+    assert str(metrics.state_of(killed, alive.file)) == "crashed in round 4: 4 of 4 rounds finished"
     # Its number belongs to another process by now, which has started after the last round: after a reboot, say.
     again = metrics.RunMetrics({**attributes, "pid": os.getpid()}, alive.metrics.arrays, closed=False)
-    assert metrics.state_of(again, alive.path).word == "running"
-    os.utime(alive.path, (0, 0))
-    assert metrics.state_of(again, alive.path).word == "crashed"
+    assert metrics.state_of(again, alive.file).word == "running"
+    os.utime(alive.file, (0, 0))
+    assert metrics.state_of(again, alive.file).word == "crashed"
     # Elsewhere, and silent for a day.
     elsewhere = metrics.RunMetrics({**attributes, "host": "elsewhere"}, alive.metrics.arrays, closed=False)
-    assert metrics.state_of(elsewhere, alive.path).word == "crashed"
+    assert metrics.state_of(elsewhere, alive.file).word == "crashed"
 
 
 @pytest.mark.parametrize(("rank", "word"), [([0, 0, 0, 0], "running"), ([0, 1, 2, 3], "crashed")])

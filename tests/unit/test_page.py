@@ -143,7 +143,7 @@ def test_a_page_that_cannot_be_written_is_told(tmp_path):
     run = runs.look_at(write(tmp_path / "run", THREE))
     for out, told in (
         (tmp_path / "no" / "page.html", "cannot be written: No such file"),
-        (run.path / "page.html", "cannot be written: Not a directory"),
+        (run.file / "page.html", "cannot be written: Not a directory"),
         (tmp_path / ("n" * 255), "cannot be written: File name too long"),
         (tmp_path, "is a directory, must be the name of a file"),
         (Path(), "is a directory, must be the name of a file"),

@@ -78,7 +78,7 @@ def draw(run: Run, name: str, width_mm: float | None = None) -> "Figure":
         try:
             return kind.drawn(run, width_mm)
         except UserError as error:
-            raise UserError(f"{run.path}: nothing to draw for {name!r}: {error}") from None
+            raise UserError(f"{run.file}: nothing to draw for {name!r}: {error}") from None
 
 
 def plot(
@@ -113,7 +113,7 @@ def plot(
         file = _file(run, name, out, ending)
         save(draw(run, name, width_mm), file)
         return Plotted([file], {})
-    folder = run.path.parent / "plots" if out is None else out
+    folder = run.file.parent / "plots" if out is None else out
     if folder.suffix.removeprefix(".") in ENDINGS and not folder.is_dir():
         raise UserError(f"{folder}: several figures need a folder, got the name of a file")
     files, skipped = [], {}
@@ -144,7 +144,7 @@ def _kind(name: str) -> FigureKind:
 def _file(run: Run, name: str, out: Path | None, ending: str) -> Path:
     usual = f"plot.{ending}" if name == OVERVIEW.name else f"plot-{name}.{ending}"
     if out is None:
-        return run.path.parent / usual
+        return run.file.parent / usual
     if out.is_dir():
         return out / usual
     return out if out.suffix else out.with_name(f"{out.name}.{ending}")

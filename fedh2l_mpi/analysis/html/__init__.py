@@ -128,7 +128,7 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
                 "id": f"run-{number}",
                 "name": summary.name,
                 "state": summary.state,
-                "word": run.state.word,
+                "word": run.state,
                 "after": summary.after,
                 "warnings": summary.warnings,
                 "cards": list(_cards(run, summary)),
@@ -189,7 +189,7 @@ def _plots(run: Run, where: str) -> tuple[list[tuple[str, str, str]], list[str]]
         try:
             svg = figures.inline_svg(figures.draw(run, name, PLOT_MM), f"{kind.title}, {where}")
         except UserError as error:
-            reason = str(error).removeprefix(f"{run.path}: ").removeprefix(f"nothing to draw for {name!r}: ")
+            reason = str(error).removeprefix(f"{run.file}: ").removeprefix(f"nothing to draw for {name!r}: ")
             missing.append(f"{kind.title}: not drawn, {reason}.")
         else:
             plots.append((kind.title, kind.caption, svg))
@@ -312,7 +312,7 @@ def _facts(run: Run, summary: Summary) -> dict[str, str]:
         "content digest": str(
             told.get("content_digest") or f"{DASH} (the file was not closed, or is of an older version)"
         ),
-        "file": str(run.path),
+        "file": str(run.file),
     }
 
 

@@ -31,7 +31,7 @@ def validate(path: Path, programs: bool = True) -> list[Finding]:
     report = Report()
     try:
         check_file(run, report)
-        check_schema(run.path, run.metrics.closed, report)
+        check_schema(run.file, run.metrics.closed, report)
         config = check_config(run, report)
         check_rounds(run, config, report)
         check_participants(run, config, report)

@@ -25,7 +25,7 @@ def check_content(run: Run, report: Report) -> None:
         report.note("content", "an older version recorded no content_digest")
     else:
         try:
-            file, _ = open_for_reading(run.path)
+            file, _ = open_for_reading(run.file)
             with file:
                 got = content_digest(file)
         except DAMAGE as error:
@@ -42,7 +42,7 @@ def check_scales(run: Run, report: Report) -> None:
     loops for ever.
     """
     code = "import sys; from fedh2l_mpi.analysis.validation import contents; contents.print_unattached(sys.argv[1])"
-    ended = _ended([sys.executable, "-c", code, str(run.path)])
+    ended = _ended([sys.executable, "-c", code, str(run.file)])
     if isinstance(ended, _Failure):
         report.error("programs", f"dimension scales cannot be followed: {ended}")
     else:
@@ -75,7 +75,7 @@ def check_h5dump(run: Run, report: Report) -> None:
         return
     wrong = []
     for options in (["-H"], ["-d", "round"]):
-        ended = _ended([program, *options, str(run.path)])
+        ended = _ended([program, *options, str(run.file)])
         wrong += [f"h5dump {' '.join(options)}: {ended}"] if isinstance(ended, _Failure) else []
     report.verdict("programs", wrong, "h5dump reads the file")
 

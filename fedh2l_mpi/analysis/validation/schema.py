@@ -29,8 +29,8 @@ def check_file(run: Run, report: Report) -> None:
     for problem in run.problems:
         if problem.startswith("has schema"):
             report.error("file", problem)
-    level = report.ok if run.state.word == "complete" else report.note
-    level("file", f"the run is {run.state}" if run.state.word == "complete" else f"the run {_was(run)}")
+    level = report.ok if run.state == "complete" else report.note
+    level("file", f"the run is {run.condition}" if run.state == "complete" else f"the run {_was(run)}")
     digest = run.metrics.attributes.get("seed_set_digest")
     if isinstance(digest, str) and SHA256.fullmatch(digest):
         report.ok("file", f"seed_set_digest {digest[:12]}... is one")
@@ -48,7 +48,7 @@ def add_problems(run: Run, report: Report) -> None:
 
 
 def _was(run: Run) -> str:
-    return f"{'is' if run.state.word == 'running' else 'has'} {run.state}"
+    return f"{'is' if run.state == 'running' else 'has'} {run.condition}"
 
 
 def check_schema(path: Path, closed: bool, report: Report) -> None:
@@ -147,8 +147,8 @@ def check_config(run: Run, report: Report) -> Config | None:
             if wanted is not None and got != wanted
         ]
         report.verdict("config", differing, "a valid config, of these participants, rounds and seed")
-    beside = RunDirectory(run.path.parent)
-    if run.path.name == beside.metrics.name and beside.config.exists():
+    beside = RunDirectory(run.file.parent)
+    if run.file.name == beside.metrics.name and beside.config.exists():
         try:
             same = beside.config.read_text(encoding="utf-8", errors="replace") == recorded
         except OSError as error:

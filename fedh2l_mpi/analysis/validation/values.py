@@ -48,9 +48,9 @@ Rows = Mapping[str, NDArray[Any]]
 
 
 def check_rounds(run: Run, config: Config | None, report: Report) -> None:
-    planned, finished = run.state.planned, run.metrics.rounds
+    planned, finished = run.condition.planned, run.metrics.rounds
     wrong = [problem for problem in run.problems if problem.startswith("missing rounds")]
-    if run.state.word == "complete" and finished != planned and not wrong:
+    if run.state == "complete" and finished != planned and not wrong:
         wrong.append(f"got {finished} rounds, must be {planned} of a complete run")
     if planned and finished > planned:
         wrong.append(f"got {finished} rounds, {planned} were planned")
