@@ -36,8 +36,8 @@ def one_by_one(models: list[nn.Module], images: Tensor, labels: Tensor, config: 
 
 
 def together(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
-    matrix = batched_linear.beside([torch.stack([FlatParameters(model).vector for model in models])])
-    model, mover = batched_linear.StackedModel(models[0], matrix), optimizers.build(matrix, config)
+    matrix = batched_linear.join_columns([torch.stack([FlatParameters(model).vector for model in models])])
+    model, mover = batched_linear.BatchedModel(models[0], matrix), optimizers.build(matrix, config)
     return lambda: mover.step(model.gradient(losses.cross_entropy(model(images), labels)))
 
 

@@ -27,7 +27,7 @@ class Cohort(Participant):
     Parameters
     ----------
     members : sequence of Participant
-        With one architecture that `stacked.chain` accepts, and private minibatches of one size.
+        With one architecture that `batched_linear.chain` accepts, and private minibatches of one size.
     """
 
     def __init__(self, members: Sequence[Participant]) -> None:
@@ -35,10 +35,10 @@ class Cohort(Participant):
         self._members = list(members)
         # No number of its own: a method that asks for one must learn that it has several participants before it.
         self.architecture, self.device = first.architecture, first.device
-        matrix_GW = batched_linear.beside([torch.stack([member.parameters.vector for member in members])])
+        matrix_GW = batched_linear.join_columns([torch.stack([member.parameters.vector for member in members])])
         for member, row in zip(members, matrix_GW, strict=True):
             member.parameters.move_to(row)
-        self._stacked = batched_linear.StackedModel(first.model, matrix_GW)
+        self._stacked = batched_linear.BatchedModel(first.model, matrix_GW)
         self.model = self._stacked
         self.optimizer = optimizers.joined([member.optimizer for member in members], matrix_GW)
 

@@ -58,7 +58,7 @@ def _layers(module: nn.Module) -> list[nn.Module] | None:
     return [module] if type(module) in (nn.Linear, nn.ReLU) else None
 
 
-def beside(parts: Sequence[Tensor]) -> Tensor:
+def join_columns(parts: Sequence[Tensor]) -> Tensor:
     """The columns of several matrices as a new one, whose rows begin at multiples of 64 bytes, as vectors do.
 
     The last bit of a dot product depends on where in memory its operands begin.
@@ -109,7 +109,7 @@ class _Linear(torch.autograd.Function):
         )
 
 
-class StackedModel(nn.Module):
+class BatchedModel(nn.Module):
     """G models: images (G, B, channels, side, side) in, logits (G, B, classes) out.
 
     Parameters
@@ -157,4 +157,4 @@ class StackedModel(nn.Module):
         gradients = torch.autograd.grad(
             losses_G.sum(), self.weights, retain_graph=again or None, materialize_grads=True
         )
-        return beside([gradient.flatten(1) for gradient in gradients])
+        return join_columns([gradient.flatten(1) for gradient in gradients])

@@ -77,7 +77,9 @@ def test_products_of_few_numbers_give_every_member_its_own_bits_too(kind, batch)
         torch.manual_seed(member)
         alone.append(kind())
     flat = [FlatParameters(model) for model in alone]
-    together = batched_linear.StackedModel(alone[0], batched_linear.beside([torch.stack([one.vector for one in flat])]))
+    together = batched_linear.BatchedModel(
+        alone[0], batched_linear.join_columns([torch.stack([one.vector for one in flat])])
+    )
     logits = together(images)
     gradients = together.gradient(losses.cross_entropy(logits, labels))
     for member, model in enumerate(alone):
