@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.errors import UserError, did_you_mean
 
 
 class Key(typing.NamedTuple):
@@ -24,6 +25,36 @@ def describe_keys(section: type[Section] = Config, prefix: str = "") -> Iterator
             yield from describe_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield Key(f"{prefix}{name}", field.default, _allowed(schema[name]), field.description or "")
+
+
+def select_keys(wanted: str | None = None) -> list[Key]:
+    """Keys of a section, a single key, or every key whose name, meaning or words contain a text; None: all keys.
+
+    Raises
+    ------
+    UserError
+        If nothing contains the text.
+    """
+    keys = list(describe_keys())
+    if wanted is None:
+        return keys
+    text = wanted.strip().lower().rstrip(".")
+    inside = [key for key in keys if key.name == text or key.name.startswith(f"{text}.")]
+    found = inside or [key for key in keys if text in f"{key.name}\n{key.allowed}\n{key.meaning}".lower()]
+    if not found:
+        sections = dict.fromkeys(key.name.rpartition(".")[0] for key in keys if "." in key.name)
+        known = [*sections, *(key.name for key in keys)]
+        raise UserError(
+            f"--keys: no key contains {wanted!r}{did_you_mean(text, known)}. Sections: {', '.join(sections)}. "
+            "Fix: name a section, a key or a word of its meaning."
+        )
+    return found
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the config file: editors complete and check a YAML file with it."""
+    schema = Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "fedh2l_mpi config"}
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
