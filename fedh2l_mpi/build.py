@@ -22,7 +22,7 @@ from fedh2l_mpi.topology import Topology
 
 
 @dataclass(frozen=True)
-class Hosted:
+class RankSetup:
     """A rank's part of a run, before its first round.
 
     Attributes
@@ -56,7 +56,7 @@ class Hosted:
         return tuple(len(share.private) for share in self.plan.shares)
 
 
-def load(config: Config, world: World, hosting: Hosting, device: torch.device) -> Hosted:
+def load(config: Config, world: World, hosting: Hosting, device: torch.device) -> RankSetup:
     """This rank's data, models and graph, of a resolved config. **Collective.**
 
     Raises
@@ -67,7 +67,7 @@ def load(config: Config, world: World, hosting: Hosting, device: torch.device) -
     return world.together(lambda: _loaded(config, world, hosting, device))
 
 
-def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device) -> Hosted:
+def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device) -> RankSetup:
     if config.optimizer.precision == "bfloat16":
         mixed_precision.refuse_without_hardware(device)
     models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
@@ -78,8 +78,8 @@ def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device
     samples = federation.load(plan, here, device, method.pools_private_data)
     participants = [_participant(index, config, plan, samples, method.shares_parameters) for index in here]
     array = method.array(participants[0], plan.seed_samples_per_round, plan.classes)
-    together = batched.may_form(config, method.takes_cohorts)
-    return Hosted(
+    together = batched.may_batch(config, method.takes_batches)
+    return RankSetup(
         device=device,
         topology=topology,
         plan=plan,
@@ -87,7 +87,7 @@ def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device
         federation=samples,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,
-        learners=batched.gathered(participants) if together else participants,
+        learners=batched.training_units(participants) if together else participants,
     )
 
 

@@ -20,12 +20,12 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.exchange import Exchange, Ledger
 from fedh2l_mpi.lifecycle import resume, run_metadata
 from fedh2l_mpi.lifecycle.checkpoint_writer import CheckpointWriter
-from fedh2l_mpi.lifecycle.signals import Ask, Signals
-from fedh2l_mpi.lifecycle.start import Claim
-from fedh2l_mpi.lifecycle.status_reporter import Lifecycle
+from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
+from fedh2l_mpi.lifecycle.start import RunReservation
+from fedh2l_mpi.lifecycle.status_reporter import StatusReporter
 from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.methods import Round
-from fedh2l_mpi.methods.batched import Cohort
+from fedh2l_mpi.methods.batched import BatchedParticipants
 from fedh2l_mpi.metrics.collector import Collector
 from fedh2l_mpi.metrics.phase_timer import PhaseTimer
 from fedh2l_mpi.metrics.trace import Trace
@@ -50,7 +50,7 @@ class Simulation:
     ----------
     config : Config
         A resolved config, the same on every rank.
-    claim : Claim
+    claim : RunReservation
         On the run directory. That of a new run is not created before the config has proved to work.
     signals : Signals or None
         That may ask the run to stop; None: signals are not looked at.
@@ -64,7 +64,12 @@ class Simulation:
     """
 
     def __init__(
-        self, config: Config, world: World, claim: Claim, signals: Signals | None = None, trace: Path | None = None
+        self,
+        config: Config,
+        world: World,
+        claim: RunReservation,
+        signals: Signals | None = None,
+        trace: Path | None = None,
     ) -> None:
         self.config, self.world, self.directory = config, world, claim.directory
         torch.set_num_threads(config.devices.threads)
@@ -100,11 +105,11 @@ class Simulation:
         worked = self.timeline.checkpoint_work if self.timeline is not None else None
         self.checkpoints = CheckpointWriter(world, self.hosting, self.directory, facts, keep, deadline_s, worked)
         self.stopping = Stopping(world, signals, config.run, self.directory, deadline_s)
-        self.lifecycle = Lifecycle(world, claim, config.rounds)
+        self.lifecycle = StatusReporter(world, claim, config.rounds)
         # The checkpoint, after so many rounds, that answers what was asked for.
         self._requested: int | None = None
 
-    def run(self, listener: Listener) -> Ask:
+    def run(self, listener: Listener) -> StopRequest:
         """All rounds that are not finished yet, or as many as there is time for. **Collective.**
 
         Parameters
@@ -114,7 +119,7 @@ class Simulation:
 
         Returns
         -------
-        Ask
+        StopRequest
             Who stopped the run; NOTHING if it is complete.
         """
         self._listener = listener
@@ -123,7 +128,7 @@ class Simulation:
             asked = self.stopping.asked_before()
             if self.first_round == self.config.rounds:
                 # It is complete, whoever wanted to stop it: only its last word was missing.
-                asked = Ask.NOTHING
+                asked = StopRequest.NOTHING
             for round_index in range(self.first_round, 0 if asked.stops else self.config.rounds):
                 self._round(round_index)
                 asked = self._checkpoint_or_stop(round_index)
@@ -145,7 +150,7 @@ class Simulation:
         )
         return asked
 
-    def _checkpoint_or_stop(self, round_index: int) -> Ask:
+    def _checkpoint_or_stop(self, round_index: int) -> StopRequest:
         """What all ranks do after this round, and the checkpoint that belongs to it."""
         done, every = round_index + 1, self.config.checkpoint.every
         self.world.at = f"round {round_index}, agreeing"
@@ -153,7 +158,7 @@ class Simulation:
             asked = self.stopping.agreed(idle=self._idle)
         if done == self.config.rounds:
             # It is complete, whoever wanted to stop it.
-            asked = Ask.NOTHING
+            asked = StopRequest.NOTHING
         is_due = every is not None and done % every == 0
         if asked:
             self._requested = done
@@ -257,7 +262,7 @@ class Simulation:
 
     def _mutual_phase(self, learner: Participant, now: Round, theirs: Mapping[int, Tensor]) -> None:
         """Of a participant, or of a cohort: one by one where its members' numbers of neighbours differ."""
-        taught = learner.taught(theirs) if isinstance(learner, Cohort) else theirs[learner.index]
+        taught = learner.taught(theirs) if isinstance(learner, BatchedParticipants) else theirs[learner.index]
         if taught is not None:
             self.method.mutual_phase(learner, now, taught)
             return

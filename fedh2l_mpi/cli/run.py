@@ -14,7 +14,7 @@ from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import run_config
 from fedh2l_mpi.lifecycle.run_config import MODES, Mode
-from fedh2l_mpi.lifecycle.signals import Ask, Signals
+from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.world import World
@@ -142,7 +142,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
     name = Path(command.config).stem if command.config else "default"
     directory = world.from_first(lambda: run_directory.choose(command.out, name, mode != "never"))
     held = logs.hold_log()
-    claim = claims.take(world, directory, config, mode)
+    claim = claims.reserve(world, directory, config, mode)
     speaks = world.rank == 0 and not command.quiet
     try:
         if claim.kind == "done":
@@ -177,7 +177,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
         _tell(directory, asked, command.trace)
 
 
-def _tell(directory: "RunDirectory", asked: Ask, trace: Path | None) -> None:
+def _tell(directory: "RunDirectory", asked: StopRequest, trace: Path | None) -> None:
     """What the run has come to."""
     from fedh2l_mpi.analysis import report, run
     from fedh2l_mpi.analysis.summary import summarise

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from fedh2l_mpi import metrics, models
-from fedh2l_mpi.build import Hosted
+from fedh2l_mpi.build import RankSetup
 from fedh2l_mpi.config import Config, comparison
 from fedh2l_mpi.lifecycle import provenance
 from fedh2l_mpi.models.flat_parameters import shared_bytes
 from fedh2l_mpi.runtime.world import World
 
 
-def digests(config: Config, hosted: Hosted) -> dict[str, bytes]:
+def digests(config: Config, hosted: RankSetup) -> dict[str, bytes]:
     """What must be the same on every rank, by name."""
     return {
         "seed set": hosted.federation.seed_set.digest(),
@@ -28,7 +28,7 @@ def digests(config: Config, hosted: Hosted) -> dict[str, bytes]:
     }
 
 
-def description(world: World, hosted: Hosted) -> list[dict[str, Any]]:
+def description(world: World, hosted: RankSetup) -> list[dict[str, Any]]:
     """Who learns where: the metrics file's participant fields, and the pid, of all participants. **Collective.**"""
     private_samples = hosted.private_samples
     mine = [
@@ -48,7 +48,7 @@ def description(world: World, hosted: Hosted) -> list[dict[str, Any]]:
     return [row for rows in world.collect(mine) for row in rows]
 
 
-def facts(config: Config, world: World, hosted: Hosted, description: list[dict[str, Any]]) -> dict[str, Any]:
+def facts(config: Config, world: World, hosted: RankSetup, description: list[dict[str, Any]]) -> dict[str, Any]:
     """What a checkpoint says of the run that it is of."""
     versions = provenance.versions(world.mpi_library)
     data = hashlib.sha256(hosted.federation.seed_set.digest() + hosted.plan.label_histogram().tobytes())
@@ -65,7 +65,7 @@ def facts(config: Config, world: World, hosted: Hosted, description: list[dict[s
     }
 
 
-def header(config: Config, world: World, hosted: Hosted, description: list[dict[str, Any]]) -> metrics.RunHeader:
+def header(config: Config, world: World, hosted: RankSetup, description: list[dict[str, Any]]) -> metrics.RunHeader:
     """What the metrics file says of the run before its first round."""
     seed_set = hosted.federation.seed_set
     return metrics.RunHeader(

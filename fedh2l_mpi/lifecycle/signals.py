@@ -7,7 +7,7 @@ from enum import IntEnum
 from fedh2l_mpi.runtime.shared_imports import ParentProcess
 
 
-class Ask(IntEnum):
+class StopRequest(IntEnum):
     """What is asked for; of two, the larger counts."""
 
     NOTHING = 0
@@ -22,14 +22,16 @@ class Ask(IntEnum):
     @property
     def stops(self) -> bool:
         """Whether the run ends."""
-        return self > Ask.CHECKPOINT
+        return self > StopRequest.CHECKPOINT
 
     @property
     def reason(self) -> str:
         """As the status file has it."""
-        return {Ask.LAUNCHER_GONE: "launcher gone", Ask.MAX_WALL: "max_wall", Ask.FILE_STOP: "file STOP"}.get(
-            self, self.name
-        )
+        return {
+            StopRequest.LAUNCHER_GONE: "launcher gone",
+            StopRequest.MAX_WALL: "max_wall",
+            StopRequest.FILE_STOP: "file STOP",
+        }.get(self, self.name)
 
 
 class Signals:
@@ -43,10 +45,10 @@ class Signals:
 
     def __init__(self, origin: ParentProcess | None = None) -> None:
         self.begin = time.monotonic()
-        self.asked = Ask.NOTHING
+        self.asked = StopRequest.NOTHING
         self.origin = origin or ParentProcess()
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: object) -> None:
-        self.asked = max(self.asked, Ask.USR1 if number == signal.SIGUSR1 else Ask.TERM)
+        self.asked = max(self.asked, StopRequest.USR1 if number == signal.SIGUSR1 else StopRequest.TERM)

@@ -18,7 +18,7 @@ log = logging.getLogger("fedh2l_mpi")
 Kind = Literal["new", "resume", "done"]
 
 
-class Claim:
+class RunReservation:
     """One rank's part in the hold on a run directory; rank 0 has the lock.
 
     Attributes
@@ -61,7 +61,7 @@ class Claim:
             self._lock = None
 
 
-def take(world: World, directory: RunDirectory, config: Config, mode: Mode) -> Claim:
+def reserve(world: World, directory: RunDirectory, config: Config, mode: Mode) -> RunReservation:
     """Decide what to do with a run directory; if it holds a run, this process holds its lock. **Collective.**
 
     Raises
@@ -76,13 +76,13 @@ def take(world: World, directory: RunDirectory, config: Config, mode: Mode) -> C
         return claims[0].kind
 
     kind = world.from_first(decide)
-    return claims[0] if claims else Claim(directory, kind)
+    return claims[0] if claims else RunReservation(directory, kind)
 
 
-def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
+def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservation:
     if directory.named_by_time:
         # What may be there is another run, which began in the same second.
-        return Claim(directory)
+        return RunReservation(directory)
     if not directory.config.exists():
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} holds no run; --resume auto begins one")
@@ -91,7 +91,7 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
                 f"--resume {mode}: {directory.path} holds a run without its config.yaml; put that back "
                 "(metrics.h5 has its text as the attribute 'config'), or choose another --out"
             )
-        return Claim(directory)
+        return RunReservation(directory)
     lock = RunLock(directory.lock)
     try:
         if lock.taken_from is not None:
@@ -105,10 +105,10 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
             )
         if finished == config.rounds:
             _say_that_it_is_complete(directory, finished)
-            return Claim(directory, "done", lock)
+            return RunReservation(directory, "done", lock)
         checkpoint_files.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
-            return Claim(directory, "resume", lock)
+            return RunReservation(directory, "resume", lock)
         if finished:
             # Only a run that was killed before its first checkpoint begins anew; this one has a result.
             raise UserError(
@@ -117,7 +117,7 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> Claim:
             )
         if mode == "require":
             raise UserError(f"--resume require: {directory.path} has no checkpoint; --resume auto begins anew")
-        return Claim(directory, "new", lock)
+        return RunReservation(directory, "new", lock)
     except BaseException:
         lock.release()
         raise

@@ -5,16 +5,16 @@ import os
 import time
 
 from fedh2l_mpi.lifecycle import status
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.lifecycle.status import Status
-from fedh2l_mpi.lifecycle.watchdog import Guardian
+from fedh2l_mpi.lifecycle.watchdog import Watchdog
 from fedh2l_mpi.runtime.world import World
 
 # A file a second is nothing to any file system.
 STATUS_S = 1.0
 
 
-class Lifecycle:
+class StatusReporter:
     """One rank's part of it.
 
     Parameters
@@ -23,10 +23,10 @@ class Lifecycle:
         How many there are to be.
     """
 
-    def __init__(self, world: World, claim: Claim, rounds: int) -> None:
+    def __init__(self, world: World, claim: RunReservation, rounds: int) -> None:
         self._world, self._claim, self._rounds = world, claim, rounds
         self._path = claim.directory.status
-        self._guardian: Guardian | None = None
+        self._guardian: Watchdog | None = None
         self._job = os.environ.get("SLURM_JOB_ID", "")
         self._told_at, self._done, self.checkpoint = 0.0, 0, 0
         self._has_told_end = False
@@ -42,7 +42,7 @@ class Lifecycle:
         self._done = self.checkpoint = done
         if self._world.rank == 0:
             # First: from the moment that the file says `running`, somebody takes that back if we cannot.
-            self._guardian = Guardian(self._path, str(self._world), self._claim.directory.lock)
+            self._guardian = Watchdog(self._path, str(self._world), self._claim.directory.lock)
             status.write(self._path, self._status("running"))
 
     def progress(self, done: int) -> None:

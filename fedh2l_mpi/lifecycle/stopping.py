@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedh2l_mpi.config import RunConfig
-from fedh2l_mpi.lifecycle.signals import Ask, Signals
+from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
 
@@ -51,11 +51,11 @@ class Stopping:
         # When the request was last made that is answered, and cannot be removed.
         self._stays_ns: int | None = None
 
-    def asked_before(self) -> Ask:
+    def asked_before(self) -> StopRequest:
         """What signals had asked for before the first round, at all ranks together. **Collective.**"""
-        return max(self._world.collect(self._signals.asked if self._signals is not None else Ask.NOTHING))
+        return max(self._world.collect(self._signals.asked if self._signals is not None else StopRequest.NOTHING))
 
-    def agreed(self, idle: Callable[[], None] | None = None) -> Ask:
+    def agreed(self, idle: Callable[[], None] | None = None) -> StopRequest:
         """What all ranks do after the round that has just ended here. **Collective**, and hardly ever waits.
 
         With several ranks, this is what was asked for by the end of the round before: the answer to that has had a
@@ -67,7 +67,7 @@ class Stopping:
             Called while there is nothing to do but wait.
         """
         asked = self._asked()
-        return asked if self._agreement is None else Ask(self._agreement.exchange(int(asked), idle))
+        return asked if self._agreement is None else StopRequest(self._agreement.exchange(int(asked), idle))
 
     def close(self, idle: Callable[[], None] | None = None) -> None:
         """Take in the answer that is still on its way; after the last round. **Collective.**"""
@@ -92,25 +92,25 @@ class Stopping:
             _removed(self._directory.checkpoint_request)
             _removed(self._directory.stop_request)
 
-    def _asked(self) -> Ask:
+    def _asked(self) -> StopRequest:
         now = time.monotonic()
         self._longest_s = max(self._longest_s, now - self._round_began)
         self._round_began = now
-        asked = Ask.NOTHING
+        asked = StopRequest.NOTHING
         if self._signals is not None:
             asked = self._signals.asked
             if self._world.launched and self._signals.origin.launcher_is_gone:
-                asked = max(asked, Ask.LAUNCHER_GONE)
+                asked = max(asked, StopRequest.LAUNCHER_GONE)
         if self._world.rank == 0:
             # One rank looks: every look is a request to the file system's server.
             if self._limit_s is not None and now - self._begin + ROUNDS_TO_SPARE * self._longest_s > self._limit_s:
-                asked = max(asked, Ask.MAX_WALL)
+                asked = max(asked, StopRequest.MAX_WALL)
             requested_ns = _touched_ns(self._directory.checkpoint_request)
             if not self._checkpoint_is_due and requested_ns not in (None, self._stays_ns):
                 self._checkpoint_is_due = True
-                asked = max(asked, Ask.CHECKPOINT)
+                asked = max(asked, StopRequest.CHECKPOINT)
             if _touched_ns(self._directory.stop_request) is not None:
-                asked = Ask.FILE_STOP
+                asked = StopRequest.FILE_STOP
         return asked
 
 

@@ -16,7 +16,7 @@ DONE = b"done\n"
 MEANT_FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
-class Guardian:
+class Watchdog:
     """Started and told by rank 0.
 
     Parameters

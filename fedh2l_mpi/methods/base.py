@@ -72,8 +72,8 @@ class Method:
     all_steps_in: Literal["local", "mutual"] | None = None
     # Knows `method.combine: gem_neighbours`: a constraint for every neighbour, by `step_within_cone`.
     constrains_each_neighbour = False
-    # Both phases treat a `Cohort` as they treat a participant.
-    takes_cohorts = False
+    # Both phases treat a `BatchedParticipants` as they treat a participant.
+    takes_batches = False
     # What whoever starts a run should be told.
     caution = ""
 
@@ -82,7 +82,7 @@ class Method:
         super().__init_subclass__()
         if "local_phase" in vars(cls) or "mutual_phase" in vars(cls):
             cls.constrains_each_neighbour = vars(cls).get("constrains_each_neighbour", False)
-            cls.takes_cohorts = vars(cls).get("takes_cohorts", False)
+            cls.takes_batches = vars(cls).get("takes_batches", False)
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled

@@ -17,7 +17,7 @@ from fedh2l_mpi.participant import Participant
 MEMBERS = 16
 
 
-class Cohort(Participant):
+class BatchedParticipants(Participant):
     """Stands in for its members in the training phases: what is one number for a participant has an axis G here.
 
     Members remain whole participants: their parameters and the state of their optimisers become rows of the cohort's
@@ -85,15 +85,15 @@ class Cohort(Participant):
         return torch.stack(arrays, dim=1) if len({len(array) for array in arrays}) == 1 else None
 
 
-def may_form(config: Config, takes_cohorts: bool) -> bool:
-    """Whether like participants step together in a run, by its config and its method's `takes_cohorts`.
+def may_batch(config: Config, takes_batches: bool) -> bool:
+    """Whether like participants step together in a run, by its config and its method's `takes_batches`.
 
     Models in bfloat16 step alone: they do more than their layers say.
     """
-    return takes_cohorts and config.devices.batching == "like" and config.optimizer.precision == "float32"
+    return takes_batches and config.devices.batching == "like" and config.optimizer.precision == "float32"
 
 
-def gathered(participants: Sequence[Participant]) -> list[Participant]:
+def training_units(participants: Sequence[Participant]) -> list[Participant]:
     """The participants, in their order, with like ones next to each other as cohorts; others as they are."""
     learners: list[Participant] = []
     waiting: dict[tuple[str, int], list[Participant]] = {}
@@ -105,5 +105,5 @@ def gathered(participants: Sequence[Participant]) -> list[Participant]:
     for like in waiting.values():
         for first in range(0, len(like), MEMBERS):
             members = like[first : first + MEMBERS]
-            learners.append(Cohort(members) if len(members) > 1 else members[0])
+            learners.append(BatchedParticipants(members) if len(members) > 1 else members[0])
     return sorted(learners, key=lambda learner: learner.members[0].index)

@@ -24,13 +24,13 @@ class FedH2L(PosteriorMethod):
 
     trains_on_seed_set = True
     constrains_each_neighbour = True
-    takes_cohorts = True
+    takes_batches = True
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)
         # A teacher's weight, and a constraint for every neighbour, are found for one participant at a time.
         alone = config.combine == "gem_neighbours" or config.teachers not in (None, "each", "mean")
-        self.takes_cohorts = self.takes_cohorts and not alone
+        self.takes_batches = self.takes_batches and not alone
         if not labelled:
             if config.teachers == "seed_accuracy":
                 raise UserError("method.teachers: got 'seed_accuracy', but seed_set.labelled is false")

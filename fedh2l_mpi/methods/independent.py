@@ -9,7 +9,7 @@ from fedh2l_mpi.participant import Participant
 class Independent(Method):
     """E + M steps on private data; the seed set is not used, nothing is exchanged."""
 
-    takes_cohorts = True
+    takes_batches = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M more steps on private minibatches."""

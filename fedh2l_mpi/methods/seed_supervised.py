@@ -16,7 +16,7 @@ class SeedSupervised(Method):
     """
 
     trains_on_seed_set = True
-    takes_cohorts = True
+    takes_batches = True
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         super().__init__(config, labelled)

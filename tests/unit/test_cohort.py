@@ -9,9 +9,9 @@ from torch import nn
 
 from fedh2l_mpi import losses, metrics
 from fedh2l_mpi.config import loading
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods import batched
-from fedh2l_mpi.methods.batched import Cohort
+from fedh2l_mpi.methods.batched import BatchedParticipants
 from fedh2l_mpi.models import batched_linear, build
 from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.run_directory import RunDirectory
@@ -22,7 +22,7 @@ from fedh2l_mpi.simulation import Simulation
 def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
     settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    simulation = Simulation(settings, World(None), Claim(directory))
+    simulation = Simulation(settings, World(None), RunReservation(directory))
     simulation.run(lambda round_index, table: None)
     return metrics.read(directory.metrics), simulation
 
@@ -43,7 +43,7 @@ def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path,
     common = ["participants=7", "rounds=4", "evaluation.every=2", "data.partition.domains=4", *settings]
     alone, one_by_one = run(tmp_path / "alone", *common)
     together, simulation = run(tmp_path / "together", *common, "devices.batching=like")
-    assert any(isinstance(learner, Cohort) for learner in simulation.learners)
+    assert any(isinstance(learner, BatchedParticipants) for learner in simulation.learners)
     for name in alone.arrays:
         if name not in metrics.TIMINGS:
             assert together[name].tobytes() == alone[name].tobytes(), name
@@ -138,7 +138,7 @@ def test_a_model_alone_and_models_of_other_kinds_step_alone(tmp_path):
 def test_cohorts_are_of_bounded_size_and_lose_nobody(tmp_path):
     sets = ["participants=70", "rounds=1", "models=[mlp]", "method.local_steps=1", "method.mutual_steps=1"]
     _, simulation = run(tmp_path / "run", *sets, "data.partition.domains=4", "devices.batching=like")
-    sizes = [len(learner.members) for learner in simulation.learners if isinstance(learner, Cohort)]
+    sizes = [len(learner.members) for learner in simulation.learners if isinstance(learner, BatchedParticipants)]
     assert sizes == [batched.MEMBERS] * 4 + [6]
     members = [member.index for learner in simulation.learners for member in learner.members]
     assert members == list(range(70))

@@ -10,7 +10,7 @@ from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.planning import memory, memory_check, model_size, requirements, traffic
 from fedh2l_mpi.planning.memory_check import Place
 from fedh2l_mpi.run_directory import RunDirectory
@@ -212,7 +212,7 @@ def test_a_method_that_exchanges_nothing_has_no_message():
 def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     config, *_ = run_of()
     monkeypatch.setattr(memory_check, "available_bytes", lambda: 1)
-    Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
+    Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
     assert len(warnings) == 1
     monkeypatch.undo()
 
@@ -221,5 +221,5 @@ def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
 
     monkeypatch.setattr(memory_check, "check_memory", refuse)
     with pytest.raises(UserError, match="needs more"):
-        Simulation(config, World(None), Claim(RunDirectory(tmp_path / "refused")))
+        Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "refused")))
     assert not (tmp_path / "refused").exists()

@@ -17,9 +17,9 @@ from fedh2l_mpi.data.sources import ArrayTable, Source, digits
 from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.exchange import ArraySpec, Exchange, codecs
 from fedh2l_mpi.exchange.row_skipping import HeldRows
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods import Round
-from fedh2l_mpi.methods.batched import Cohort
+from fedh2l_mpi.methods.batched import BatchedParticipants
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning import disk, graph_schedule, memory, requirements, traffic
@@ -142,7 +142,7 @@ def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
         "participants=5", "rounds=5", *overrides, "method.local_steps=1", "method.mutual_steps=1", "evaluation.every=5"
     )
     directory = RunDirectory(tmp_path / "run")
-    simulation = Simulation(config, World(None), Claim(directory))
+    simulation = Simulation(config, World(None), RunReservation(directory))
     simulation.run(lambda round_index, table: None)
     hosting, source = Hosting(5, 1), digits()
     schedule = graph_schedule.schedule(config, hosting, simulation.method.exchanges_in)
@@ -179,7 +179,7 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
 @pytest.mark.parametrize("optimizer", [["optimizer.name=adam"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]])
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
-    simulation = Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run")))
+    simulation = Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
     needs = requirements.needs(config, digits(), simulation.method, requirements.holdings(simulation.hosted.plan))
     told = needs.memory(Hosting(5, 1), traffic.links(Graph(5, []).edges, Hosting(5, 1)))
     held = simulation.hosted.federation
@@ -361,7 +361,7 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
         method.local_phase(cohorts[0], now)
         method.mutual_phase(cohorts[0], now, torch.stack([arrived[:degree]] * 16, dim=1))
 
-    assert peak_bytes(lambda: cohorts.append(Cohort(members))) <= told.step[0]
+    assert peak_bytes(lambda: cohorts.append(BatchedParticipants(members))) <= told.step[0]
     steps()
     # With SGD, which computes less on the way than Adam, the more so.
     assert 0.6 * told.step[0] <= peak_bytes(steps) <= told.step[0]

@@ -339,7 +339,7 @@ class OwnMutualPhase(FedH2L):
 def test_a_class_with_a_phase_of_its_own_does_not_inherit_what_was_said_of_another():
     settings = [f"method.name={__name__}:OwnMutualPhase", "devices.batching=like"]
     config = loading.load(None, settings).resolved(1, launched=False)
-    assert not methods.build(config).takes_cohorts
+    assert not methods.build(config).takes_batches
     with pytest.raises(UserError, match="'.*OwnMutualPhase' makes no gradient for each neighbour"):
         methods.build(loading.load(None, [*settings, "method.combine=gem_neighbours"]).resolved(1, launched=False))
 

@@ -25,7 +25,7 @@ from fedh2l_mpi.data import federated, pack_writer
 from fedh2l_mpi.data.pack_reader import open_pack
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
 
@@ -589,7 +589,7 @@ def test_two_natural_domains_of_digits_are_learned(mnist, tmp_path):
     pack_writer.pack(tmp_path / "tree", tmp_path / "digits.h5", side=28, grey=True, workers=1)
     given = settings(tmp_path / "digits.h5", "participants=3", "rounds=8", "models=[mlp, lenet5]", "seed_set.share=0.2")
     directory = RunDirectory(tmp_path / "run")
-    Simulation(given, World(None), Claim(directory)).run(lambda round_index, table: None)
+    Simulation(given, World(None), RunReservation(directory)).run(lambda round_index, table: None)
     result = metrics.read(directory.metrics)
     assert [name.decode() for name in result["domain_name"]] == ["eight_pixels", "mnist"]
     assert result["own_domain"].tolist() == [0, 1, 0]

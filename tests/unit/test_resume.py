@@ -23,7 +23,7 @@ from fedh2l_mpi.cli.run import _tell as tell
 from fedh2l_mpi.config import RunConfig, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import checkpoint_files, checkpoint_writer, run_config, start, status, status_reporter
-from fedh2l_mpi.lifecycle.signals import Ask, Signals
+from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import atomic_files
@@ -63,14 +63,14 @@ def simulation(
     """A run that begins, or goes on, as the command line would have it."""
     stored = run_config.stored_config(str(out), mode)
     config = loading.load(stored, overrides).resolved(1, launched=False)
-    hold = start.take(ALONE, RunDirectory(out), config, mode)
+    hold = start.reserve(ALONE, RunDirectory(out), config, mode)
     try:
         yield Simulation(config, ALONE, hold, signals)
     finally:
         hold.release()
 
 
-def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after: int | None = None) -> Ask:
+def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after: int | None = None) -> StopRequest:
     """Run to the end, or until a file STOP that appears after so many rounds is seen."""
 
     def follow(round_index: int, table: object) -> None:
@@ -98,10 +98,10 @@ def told(caplog) -> pytest.LogCaptureFixture:
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_and_resumed_is_unbroken_bit_for_bit(tmp_path, case):
     settings = ["rounds=4", "evaluation.every=2", "method.local_steps=3", "method.mutual_steps=2", *CASES[case]]
-    assert run(tmp_path / "unbroken", *settings) == Ask.NOTHING
-    assert run(tmp_path / "broken", *settings, stop_after=1) == Ask.FILE_STOP
-    assert run(tmp_path / "broken", mode="require", stop_after=3) == Ask.FILE_STOP
-    assert run(tmp_path / "broken", *settings, mode="auto") == Ask.NOTHING
+    assert run(tmp_path / "unbroken", *settings) == StopRequest.NOTHING
+    assert run(tmp_path / "broken", *settings, stop_after=1) == StopRequest.FILE_STOP
+    assert run(tmp_path / "broken", mode="require", stop_after=3) == StopRequest.FILE_STOP
+    assert run(tmp_path / "broken", *settings, mode="auto") == StopRequest.NOTHING
     assert_same_run(tmp_path / "unbroken", tmp_path / "broken", rounds=4)
 
 
@@ -111,10 +111,10 @@ def test_requests_that_cannot_be_removed_are_answered_once_and_end_no_job(tmp_pa
     directory.checkpoint_request.mkdir()
     for touched_ns in (1, 2):
         os.utime(directory.checkpoint_request, ns=(touched_ns, touched_ns))
-        assert stopping.agreed() == Ask.CHECKPOINT
+        assert stopping.agreed() == StopRequest.CHECKPOINT
         stopping.checkpoint_begins()
         stopping.checkpoint_was_made()
-        assert stopping.agreed() == Ask.NOTHING
+        assert stopping.agreed() == StopRequest.NOTHING
     directory.stop_request.mkdir()
     stopping.run_has_ended()
     assert [message.count("cannot be removed: Is a directory") for message in told.messages] == [1] * 4
@@ -127,7 +127,7 @@ def test_a_codec_moves_numbers_and_must_stay_and_the_deadline_need_not(tmp_path)
         with pytest.raises(UserError) as error:
             run(tmp_path / "run", *change, "rounds=3", mode="auto")
         assert all(override.partition("=")[0] in str(error.value) for override in change)
-    assert run(tmp_path / "run", "exchange.deadline_s=77", "rounds=3", mode="auto") == Ask.NOTHING
+    assert run(tmp_path / "run", "exchange.deadline_s=77", "rounds=3", mode="auto") == StopRequest.NOTHING
     assert loading.load(tmp_path / "run" / "config.yaml").exchange.deadline_s == 77
 
 
@@ -136,7 +136,7 @@ def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path)
     run(tmp_path / "long", *settings, "rounds=6")
     run(tmp_path / "grown", *settings, "rounds=2")
     config = loading.load(tmp_path / "grown" / "config.yaml")
-    found = start.take(ALONE, RunDirectory(tmp_path / "grown"), config, "auto")
+    found = start.reserve(ALONE, RunDirectory(tmp_path / "grown"), config, "auto")
     assert found.kind == "done"
     found.release()
     run(tmp_path / "grown", "rounds=6", mode="auto")
@@ -228,7 +228,7 @@ def test_after_falling_back_the_run_is_the_unbroken_one(tmp_path, stopped, copy)
     run(tmp_path / "unbroken", "models=[mlp]", "rounds=5", "evaluation.every=1")
     flip_a_byte(copy.checkpoint(3) / "rank-0000.pt")
     flip_a_byte(copy.checkpoint(2) / "rank-0000.pt", 0.9)
-    assert run(copy.path, mode="auto") == Ask.NOTHING
+    assert run(copy.path, mode="auto") == StopRequest.NOTHING
     assert_same_run(tmp_path / "unbroken", copy.path, rounds=5)
     assert not (copy.path / "lock").exists()
 
@@ -304,7 +304,7 @@ def test_without_any_checkpoint_auto_begins_anew_and_keeps_what_there_was(copy, 
     before = metrics.read(copy.metrics)
     with pytest.raises(UserError, match="has no checkpoint; --resume auto begins anew"):
         run(copy.path, mode="require")
-    assert run(copy.path, mode="auto") == Ask.NOTHING
+    assert run(copy.path, mode="auto") == StopRequest.NOTHING
     assert "the run begins at round 0 again" in told.text
     kept = metrics.read(copy.path / "metrics.unfinished-1.h5")
     assert kept["loss"].tobytes() == before["loss"].tobytes()
@@ -342,7 +342,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(copy):
     half.mkdir()
     (half / "rank-0007.pt").write_bytes(b"half")
     (copy.path / "metrics.h5.new").write_bytes(b"half")
-    assert run(copy.path, mode="auto") == Ask.NOTHING
+    assert run(copy.path, mode="auto") == StopRequest.NOTHING
     assert not half.exists()
     assert sorted(path.name for path in copy.checkpoint(4).iterdir()) == ["manifest.json", "rank-0000.pt"]
 
@@ -403,7 +403,7 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
                 path.touch()
 
     with simulation(out.path, "models=[mlp]", "rounds=6") as made:
-        assert made.run(follow) == Ask.FILE_STOP
+        assert made.run(follow) == StopRequest.FILE_STOP
     assert status.read(out.status).round == 3
     assert not any(path.exists() for path in asking)
 
@@ -419,7 +419,7 @@ def test_a_progress_that_cannot_be_told_now_ends_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(status, "write", stale)
     monkeypatch.setattr(status_reporter, "STATUS_S", 0.0)
-    assert run(tmp_path / "run", "models=[mlp]", "rounds=2") == Ask.NOTHING
+    assert run(tmp_path / "run", "models=[mlp]", "rounds=2") == StopRequest.NOTHING
     assert failed == [1, 2]
     assert status.read(tmp_path / "run" / "status").state == "complete"
 
@@ -468,14 +468,14 @@ def terminated() -> Iterator[Signals]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    assert signals.asked == Ask.TERM
+    assert signals.asked == StopRequest.TERM
 
 
 def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy, terminated):
     # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
     with simulation(copy.path, "rounds=3", mode="auto", signals=terminated) as made:
         assert made.first_round == 3
-        assert made.run(lambda round_index, table: None) == Ask.NOTHING
+        assert made.run(lambda round_index, table: None) == StopRequest.NOTHING
     assert status.read(copy.status).state == "complete"
     assert metrics.read(copy.metrics).attributes["state"] == "complete"
 
@@ -496,14 +496,14 @@ def test_a_stopped_run_is_not_complete_with_a_last_round_that_was_not_evaluated(
     with pytest.raises(UserError, match="rounds: got 1, as many .* was not evaluated; ask for 2 or more"):
         run(out.path, "rounds=1", mode="auto")
     assert (out.config.read_bytes(), out.metrics.read_bytes()) == before
-    assert run(out.path, "rounds=2", mode="auto") == Ask.NOTHING
+    assert run(out.path, "rounds=2", mode="auto") == StopRequest.NOTHING
     assert not np.isnan(metrics.read(out.metrics)["accuracy"][1]).any()
 
 
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
     out = tmp_path / "run"
     asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=1.5", "evaluation.every=1000")
-    assert asked == Ask.MAX_WALL
+    assert asked == StopRequest.MAX_WALL
     said = status.read(out / "status")
     assert (said.state, said.reason) == ("stopped", "max_wall")
     assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds >= 2
@@ -515,7 +515,7 @@ def test_a_run_killed_while_it_made_its_files_can_begin(tmp_path):
     run(out.path, "models=[mlp]", "rounds=1")
     shutil.rmtree(out.checkpoints)
     out.metrics.rename(out.path / "metrics.h5.new")
-    assert run(out.path, mode="auto") == Ask.NOTHING
+    assert run(out.path, mode="auto") == StopRequest.NOTHING
     assert metrics.read(out.metrics).rounds == 1
 
 
@@ -524,7 +524,7 @@ def test_a_complete_run_that_was_killed_before_it_could_say_so_says_so_at_the_ne
     run(out.path, "models=[mlp]", "rounds=2")
     status.write(out.status, status.Status("failed", 2, 2, "killed"))
     config = loading.load(out.config)
-    found = start.take(ALONE, out, config, "auto")
+    found = start.reserve(ALONE, out, config, "auto")
     found.release()
     assert found.kind == "done"
     assert status.read(out.status).state == "complete"
@@ -578,5 +578,5 @@ def test_a_checkpoint_that_cannot_be_removed_ends_nothing(copy, monkeypatch):
         raise OSError(39, "Directory not empty")
 
     monkeypatch.setattr(shutil, "rmtree", busy)
-    assert run(copy.path, "checkpoint.keep=2", mode="auto") == Ask.NOTHING
+    assert run(copy.path, "checkpoint.keep=2", mode="auto") == StopRequest.NOTHING
     assert [path.name for path in copy.committed()] == ["round-00000005", "round-00000004"]

@@ -15,7 +15,7 @@ from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.lifecycle import start
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.rng import Purpose, torch_seed
@@ -31,7 +31,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
     settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    Simulation(settings, World(None), Claim(directory)).run(lambda round_index, table: None)
+    Simulation(settings, World(None), RunReservation(directory)).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
 
 
@@ -39,11 +39,11 @@ def test_runs_that_begin_in_one_second_have_a_directory_each_and_none_before_the
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
     settings = loading.load(None, ["models=[mlp]", "rounds=1"]).resolved(1, launched=False)
-    claims = [start.take(ALONE, run_directory.choose(None, "default"), settings, "never") for _ in range(3)]
+    claims = [start.reserve(ALONE, run_directory.choose(None, "default"), settings, "never") for _ in range(3)]
     assert not Path("runs").exists()
     made = [Simulation(settings, ALONE, mine) for mine in claims]
     assert [each.directory.path.name for each in made] == [f"default-20260102-030405{n}" for n in ("", "-2", "-3")]
-    late = start.take(ALONE, run_directory.choose(None, "default"), settings, "never")
+    late = start.reserve(ALONE, run_directory.choose(None, "default"), settings, "never")
     made.append(Simulation(settings, ALONE, late))
     for each in made:
         each.run(lambda round_index, table: None)

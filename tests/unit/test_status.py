@@ -73,7 +73,7 @@ from pathlib import Path
 from fedh2l_mpi.lifecycle import status, watchdog
 path = Path(sys.argv[1])
 status.write(path, status.Status("running", 3, 9))
-keeper = watchdog.Guardian(path, "rank 0 of 2", path.with_name("lock"))
+keeper = watchdog.Watchdog(path, "rank 0 of 2", path.with_name("lock"))
 print(keeper._process.pid, flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "ends":

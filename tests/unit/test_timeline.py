@@ -10,7 +10,7 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.metrics import trace as timeline
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
@@ -22,7 +22,7 @@ SETTINGS = ["rounds=4", "participants=3", "evaluation.every=2", "checkpoint.ever
 def run(folder: Path, trace: Path | None, *more: str) -> metrics.RunMetrics:
     settings = loading.load(None, [*SETTINGS, *more]).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    Simulation(settings, World(None), Claim(directory), trace=trace).run(lambda round_index, table: None)
+    Simulation(settings, World(None), RunReservation(directory), trace=trace).run(lambda round_index, table: None)
     return metrics.read(directory.metrics)
 
 

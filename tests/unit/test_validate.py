@@ -11,7 +11,7 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import validation
 from fedh2l_mpi.analysis.validation import contents
 from fedh2l_mpi.config import loading
-from fedh2l_mpi.lifecycle.start import Claim
+from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.simulation import Simulation
@@ -72,7 +72,7 @@ def test_a_real_run_whose_graph_is_redrawn_is_valid(tmp_path):
     overrides = ["participants=4", "rounds=4", "evaluation.every=2", "method.local_steps=2", "method.mutual_steps=2"]
     graph = ["topology.kind=random_regular", "topology.degree=2", "topology.redraw_every=2"]
     config = loading.load(None, [*overrides, *graph]).resolved(1, launched=False)
-    Simulation(config, World(None), Claim(RunDirectory(tmp_path / "run"))).run(lambda round_index, table: None)
+    Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run"))).run(lambda round_index, table: None)
     assert errors(tmp_path / "run") == []
 
 
