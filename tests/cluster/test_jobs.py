@@ -278,7 +278,7 @@ def test_an_array_runs_a_sweep_and_an_element_that_is_stopped_goes_on_alone(subm
     assert [line.split()[1] for line in listed.splitlines()] == ["finished"] * 4
     ended = launch(command)
     assert ended.code == 0, ended.err
-    assert "4 of 4 runs have finished before" in ended.out
+    assert "4 of 4 runs had already finished" in ended.out
     assert len((out / "table.csv").read_text().splitlines()) == 5
 
 

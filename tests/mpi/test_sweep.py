@@ -93,7 +93,7 @@ def test_a_sweep_runs_every_element_and_compares_them_and_does_nothing_twice(tmp
     written = {label: (out / label / "metrics.h5").stat().st_mtime_ns for label in LABELS}
     again = launch(command)
     assert again.code == 0
-    assert "4 of 4 runs have finished before" in again.out
+    assert "4 of 4 runs had already finished" in again.out
     assert again.out.partition("A tiny sweep")[2] == ended.out.partition("A tiny sweep")[2]
     assert written == {label: (out / label / "metrics.h5").stat().st_mtime_ns for label in LABELS}
 
@@ -103,8 +103,9 @@ def test_a_finished_run_of_another_config_is_never_taken_for_this_one(tmp_path, 
     assert launch([*command, "--index", "0", "--quiet"]).code == 0
     ended = launch([*command, "--set", "optimizer.lr=0.1", "--set", "devices.kind=cpu"])
     assert ended.code == 2
-    assert "plain,seed=0: holds a finished run of another config; optimizer.lr: there 0.001, here 0.1;" in ended.err
-    assert "choose another --out" in ended.err
+    assert "plain,seed=0: this directory contains a finished run of a different config" in ended.err
+    assert "It differs in optimizer.lr (there 0.001, here 0.1)." in ended.err
+    assert "Choose another --out" in ended.err
     # Where a run was computed makes it no other run.
     assert launch([*command, "--index", "0", "--set", "devices.kind=cpu"]).code == 0
 
@@ -150,7 +151,7 @@ def test_an_element_is_prepared_for_a_job_that_runs_it_and_counts_as_finished(tm
     assert run.with_name(f"{run.name}.yaml").stat().st_mtime_ns == written
     other = launch([*command, "--index", "2", "--prepare", "--set", "optimizer.lr=0.1"])
     assert other.code == 2
-    assert "holds a run of another config; optimizer.lr: there 0.001, here 0.1" in other.err
+    assert "contains a run of a different config. It differs in optimizer.lr (there 0.001, here 0.1)." in other.err
 
     table = launch([*command, "--table", "--set", "devices.kind=cpu"])
     assert table.code == 0, table.err
@@ -166,7 +167,7 @@ def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
         fcntl.flock(file, fcntl.LOCK_EX)
         refused = launch([*command, "--index", "1", "--prepare"])
     assert refused.code == 2
-    assert f"{LABELS[1]}.yaml: another process runs this element; left to that" in refused.err
+    assert f"{LABELS[1]}.yaml: another process runs this element. Wait until it ends" in refused.err
     # What a kill has left of an earlier try is no config.
     (tmp_path / "out" / f"{LABELS[1]}.yaml").write_text("participants: 1, rou")
     assert launch([*command, "--index", "1", "--prepare"]).code == 0
@@ -176,14 +177,14 @@ def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--prepare"], "--prepare: --index must be given, too"),
+        (["--prepare"], "--prepare: this option needs --index, too"),
         (["--index", "4"], "--index: got 4, must be from 0 to 3"),
         (["--index", "-1"], "--index: got -1, must be from 0 to 3"),
         (["--jobs", "0"], "--jobs: got '0', must be a whole number >= 1"),
-        (["--ranks", "3"], "--ranks: got 3, but participants is 2"),
+        (["--ranks", "3"], "--ranks: got 3, but there are 2 participants"),
         (["--share-imports"], "--share-imports: runs of one process have nobody to share with; give --ranks 2 or more"),
         (["--share-imports", "--ranks", "2", "--index", "0", "--prepare"], "--share-imports: --prepare runs nothing;"),
-        (["--set", "topology.kind=star", "--set", "seed=3"], "--set seed: an axis or an element gives this key"),
+        (["--set", "topology.kind=star", "--set", "seed=3"], "--set seed: an axis or an element sets this key"),
         (["--set", "topology={kind: random_regular, degree: 3}"], "topology.degree: got 3, must be"),
         (["--set", "data={name: mnist, root: /nowhere}"], "/nowhere"),
         (
@@ -236,8 +237,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_is_the_unbroken_one(tmp_pa
     assert 10 <= metrics.read(out / LABELS[1] / "metrics.h5").rounds < 80
     again = launch(command)
     assert again.code == 0, again.err
-    assert "3 of 4 runs have finished before" in again.out
-    assert "plain,seed=1 had not finished: goes on from its checkpoint" in again.out
+    assert "3 of 4 runs had already finished" in again.out
+    assert "plain,seed=1 had not finished. It resumes from its checkpoint" in again.out
     assert not list(out.glob("*.unfinished-*"))
     unbroken = launch([str(out / f"{LABELS[1]}.yaml"), "--quiet", "--out", str(tmp_path / "unbroken")])
     assert unbroken.code == 0, unbroken.err
@@ -256,7 +257,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_and_what_was_ther
     assert 1 <= kept < 80
     again = launch([*command, "--index", "1"])
     assert again.code == 0, again.err
-    assert "plain,seed=1 had not finished: starts again" in again.out
+    assert "plain,seed=1 had not finished. It starts again" in again.out
     assert metrics.read(out / f"{LABELS[1]}.unfinished-1" / "metrics.h5").rounds == kept
     assert metrics.read(out / LABELS[1] / "metrics.h5").rounds == 80
 
@@ -274,7 +275,7 @@ def test_an_interrupted_sweep_leaves_nobody_behind_and_can_be_gone_on_with(tmp_p
     finally:
         kill(process)
     assert process.returncode == 130, said + errors
-    assert "interrupted with 0 of 4 runs finished; the same command goes on from there" in errors
+    assert "interrupted after 0 of 4 runs had finished. The same command resumes the sweep" in errors
     assert not is_left(out)
     assert [line.split()[1] for line in listed(command)] == ["unfinished", "to", "to", "to"]
 
@@ -306,7 +307,7 @@ def test_a_run_whose_sweep_was_killed_is_waited_for_and_left_alone_by_an_array_j
         assert listed(command)[0] == "0  running  plain,seed=0"
         ended = launch([*command, "--index", "0"])
         assert ended.code == 0
-        assert "plain,seed=0: another process runs it; left to that" in ended.out
+        assert "plain,seed=0: another process runs it, so it is skipped here" in ended.out
         after = start([*program, *command])
         try:
             for _ in range(600):

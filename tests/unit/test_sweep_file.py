@@ -88,7 +88,9 @@ def test_a_sweep_over_seeds_alone_has_one_row_named_after_the_file(write):
 def test_the_number_of_ranks_changes_no_config(write):
     path = write("axes: {seed: [0]}")
     assert load(path, ranks=3).elements == load(path).elements
-    with pytest.raises(UserError, match=r"--ranks: got 5, but participants is 4; use that many or fewer \(in seed=0\)"):
+    with pytest.raises(
+        UserError, match=r"--ranks: got 5, but there are 4 participants. Use at most that \(in seed=0\)\."
+    ):
         load(path, ranks=5)
 
 
@@ -111,26 +113,26 @@ def test_two_sections_that_yaml_made_one_object_stay_apart(write):
     [
         ("rounds: 3", r"some.yaml: rounds: unknown key; known here: base, set, axes, elements, table"),
         ("axis: {seed: [0]}", r"axis: unknown key; .*did you mean 'axes'"),
-        ("{}", "axes, elements: one of them must be given"),
+        ("{}", "axes, elements: both are empty, so nothing varies. Give at least one"),
         ("axes: {seed: []}", r"axes.seed: got \[\]; list should have at least 1 item"),
         ("axes: {seed: 3}", r"axes.seed: got 3; input should be a valid list"),
         ("axes: {topology.knid: [ring]}", r"axes.topology.knid: unknown key \(did you mean 'topology.kind'"),
         ("axes: {seed: [0], temperature: [1]}", r"axes.temperature: unknown key \(did you mean 'method.temperature'"),
         ("axes: {seed: [0]}\nset: {round: 3}", r"set.round: unknown key \(did you mean 'rounds'"),
-        ("axes: {seed: [0, 1, 0]}", "axes.seed: 0 is given 2 times"),
-        ("axes: {seed: [0]}\nset: {seed: 1}", "set seed: an axis or an element gives this key, too"),
+        ("axes: {seed: [0, 1, 0]}", "axes.seed: the value 0 occurs 2 times"),
+        ("axes: {seed: [0]}\nset: {seed: 1}", "set seed: an axis or an element sets this key, too"),
         ("axes: {method: [dml]}\nset: {method.temperature: 2}", "set method.temperature: every element names its own"),
-        ("axes: {topology: [{kind: ring}], topology.kind: [star]}", "axes: 2 axes give the key topology.kind"),
-        ("elements: [{seed: 1}]", "elements.0.name: got None, must be a name of its own"),
-        ("elements: [{name: a}, {name: a}]", "elements: the name 'a' is given 2 times"),
+        ("axes: {topology: [{kind: ring}], topology.kind: [star]}", "axes: 2 axes set the key topology.kind"),
+        ("elements: [{seed: 1}]", "elements.0.name: got None, must be a text that names the element"),
+        ("elements: [{name: a}, {name: a}]", "elements: 2 elements have the name 'a'"),
         ("elements: [{name: a, sed: 1}]", r"elements.0.sed: unknown key \(did you mean 'seed'"),
-        ("elements: [{name: a, seed: 1}]\naxes: {seed: [0]}", "elements.0.seed: an axis gives this key, too"),
-        ("elements: [{name: a b}, {name: A_b}]", "'a b' and 'A_b' would share the directory A_b; rename one"),
+        ("elements: [{name: a, seed: 1}]\naxes: {seed: [0]}", "elements.0.seed: an axis sets this key, too"),
+        ("elements: [{name: a b}, {name: A_b}]", "'a b' and 'A_b' would share the directory A_b. Rename one"),
         ("axes: {seed: [0]}\ntable: {colums: []}", r"table.colums: unknown key; .*did you mean 'columns'"),
         ("axes: {seed: [0]}\ntable: {columns: [accuracy]}", r"table.columns: got 'accuracy'; known: accuracy_own, "),
         ("axes: {seed: [0]}\ntable: {reach: [85]}", "table.reach.0: got 85, must be <= 1.0"),
         ("axes: {seed: [0]}\ntable: {reach: [true]}", "table.reach.0: got True"),
-        ("axes: {method: [dml]}\ntable: {compare_to: dmm}", r"table.compare_to: got 'dmm'; rows: dml .*mean 'dml'"),
+        ("axes: {method: [dml]}\ntable: {compare_to: dmm}", r"table.compare_to: got 'dmm'. Rows: dml .*mean 'dml'"),
         ("base: nowhere.yaml\naxes: {seed: [0]}", "nowhere.yaml: cannot read the config"),
         ("axes: {seed: [0]}\naxes: {seed: [1]}", "not valid YAML: key 'axes' is given twice"),
     ],
@@ -144,7 +146,7 @@ def test_a_wrong_file_is_refused_by_name_and_key(write, text, says):
 def test_an_override_that_no_element_would_heed_is_refused(write):
     path = write("elements: [{name: a, rounds: 1}, {name: b}]\naxes: {seed: [0]}")
     for override in ("seed=1", "rounds=2"):
-        with pytest.raises(UserError, match="--set .*: an axis or an element gives this key, too; keep one"):
+        with pytest.raises(UserError, match="--set .*: an axis or an element sets this key, too. Keep one"):
             load(path, [override])
     with pytest.raises(UserError, match=r"--set.sede: unknown key \(did you mean 'seed'"):
         load(path, ["sede=1"])

@@ -9,8 +9,8 @@ import pytest
 from fedh2l_mpi import metrics
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch import sweep
-from fedh2l_mpi.launch.sweep.progress import Follower
-from fedh2l_mpi.launch.sweep.run_files import Place
+from fedh2l_mpi.launch.sweep.progress import SweepProgress
+from fedh2l_mpi.launch.sweep.run_files import SweepRunFiles
 from fedh2l_mpi.launch.sweep.runner import Runner, child_environment, mpi_command
 from fedh2l_mpi.launch.sweep.sweep import check_fit
 from fedh2l_mpi.launch.sweep.sweep_file import Element
@@ -29,9 +29,9 @@ def three(tmp_path):
     return sweep.load(tmp_path / "three.yaml"), tmp_path / "out"
 
 
-def write(root, element: Element, seed: int | None = None) -> Place:
+def write(root, element: Element, seed: int | None = None) -> SweepRunFiles:
     """A finished run of an element, or of another seed."""
-    place = Place(root, element)
+    place = SweepRunFiles(root, element)
     config = element.config.model_copy(update={} if seed is None else {"seed": seed})
     place.run.path.mkdir(parents=True)
     place.run.config.write_text(config.to_yaml())
@@ -43,20 +43,20 @@ def write(root, element: Element, seed: int | None = None) -> Place:
     return place
 
 
-def damage(place: Place) -> None:
+def damage(place: SweepRunFiles) -> None:
     place.run.metrics.write_bytes(b"no HDF5")
 
 
 def test_a_run_that_another_process_is_at_work_on_is_not_moved(three):
     loaded, root = three
-    place = Place(root, loaded.elements[0])
+    place = SweepRunFiles(root, loaded.elements[0])
     place.run.path.mkdir(parents=True)
     lock = RunLock(place.run.lock)
     with pytest.raises(UserError, match="at work in another process"):
-        place.make_way()
+        place.set_aside()
     assert place.run.lock.exists()
     lock.release()
-    assert place.make_way()
+    assert place.set_aside()
     assert [path.name for path in root.iterdir()] == ["seed=0.unfinished-1"]
     # Nobody holds what was set aside.
     assert not list((root / "seed=0.unfinished-1").iterdir())
@@ -71,27 +71,30 @@ def test_an_unreadable_run_fails_alone(three, capsys):
     assert states == ["finished", "unreadable", "finished"]
     assert sweep.run(loaded, root) == 1
     said = capsys.readouterr()
-    reason = f"{root}/seed=1/metrics.h5: cannot be read as HDF5: it does not begin as an HDF5 file does; move {root}"
-    assert f"1 of 3 runs failed:\n  seed=1: {reason}/seed=1 away to have it run anew" in said.err
+    reason = f"{root}/seed=1/metrics.h5: cannot be read as HDF5: it does not begin as an HDF5 file does. "
+    reason += f"To run this element again, move {root}"
+    assert f"1 of 3 runs failed:\n  seed=1: {reason}/seed=1 away." in said.err
     assert len((root / "table.csv").read_text().splitlines()) == 3
     (root / "table.csv").unlink()
     sweep.tabulate(loaded, root)
     said = capsys.readouterr()
-    assert f"seed=1 left out: {reason}" in said.err
+    assert f"the table leaves out seed=1: {reason}" in said.err
     assert "2 of 3 runs have finished" in said.out
     assert len((root / "table.csv").read_text().splitlines()) == 3
 
 
 def test_a_run_that_cannot_be_read_any_more_when_its_turn_comes_ends_no_other(three, capsys):
     loaded, root = three
-    runner = Runner(loaded.elements, root, 1, None, Follower(quiet=False))
+    runner = Runner(loaded.elements, root, 1, None, SweepProgress(quiet=False))
     damage(write(root, loaded.elements[0]))
     write(root, loaded.elements[1])
     write(root, loaded.elements[2], seed=7)
     runner.run()
     assert list(runner.outcomes) == ["seed=1"]
     assert list(runner.failed) == ["seed=0", "seed=2"]
-    assert "holds a finished run of another config; seed: there 7, here 2" in runner.failed["seed=2"]
+    assert (
+        "contains a finished run of a different config. It differs in seed (there 7, here 2)" in runner.failed["seed=2"]
+    )
     # Of three, one is done, though two of them have had their turn.
     assert "1 of 3 runs: seed=1: all-domain 0.500, in another process, 1 failed" in capsys.readouterr().out
 
@@ -101,7 +104,7 @@ def test_another_configs_run_is_still_told_before_anything_runs(three):
     write(root, loaded.elements[1], seed=7)
     assert "another config's  seed=1" in sweep.listing(loaded, root)
     for look in (sweep.run, sweep.tabulate):
-        with pytest.raises(UserError, match="seed=1: holds a finished run of another config"):
+        with pytest.raises(UserError, match="seed=1: this directory contains a finished run of a different config"):
             look(loaded, root)
 
 
@@ -126,7 +129,7 @@ def test_the_environments_own_mpirun_may_lie_in_a_folder_with_blanks(tmp_path, m
 
 @pytest.mark.parametrize(
     ("named", "says"),
-    [("/nowhere/mpiexec -x", "there is no program /nowhere/mpiexec;"), ("mpirun 'a", "No closing quotation")],
+    [("/nowhere/mpiexec -x", "there is no program /nowhere/mpiexec."), ("mpirun 'a", "No closing quotation")],
 )
 def test_an_mpiexec_that_cannot_be_started_is_told_before_anything_is(named, says):
     with pytest.raises(UserError, match=f"MPIEXEC: got .*{re.escape(says)}"):

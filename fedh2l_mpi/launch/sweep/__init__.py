@@ -1,7 +1,6 @@
-"""Sweeps: many runs, each a program of its own, and the table that compares them.
+"""Run many configs, each as its own program, and compare the runs in a table.
 
-file (what a sweep file expands to), place (one element's paths, lock and state), runner (starts and ends the runs),
-follower (what a person sees meanwhile), command (all of it put together).
+Only `cli` and other parts of `launch` may import this package.
 """
 
 from fedh2l_mpi.launch.sweep.sweep import listing, prepare, run, tabulate

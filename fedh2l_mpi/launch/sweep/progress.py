@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs."""
+"""Show how far a sweep is: one line per event and, on a terminal, a progress bar."""
 
 import datetime
 import sys
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from fedh2l_mpi.analysis.outcome import Outcome
-from fedh2l_mpi.launch.sweep.run_files import Place
+from fedh2l_mpi.launch.sweep.run_files import SweepRunFiles
 from fedh2l_mpi.runtime import terminal
 
 
-class Follower:
-    """Tells a person how a sweep goes on: lines, and under them a progress bar on a terminal; nothing where quiet."""
+class SweepProgress:
+    """Print one line per event of a sweep, above a progress bar on a terminal. If quiet, print failures only."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -22,10 +22,10 @@ class Follower:
         self._begin = time.monotonic()
 
     def begin(self, total: int, done: int) -> None:
-        """So many elements, and so many of them finished before."""
+        """Start: of `total` elements, `done` have finished in an earlier call."""
         self._total, self._done = total, done
         if done:
-            self._say(f"{done} of {total} runs have finished before")
+            self._print(f"{done} of {total} runs had already finished")
         if not self._quiet and terminal.is_terminal() and done < total:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -40,49 +40,49 @@ class Follower:
             self._bar.start()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def tick(self, labels: Sequence[str]) -> None:
-        """These are running now."""
+        """Update the progress bar; `labels` name the elements that are running now."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, left=self._left(), labels=" ".join(labels))
+            self._bar.update(self._task, completed=self._done, left=self._remaining(), labels=" ".join(labels))
 
-    def finished(self, place: Place, outcome: Outcome, seconds: float | None) -> None:
-        """An element has finished here after so many seconds; None: in another process."""
+    def run_finished(self, files: SweepRunFiles, outcome: Outcome, seconds: float | None) -> None:
+        """Report that an element finished, here after `seconds`, or in another process (None)."""
         self._done += 1
         self._ran += seconds is not None
         took = f"{seconds:.0f} s" if seconds is not None else "in another process"
-        left = f", {self._left()}" if self._left() else ""
-        self._say(
-            f"{self._done} of {self._total} runs: {place.label}: all-domain {outcome.values['accuracy_all']:.3f}, "
+        left = f", {self._remaining()}" if self._remaining() else ""
+        self._print(
+            f"{self._done} of {self._total} runs: {files.label}: all-domain {outcome.values['accuracy_all']:.3f}, "
             f"{took}{left}"
         )
 
-    def failed(self, place: Place, reason: str, ran: bool = True) -> None:
-        """An element has failed, or cannot be run here (not `ran`). Told even where quiet."""
+    def run_failed(self, files: SweepRunFiles, reason: str, ran: bool = True) -> None:
+        """Report that an element failed, or could not be started (`ran` is False). Printed even if quiet."""
         self._failed += 1
         self._ran += ran
-        self._say(f"{place.label} failed: {reason}{f'; see {place.log}' if ran else ''}", file=sys.stderr)
+        self._print(f"{files.label} failed: {reason}{f'. Log: {files.log}' if ran else ''}", file=sys.stderr)
 
-    def starts_again(self, place: Place) -> None:
-        """What was there of an element has been set aside."""
-        self._say(f"{place.label} had not finished: starts again, what was there is kept as {place.label}.unfinished-*")
+    def run_restarts(self, files: SweepRunFiles) -> None:
+        """Report that an unfinished element starts again, because it cannot be resumed."""
+        self._print(f"{files.label} had not finished. It starts again; old files are in {files.label}.unfinished-*")
 
-    def goes_on(self, place: Place) -> None:
-        """An unfinished element is gone on with."""
-        self._say(f"{place.label} had not finished: goes on from its checkpoint")
+    def run_resumes(self, files: SweepRunFiles) -> None:
+        """Report that an unfinished element resumes."""
+        self._print(f"{files.label} had not finished. It resumes from its checkpoint")
 
-    def is_elsewhere(self, place: Place, waits: bool) -> None:
-        """Another process runs an element."""
-        if place.label not in self._elsewhere:
-            self._elsewhere.add(place.label)
-            self._say(f"{place.label}: another process runs it" + ("" if waits else "; left to that"))
+    def runs_elsewhere(self, files: SweepRunFiles, waits: bool) -> None:
+        """Report, once, that another process runs an element."""
+        if files.label not in self._elsewhere:
+            self._elsewhere.add(files.label)
+            self._print(f"{files.label}: another process runs it" + ("" if waits else ", so it is skipped here"))
 
-    def _left(self) -> str:
-        """How many have failed, and how long the rest will take; empty if there is nothing to say."""
+    def _remaining(self) -> str:
+        """Return the number of failures and the estimated time left, or an empty string."""
         parts = [f"{self._failed} failed"] if self._failed else []
         rest = self._total - self._done - self._failed
         if self._ran and rest:
@@ -90,7 +90,7 @@ class Follower:
             parts.append(f"{datetime.timedelta(seconds=round(seconds))} left")
         return ", ".join(parts)
 
-    def _say(self, text: str, file: TextIO | None = None) -> None:
+    def _print(self, text: str, file: TextIO | None = None) -> None:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self._quiet or file is not None:

@@ -1,9 +1,11 @@
-"""Where an element of a sweep lies, who runs it, and how far it is.
+"""Paths, lock and state of one element of a sweep.
 
-In the sweep's directory, for an element with label L: `L/` is its run directory, `L.yaml` its config, `L.log` what it
-said if it failed. Whoever runs an element holds a lock on its `L.yaml`, and hands it on to the program that it starts:
-the operating system lets go of it when the last of them has ended, however that came about. Ranks under a launcher need
-not have it, nor need it be seen from another node: a run is left in its place unless the lock in `L/` is free, too.
+In the sweep's directory, an element with label L has the run directory `L/`, the config `L.yaml`, and, if it failed,
+its output `L.log`.
+
+The process that runs an element holds a lock on `L.yaml`. The program that it starts inherits this lock, so the
+operating system releases it when the last of the two ends, even if they are killed. Ranks under a launcher may lack
+the lock, and other nodes may not see it. A run directory is therefore moved only if the lock in `L/` is free, too.
 """
 
 import fcntl
@@ -24,83 +26,84 @@ from fedh2l_mpi.run_directory import RunDirectory
 POLL_S = 0.1
 
 
-class AnotherConfigError(UserError):
-    """What lies where an element's run should be is a run of another config."""
+class DifferentConfigError(UserError):
+    """The element's run directory contains a run of a different config."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """The paths of one element in the sweep's directory."""
+class SweepRunFiles:
+    """Paths, lock and state of one element in the sweep's directory."""
 
     root: Path
     element: Element
 
     @property
     def label(self) -> str:
-        """Name of the element."""
+        """Name of the element, and of its run directory."""
         return self.element.label
 
     @property
     def run(self) -> RunDirectory:
-        """Its run directory."""
+        """Run directory."""
         return RunDirectory(self.root / self.label)
 
     @property
     def config(self) -> Path:
-        """What the run is started with, and locked by."""
+        """Config file that the run starts with; it also carries the lock."""
         return self.root / f"{self.label}.yaml"
 
     @property
     def log(self) -> Path:
-        """What the run printed."""
+        """File with the output of the run."""
         return self.root / f"{self.label}.log"
 
-    def finished(self) -> metrics.RunMetrics | None:
-        """The run's metrics, if it has finished.
+    def read_finished(self) -> metrics.RunMetrics | None:
+        """Return the run's metrics if it has finished, else None.
 
         Raises
         ------
-        AnotherConfigError
-            If what has finished here is another config's run.
+        DifferentConfigError
+            If the finished run has a different config.
         UserError
-            If its file cannot be read.
+            If its metrics file cannot be read.
         """
         try:
             return metrics.read(self.run.metrics) if self.has_finished() else None
-        except AnotherConfigError:
+        except DifferentConfigError:
             raise
         except UserError as error:
-            raise UserError(f"{error}; move {self.run.path} away to have it run anew") from None
+            said = str(error).removesuffix(".")
+            raise UserError(f"{said}. To run this element again, move {self.run.path} away.") from None
 
     def has_finished(self) -> bool:
-        """Whether the run has finished; raises as `finished`, but for damage in the arrays, which are not read."""
+        """Return True if the run has finished. Raises like `read_finished`, but does not notice damaged arrays."""
         if not self.run.metrics.exists():
             return False
         run = metrics.look(self.run.metrics)
         rounds, planned = run.rounds, run.attributes.get("rounds_planned")
         run.close()
-        # Of a file that is being written, or whose writer was killed, not all need be there: the run itself sees to it.
+        # A file that is being written, or whose writer was killed, may be incomplete: the run repairs it on resume.
         if run.closed and (run.problems or not isinstance(planned, int)):
             problem = run.problems[0] if run.problems else "attribute 'rounds_planned' is missing"
             raise UserError(f"{self.run.metrics}: {problem}")
         if run.problems or not isinstance(planned, int) or rounds < planned:
             return False
-        self._refuse_another("a finished run")
+        self._refuse_different("a finished")
         return True
 
-    def _refuse_another(self, what: str) -> None:
-        """Raise if the run's config differs from the element's, but for where and how fast it runs."""
+    def _refuse_different(self, state: str) -> None:
+        """Raise if the run's config differs from the element's in more than where and how fast it runs."""
         differing = differing_keys(self.element.config, loading.load(self.run.config))
         if differing:
-            raise AnotherConfigError(
-                f"{self.run.path}: holds {what} of another config; "
-                + "; ".join(f"{key}: there {there!r}, here {here!r}" for key, here, there in differing)
-                + "; choose another --out, or move that directory away"
+            keys = ", ".join(f"{key} (there {there!r}, here {here!r})" for key, here, there in differing)
+            raise DifferentConfigError(
+                f"{self.run.path}: this directory contains {state} run of a different config. It differs in {keys}. "
+                "Choose another --out, or move that directory away."
             )
 
     def lock(self, patience_s: float = 0.0) -> int | None:
-        """A file descriptor that holds the element's lock while it is open; None if another process holds it."""
-        # Not "w": what another process has put there stays, until the lock is ours.
+        """Return a file descriptor that holds the lock while it is open, or None if another process holds the lock."""
+        # Mode "w" would empty the file before the lock is ours, while another process may be using it.
         descriptor = os.open(self.config, os.O_RDWR | os.O_CREAT, 0o666)
         until = time.monotonic() + patience_s
         while True:
@@ -114,37 +117,37 @@ class Place:
             except OSError as error:
                 os.close(descriptor)
                 raise UserError(
-                    f"{self.root}: files cannot be locked there ({error.strerror}), so two sweeps could run the same "
-                    "element; choose another --out"
+                    f"{self.root}: this file system cannot lock files ({error.strerror}), so two sweeps could run the "
+                    "same element. Choose an --out on another file system."
                 ) from None
             else:
                 return descriptor
 
     def prepare(self, patience_s: float) -> None:
-        """Write the element's config where a job finds it; nothing is run.
+        """Write the element's config where a job finds it, without running it.
 
         Raises
         ------
         UserError
-            If another process runs the element, or another config's run is there.
+            If another process runs the element, or the directory contains a run of a different config.
         """
         lock = self.lock(patience_s)
         if lock is None:
-            raise UserError(f"{self.config}: another process runs this element; left to that")
+            raise UserError(f"{self.config}: another process runs this element. Wait until it ends, or stop it.")
         try:
             if self.run.config.exists():
-                self._refuse_another("a run")
+                self._refuse_different("a")
             text = self.element.config.to_yaml().encode()
             if self.config.read_bytes() != text:
-                # Not under another name first: the lock is on this very file, and no job reads it before it has that.
+                # Written in place, because the lock is on this very file; no job reads it before it has the lock.
                 os.pwrite(lock, text, 0)
                 os.ftruncate(lock, len(text))
                 os.fsync(lock)
         finally:
             os.close(lock)
 
-    def can_go_on(self) -> bool:
-        """Whether an unfinished run has a checkpoint, and is of this element's config."""
+    def can_resume(self) -> bool:
+        """Return True if an unfinished run has a checkpoint and the config of this element."""
         if not self.run.committed():
             return False
         try:
@@ -152,17 +155,17 @@ class Place:
         except UserError:
             return False
 
-    def make_way(self) -> bool:
-        """Move what an unfinished run has left out of the way; whether there was any. Call with the lock held.
+    def set_aside(self) -> bool:
+        """Rename the directory of an unfinished run; return True if there was one. The caller must hold the lock.
 
         Raises
         ------
         UserError
-            If another process is at work on the run, or may be.
+            If another process works on the run, or may do so.
         """
         if not self.run.path.exists():
             return False
-        numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._set_aside())
+        numbers = (int(path.suffix.removeprefix(".unfinished-")) for path in self._earlier_set_aside())
         aside = RunDirectory(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
         lock = RunLock(self.run.lock)
         try:
@@ -172,14 +175,14 @@ class Place:
             lock.release()
         return True
 
-    def _set_aside(self) -> Iterator[Path]:
+    def _earlier_set_aside(self) -> Iterator[Path]:
         for path in self.root.iterdir():
             prefix, _, number = path.name.rpartition(".unfinished-")
             if prefix == self.label and number.isdigit():
                 yield path
 
     def state(self) -> str:
-        """finished, running, unfinished, to do, unreadable or another config's, for a list. Changes nothing."""
+        """Return finished, running, unfinished, to do, unreadable or another config's. Changes nothing."""
         if self.config.exists():
             with self.config.open("rb") as file:
                 try:
@@ -189,7 +192,7 @@ class Place:
         try:
             if self.has_finished():
                 return "finished"
-        except AnotherConfigError:
+        except DifferentConfigError:
             return "another config's"
         except UserError:
             return "unreadable"

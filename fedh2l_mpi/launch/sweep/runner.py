@@ -1,4 +1,4 @@
-"""Runs the elements of a sweep, each as a program of its own: starts them, waits for them, and ends them."""
+"""Run the elements of a sweep, each as its own program: start them, wait for them, and stop them."""
 
 import contextlib
 import os
@@ -15,29 +15,29 @@ from pathlib import Path
 
 from fedh2l_mpi.analysis.outcome import Outcome, read_outcome
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.launch.sweep.progress import Follower
-from fedh2l_mpi.launch.sweep.run_files import POLL_S, AnotherConfigError, Place
+from fedh2l_mpi.launch.sweep.progress import SweepProgress
+from fedh2l_mpi.launch.sweep.run_files import POLL_S, DifferentConfigError, SweepRunFiles
 from fedh2l_mpi.launch.sweep.sweep_file import Element
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.launcher import LAUNCHERS
 
-# How often to look whether a run of another process has ended.
+# Seconds between looks at a run of another process.
 ELSEWHERE_S = 1.0
 # Longer than another process needs to look at a lock.
 PATIENCE_S = 1.0
-# For a child to end in order, before it is killed.
+# Time for a child to stop by itself before it is killed.
 GRACE_S = 10.0
-# Open MPI 5 and 4: each mpirun would bind its ranks to the node's first cores, whoever else runs there.
+# Every mpirun of Open MPI 5 and 4 binds its ranks to the node's first cores, so runs at a time would share cores.
 UNBOUND = {"PRTE_MCA_hwloc_default_binding_policy": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}
 
 
 def mpi_command(ranks: int | None, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """What to put before `python` so that it runs on so many ranks; nothing for None.
+    """Return the words that start `python` on this many ranks; none for None.
 
     Raises
     ------
     UserError
-        If there is no mpirun, or not the one that MPIEXEC names.
+        If there is no mpirun, or the program that MPIEXEC names does not exist.
     """
     if ranks is None:
         return []
@@ -46,41 +46,43 @@ def mpi_command(ranks: int | None, environ: Mapping[str, str] = os.environ) -> l
         try:
             words = shlex.split(named)
         except ValueError as error:
-            raise UserError(f"MPIEXEC: got {named!r}, must be a command as a shell reads it: {error}") from None
+            raise UserError(f"MPIEXEC: got {named!r}, which a shell cannot read as a command: {error}.") from None
         if not shutil.which(words[0]):
-            raise UserError(f"MPIEXEC: got {named!r}, but there is no program {words[0]}; name another, or unset it")
+            raise UserError(f"MPIEXEC: got {named!r}, but there is no program {words[0]}. Correct or unset MPIEXEC.")
         return [*words, "-n", str(ranks)]
-    # The environment's own first: another MPI's mpirun starts ranks that do not find each other.
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    # The mpirun of Python's environment comes first: ranks started by another MPI do not find each other.
+    own = Path(sys.executable).with_name("mpirun")
+    found = str(own) if own.exists() else shutil.which("mpirun")
     if not found:
-        raise UserError("--ranks: no mpirun beside python nor on the PATH; name one in MPIEXEC, or leave --ranks out")
+        raise UserError(
+            f"--ranks: there is no mpirun in {own.parent} nor on the PATH. Name one in MPIEXEC, or leave --ranks out."
+        )
     return [found, "-n", str(ranks)]
 
 
 def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment without what a launcher has said of this process: a run would take it as said of itself."""
-    about_us = {name for _, *names in LAUNCHERS for name in names}
-    return {**UNBOUND, **{name: value for name, value in environ.items() if name not in about_us}}
+    """Return the environment without a launcher's variables: a run would believe that they describe itself."""
+    launcher_names = {name for _, *names in LAUNCHERS for name in names}
+    return {**UNBOUND, **{name: value for name, value in environ.items() if name not in launcher_names}}
 
 
 @dataclass
 class Child:
-    """A run that goes on."""
+    """A running program of one element."""
 
-    place: Place
+    files: SweepRunFiles
     process: subprocess.Popen[bytes]
     lock: int
     begin: float
 
     def end(self, how: int) -> None:
-        """Signal its processes, of which there may be none left."""
+        """Send a signal to all its processes, if any are left."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, how)
 
 
 class Runner:
-    """Runs elements, some at a time, until all are finished or have failed.
+    """Run elements, `jobs` at a time, until all have finished or failed.
 
     Parameters
     ----------
@@ -89,15 +91,15 @@ class Runner:
     root : Path
         The sweep's directory.
     jobs : int
-        How many run at a time.
+        Number of runs at a time.
     ranks : int or None
         MPI processes of each; None: a single process without MPI.
-    follower : Follower
-        Is told what happens.
+    progress : SweepProgress
+        Prints what happens.
     waits : bool
-        Whether to wait for what another process runs, or leave it to that.
+        True: wait for elements that another process runs. False: skip them.
     share_imports : bool
-        Whether each run imports once on a node for all its ranks.
+        True: each run imports its modules once per node, for all its ranks.
     """
 
     def __init__(
@@ -106,46 +108,46 @@ class Runner:
         root: Path,
         jobs: int,
         ranks: int | None,
-        follower: Follower,
+        progress: SweepProgress,
         waits: bool = True,
         share_imports: bool = False,
     ) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self.failed: dict[str, str] = {}
         self.interrupted = False
-        self._root, self._jobs, self._follower, self._waits = root, jobs, follower, waits
+        self._root, self._jobs, self._progress, self._waits = root, jobs, progress, waits
         self._command = [*mpi_command(ranks), sys.executable, "-m", "fedh2l_mpi"]
         self._command += [shared_imports.OPTION] if share_imports else []
         self._children: list[Child] = []
-        self._elsewhere: deque[Place] = deque()
+        self._elsewhere: deque[SweepRunFiles] = deque()
         self._looked = time.monotonic()
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out: {root} cannot be written: {error.strerror}") from None
-        # Before anything runs: a directory that holds another config's run is told of now.
-        self._waiting: deque[Place] = deque()
-        for place in (Place(root, element) for element in elements):
+        # A directory with a run of a different config is an error before anything runs.
+        self._waiting: deque[SweepRunFiles] = deque()
+        for files in (SweepRunFiles(root, element) for element in elements):
             try:
-                run = place.finished()
-            except AnotherConfigError:
+                run = files.read_finished()
+            except DifferentConfigError:
                 raise
             except UserError:
-                # Told when its turn has come: another process may be writing it now.
+                # Another process may be writing the file now, so the error is reported only when its turn comes.
                 run = None
             if run is None:
-                self._waiting.append(place)
+                self._waiting.append(files)
             else:
-                self.outcomes[place.label] = read_outcome(run)
+                self.outcomes[files.label] = read_outcome(run)
 
     @property
     def to_do(self) -> list[Element]:
-        """What has not finished, and does not run yet."""
-        return [place.element for place in self._waiting]
+        """Elements that have neither finished nor started."""
+        return [files.element for files in self._waiting]
 
     def run(self) -> None:
-        """Run what has not finished; returns when nothing is left to do, or after a signal."""
-        self._follower.begin(len(self._waiting) + len(self.outcomes), len(self.outcomes))
+        """Run every element that has not finished; return when none is left, or after a signal."""
+        self._progress.begin(len(self._waiting) + len(self.outcomes), len(self.outcomes))
         with self._signals():
             try:
                 while (self._waiting or self._children or self._elsewhere) and not self.interrupted:
@@ -155,14 +157,14 @@ class Runner:
                     for child in [child for child in self._children if child.process.poll() is not None]:
                         self._children.remove(child)
                         self._ended(child)
-                    self._follower.tick([child.place.label for child in self._children])
+                    self._progress.tick([child.files.label for child in self._children])
                     time.sleep(POLL_S if self._children or not self._waiting else 0.0)
             finally:
                 self._end_children()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a note, so that no child is started and forgotten half-way."""
+        """Record Ctrl-C and SIGTERM instead of raising, so that no child is started and then forgotten."""
 
         def note(number: int, frame: object) -> None:
             self.interrupted = True
@@ -180,31 +182,31 @@ class Runner:
             self._elsewhere.clear()
             self._looked = time.monotonic()
 
-    def _start(self, place: Place) -> None:
-        lock = place.lock(0.0 if self._waits else PATIENCE_S)
+    def _start(self, files: SweepRunFiles) -> None:
+        lock = files.lock(0.0 if self._waits else PATIENCE_S)
         if lock is None:
-            self._follower.is_elsewhere(place, self._waits)
+            self._progress.runs_elsewhere(files, self._waits)
             if self._waits:
-                self._elsewhere.append(place)
+                self._elsewhere.append(files)
             return
         try:
             # Another process may have finished it since we looked.
-            run = place.finished()
+            run = files.read_finished()
             if run is not None:
-                self.outcomes[place.label] = read_outcome(run)
-                self._follower.finished(place, self.outcomes[place.label], None)
+                self.outcomes[files.label] = read_outcome(run)
+                self._progress.run_finished(files, self.outcomes[files.label], None)
                 os.close(lock)
                 return
-            if place.can_go_on():
-                self._follower.goes_on(place)
-            elif place.make_way():
-                self._follower.starts_again(place)
+            if files.can_resume():
+                self._progress.run_resumes(files)
+            elif files.set_aside():
+                self._progress.run_restarts(files)
             os.ftruncate(lock, 0)
-            os.write(lock, place.element.config.to_yaml().encode())
-            with place.log.open("wb") as log:
-                # A session of its own: Ctrl-C in the terminal is for us to pass on, and what it starts ends with it.
+            os.write(lock, files.element.config.to_yaml().encode())
+            with files.log.open("wb") as log:
+                # In its own session, the child gets Ctrl-C only from us, and all its processes can be ended together.
                 process = subprocess.Popen(
-                    [*self._command, str(place.config), "--out", str(place.run.path), "--resume", "auto", "--quiet"],
+                    [*self._command, str(files.config), "--out", str(files.run.path), "--resume", "auto", "--quiet"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -213,41 +215,41 @@ class Runner:
                     start_new_session=True,
                 )
         except UserError as error:
-            # What is wrong with one of them ends no other.
+            # An error of one element must not stop the others.
             os.close(lock)
-            self._fail(place, str(error), ran=False)
+            self._fail(files, str(error), ran=False)
             return
         except BaseException:
             os.close(lock)
             raise
-        self._children.append(Child(place, process, lock, time.monotonic()))
+        self._children.append(Child(files, process, lock, time.monotonic()))
 
     def _ended(self, child: Child) -> None:
-        place, code = child.place, child.process.returncode
-        # Ranks that outlive their mpirun would keep the lock.
+        files, code = child.files, child.process.returncode
+        # Ranks that outlive their mpirun would keep the lock, so they are killed.
         child.end(signal.SIGKILL)
         os.close(child.lock)
         if code:
-            self._fail(place, why(place.log, code))
+            self._fail(files, failure_reason(files.log, code))
             return
         try:
-            run = place.finished()
+            run = files.read_finished()
         except UserError as error:
-            self._fail(place, str(error))
+            self._fail(files, str(error))
             return
         if run is None:
-            self._fail(place, "was stopped before its last round; the same command goes on with it")
+            self._fail(files, "the run was stopped before its last round; the same command resumes it")
             return
-        place.log.unlink()
-        self.outcomes[place.label] = read_outcome(run)
-        self._follower.finished(place, self.outcomes[place.label], time.monotonic() - child.begin)
+        files.log.unlink()
+        self.outcomes[files.label] = read_outcome(run)
+        self._progress.run_finished(files, self.outcomes[files.label], time.monotonic() - child.begin)
 
-    def _fail(self, place: Place, reason: str, ran: bool = True) -> None:
-        self.failed[place.label] = reason
-        self._follower.failed(place, reason, ran)
+    def _fail(self, files: SweepRunFiles, reason: str, ran: bool = True) -> None:
+        self.failed[files.label] = reason
+        self._progress.run_failed(files, reason, ran)
 
     def _end_children(self) -> None:
-        """End what still runs: in order, and by force if it takes too long."""
+        """Ask the running children to stop, and kill those that take too long."""
         for child in self._children:
             child.end(signal.SIGTERM)
         until = time.monotonic() + GRACE_S
@@ -257,15 +259,15 @@ class Runner:
             child.end(signal.SIGKILL)
             child.process.wait()
             os.close(child.lock)
-            # It did not fail.
-            child.place.log.unlink(missing_ok=True)
+            # It was stopped and did not fail, so its log is of no use.
+            child.files.log.unlink(missing_ok=True)
         self._children.clear()
 
 
-def why(log: Path, code: int) -> str:
-    """Why a run failed, in a line: its own last error, or else its last words, or else the signal that ended it."""
+def failure_reason(log: Path, code: int) -> str:
+    """Return one line: the run's own error, or its exit code or signal with the last line that it printed."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    # A launcher and Python's traceback have their say after it.
+    # The run's own error is seldom the last line: a launcher and Python's traceback print more after it.
     own = [line for line in lines if line.startswith("fedh2l_mpi: error: ")]
     if own:
         return own[0].removeprefix("fedh2l_mpi: error: ")

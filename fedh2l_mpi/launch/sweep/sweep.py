@@ -1,4 +1,4 @@
-"""A sweep from its elements to its table: what cannot run is refused, the rest is run, and all of it is compared."""
+"""Check the elements of a sweep, run them, and compare the finished runs in a table."""
 
 import functools
 import os
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from fedh2l_mpi.analysis import figures, tables
 from fedh2l_mpi.analysis.outcome import Outcome, read_outcome
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, UserError
-from fedh2l_mpi.launch.sweep.progress import Follower
-from fedh2l_mpi.launch.sweep.run_files import AnotherConfigError, Place
+from fedh2l_mpi.launch.sweep.progress import SweepProgress
+from fedh2l_mpi.launch.sweep.run_files import DifferentConfigError, SweepRunFiles
 from fedh2l_mpi.launch.sweep.runner import PATIENCE_S, Runner
 from fedh2l_mpi.launch.sweep.sweep_file import Element, Mistakes, Sweep
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def listing(sweep: Sweep, root: Path) -> str:
-    """The elements with their numbers and states, a line each."""
+    """Return one line for each element: its number, state and label."""
     width = len(str(len(sweep.elements) - 1))
-    states = [Place(root, element).state() for element in sweep.elements]
+    states = [SweepRunFiles(root, element).state() for element in sweep.elements]
     longest = max(map(len, states))
     return "\n".join(
         f"{number:>{width}}  {state:<{longest}}  {element.label}"
@@ -39,7 +39,7 @@ def run(
     quiet: bool = False,
     share_imports: bool = False,
 ) -> int:
-    """Run what has not finished, and write the table of what has; the exit code.
+    """Run every element that has not finished, write the table of all that have, and return the exit code.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ def run(
     Raises
     ------
     UserError
-        If there is no such element, a directory holds another config's run, or nothing can be written.
+        If there is no such element, a directory contains a run of a different config, or nothing can be written.
     """
     elements = sweep.elements if index is None else (_element(sweep, index),)
-    follower = Follower(quiet)
-    runner = Runner(elements, root, jobs, ranks, follower, waits=index is None, share_imports=share_imports)
+    progress = SweepProgress(quiet)
+    runner = Runner(elements, root, jobs, ranks, progress, waits=index is None, share_imports=share_imports)
     if runner.to_do:
         check_fit(runner.to_do, sweep.path, jobs)
     try:
@@ -61,11 +61,11 @@ def run(
     except OSError as error:
         raise UserError(f"--out: {error.filename or root} cannot be written: {error.strerror}") from None
     finally:
-        follower.close()
+        progress.close()
     if runner.interrupted:
         print(
-            f"fedh2l_mpi: interrupted with {len(runner.outcomes)} of {len(elements)} runs finished; "
-            "the same command goes on from there",
+            f"fedh2l_mpi: interrupted after {len(runner.outcomes)} of {len(elements)} runs had finished. "
+            "The same command resumes the sweep.",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
@@ -78,45 +78,45 @@ def run(
 
 
 def prepare(sweep: Sweep, root: Path, index: int | None) -> Path:
-    """Run directory of an element whose config lies beside it now, as `<directory>.yaml`; nothing is run.
+    """Write the config of an element as `<run directory>.yaml`, without running it, and return the run directory.
 
     Raises
     ------
     UserError
-        If there is no such element, another process runs it, or another config's run is there.
+        If there is no such element, another process runs it, or its directory contains a run of a different config.
     """
     if index is None:
-        raise UserError("--prepare: --index must be given, too")
-    place = Place(root, _element(sweep, index))
+        raise UserError("--prepare: this option needs --index, too.")
+    files = SweepRunFiles(root, _element(sweep, index))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        place.prepare(PATIENCE_S)
+        files.prepare(PATIENCE_S)
     except OSError as error:
         raise UserError(f"--out: {root} cannot be written: {error.strerror}") from None
-    return place.run.path
+    return files.run.path
 
 
 def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
-    """Write the table of what has finished, by whomever it was run; nothing is run.
+    """Write the table of all finished runs, without running anything.
 
     Raises
     ------
     UserError
-        If no finished run can be read, or a directory holds another config's run.
+        If no finished run can be read, or a directory contains a run of a different config.
     """
     outcomes: dict[str, Outcome] = {}
     for element in sweep.elements:
         try:
-            run = Place(root, element).finished()
-        except AnotherConfigError:
+            run = SweepRunFiles(root, element).read_finished()
+        except DifferentConfigError:
             raise
         except UserError as error:
-            print(f"fedh2l_mpi: {element.label} left out: {error}", file=sys.stderr)
+            print(f"fedh2l_mpi: the table leaves out {element.label}: {error}", file=sys.stderr)
         else:
             if run is not None:
                 outcomes[element.label] = read_outcome(run)
     if not outcomes:
-        raise UserError(f"--table: none of the {len(sweep.elements)} runs in {root} has finished")
+        raise UserError(f"--table: none of the {len(sweep.elements)} runs in {root} has finished.")
     if len(outcomes) < len(sweep.elements) and not quiet:
         print(f"{len(outcomes)} of {len(sweep.elements)} runs have finished")
     _conclude(sweep, root, outcomes, quiet)
@@ -125,21 +125,21 @@ def tabulate(sweep: Sweep, root: Path, quiet: bool = False) -> None:
 def _element(sweep: Sweep, index: int) -> Element:
     last = len(sweep.elements) - 1
     if not 0 <= index <= last:
-        raise UserError(f"--index: got {index}, must be from 0 to {last} (--list shows the elements)")
+        raise UserError(f"--index: got {index}, must be from 0 to {last}. See the numbers with --list.")
     return sweep.elements[index]
 
 
 def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
-    """Refuse at once what the runs would refuse one by one: data, graphs, models, weights, methods, codecs that misfit.
+    """Report all mistakes that the runs would report one by one: data, graphs, models, weights, methods, codecs.
 
-    A user's own classes are left to their runs: whatever they do at import ends one run, not the sweep. For each
-    combination of models, method, codec and data, one model of each architecture is built and tried: some 10 ms for
-    small ones on digits, 2.5 s for a ResNet-18 on images of 224 x 224.
+    Classes of the user are checked by their runs only, so that an error at import stops one run and not the sweep.
+    Each combination of models, method, codec and data is tried once, with one model of each architecture. This needs
+    about 10 ms for small models on digits, and 2.5 s for a ResNet-18 on images of 224 x 224.
 
     Raises
     ------
     UserError
-        With a line for each mistake, and the elements that have it.
+        One line for each mistake, with the elements that have it.
     """
     import torch
 
@@ -156,31 +156,31 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     mistakes = Mistakes()
     for element in elements:
         config = element.config
-        with mistakes.of(element.label):
+        with mistakes.noting(element.label):
             if jobs > 1 and cuda and config.devices.kind != "cpu" and not config.devices.share:
                 raise UserError(
-                    f"--jobs: got {jobs}, but runs that know nothing of each other would share a GPU; use --jobs 1, "
-                    "one --index for each GPU, devices.kind=cpu, or devices.share=true"
+                    f"--jobs: got {jobs}, but independent runs would share a GPU. Use --jobs 1, one --index for each "
+                    "GPU, devices.kind=cpu, or devices.share=true."
                 )
             Topology(config.topology, config.size, config.seed, config.rounds)
             method = methods.build(config) if config.method.name in methods.METHODS else None
             source = source_of(config.data.name, config.data.root)
-            # Elements that differ in the method have the same data, dealt in the same way.
+            # Elements that differ only in the method give the same samples to the same participants.
             dealt = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
             if dealt not in held:
                 held[dealt] = requirements.holdings(federated.plan(config, source))
             names = sorted(requirements.architectures(config))
             in_zoo = all(":" not in name or name.startswith(torchvision_models.PREFIX) for name in names)
-            # A method's options change nothing of what it sends.
+            # A method's options do not change what it sends, so each method is tried once.
             of = repr((names, config.weights, config.method.name, config.exchange, config.data.name, config.data.root))
             if method is not None and in_zoo and of not in fitting:
                 requirements.needs(config, source, method, held[dealt])
                 fitting.add(of)
-    mistakes.tell(path)
+    mistakes.raise_all(path)
 
 
 def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: bool) -> None:
-    """Print the table, and write it and the curves into the sweep's directory."""
+    """Print the table, then write it and the learning curves into the sweep's directory."""
     finished = [element for element in sweep.elements if element.label in outcomes]
     by_row = {row: [outcomes[e.label] for e in finished if e.row == row] for row in sweep.rows}
     asked, title = sweep.table, sweep.table.title or sweep.path.stem
@@ -197,23 +197,23 @@ def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: 
     revisions = sorted({outcome.revision for outcome in outcomes.values()})
     if len(revisions) > 1:
         print(
-            f"fedh2l_mpi: these runs are of {len(revisions)} revisions of the code ({', '.join(revisions)}), between "
-            "which numbers may have moved; another --out runs all anew",
+            f"fedh2l_mpi: these runs come from {len(revisions)} revisions of the code ({', '.join(revisions)}), so "
+            "their numbers may differ. Use another --out to run all of them again.",
             file=sys.stderr,
         )
     for name, write in written.items():
         try:
             _replace(root / name, write)
         except UserError as error:
-            # A table without its picture is still a table.
-            print(f"fedh2l_mpi: no {name}: {error}", file=sys.stderr)
+            # The table is useful even if the figure cannot be drawn.
+            print(f"fedh2l_mpi: {name} was not written: {error}", file=sys.stderr)
         else:
             if not quiet:
                 print(f"{name.partition('.')[0]}: {root / name}")
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name first: another sweep in this directory may be writing the same one."""
+    """Write a file under a temporary name, then rename it: another sweep may be writing the same file."""
     new = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(new)

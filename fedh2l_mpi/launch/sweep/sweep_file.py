@@ -1,5 +1,4 @@
-"""A sweep file to its elements: a base config, and every combination of what is put over it. Nothing is run here.
-
+"""Expand a sweep file into its elements: a base config with every combination of settings. Nothing runs here.
 base: ../rotated_mnist.yaml            # relative to the sweep file; null: the built-in default
 set: {rounds: 40}                      # dotted keys, over the base
 axes:                                  # every combination, the last axis fastest
@@ -32,15 +31,15 @@ from fedh2l_mpi.config.section import Number
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.metrics import ROW_FIELDS
 
-# A method has keys of its own, so naming another one leaves the base's behind; the number of steps is everyone's.
+# Each method has its own keys, so naming another method drops the base's; all methods have the numbers of steps.
 KEPT_BY_METHODS = ("local_steps", "mutual_steps")
-# Of a file name, 255 bytes on most file systems; room for what is put behind it.
+# File names have at most 255 bytes on most file systems, and suffixes are added to the label.
 LONGEST_LABEL = 180
 SEED = "seed"
 
 
 class TableConfig(Section):
-    """What the table at the end of a sweep shows."""
+    """Contents of the table at the end of a sweep."""
 
     columns: tuple[str, ...] = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
     reach: tuple[Annotated[Number, Field(gt=0.0, le=1.0)], ...] = ()
@@ -62,7 +61,7 @@ class TableConfig(Section):
 
 
 class SweepFile(Section):
-    """A sweep file as it is written."""
+    """Keys of a sweep file."""
 
     base: str | None = None
     set: dict[str, Any] = Field({})
@@ -80,11 +79,11 @@ class Element:
     label : str
         Name of its run directory: safe in a file system, and unique in the sweep.
     row : str
-        Name of its row in the table, which it shares with the elements that differ from it in the seed only.
+        Name of its row in the table. Elements that differ only in the seed share a row.
     settings : mapping
-        Its place on every axis but the seed's, as text.
+        Its value on every axis except the seed's, as text.
     config : Config
-        Resolved.
+        Resolved config.
     """
 
     label: str
@@ -95,7 +94,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All elements in their order, and what the table shows."""
+    """All elements in their order, and the contents of the table."""
 
     path: Path
     elements: tuple[Element, ...]
@@ -108,20 +107,20 @@ class Sweep:
 
 
 def load(path: Path, overrides: Sequence[str] = (), ranks: int | None = None) -> Sweep:
-    """The sweep in a YAML file; every element has been validated.
+    """Read a sweep from a YAML file and validate every element.
 
     Parameters
     ----------
     overrides : sequence of str
-        Items like `"data.root=/data"`, put over the base of every element.
+        Items like `"data.root=/data"`, which override the base of every element.
     ranks : int or None
-        MPI processes of each run; None: a single process without MPI. The configs do not depend on it: where the
-        base leaves the number of participants open, there are 4.
+        MPI processes of each run; None: a single process without MPI. The configs do not depend on it. If the base
+        does not set the number of participants, there are 4.
 
     Raises
     ------
     UserError
-        With one line for each mistake in the file, or else for each mistake in the elements.
+        One line for each mistake in the file or, if the file is correct, for each mistake in the elements.
     """
     file = validate(SweepFile, read_yaml(path), f"{path}: ")
     given = dict(parse_override(item) for item in overrides)
@@ -133,42 +132,46 @@ def load(path: Path, overrides: Sequence[str] = (), ranks: int | None = None) ->
     mistakes = Mistakes()
     for point in _points(file):
         label, row = _label(point), _row(point) or path.stem
-        with mistakes.of(label):
+        with mistakes.noting(label):
             config = validate(Config, _over(raw, _settings(point))).resolved(1, launched=False)
-            # Not by `resolved`: what a sweep finds must not depend on how many ranks a run of it had.
+            # `resolved` does not get the ranks, because a sweep's results must not depend on their number.
             if ranks is not None and ranks > config.size:
-                raise UserError(f"--ranks: got {ranks}, but participants is {config.size}; use that many or fewer")
+                raise UserError(f"--ranks: got {ranks}, but there are {config.size} participants. Use at most that.")
             settings = {_axis(key): ", ".join(_parts({key: value}, bare=True)) for key, value in point.items()}
             settings.pop(SEED, None)
             elements.append(Element(label, row, settings, config))
-    mistakes.tell(path)
+    mistakes.raise_all(path)
 
     sweep = Sweep(path, tuple(elements), file.table)
     wanted = file.table.compare_to
     if wanted is not None and wanted not in sweep.rows:
         near = did_you_mean(wanted, sweep.rows)
-        raise UserError(f"{path}: table.compare_to: got {wanted!r}; rows: {'; '.join(sweep.rows)}{near}")
+        raise UserError(f"{path}: table.compare_to: got {wanted!r}. Rows: {'; '.join(sweep.rows)}{near}")
     return sweep
 
 
 class Mistakes:
-    """Gathers what is wrong with the elements of a sweep, so that all of it is told at once, each thing once."""
+    """Collect the mistakes of a sweep's elements, to report all of them together and each of them once."""
 
     def __init__(self) -> None:
         self._labels: dict[str, list[str]] = {}
 
     @contextlib.contextmanager
-    def of(self, label: str) -> Iterator[None]:
-        """Take note of a UserError that is raised inside, as the mistake of an element."""
+    def noting(self, label: str) -> Iterator[None]:
+        """Record a UserError that is raised inside the block, as a mistake of the element `label`."""
         try:
             yield
         except UserError as error:
             for line in filter(None, str(error).split("\n  ")):
                 self._labels.setdefault(line, []).append(label)
 
-    def tell(self, path: Path) -> None:
-        """Raise one UserError for all that has been noted, if anything."""
-        _raise(path, [f"{line} (in {_listed(labels)})" for line, labels in self._labels.items()])
+    def raise_all(self, path: Path) -> None:
+        """Raise one UserError for all recorded mistakes, if there are any."""
+        stops = {line: "." if line.endswith(".") else "" for line in self._labels}
+        _raise(
+            path,
+            [f"{line.removesuffix('.')} (in {_listed(labels)}){stops[line]}" for line, labels in self._labels.items()],
+        )
 
 
 def _raise(path: Path, lines: Sequence[str]) -> None:
@@ -176,8 +179,8 @@ def _raise(path: Path, lines: Sequence[str]) -> None:
         raise UserError(f"{path}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines))
 
 
-# A point of the grid: what each axis and the named element put over the base. An element's settings are under its own
-# key, as a mapping with its name.
+# A point of the grid: the value of each axis, by its key. Under NAMED is the mapping of a named element: its name and
+# its settings.
 Point = Mapping[str, Any]
 NAMED = "elements"
 
@@ -189,13 +192,13 @@ def _points(file: SweepFile) -> Iterator[Point]:
 
 
 def _settings(point: Point) -> dict[str, Any]:
-    """Dotted keys and values of a point, as they are written."""
+    """Return dotted keys and values of a point, as they stand in the file."""
     own = {key: value for key, value in point.get(NAMED, {}).items() if key != "name"}
     return {**own, **{key: value for key, value in point.items() if key != NAMED}}
 
 
 def _over(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What was read from a config file, with settings put over it."""
+    """Return a copy of what a config file contains, overridden by settings."""
     config = copy.deepcopy(dict(raw))
     if "method" in settings and isinstance(config.get("method"), dict):
         config["method"] = {key: value for key, value in config["method"].items() if key in KEPT_BY_METHODS}
@@ -206,14 +209,14 @@ def _over(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]
 
 def _leaves_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     leaves: dict[str, Any] = {}
-    # `method` before `method.temperature`, whichever was written first.
+    # `method` must come before `method.temperature`, in whatever order the file has them.
     for key in sorted(settings, key=lambda key: key.count(".")):
         leaves |= _leaves(key, settings[key])
     return leaves
 
 
 def _leaves(key: str, value: Any) -> dict[str, Any]:
-    """A setting as keys that hold no section: `topology: {kind: ring}` is `topology.kind: ring`."""
+    """Split the setting of a section into settings of its keys: `topology: {kind: ring}` is `topology.kind: ring`."""
     if key == "method" and isinstance(value, str):
         return {"method.name": value}
     if isinstance(value, dict) and any(name.startswith(f"{key}.") for name in _known_keys()):
@@ -227,29 +230,29 @@ def _known_keys() -> tuple[str, ...]:
 
 
 def _mistakes(file: SweepFile, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the file's own structure, a line each; `given` holds the command line's settings."""
+    """Return one line for each mistake in the file's structure; `given` contains the command line's settings."""
     lines = []
     if not file.axes and not file.elements:
-        lines.append("axes, elements: one of them must be given, else there is nothing to vary")
+        lines.append("axes, elements: both are empty, so nothing varies. Give at least one of them.")
     lines += _unknown_keys("set", file.set) + _unknown_keys("axes", file.axes) + _unknown_keys("--set", given)
     names = []
     for number, own in enumerate(file.elements):
         where = f"elements.{number}"
         if not isinstance(own.get("name"), str) or not own["name"].strip():
-            lines.append(f"{where}.name: got {own.get('name')!r}, must be a name of its own")
+            lines.append(f"{where}.name: got {own.get('name')!r}, must be a text that names the element.")
         else:
             names.append(own["name"])
         lines += _unknown_keys(where, {key: value for key, value in own.items() if key != "name"})
         twice = sorted(set(_leaves_of(_settings({NAMED: own}))) & _axis_leaves(file))
-        lines += [f"{where}.{key}: an axis gives this key, too; keep one of them" for key in twice]
-    lines += [f"elements: the name {name!r} is given {n} times" for name, n in Counter(names).items() if n > 1]
+        lines += [f"{where}.{key}: an axis sets this key, too. Keep one of them." for key in twice]
+    lines += [f"elements: {n} elements have the name {name!r}" for name, n in Counter(names).items() if n > 1]
     for key, values in file.axes.items():
         texts = Counter(map(_text, values))
-        lines += [f"axes.{key}: {text} is given {n} times" for text, n in texts.items() if n > 1]
+        lines += [f"axes.{key}: the value {text} occurs {n} times" for text, n in texts.items() if n > 1]
     leaves_by_axis = Counter(
         leaf for key, values in file.axes.items() for leaf in {leaf for value in values for leaf in _leaves(key, value)}
     )
-    lines += [f"axes: {n} axes give the key {leaf}" for leaf, n in leaves_by_axis.items() if n > 1]
+    lines += [f"axes: {n} axes set the key {leaf}" for leaf, n in leaves_by_axis.items() if n > 1]
     lines += _overruled("set", file.set, file, _axis_leaves(file))
     by_elements = {leaf for own in file.elements for leaf in _leaves_of(_settings({NAMED: own}))}
     lines += _overruled("--set", given, file, _axis_leaves(file) | by_elements)
@@ -260,7 +263,7 @@ def _mistakes(file: SweepFile, given: Mapping[str, Any]) -> list[str]:
 
 def _unknown_keys(where: str, settings: Mapping[str, Any]) -> list[str]:
     known = _known_keys()
-    # `models.0` is a key within a map, which is no section.
+    # `models.0` is a key of a map, and a map is no section.
     maps = tuple(f"{key.name}." for key in describe_keys() if "map" in key.allowed.split())
     sections = {name.rsplit(".", levels)[0] for name in known for levels in range(1, name.count(".") + 1)}
     wrong = [key for key in settings if key not in known and key not in sections and not key.startswith(maps)]
@@ -272,15 +275,15 @@ def _axis_leaves(file: SweepFile) -> set[str]:
 
 
 def _overruled(where: str, settings: Mapping[str, Any], file: SweepFile, by: set[str]) -> list[str]:
-    """A line for each setting for all elements that no element would heed."""
+    """Return one line for each setting of all elements that no element would use."""
     every = "method" in file.axes or (file.elements and all("method" in own for own in file.elements))
     lines = []
     for leaf in _leaves_of(settings):
         section, _, key = leaf.partition(".")
         if leaf in by:
-            lines.append(f"{where} {leaf}: an axis or an element gives this key, too; keep one of them")
+            lines.append(f"{where} {leaf}: an axis or an element sets this key, too. Keep one of them.")
         elif every and section == "method" and key not in KEPT_BY_METHODS:
-            lines.append(f"{where} {leaf}: every element names its own method, which starts afresh; set it there")
+            lines.append(f"{where} {leaf}: every element names its own method, which drops this key. Set it there.")
     return lines
 
 
@@ -289,10 +292,10 @@ def _same_labels(file: SweepFile) -> list[str]:
     lines = []
     for point in _points(file):
         name, label = ", ".join(_parts(point)), _label(point)
-        # Two names that differ in case are one directory on some file systems.
+        # On some file systems, two names that differ only in case are the same directory.
         other = taken.setdefault(label.casefold(), name)
         if other != name:
-            lines.append(f"{other!r} and {name!r} would share the directory {label}; rename one of them")
+            lines.append(f"{other!r} and {name!r} would share the directory {label}. Rename one of them.")
     return lines
 
 
@@ -309,7 +312,7 @@ def _row(point: Point) -> str:
 
 
 def _parts(point: Point, bare: bool = False) -> list[str]:
-    """What names a point: `fedh2l`, `topology.kind=ring`, `seed=0`; without the axis where `bare`."""
+    """Return the parts of a point's name: `fedh2l`, `topology.kind=ring`, `seed=0`; if `bare`, without the axis."""
     parts = []
     for key, value in point.items():
         if key == NAMED:
@@ -329,7 +332,7 @@ def _axis(key: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value in a name."""
+    """Return a value as a part of a name."""
     if isinstance(value, dict):
         return "+".join(f"{key}={_text(inner)}" for key, inner in value.items())
     if isinstance(value, list):
