@@ -98,7 +98,8 @@ def paragraphs(path: Path) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], 1):
         if line.lstrip().startswith("```"):
             is_code = not is_code
-        if is_code or not line.strip() or line.lstrip().startswith(("|", "#", "-", "*", "!", "<", "```", ">", "1.")):
+        marks = r"\||#|[-*] |\*\*|!|<|```|>|\d+\. "
+        if is_code or not line.strip() or re.match(marks, line.lstrip()):
             if block:
                 yield start, block
             block = []

@@ -62,6 +62,6 @@ def test_the_example_of_reading_runs_draws_and_compares(tmp_path):
 
 
 def test_every_path_that_the_readme_names_exists():
-    text = (ROOT / "README.md").read_text() + (ROOT / "RESULTS.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "results.md").read_text()
     for path in set(re.findall(r"\b(?:configs|benchmarks|tests|fedh2l_mpi)/[\w./]+\w", text)):
         assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path
