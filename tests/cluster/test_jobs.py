@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SHARES, Mpi, assert_same, launch, mpich, openmpi, processes
-from slurm_cluster import (
+from helpers.slurm_cluster import (
     SLURM,
     Job,
     Submitter,

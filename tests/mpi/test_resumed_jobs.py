@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Mpi, kill, launch, mpich, start
-from same_runs import assert_same_run
+from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.lifecycle import status

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARES, Ended, kill, launch, mpich, start
-from same_runs import assert_same_run
+from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import loading

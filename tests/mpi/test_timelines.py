@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-import trace_events
 from conftest import kill, launch, mpich, start
+from helpers import trace_events
 
 from fedh2l_mpi import metrics
 

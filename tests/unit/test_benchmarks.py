@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import THREE, write
+from helpers.four_rounds import THREE, write
 
 from benchmarks import checkpoints, measuring, overlap, performance, scaling
 from fedh2l_mpi.planning.overhead import Loads

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from conftest import launch
-from test_report import THREE, write
+from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi import metrics
 

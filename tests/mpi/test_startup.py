@@ -1,16 +1,19 @@
-"""`--share-imports`: one import on a node for all its ranks; real launches, real kills, and nobody left behind."""
+"""Imports at start-up: what a rank loads, and `--share-imports`, one import on a node for all its ranks."""
 
 import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start, wait_for
 
 from fedh2l_mpi import metrics
+from fedh2l_mpi.cli import commands
 from fedh2l_mpi.lifecycle import status
+from fedh2l_mpi.runtime.world import World
 
 FAST = ["--set", "participants=3", "--set", "models=[mlp]", "--set", "evaluation.every=50"]
 ENDLESS = ["--share-imports", "--quiet", *FAST, "--set", "rounds=100000"]
@@ -156,3 +159,13 @@ def test_a_rank_that_sees_other_gpus_imports_for_itself_and_says_why(tmp_path):
     refused = logs[shares.index(False)]
     assert "imports are not shared: this rank sees {'CUDA_VISIBLE_DEVICES': " in refused
     all_are_gone(out)
+
+
+@pytest.mark.mpi(ranks=2)
+def test_ranks_that_do_not_write_load_neither_hdf5_nor_the_terminal(comm, shared_folder):
+    before = set(sys.modules)
+    commands.execute(commands.parse(["--quiet", "--set", "rounds=1", "--out", str(shared_folder / "run")]), World(comm))
+    loaded = {name.split(".")[0] for name in set(sys.modules) - before}
+    assert not loaded & {"rich", "networkx", "scipy", "sklearn"}
+    assert "torch._dynamo" not in sys.modules
+    assert ("h5py" in sys.modules) == (comm.rank == 0)

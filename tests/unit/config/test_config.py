@@ -1,17 +1,17 @@
 """Configuration: what is accepted, what is refused, and how clearly."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from fedh2l_mpi.config import Config, Section, loading
 from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 @pytest.mark.parametrize(

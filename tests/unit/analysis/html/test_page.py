@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import THREE, write
+from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi.analysis import html, summary
 from fedh2l_mpi.analysis import run as runs

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_report import THREE, write
+from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi.analysis import html, summary
 from fedh2l_mpi.analysis import run as runs

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.sweep.sweep_file import Sweep, load
 
-SWEEPS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from test_report import THREE, write
+from conftest import ROOT
+from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import open_run, open_runs, summary, validation
@@ -146,8 +146,8 @@ def test_what_the_system_says_of_a_file_is_told_in_its_words(sound, monkeypatch)
 WRITER = """
 import sys
 from pathlib import Path
-sys.path += [sys.argv[2], sys.argv[2] + "/.."]
-from test_report import THREE, write
+sys.path.append(sys.argv[2])
+from helpers.four_rounds import THREE, write
 from fedh2l_mpi import metrics
 metrics.MetricsWriter.close = lambda self, state: (print("written", flush=True), sys.stdin.read())
 write(Path(sys.argv[1]), THREE)
@@ -156,7 +156,7 @@ write(Path(sys.argv[1]), THREE)
 
 def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed(tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-c", WRITER, tmp_path / "run", Path(__file__).parent],
+        [sys.executable, "-c", WRITER, tmp_path / "run", ROOT / "tests"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -194,7 +194,7 @@ ENDLESS = """
 import sys
 from pathlib import Path
 sys.path.append(sys.argv[2])
-from written_runs import header, ring, table
+from helpers.written_runs import header, ring, table
 from fedh2l_mpi import metrics
 rounds = 100_000
 writer = metrics.MetricsWriter(Path(sys.argv[1]), header(rounds=rounds))
@@ -211,7 +211,7 @@ for round_index in range(rounds):
 def test_a_run_is_whole_while_it_is_written_and_after_a_kill_in_the_midst_of_it(tmp_path, looks):
     path = tmp_path / "metrics.h5"
     with subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, path, Path(__file__).parent], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ENDLESS, path, ROOT / "tests"], stdout=subprocess.PIPE, text=True
     ) as writer:
         try:
             assert writer.stdout.readline() == "begun\n"

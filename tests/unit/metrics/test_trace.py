@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trace_events
+from helpers import trace_events
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.cli import commands

@@ -5,7 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from written_runs import header, ring, table, write
+from helpers.written_runs import header, ring, table, write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import validation

@@ -12,7 +12,7 @@ import numpy as np
 import pandas
 import pytest
 import xarray
-from written_runs import write
+from helpers.written_runs import write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import export, open_run

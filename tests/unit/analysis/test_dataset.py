@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray
-from written_runs import write
+from helpers.written_runs import write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import open_run, open_runs

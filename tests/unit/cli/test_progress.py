@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_report import THREE, write
+from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.cli import progress

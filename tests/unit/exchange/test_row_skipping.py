@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_resume import run
+from helpers.runs_in_process import run
 
 from fedh2l_mpi import methods, metrics
 from fedh2l_mpi.analysis import summary

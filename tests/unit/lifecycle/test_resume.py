@@ -9,28 +9,25 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from same_runs import assert_same_run
+from helpers.runs_in_process import ALONE, run, simulation
+from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import build, metrics
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.cli.run import _tell as tell
 from fedh2l_mpi.config import RunConfig, loading
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle import checkpoint_files, checkpoint_writer, run_config, start, status, status_reporter
+from fedh2l_mpi.lifecycle import checkpoint_files, checkpoint_writer, start, status, status_reporter
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import atomic_files
-from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 
-ALONE = World(None)
 # Every kind of thing that a participant has to remember.
 CASES = {
     "redrawn graph, Adam, three architectures": [
@@ -54,31 +51,6 @@ CASES = {
         *("seed_set.views=none", "exchange.skip_below=2.0"),
     ],
 }
-
-
-@contextmanager
-def simulation(
-    out: Path, *overrides: str, mode: run_config.Mode = "never", signals: Signals | None = None
-) -> Iterator[Simulation]:
-    """A run that begins, or goes on, as the command line would have it."""
-    stored = run_config.stored_config(str(out), mode)
-    config = loading.load(stored, overrides).resolved(1, launched=False)
-    hold = start.reserve(ALONE, RunDirectory(out), config, mode)
-    try:
-        yield Simulation(config, ALONE, hold, signals)
-    finally:
-        hold.release()
-
-
-def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after: int | None = None) -> StopRequest:
-    """Run to the end, or until a file STOP that appears after so many rounds is seen."""
-
-    def follow(round_index: int, table: object) -> None:
-        if round_index + 1 == stop_after:
-            (out / "STOP").touch()
-
-    with simulation(out, *overrides, mode=mode) as made:
-        return made.run(follow)
 
 
 def resumed_at(out: Path) -> int:

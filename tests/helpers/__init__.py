@@ -1,0 +1,1 @@
+"""Runs, files and launches that several test modules use. `tests` is on the path, so: `from helpers import ...`."""
