@@ -29,7 +29,7 @@ from fedh2l_mpi import methods, metrics
 from fedh2l_mpi.config import Config, loading
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.planning import overhead, requirements, sample_counts, timing
-from fedh2l_mpi.planning.overhead import Bookkeeping, Loads
+from fedh2l_mpi.planning.overhead import Loads, OverheadConstants
 from fedh2l_mpi.planning.traffic import Links, MessageSize, links
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.topology import draw
@@ -194,7 +194,7 @@ def run(case: Case, root: str, notes: float) -> Measured:
         events = json.loads((folder / "trace.json").read_text())["traceEvents"]
         told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
     config = loading.load(None, settings).resolved(case.ranks, launched=True)
-    loads = loads_of(config, case.ranks, notes)
+    loads = count_loads(config, case.ranks, notes)
     parts = [parts_of(rank, events, told[rank], config.rounds) for rank in range(case.ranks)]
     return Measured(case, loads, parts, [one["pss"] for one in told], [one["rss"] for one in told])
 
@@ -230,14 +230,14 @@ def parts_of(rank: int, events: list[dict], told: dict, rounds: int) -> dict[str
     return found
 
 
-def loads_of(config: Config, ranks: int, notes: float) -> Loads:
+def count_loads(config: Config, ranks: int, notes: float) -> Loads:
     """What each rank has to do in a round of a resolved config."""
     hosting = Hosting(config.size, ranks)
     graph: Links = links(draw(config.topology, config.size, config.seed, 0).edges, hosting)
     source = open_source(config.data.name, config.data.root)
-    held, _ = sample_counts.holdings(config, source)
-    message: MessageSize | None = requirements.needs(config, source, methods.build(config), held).message
-    return overhead.loads_of(graph, hosting, message, notes, 8 * metrics.row_width(held.domains))
+    held, _ = sample_counts.count_or_assume(config, source)
+    message: MessageSize | None = requirements.compute(config, source, methods.build(config), held).message
+    return overhead.count_loads(graph, hosting, message, notes, 8 * metrics.row_width(held.domains))
 
 
 def calibrated(case: Case, root: str) -> dict[str, float]:
@@ -254,8 +254,8 @@ def calibrate(settings: list[str]) -> None:
     time.perf_counter = time.thread_time  # type: ignore[assignment]
     config = loading.load(None, settings).resolved(1, launched=False)
     source = open_source(config.data.name, config.data.root)
-    held, _ = sample_counts.holdings(config, source)
-    message = requirements.needs(config, source, methods.build(config), held).message
+    held, _ = sample_counts.count_or_assume(config, source)
+    message = requirements.compute(config, source, methods.build(config), held).message
     degree = 2.0 if config.topology.kind == "ring" else float(config.topology.degree or 0)
     found = timing.calibrate(config, source, held, degree, message.array_bytes if message else 0)
     (phases,) = found.phases.values()
@@ -296,7 +296,7 @@ def written(participants: int) -> tuple[float, float]:
     return float(table.nbytes), min(times)
 
 
-def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> Bookkeeping:
+def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> OverheadConstants:
     """The constants that runs agree on best, and large files that are written without a run."""
     constants: dict[str, float] = {}
     for part, names in overhead.TERMS.items():
@@ -317,16 +317,16 @@ def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> Book
             rows += [[1.0, row_bytes] for row_bytes, _ in writes]
             seconds += [took for _, took in writes]
         constants |= zip(names, least_squares(np.array(rows, dtype=float), np.array(seconds)), strict=True)
-    return Bookkeeping(**constants)
+    return OverheadConstants(**constants)
 
 
-def predicted(one: Measured, rank: int, phases: dict[str, float], constants: Bookkeeping) -> float:
+def predicted(one: Measured, rank: int, phases: dict[str, float], constants: OverheadConstants) -> float:
     """Seconds of a round of a rank, without evaluation."""
     steps = sum(phases[name] for name in ("publish", "local", "mutual"))
     return one.loads.participants[rank] * steps + phases["seed_round"] + outside(one, rank, constants)
 
 
-def outside(one: Measured, rank: int, constants: Bookkeeping) -> float:
+def outside(one: Measured, rank: int, constants: OverheadConstants) -> float:
     """What the model says of the seconds of a round of a rank outside the steps."""
     return float(sum(seconds[rank] for seconds in constants.seconds(one.loads).values()))
 

@@ -10,10 +10,10 @@ def main() -> None:
     """Run the command line of this process and exit."""
     _open_closed_streams()
     # Looked for before anything is imported that could be shared; the program reads the command line in earnest.
-    origin = shared_imports.begin(_is_run) if shared_imports.OPTION in sys.argv[1:] else None
+    parent = shared_imports.begin(_is_run) if shared_imports.OPTION in sys.argv[1:] else None
     from fedh2l_mpi.cli import main as program
 
-    program.main(origin)
+    program.main(parent)
 
 
 def _open_closed_streams() -> None:

@@ -120,7 +120,7 @@ class RunDirectory:
             # Of two runs that start at the same moment, one has the lock; what the other finds is whole.
             if self.config.exists():
                 raise FileExistsError(errno.EEXIST, "File exists", str(self.config))
-            atomic_files.replace(self.config, config_text)
+            atomic_files.write_text(self.config, config_text)
         except FileExistsError as error:
             raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already") from None
         except OSError as error:

@@ -92,7 +92,7 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
         If the kind does not exist for this number of participants, or `tries` draws were not connected.
     """
     if config.kind == "edge_list":
-        return _read_edges(paths.expanded("topology.path", str(config.path)), participants, config.connected)
+        return _read_edges(paths.expand_home("topology.path", str(config.path)), participants, config.connected)
     if participants == 1:
         return Graph(1, [])
     if config.kind == "ring":

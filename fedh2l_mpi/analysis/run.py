@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, State, look, state_of
+from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, RunState, infer_state, look
 from fedh2l_mpi.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ class Run:
         return self.condition.word
 
     @cached_property
-    def condition(self) -> State:
+    def condition(self) -> RunState:
         """The state with its numbers of rounds."""
-        return state_of(self.metrics, self.file)
+        return infer_state(self.metrics, self.file)
 
     @property
     def participants(self) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis import summary as numbers
 from fedh2l_mpi.analysis.run import Run, look_at, readable
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import TIMINGS, RunMetrics, State, slowest_rank_seconds
+from fedh2l_mpi.metrics import TIMINGS, RunMetrics, RunState, slowest_rank_seconds
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.units import size
 
@@ -58,7 +58,7 @@ class Follower:
     losses: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     round_seconds: list[float] = field(default_factory=list)
-    state: State = field(default_factory=lambda: State("running", 0, 0))
+    state: RunState = field(default_factory=lambda: RunState("running", 0, 0))
     title: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -95,7 +95,7 @@ class Follower:
         """The first round to read: 0 if the run went on from a checkpoint, after which rounds are done again."""
         return self.rows if measured.rounds >= self.rows and _writer(measured) == self.writer else 0
 
-    def _add(self, run: Run, first: int, new: dict[str, NDArray[np.float64]], state: State) -> None:
+    def _add(self, run: Run, first: int, new: dict[str, NDArray[np.float64]], state: RunState) -> None:
         self.title, self.writer = self.title or _title(run), _writer(run.metrics)
         if first == 0:
             self.accuracy_E, self.round_seconds, self.sent = [], [], 0.0
@@ -118,7 +118,7 @@ class Follower:
         return self.state.word != "running"
 
 
-def follow(path: Path, interval_s: float) -> State:
+def follow(path: Path, interval_s: float) -> RunState:
     """Watch until the run ends, and its last state; a line per change where standard output is no terminal."""
     from rich.console import Console
     from rich.live import Live

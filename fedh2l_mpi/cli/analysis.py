@@ -108,7 +108,7 @@ def _report(options: argparse.Namespace) -> int:
     else:
         from fedh2l_mpi.runtime import terminal
 
-        terminal.output().print(report.terminal(summaries))
+        terminal.open_console().print(report.terminal(summaries))
     return 0
 
 

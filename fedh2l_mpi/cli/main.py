@@ -31,12 +31,12 @@ from fedh2l_mpi.runtime.world import World
 SILENT_RANKS_STAY_S = 5.0
 
 
-def main(origin: ParentProcess | None = None) -> NoReturn:
+def main(parent: ParentProcess | None = None) -> NoReturn:
     """Run the command line of this process and exit.
 
     Parameters
     ----------
-    origin : ParentProcess or None
+    parent : ParentProcess or None
         Who has started this process; None: its parent.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -52,7 +52,7 @@ def main(origin: ParentProcess | None = None) -> NoReturn:
         if not commands.needs_world(command) and not is_first:
             sys.exit(0)
         # From here on, what would end this process asks it to stop in order.
-        signals = Signals(origin) if commands.is_run(command) else None
+        signals = Signals(parent) if commands.is_run(command) else None
         if signals is not None:
             # Before MPI and torch start threads, which do as the one that starts them.
             processes.take_long_turns()
@@ -75,7 +75,7 @@ def main(origin: ParentProcess | None = None) -> NoReturn:
         world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     except BrokenPipeError:
         # Whoever read our output has seen enough (`... --keys | head`).
-        processes.drop_output()
+        processes.discard_output()
         world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
     except OSError as error:
         if commands.needs_world(command) or error.filename is None:

@@ -126,13 +126,13 @@ def execute(command: PlanCommand) -> int:
     # Read by OpenMP when torch is imported.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
     from fedh2l_mpi.planning import plan
-    from fedh2l_mpi.planning.cluster_model import Cluster
+    from fedh2l_mpi.planning.cluster_model import ClusterModel
 
     cluster = None
     if command.latency_s is not None and command.bandwidth_bytes_s is not None:
-        cluster = Cluster(command.latency_s, command.bandwidth_bytes_s, command.speedup or 1.0)
+        cluster = ClusterModel(command.latency_s, command.bandwidth_bytes_s, command.speedup or 1.0)
     name = command.config or "the built-in config"
-    told = plan.look_ahead(config, name, command.ranks, command.calibrate, cluster)
+    told = plan.plan_run(config, name, command.ranks, command.calibrate, cluster)
     if command.json:
         import json
 

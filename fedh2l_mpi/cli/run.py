@@ -117,7 +117,7 @@ def execute(command: RunCommand, world: World, signals: Signals | None = None) -
         from fedh2l_mpi.planning import check
         from fedh2l_mpi.runtime import terminal
 
-        terminal.output().print(check.check(config), highlight=False, soft_wrap=True)
+        terminal.open_console().print(check.check(config), highlight=False, soft_wrap=True)
     else:
         _run(command, world, signals)
     return 0
@@ -141,13 +141,13 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
 
     name = Path(command.config).stem if command.config else "default"
     directory = world.from_first(lambda: run_directory.choose(command.out, name, mode != "never"))
-    held = logs.hold_log()
+    held = logs.buffer_log()
     claim = claims.reserve(world, directory, config, mode)
     speaks = world.rank == 0 and not command.quiet
     try:
         if claim.kind == "done":
             if speaks:
-                with terminal.if_anybody_listens():
+                with terminal.ignore_closed_output():
                     print(f"{directory.path}: the run is complete, {config.rounds} rounds; nothing is left to do")
             return
         if command.trace is not None:
@@ -159,7 +159,7 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
         plan = simulation.hosted.plan
         progressing.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
         if command.share_imports and signals is not None:
-            logging.getLogger("fedh2l_mpi").info(str(signals.origin))
+            logging.getLogger("fedh2l_mpi").info(str(signals.parent))
         if simulation.method.caution and world.rank == 0:
             logging.getLogger("fedh2l_mpi").warning(simulation.method.caution)
         first = simulation.first_round
@@ -194,8 +194,8 @@ def _tell(directory: "RunDirectory", asked: StopRequest, trace: Path | None) -> 
             f"stopped ({asked.reason}), {when}; python -m fedh2l_mpi --resume auto --out {directory.path} {does}"
         )
     # All this is in the run directory, too.
-    with terminal.if_anybody_listens():
-        out = terminal.output()
+    with terminal.ignore_closed_output():
+        out = terminal.open_console()
         out.print(table)
         for line in lines:
             out.print(line, highlight=False, soft_wrap=True)

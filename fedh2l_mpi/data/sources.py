@@ -147,11 +147,11 @@ def located(root: str | None, usual: str, wanted: str) -> tuple[str, Path]:
     """
     base = os.environ.get("FEDH2L_DATA")
     if root is not None:
-        return "data.root", paths.expanded("data.root", root)
+        return "data.root", paths.expand_home("data.root", root)
     if base is None:
         raise UserError(f"data.root: got null and FEDH2L_DATA is not set; give {wanted}")
     where = f"data.root (null, so $FEDH2L_DATA/{usual})"
-    return where, paths.expanded(where, Path(base, usual))
+    return where, paths.expand_home(where, Path(base, usual))
 
 
 def idx(name: str, root: str | None) -> Source:

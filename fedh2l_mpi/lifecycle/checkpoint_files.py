@@ -50,13 +50,13 @@ def commit(directory: RunDirectory, folder: Path, manifest: Mapping[str, Any], k
     final = directory.checkpoint(manifest["round"])
     # The rows that belong to it must not be lost with the machine if it is not.
     with directory.metrics.open("rb") as rows:
-        atomic_files.force(rows)
+        atomic_files.sync_file(rows)
     with (folder / MANIFEST).open("wb") as file:
         file.write(_sealed({"format": FORMAT, "version": VERSION, **manifest}).encode())
-        atomic_files.force(file)
-    atomic_files.force_names(folder)
+        atomic_files.sync_file(file)
+    atomic_files.sync_folder(folder)
     folder.rename(final)
-    atomic_files.force_names(directory.checkpoints)
+    atomic_files.sync_folder(directory.checkpoints)
     for old in directory.committed()[keep:]:
         # Under a name that says that it is to go; if it cannot go now, since somebody reads in it, then later.
         with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ def write_states(path: Path, rounds: int, states: States) -> NDArray[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.write(content.getbuffer())
-            atomic_files.force(file)
+            atomic_files.sync_file(file)
     except OSError as error:
         # Of a full disk, the error itself names no file.
         raise OSError(error.errno, error.strerror, str(path)) from None

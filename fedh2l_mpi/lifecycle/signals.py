@@ -39,14 +39,14 @@ class Signals:
 
     Parameters
     ----------
-    origin : ParentProcess or None
+    parent : ParentProcess or None
         Who has started this process; None: its parent.
     """
 
-    def __init__(self, origin: ParentProcess | None = None) -> None:
+    def __init__(self, parent: ParentProcess | None = None) -> None:
         self.begin = time.monotonic()
         self.asked = StopRequest.NOTHING
-        self.origin = origin or ParentProcess()
+        self.parent = parent or ParentProcess()
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGTERM, self._note)
 

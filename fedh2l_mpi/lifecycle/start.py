@@ -50,7 +50,7 @@ class RunReservation:
             if self.kind == "new":
                 _make_way(self.directory)
             self.directory.log(0).parent.mkdir(exist_ok=True)
-            atomic_files.replace(self.directory.config, config.to_yaml())
+            atomic_files.write_text(self.directory.config, config.to_yaml())
         except OSError as error:
             raise UserError(f"--out: {self.directory.path} cannot be written: {error.strerror}") from None
 

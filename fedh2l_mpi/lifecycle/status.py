@@ -58,7 +58,7 @@ class Status:
 
 def write(path: Path, status: Status, forced: bool = True) -> None:
     """Replace the status file; `forced` to the disk where the next job decides by it."""
-    atomic_files.replace(path, status.text(), forced)
+    atomic_files.write_text(path, status.text(), forced)
 
 
 def read(path: Path) -> Status | None:

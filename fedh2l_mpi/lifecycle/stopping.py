@@ -99,7 +99,7 @@ class Stopping:
         asked = StopRequest.NOTHING
         if self._signals is not None:
             asked = self._signals.asked
-            if self._world.launched and self._signals.origin.launcher_is_gone:
+            if self._world.launched and self._signals.parent.launcher_is_gone:
                 asked = max(asked, StopRequest.LAUNCHER_GONE)
         if self._world.rank == 0:
             # One rank looks: every look is a request to the file system's server.

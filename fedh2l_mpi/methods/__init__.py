@@ -13,7 +13,7 @@ from fedh2l_mpi.methods.gradients import COMBINERS
 from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.methods.pooled import Pooled
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
-from fedh2l_mpi.runtime.plugins import imported
+from fedh2l_mpi.runtime.plugins import load_class
 
 __all__ = ["METHODS", "Method", "Round", "build"]
 
@@ -80,7 +80,7 @@ def _check_rows_stay(config: Config) -> None:
 
 
 def _users_own(name: str) -> type[Method]:
-    kind: type[Method] = imported("method.name", name)
+    kind: type[Method] = load_class("method.name", name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UserError(f"method.name: {name!r} must be a subclass of fedh2l_mpi.methods.Method, got {kind!r}")
     return kind

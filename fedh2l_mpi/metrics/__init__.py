@@ -2,7 +2,7 @@
 
 from fedh2l_mpi.metrics.digests import rows_digest
 from fedh2l_mpi.metrics.reader import RunMetrics, look, read
-from fedh2l_mpi.metrics.run_state import State, state_of
+from fedh2l_mpi.metrics.run_state import RunState, infer_state
 from fedh2l_mpi.metrics.schema import (
     ADDED,
     BIN_FIELDS,
@@ -40,12 +40,12 @@ __all__ = [
     "MetricsWriter",
     "RunHeader",
     "RunMetrics",
-    "State",
+    "RunState",
+    "infer_state",
     "look",
     "pack_row",
     "read",
     "row_width",
     "rows_digest",
     "slowest_rank_seconds",
-    "state_of",
 ]

@@ -55,7 +55,7 @@ class _View(io.RawIOBase):
         if superblock[FLAGS_AT]:
             # The file may grow while it is read, and HDF5 refuses what lies behind the end that it knows.
             self._size += ROOM_BYTES
-        self._superblock = mended(superblock, self._size if superblock[FLAGS_AT] else None)
+        self._superblock = clear_flags(superblock, self._size if superblock[FLAGS_AT] else None)
 
     def readable(self) -> bool:
         return True
@@ -92,7 +92,7 @@ def _end(superblock: bytes) -> int:
     return int(struct.unpack("<Q", superblock[END_AT : END_AT + 8])[0])
 
 
-def mended(superblock: bytes, end: int | None = None) -> bytes:
+def clear_flags(superblock: bytes, end: int | None = None) -> bytes:
     """A superblock of version 3, 48 bytes, with its flags cleared; a damaged one keeps its wrong checksum.
 
     Parameters

@@ -20,7 +20,7 @@ CLOCKS_S = 60.0
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """A run's state.
 
     Attributes
@@ -43,7 +43,7 @@ class State:
         return f"{self.word} {where} round {self.rounds}: {self.rounds} of {self.planned or '?'} rounds finished"
 
 
-def state_of(run: RunMetrics, path: Path) -> State:
+def infer_state(run: RunMetrics, path: Path) -> RunState:
     """What became of the run whose metrics file this is."""
     planned = run.attributes.get("rounds_planned", 0)
     planned = planned if isinstance(planned, int) else 0
@@ -54,7 +54,7 @@ def state_of(run: RunMetrics, path: Path) -> State:
             told = "complete" if run.rounds == planned else "stopped"
         else:
             told = "running" if _goes_on(run, path) else "crashed"
-    return State(str(told), run.rounds, planned)
+    return RunState(str(told), run.rounds, planned)
 
 
 def _goes_on(run: RunMetrics, path: Path) -> bool:

@@ -185,7 +185,7 @@ class Trace:
         begun_s = float(started.get("begun_s", now_s))
         try:
             self._directory.traces.mkdir(parents=True, exist_ok=True)
-            atomic_files.replace(
+            atomic_files.write_text(
                 _started_file(self._directory), json.dumps({"begun_s": begun_s, "out": str(self._out.resolve())})
             )
             attempt = 1 + max((int(path.name.partition("-")[2]) for path in _attempts(self._directory)), default=0)

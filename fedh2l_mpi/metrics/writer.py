@@ -150,11 +150,11 @@ class MetricsWriter:
         if kept is not None:
             # What is replaced is not lost with the machine, either.
             with growing.open("rb") as file:
-                atomic_files.force(file)
+                atomic_files.sync_file(file)
         # From here on nothing may be created; values may be added and fixed-size attributes changed.
         self.file.swmr_mode = True
         growing.rename(path)
-        atomic_files.force_names(path.parent)
+        atomic_files.sync_folder(path.parent)
 
     def _copy(self, path: Path, rounds: int) -> None:
         """Take over the first rounds of another file; graphs are added anew."""
@@ -245,7 +245,7 @@ class MetricsWriter:
             self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
         self.file.close()
         with self._path.open("rb") as file:
-            atomic_files.force(file)
+            atomic_files.sync_file(file)
 
     def _attributes(self, attributes: Mapping[str, str | int]) -> None:
         given: dict[str, str | int] = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **attributes}

@@ -81,7 +81,7 @@ def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
 
 def _read(name: str, path: str) -> dict[str, Tensor]:
     where = f"weights.{name}: {path!r}"
-    file = paths.expanded(f"weights.{name}", path)
+    file = paths.expand_home(f"weights.{name}", path)
     if not paths.is_file(f"weights.{name}", file):
         raise UserError(f"{where} is no file; give the path of a state dict saved by torch.save")
     try:

@@ -13,7 +13,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import pretrained, torchvision_models
 from fedh2l_mpi.models.zoo import ZOO
 from fedh2l_mpi.runtime import paths
-from fedh2l_mpi.runtime.plugins import imported
+from fedh2l_mpi.runtime.plugins import load_class
 
 # What a model raises that does not fit the images; torchvision's say so by assertions.
 _MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
@@ -78,7 +78,7 @@ def weights_digest(weights: Mapping[str, str]) -> bytes:
     sha = hashlib.sha256()
     for name, path in sorted(weights.items()):
         sha.update(name.encode() + b"\0")
-        with paths.expanded(f"weights.{name}", path).open("rb") as file:
+        with paths.expand_home(f"weights.{name}", path).open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
     return sha.digest()
 
@@ -124,5 +124,5 @@ def _users_own(name: str) -> type[nn.Module]:
             f"models: got {name!r}; known: {', '.join(ZOO)}, torchvision:NAME, or your own as "
             f"package.module:Class{hint}"
         )
-    kind: type[nn.Module] = imported("models", name)
+    kind: type[nn.Module] = load_class("models", name)
     return kind

@@ -27,7 +27,7 @@ def check(config: Config) -> RenderableType:
     source = open_source(config.data.name, config.data.root)
     plan = federated.plan(config, source)
     method = methods.build(config)
-    run = requirements.needs(config, source, method, requirements.holdings(plan))
+    run = requirements.compute(config, source, method, requirements.count_samples(plan))
     # A damaged download is found now; a pack's two tables are one.
     for table in [source.train] if source.train is source.test else [source.train, source.test]:
         table.verify()
@@ -40,7 +40,7 @@ def check(config: Config) -> RenderableType:
     a_round = alone.edge_bytes(message) if message is not None else 0.0
     exchanges = sum(map(method.exchanges_in, range(config.rounds)))
     sharing = run.sharing_bytes(alone)
-    tests = run.holdings.tests
+    tests = run.counts.tests
     rows = {
         "participants": f"{config.size}: "
         + ", ".join(f"{n} x {name}" for name, n in requirements.architectures(config).items()),
@@ -50,7 +50,7 @@ def check(config: Config) -> RenderableType:
         "domains": ", ".join(plan.domain_names),
         "private samples": f"{_range(min(private), max(private))} a participant",
         "seed set": f"{len(plan.seed)} samples, {samples} a round, "
-        f"{size(len(plan.seed) * run.holdings.stored_bytes)} once",
+        f"{size(len(plan.seed) * run.counts.stored_bytes)} once",
         "test samples": f"{_range(min(tests), max(tests))} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
         f"degree {_range(degrees.min(), degrees.max())}"
@@ -76,7 +76,7 @@ def check(config: Config) -> RenderableType:
     return Group(report, "the config is sound")
 
 
-def _largest_rank(run: requirements.Needs, edges: list[tuple[int, int]], ranks: int) -> int:
+def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], ranks: int) -> int:
     """What the largest of so many ranks needs [bytes]."""
     hosting = Hosting(run.config.size, ranks)
     on_host = run.config.devices.kind == "cpu"

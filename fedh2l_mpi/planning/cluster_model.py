@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedh2l_mpi.planning.overhead import EXCHANGE, Bookkeeping, Counts, Loads
+from fedh2l_mpi.planning.overhead import EXCHANGE, Counts, Loads, OverheadConstants
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterModel:
     """What is to be told of a cluster.
 
     Attributes
@@ -114,7 +114,7 @@ class Forecast:
 
 
 def forecast(
-    cluster: Cluster, loads: Loads, steps: Steps, rows: Rows, exchanging: float, constants: Bookkeeping
+    cluster: ClusterModel, loads: Loads, steps: Steps, rows: Rows, exchanging: float, constants: OverheadConstants
 ) -> Forecast:
     """A round on the cluster.
 

@@ -19,8 +19,8 @@ from fedh2l_mpi.metrics.schema import (
     SCALES,
     chunk_rows,
 )
-from fedh2l_mpi.planning.memory import Holdings, ModelSize, optimiser_vectors
-from fedh2l_mpi.planning.traffic import first_of
+from fedh2l_mpi.planning.memory import ModelSize, SampleCounts, optimiser_vectors
+from fedh2l_mpi.planning.traffic import first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
 # Object headers, attributes and the tables of chunks of an HDF5 file of this schema; measured.
@@ -64,7 +64,7 @@ class Files:
 def files(
     config: Config,
     hosting: Hosting,
-    holdings: Holdings,
+    counts: SampleCounts,
     sizes: Mapping[str, ModelSize],
     edges: int,
     kept_bytes: int = 0,
@@ -80,7 +80,7 @@ def files(
     """
     longest = max(len(name.encode()) for name in sizes)
     metrics_bytes = metrics_file_bytes(
-        hosting.participants, holdings.domains, holdings.classes, config.rounds, edges, len(config.to_yaml()), longest
+        hosting.participants, counts.domains, counts.classes, config.rounds, edges, len(config.to_yaml()), longest
     )
     per_rank = checkpoint_bytes(config, hosting, sizes, kept_bytes)
     written = 1 if config.checkpoint.every is None else math.ceil(config.rounds / config.checkpoint.every)
@@ -141,4 +141,4 @@ def checkpoint_bytes(
     ]
     architectures = list(sizes)
     of_P = [architectures.index(config.architecture(index)) for index in range(hosting.participants)]
-    return np.add.reduceat(np.array(each, dtype=np.int64)[of_P], first_of(hosting)) + FILE_BYTES
+    return np.add.reduceat(np.array(each, dtype=np.int64)[of_P], first_participants(hosting)) + FILE_BYTES

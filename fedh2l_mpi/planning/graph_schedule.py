@@ -14,7 +14,7 @@ DRAWN_EDGES, DRAWN_PAIRS = 250_000, 5_000_000
 
 
 @dataclass(frozen=True)
-class Schedule:
+class GraphSchedule:
     """Each graph of the run, with the rounds in which it is used for an exchange.
 
     Attributes
@@ -57,7 +57,7 @@ class Schedule:
         return self.total(lambda graph: graph.edge_bytes(size))
 
 
-def schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int], bool]) -> Schedule:
+def draw_schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int], bool]) -> GraphSchedule:
     """The graphs of a resolved config.
 
     Raises
@@ -70,7 +70,7 @@ def schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int], boo
     exchanges = [sum(map(exchanges_in, range(at, min(at + every, config.rounds)))) for at in starts]
     expected = _expected(config, hosting)
     if expected is not None:
-        return Schedule([(expected, sum(exchanges))], len(starts))
+        return GraphSchedule([(expected, sum(exchanges))], len(starts))
 
     def drawn(drawing: int) -> Links:
         return links(draw(config.topology, config.size, config.seed, drawing).edges, hosting)
@@ -78,9 +78,9 @@ def schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int], boo
     first = drawn(0)
     pairs = config.size**2 if config.topology.kind == "erdos_renyi" else 0
     if len(starts) * first.edges > DRAWN_EDGES or len(starts) * pairs > DRAWN_PAIRS:
-        return Schedule([(first, sum(exchanges))], len(starts))
+        return GraphSchedule([(first, sum(exchanges))], len(starts))
     others = [drawn(drawing) for drawing in range(1, len(starts))]
-    return Schedule(list(zip([first, *others], exchanges, strict=True)), len(starts))
+    return GraphSchedule(list(zip([first, *others], exchanges, strict=True)), len(starts))
 
 
 def _expected(config: Config, hosting: Hosting) -> Links | None:

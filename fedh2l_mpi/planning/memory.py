@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, OptimizerConfig
 from fedh2l_mpi.metrics import row_width
-from fedh2l_mpi.planning.traffic import Links, MessageSize, first_of
+from fedh2l_mpi.planning.traffic import Links, MessageSize, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
 # Vectors as long as the trainable parameters that live at once in a step: two gradients, their combination or the parts
@@ -71,7 +71,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class SampleCounts:
     """Samples: how many everyone holds, and how large one is.
 
     Attributes
@@ -147,7 +147,7 @@ def optimiser_vectors(config: OptimizerConfig) -> int:
 def rank_memory(
     config: Config,
     hosting: Hosting,
-    holdings: Holdings,
+    counts: SampleCounts,
     sizes: Mapping[str, ModelSize],
     links: Links,
     message: MessageSize | None,
@@ -176,7 +176,7 @@ def rank_memory(
     on_host : bool
         Whether the device is the host: what a learner views there and what it has on the device is one then.
     """
-    first_R = first_of(hosting)
+    first_R = first_participants(hosting)
     architectures = list(sizes)
     of_P = np.array([architectures.index(config.architecture(index)) for index in range(hosting.participants)])
 
@@ -186,9 +186,9 @@ def rank_memory(
     def by_architecture(values: Sequence[int]) -> NDArray[np.int64]:
         return np.array(values, dtype=np.int64)[of_P]
 
-    own_P = holdings.validation_P + (0 if pooled else holdings.private_P)
-    everyones = holdings.seed + sum(holdings.tests) + (int(holdings.private_P.sum()) if pooled else 0)
-    data_R = holdings.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, holdings)
+    own_P = counts.validation_P + (0 if pooled else counts.private_P)
+    everyones = counts.seed + sum(counts.tests) + (int(counts.private_P.sum()) if pooled else 0)
+    data_R = counts.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, counts)
     trainable = [size.trainable_bytes for size in sizes.values()]
     published = message.held_bytes if message is not None and keeps_published else 0
     copies = [size.state_bytes + published for size in sizes.values()]
@@ -196,10 +196,10 @@ def rank_memory(
     hosted_RA = np.stack([summed(of_P == number) for number in range(len(sizes))], axis=1)
     # Minibatches of unlike sizes, too, keep participants apart: then this is more than they need.
     together_RA = np.minimum(hosted_RA, [members if size.stacks else 1 for size in sizes.values()])
-    records_R = 2 * 8 * row_width(holdings.domains) * hosted_R
+    records_R = 2 * 8 * row_width(counts.domains) * hosted_R
     # Rank 0 holds everyone's rows, of two rounds while others run ahead.
-    records_R[0] = 2 * 8 * row_width(holdings.domains) * hosting.participants
-    samples = int(holdings.private_P.sum() + holdings.validation_P.sum()) + holdings.seed + sum(holdings.tests)
+    records_R[0] = 2 * 8 * row_width(counts.domains) * hosting.participants
+    samples = int(counts.private_P.sum() + counts.validation_P.sum()) + counts.seed + sum(counts.tests)
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
     models_R = summed(by_architecture(copies))
     optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))
@@ -245,9 +245,9 @@ def _message_bytes(
     return np.ceil(total_R).astype(np.int64)
 
 
-def _round_bytes(config: Config, holdings: Holdings) -> int:
+def _round_bytes(config: Config, counts: SampleCounts) -> int:
     """The round's seed samples as everyone sees them; while views are drawn, twice more."""
-    return holdings.seed_per_round * holdings.input_bytes * (1 if config.seed_set.views == "none" else 3)
+    return counts.seed_per_round * counts.input_bytes * (1 if config.seed_set.views == "none" else 3)
 
 
 def _step_bytes(

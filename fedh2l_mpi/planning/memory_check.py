@@ -12,7 +12,7 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import Method
 from fedh2l_mpi.planning.memory import RankMemory
-from fedh2l_mpi.planning.requirements import holdings, needs
+from fedh2l_mpi.planning.requirements import compute, count_samples
 from fedh2l_mpi.planning.traffic import links
 from fedh2l_mpi.runtime.devices import choose_device
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -24,7 +24,7 @@ log = logging.getLogger("fedh2l_mpi")
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceMemory:
     """Where memory is needed.
 
     Attributes
@@ -45,7 +45,7 @@ class Place:
     sharers: int = 1
 
 
-def refuse_if_too_large(place: Place, parts: dict[str, int], needed_bytes: int) -> None:
+def refuse_if_too_large(gpu: DeviceMemory, parts: dict[str, int], needed_bytes: int) -> None:
     """Refuse a run whose rank, or ranks together, need more than the device has.
 
     Parameters
@@ -61,14 +61,14 @@ def refuse_if_too_large(place: Place, parts: dict[str, int], needed_bytes: int) 
         With both numbers and the way out.
     """
     # The others of a shared device may have begun to fill it.
-    available, word = (place.free_bytes, "free") if place.sharers == 1 else (place.total_bytes, "there in all")
+    available, word = (gpu.free_bytes, "free") if gpu.sharers == 1 else (gpu.total_bytes, "there in all")
     if needed_bytes <= available:
         return
     told = ", ".join(f"{kind} {readable(count)}" for kind, count in parts.items() if count)
-    who = f"rank {place.rank} needs" if place.sharers == 1 else f"{place.sharers} ranks need"
+    who = f"rank {gpu.rank} needs" if gpu.sharers == 1 else f"{gpu.sharers} ranks need"
     raise UserError(
-        f"devices: {who} an estimated {readable(needed_bytes)} on {place.device}, where {readable(available)} are "
-        f"{word} (of rank {place.rank}: {told}); host fewer participants a rank (more ranks, on other devices), or "
+        f"devices: {who} an estimated {readable(needed_bytes)} on {gpu.device}, where {readable(available)} are "
+        f"{word} (of rank {gpu.rank}: {told}); host fewer participants a rank (more ranks, on other devices), or "
         "lower optimizer.batch_size, optimizer.seed_batch_size or evaluation.batch_size"
     )
 
@@ -97,16 +97,16 @@ def check_memory(
     if device.type != "cuda" and world.rank != node[0]:
         return None
     hosting = Hosting(config.size, world.size)
-    run = needs(config, plan.source, method, holdings(plan))
+    run = compute(config, plan.source, method, count_samples(plan))
     memory = run.memory(hosting, links(topology.graph(0).edges, hosting), on_host=device.type != "cuda")
     if device.type != "cuda":
         warn_if_node_too_small(world.host, node, memory, available_bytes())
         return memory
     free, total = torch.cuda.mem_get_info(device)
     sharers = _sharers(config, node, str(device)) if config.devices.share else [world.rank]
-    place = Place(world.rank, str(device), free, total, len(sharers))
+    gpu = DeviceMemory(world.rank, str(device), free, total, len(sharers))
     device_parts = {kind: memory.parts(world.rank)[kind] for kind in ("data", "models", "optimisers", "step")}
-    refuse_if_too_large(place, device_parts, int(memory.on_device[sharers].sum()))
+    refuse_if_too_large(gpu, device_parts, int(memory.on_device[sharers].sum()))
     return memory
 
 

@@ -12,7 +12,7 @@ from fedh2l_mpi.models.flat_parameters import shared_bytes
 from fedh2l_mpi.planning.memory import ModelSize
 
 
-def model_size(model: nn.Module, source: Source) -> ModelSize:
+def measure_model(model: nn.Module, source: Source) -> ModelSize:
     """What one copy takes, and what its passes over a sample keep; counted in two small passes on the CPU.
 
     The tensors that autograd keeps for the backward pass are counted as it keeps them, whatever made them; parameters
@@ -38,11 +38,11 @@ def _activations(model: nn.Module, source: Source) -> tuple[int, int]:
     # Of a copy: running statistics move in a training pass. The difference leaves out what does not grow with samples.
     with torch.random.fork_rng(devices=[]):
         scratch = copy.deepcopy(model).train()
-        few, more = (pass_bytes(scratch, source, samples) for samples in (2, 4))
+        few, more = (measure_pass(scratch, source, samples) for samples in (2, 4))
     return (more[0] - few[0]) // 2, (more[1] - few[1]) // 2
 
 
-def pass_bytes(model: nn.Module, source: Source, samples: int) -> tuple[int, int]:
+def measure_pass(model: nn.Module, source: Source, samples: int) -> tuple[int, int]:
     own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
     # Tensors are held until the end: another one at the address of one that is gone would be taken for it.
     kept: dict[int, Tensor] = {}

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.planning.traffic import Links, MessageSize, block_sizes, first_of
+from fedh2l_mpi.planning.traffic import Links, MessageSize, block_sizes, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
 Counts = NDArray[np.float64]
@@ -82,7 +82,7 @@ EXCHANGE = ("post", "finish", "stack")
 
 
 @dataclass(frozen=True)
-class Bookkeeping:
+class OverheadConstants:
     """Seconds of a core for each participant, message, neighbour or byte, as `TERMS` has them.
 
     Attributes
@@ -126,7 +126,7 @@ class Bookkeeping:
         }
 
 
-def loads_of(graph: Links, hosting: Hosting, message: MessageSize | None, notes: float, row_bytes: int) -> Loads:
+def count_loads(graph: Links, hosting: Hosting, message: MessageSize | None, notes: float, row_bytes: int) -> Loads:
     """Every rank's load.
 
     Parameters
@@ -143,7 +143,7 @@ def loads_of(graph: Links, hosting: Hosting, message: MessageSize | None, notes:
     rows_R[0] = hosting.participants * row_bytes
     if message is None:
         return Loads(hosted_R, rows_R, notes * hosted_R, none_R, none_R, none_R, none_R, none_R, none_R)
-    neighbours_R = np.add.reduceat(graph.degree_P, first_of(hosting))
+    neighbours_R = np.add.reduceat(graph.degree_P, first_participants(hosting))
     fixed_R, each = graph.messages_R * message.fixed_bytes, message.array_bytes
     return Loads(
         participants=hosted_R,
@@ -158,7 +158,7 @@ def loads_of(graph: Links, hosting: Hosting, message: MessageSize | None, notes:
     )
 
 
-FITTED = Bookkeeping(
+FITTED = OverheadConstants(
     publish_s=1.62e-05,
     publish_byte_s=0.0,
     send_s=2.97e-05,

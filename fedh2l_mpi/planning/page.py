@@ -9,9 +9,9 @@ from rich.text import Text
 
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.planning import requirements
-from fedh2l_mpi.planning.cluster_model import Cluster, Forecast
+from fedh2l_mpi.planning.cluster_model import ClusterModel, Forecast
 from fedh2l_mpi.planning.overhead import OFF_MEDIAN, OFF_MOST, OFF_SHARED
-from fedh2l_mpi.planning.plan import Outlook
+from fedh2l_mpi.planning.plan import RunPlan
 from fedh2l_mpi.runtime import terminal
 from fedh2l_mpi.runtime.processes import processor
 from fedh2l_mpi.runtime.units import size
@@ -21,12 +21,12 @@ WIDTH = 80
 FAR_MORE = 2
 
 
-def print_page(told: Outlook) -> None:
+def print_page(told: RunPlan) -> None:
     """Print it, 80 columns wide: it is pasted into applications for computing time."""
-    terminal.output().print(build(told), width=WIDTH, highlight=False)
+    terminal.open_console().print(build(told), width=WIDTH, highlight=False)
 
 
-def build(told: Outlook) -> RenderableType:
+def build(told: RunPlan) -> RenderableType:
     """The page."""
     hosting = told.hosting
     parts: list[RenderableType] = [
@@ -56,14 +56,14 @@ def _notes(*texts: str) -> list[RenderableType]:
     return [Padding(Text(text, style="dim"), (0, 0, 0, 2)) for text in texts if text]
 
 
-def _who(told: Outlook) -> RenderableType:
-    config, first, held = told.config, told.schedule.first, told.needs.holdings
+def _who(told: RunPlan) -> RenderableType:
+    config, first, held = told.config, told.schedule.first, told.required.counts
     hosted = [len(told.hosting.participants_of(rank)) for rank in (told.hosting.ranks - 1, 0)]
     models = ", ".join(f"{count:,} x {name}" for name, count in requirements.architectures(config).items())
     again = f", redrawn {told.schedule.count - 1:,} times" if told.schedule.count > 1 else ""
     rows = {
         "participants": f"{models}; {_range(*hosted)} a rank",
-        "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in told.needs.models.items()),
+        "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in told.required.models.items()),
         "graph": f"{config.topology.kind}, {first.edges:,.0f} edges, degree "
         f"{_range(first.degree_P.min(), first.degree_P.max())}{again}",
         "data": f"{told.source.name}, {held.domains} domains; "
@@ -72,7 +72,7 @@ def _who(told: Outlook) -> RenderableType:
         "method": f"{config.method.name}, {config.rounds:,} rounds, {told.schedule.exchanges:,} with an exchange, "
         f"{told.evaluations:,} with an evaluation",
     }
-    if config.exchange.codec != "float32" and told.needs.message is not None:
+    if config.exchange.codec != "float32" and told.required.message is not None:
         rows["codec"] = _codec(config.exchange)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), width=WIDTH, pad_edge=False)
     for name, value in rows.items():
@@ -85,7 +85,7 @@ def _codec(config: ExchangeConfig) -> str:
     return config.codec + (f", k = {config.top_k}" if config.top_k is not None else "")
 
 
-def _memory(told: Outlook) -> RenderableType:
+def _memory(told: RunPlan) -> RenderableType:
     rank, memory = told.largest_rank, told.memory
     named = {
         "data": "data of its participants, seed set, test sets",
@@ -107,10 +107,10 @@ def _memory(told: Outlook) -> RenderableType:
     return Group(table, "")
 
 
-def _traffic(told: Outlook) -> RenderableType:
+def _traffic(told: RunPlan) -> RenderableType:
     traffic, exchanges = told.traffic(), told.schedule.exchanges
     table = _table("traffic", "a round", f"{exchanges:,} rounds")
-    if told.needs.message is None:
+    if told.required.message is None:
         table.add_row(f"  none: method {told.config.method.name} exchanges nothing", "", "")
     else:
         even = traffic["edge_bytes_per_round"] / told.hosting.participants
@@ -143,7 +143,7 @@ def _traffic(told: Outlook) -> RenderableType:
     return Group(table, *_notes(*notes), "")
 
 
-def _as_float32(told: Outlook) -> str:
+def _as_float32(told: RunPlan) -> str:
     """The word that says that parameters are counted as they are, where what is exchanged is not."""
     return "" if told.config.exchange.codec == "float32" else ", as float32"
 
@@ -153,7 +153,7 @@ def _ratio(traffic: dict[str, float]) -> str:
     return f", {traffic['sharing_bytes'] / even:.3g} times" if even else ""
 
 
-def _files(told: Outlook) -> RenderableType:
+def _files(told: RunPlan) -> RenderableType:
     files = told.files
     table = _table("files at the end", "")
     table.add_row("  metrics.h5", size(files.metrics_bytes))
@@ -164,7 +164,7 @@ def _files(told: Outlook) -> RenderableType:
     return Group(table, *_notes("While a checkpoint is written, there is one more."), "")
 
 
-def _time(told: Outlook) -> RenderableType:
+def _time(told: RunPlan) -> RenderableType:
     calibration, seconds, threads = told.calibration, told.seconds(), told.config.devices.threads
     if calibration is None:
         raise RuntimeError("the plan was made without a calibration")
@@ -190,11 +190,11 @@ def _time(told: Outlook) -> RenderableType:
     )
 
 
-def _few(told: Outlook, timed: int) -> str:
+def _few(told: RunPlan, timed: int) -> str:
     """With how many neighbours phases were timed, where participants have more, or one has far more than the mean."""
     degree_P = told.schedule.first.degree_P
     mean, most = float(degree_P.mean()), float(degree_P.max())
-    if told.needs.message is None or (mean <= timed and most <= FAR_MORE * timed):
+    if told.required.message is None or (mean <= timed and most <= FAR_MORE * timed):
         return ""
     if most <= FAR_MORE * mean:
         return f" Timed with {timed:,} neighbours of {mean:,.0f}."
@@ -204,7 +204,7 @@ def _few(told: Outlook, timed: int) -> str:
     )
 
 
-def _cluster(told: Outlook, cluster: Cluster) -> RenderableType:
+def _cluster(told: RunPlan, cluster: ClusterModel) -> RenderableType:
     forecasts = told.forecasts()
     table = _table("a round on the cluster, of its slowest rank", *forecasts)
 

@@ -17,11 +17,11 @@ from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning import disk, graph_schedule, requirements, sample_counts, timing, traffic
-from fedh2l_mpi.planning.cluster_model import Cluster, Forecast, Rows, Steps, forecast
+from fedh2l_mpi.planning.cluster_model import ClusterModel, Forecast, Rows, Steps, forecast
 from fedh2l_mpi.planning.disk import Files
-from fedh2l_mpi.planning.graph_schedule import Schedule
+from fedh2l_mpi.planning.graph_schedule import GraphSchedule
 from fedh2l_mpi.planning.memory import RankMemory
-from fedh2l_mpi.planning.overhead import FITTED, loads_of
+from fedh2l_mpi.planning.overhead import FITTED, count_loads
 from fedh2l_mpi.planning.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -29,7 +29,7 @@ from fedh2l_mpi.runtime.processes import processor
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunPlan:
     """What a run would take.
 
     Attributes
@@ -42,7 +42,7 @@ class Outlook:
         None: nothing was timed.
     publishes_first, shares_parameters : bool
         Whether messages travel during the local phase; whether they are parameters.
-    cluster : Cluster or None
+    cluster : ClusterModel or None
         None: nothing was told of one.
     """
 
@@ -50,8 +50,8 @@ class Outlook:
     name: str
     source: Source
     hosting: Hosting
-    needs: requirements.Needs
-    schedule: Schedule
+    required: requirements.Requirements
+    schedule: GraphSchedule
     memory: RankMemory
     files: Files
     refused: str
@@ -59,7 +59,7 @@ class Outlook:
     calibration: Calibration | None
     publishes_first: bool
     shares_parameters: bool
-    cluster: Cluster | None
+    cluster: ClusterModel | None
 
     @property
     def largest_rank(self) -> int:
@@ -69,7 +69,7 @@ class Outlook:
     @property
     def record_bytes(self) -> int:
         """A participant's row of metrics on its way to rank 0 [bytes]."""
-        return 8 * row_width(self.needs.holdings.domains)
+        return 8 * row_width(self.required.counts.domains)
 
     @property
     def recorded(self) -> int:
@@ -83,10 +83,10 @@ class Outlook:
 
     def traffic(self) -> dict[str, float]:
         """Bytes and messages of a round (of its first graph) and of the whole run."""
-        size, first, schedule = self.needs.message, self.schedule.first, self.schedule
+        size, first, schedule = self.required.message, self.schedule.first, self.schedule
         told = {
-            "sharing_bytes_per_round": self.needs.sharing_bytes(first),
-            "sharing_bytes": schedule.total(self.needs.sharing_bytes),
+            "sharing_bytes_per_round": self.required.sharing_bytes(first),
+            "sharing_bytes": schedule.total(self.required.sharing_bytes),
             "record_messages_per_round": float(self.hosting.ranks - 1),
             "record_bytes_per_round": float(self.recorded * self.record_bytes),
         }
@@ -121,7 +121,7 @@ class Outlook:
         """Sums over the participants of each rank, (R,) [s]."""
         each = {name: seconds(one) for name, one in phases.items()}
         of_P = np.array([each[self.config.architecture(index)] for index in range(self.config.size)])
-        return np.add.reduceat(of_P, traffic.first_of(self.hosting))
+        return np.add.reduceat(of_P, traffic.first_participants(self.hosting))
 
     def forecasts(self) -> dict[str, Forecast]:
         """A round on the cluster, as configured and sharing parameters; empty where nothing was told of one.
@@ -131,10 +131,12 @@ class Outlook:
         if self.cluster is None or self.calibration is None:
             return {}
         phases, notes = self.calibration.phases, self.calibration.notes
-        configured = self._forecast(self.needs.message, self.schedule.exchanges, self.publishes_first, phases, notes)
+        configured = self._forecast(self.required.message, self.schedule.exchanges, self.publishes_first, phases, notes)
         if self.shares_parameters:
             return {"parameters": configured}
-        mean_bytes = self.needs.sharing_bytes(self.schedule.first) / max(1.0, float(self.schedule.first.degree_P.sum()))
+        mean_bytes = self.required.sharing_bytes(self.schedule.first) / max(
+            1.0, float(self.schedule.first.degree_P.sum())
+        )
         # A message's header, and every sender's number in it.
         fixed, array = ArraySpec("parameters", 1, 1).message_bytes(0), round(mean_bytes)
         parameters = MessageSize(fixed, 4 + array, array)
@@ -143,7 +145,7 @@ class Outlook:
         # Of a step on private data, its loss is noted, and nothing else.
         shared = self._forecast(parameters, self.config.rounds, True, sharing, steps)
         return {
-            "as configured" if self.needs.message is not None else "without exchange": configured,
+            "as configured" if self.required.message is not None else "without exchange": configured,
             "parameters": shared,
         }
 
@@ -163,7 +165,7 @@ class Outlook:
         hiding_R = self._per_rank(phases, lambda one: one.local if publishes_first else 0.0)
         steps = Steps(all_R + self.calibration.seed_round_s, hiding_R)
         rows = Rows(self.hosting.ranks - 1, float(self.recorded * self.record_bytes))
-        loads = loads_of(self.schedule.first, self.hosting, message, notes, self.record_bytes)
+        loads = count_loads(self.schedule.first, self.hosting, message, notes, self.record_bytes)
         return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)
 
     def as_dict(self) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class Outlook:
             "participants": self.hosting.participants,
             "ranks": self.hosting.ranks,
             "architectures": {
-                name: {"participants": count, **asdict(self.needs.models[name])}
+                name: {"participants": count, **asdict(self.required.models[name])}
                 for name, count in requirements.architectures(self.config).items()
             },
             "refused": self.refused or None,
@@ -222,7 +224,7 @@ class Outlook:
         }
 
 
-def look_ahead(config: Config, name: str, ranks: int, calibrates: bool, cluster: Cluster | None = None) -> Outlook:
+def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: ClusterModel | None = None) -> RunPlan:
     """What a resolved config would take on this many ranks.
 
     Raises
@@ -236,23 +238,23 @@ def look_ahead(config: Config, name: str, ranks: int, calibrates: bool, cluster:
     method = methods.build(config)
     models.check_weights(config.weights, list(requirements.architectures(config)))
     source = open_source(config.data.name, config.data.root)
-    schedule = graph_schedule.schedule(config, hosting, method.exchanges_in)
-    held, refused = sample_counts.holdings(config, source)
-    needs = requirements.needs(config, source, method, held)
-    memory = needs.memory(hosting, schedule.first, on_host=config.devices.kind == "cpu")
-    files = disk.files(config, hosting, held, needs.models, schedule.edges, needs.kept_bytes)
+    schedule = graph_schedule.draw_schedule(config, hosting, method.exchanges_in)
+    held, refused = sample_counts.count_or_assume(config, source)
+    required = requirements.compute(config, source, method, held)
+    memory = required.memory(hosting, schedule.first, on_host=config.devices.kind == "cpu")
+    files = disk.files(config, hosting, held, required.models, schedule.edges, required.kept_bytes)
     calibration = None
     if calibrates:
         degree = float(schedule.first.degree_P.mean())
         calibration = timing.calibrate(
-            config, source, held, degree, needs.message.held_bytes if needs.message is not None else 0
+            config, source, held, degree, required.message.held_bytes if required.message is not None else 0
         )
-    return Outlook(
+    return RunPlan(
         config,
         name,
         source,
         hosting,
-        needs,
+        required,
         schedule,
         memory,
         files,

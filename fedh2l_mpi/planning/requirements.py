@@ -21,8 +21,8 @@ from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import Method, batched
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.planning.memory import Holdings, ModelSize, RankMemory, rank_memory
-from fedh2l_mpi.planning.model_size import model_size, pass_bytes
+from fedh2l_mpi.planning.memory import ModelSize, RankMemory, SampleCounts, rank_memory
+from fedh2l_mpi.planning.model_size import measure_model, measure_pass
 from fedh2l_mpi.planning.traffic import Links, MessageSize
 from fedh2l_mpi.runtime.hosting import Hosting
 
@@ -34,7 +34,7 @@ def architectures(config: Config) -> Counter[str]:
     return Counter(map(config.architecture, range(config.size)))
 
 
-def zoo(config: Config, source: Source) -> dict[str, nn.Module]:
+def build_models(config: Config, source: Source) -> dict[str, nn.Module]:
     """One model of each architecture of a resolved config, on the CPU.
 
     Raises
@@ -50,7 +50,7 @@ def zoo(config: Config, source: Source) -> dict[str, nn.Module]:
     }
 
 
-def stand_in(config: Config, source: Source, model: nn.Module, samples: int = 1) -> Participant:
+def stand_in_participant(config: Config, source: Source, model: nn.Module, samples: int = 1) -> Participant:
     """A participant 0 with this model and random data, for what a method wants to know of a model, or takes.
 
     The model becomes its own: its parameters move into one vector.
@@ -74,7 +74,7 @@ def random_samples(source: Source, samples: int) -> Labelled:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What footprint's arithmetic needs to know of a run.
 
     Attributes
@@ -87,7 +87,7 @@ class Needs:
 
     config: Config
     method: Method
-    holdings: Holdings
+    counts: SampleCounts
     models: dict[str, ModelSize]
     message: MessageSize | None
 
@@ -96,7 +96,7 @@ class Needs:
         return rank_memory(
             self.config,
             hosting,
-            self.holdings,
+            self.counts,
             self.models,
             graph,
             self.message,
@@ -119,7 +119,7 @@ class Needs:
         return float(graph.degree_P @ np.array(shared, dtype=np.float64))
 
 
-def needs(config: Config, source: Source, method: Method, held: Holdings) -> Needs:
+def compute(config: Config, source: Source, method: Method, held: SampleCounts) -> Requirements:
     """Of a resolved config.
 
     Raises
@@ -128,22 +128,22 @@ def needs(config: Config, source: Source, method: Method, held: Holdings) -> Nee
         If a model is unknown, does not fit the data or cannot be trained on minibatches of the size they have, or the
         codec does not fit what is exchanged.
     """
-    built = zoo(config, source)
+    built = build_models(config, source)
     _refuse_single_samples(config, source, method, held, built)
-    sizes = {name: model_size(model, source) for name, model in built.items()}
+    sizes = {name: measure_model(model, source) for name, model in built.items()}
     model = built[config.architecture(0)]
-    array = method.array(stand_in(config, source, model), held.seed_per_round, source.classes)
+    array = method.array(stand_in_participant(config, source, model), held.seed_per_round, source.classes)
     message = None
     if array is not None:
         array = array.coded(config.exchange)
         fixed = array.message_bytes(0)
         is_coded = not array.codec.exact or array.skip_below is not None
         message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, is_coded)
-    return Needs(config, method, held, sizes, message)
+    return Requirements(config, method, held, sizes, message)
 
 
 def _refuse_single_samples(
-    config: Config, source: Source, method: Method, held: Holdings, built: dict[str, nn.Module]
+    config: Config, source: Source, method: Method, held: SampleCounts, built: dict[str, nn.Module]
 ) -> None:
     """Refuse a model that cannot be trained on one sample, as BatchNorm of a single pixel, where a minibatch is one."""
     steps, optimizer = config.method, config.optimizer
@@ -157,7 +157,7 @@ def _refuse_single_samples(
             continue
         try:
             with torch.random.fork_rng(devices=[]):
-                pass_bytes(copy.deepcopy(model).train(), source, samples=1)
+                measure_pass(copy.deepcopy(model).train(), source, samples=1)
         except (ValueError, RuntimeError, IndexError) as error:
             raise UserError(
                 f"models: {name!r} cannot be trained on a minibatch of one sample ({error}), which this run has; raise "
@@ -166,9 +166,9 @@ def _refuse_single_samples(
             ) from None
 
 
-def holdings(plan: federated.Plan) -> Holdings:
+def count_samples(plan: federated.Plan) -> SampleCounts:
     """Who holds how many samples."""
-    return Holdings(
+    return SampleCounts(
         private_P=np.array([len(share.private) for share in plan.shares]),
         validation_P=np.array([len(share.validation) for share in plan.shares]),
         seed=len(plan.seed),

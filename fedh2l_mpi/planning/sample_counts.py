@@ -7,18 +7,18 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import requirements
-from fedh2l_mpi.planning.memory import Holdings
+from fedh2l_mpi.planning.memory import SampleCounts
 
 
-def holdings(config: Config, source: Source) -> tuple[Holdings, str]:
+def count_or_assume(config: Config, source: Source) -> tuple[SampleCounts, str]:
     """Everyone's samples, and why a run would be refused; an empty text where it would not."""
     try:
-        return requirements.holdings(federated.plan(config, source)), ""
+        return requirements.count_samples(federated.plan(config, source)), ""
     except UserError as error:
-        return supposed(config, source), str(error)
+        return assume_counts(config, source), str(error)
 
 
-def supposed(config: Config, source: Source) -> Holdings:
+def assume_counts(config: Config, source: Source) -> SampleCounts:
     """Everyone's samples as if there were enough data: equal shares of the size that the config asks for.
 
     Where the config asks for an equal part of too little, everyone is given one minibatch.
@@ -33,7 +33,7 @@ def supposed(config: Config, source: Source) -> Holdings:
         seed, validation = _split(config, each)
     pooled = max(1, seed * config.size)
     in_seed_set = min(pooled, config.seed_set.max_samples or pooled)
-    return Holdings(
+    return SampleCounts(
         private_P=np.full(config.size, max(1, each - seed - validation)),
         validation_P=np.full(config.size, validation),
         seed=in_seed_set,

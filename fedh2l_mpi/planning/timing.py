@@ -17,7 +17,7 @@ from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.methods import Method, Round
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning import requirements
-from fedh2l_mpi.planning.memory import Holdings
+from fedh2l_mpi.planning.memory import SampleCounts
 from fedh2l_mpi.topology import Graph
 
 # What one architecture may take, beyond the two rounds of one step each that it takes at least.
@@ -72,7 +72,7 @@ class Calibration:
     notes: float
 
 
-def calibrate(config: Config, source: Source, held: Holdings, degree: float, held_bytes: int) -> Calibration:
+def calibrate(config: Config, source: Source, held: SampleCounts, degree: float, held_bytes: int) -> Calibration:
     """Time every architecture of a resolved config on the CPU, with as many threads as a rank of the run would have.
 
     Parameters
@@ -93,8 +93,8 @@ def calibrate(config: Config, source: Source, held: Holdings, degree: float, hel
     private = int(held.private_P.mean())
     now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1))
     phases, notes = {}, 0.0
-    for name, model in requirements.zoo(config, source).items():
-        participant = requirements.stand_in(config, source, model, _part(private, held.input_bytes))
+    for name, model in requirements.build_models(config, source).items():
+        participant = requirements.stand_in_participant(config, source, model, _part(private, held.input_bytes))
         phases[name], notes = _phases(config, participant, now, source, held)
     return Calibration(phases, seed_round_s, neighbours, notes)
 
@@ -111,7 +111,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _phases(
-    config: Config, participant: Participant, now: Round, source: Source, held: Holdings
+    config: Config, participant: Participant, now: Round, source: Source, held: SampleCounts
 ) -> tuple[PhaseSeconds, float]:
     """Publish, local and mutual phase with fewer steps where these are slow, scaled up; and the notes."""
     local, mutual = config.method.local_steps, config.method.mutual_steps

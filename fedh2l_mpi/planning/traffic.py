@@ -80,7 +80,7 @@ def block_sizes(hosting: Hosting) -> NDArray[np.int64]:
     return base + (np.arange(hosting.ranks) < extra)
 
 
-def first_of(hosting: Hosting) -> NDArray[np.int64]:
+def first_participants(hosting: Hosting) -> NDArray[np.int64]:
     """The first participant of each rank, int64 (R,)."""
     sizes = block_sizes(hosting)
     return np.cumsum(sizes) - sizes
@@ -104,7 +104,7 @@ def links(edges: ArrayLike, hosting: Hosting) -> Links:
         messages_R=_per_rank(pairs // hosting.ranks, hosting),
         sent_R=_per_rank(from_rank, hosting),
         received_R=_per_rank(at_rank, hosting),
-        degree_max_R=np.maximum.reduceat(degree_P, first_of(hosting)),
+        degree_max_R=np.maximum.reduceat(degree_P, first_participants(hosting)),
         edges=float(len(edges_E2)),
     )
 

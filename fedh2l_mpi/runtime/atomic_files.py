@@ -1,4 +1,4 @@
-"""Files that are whole whatever happens: written under another name, forced to the disk, then renamed.
+"""Files that are whole whatever happens: written under another name, durable to the disk, then renamed.
 
 Imports nothing but the standard library: a process that only watches over a run uses it, too.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import IO
 
 
-def replace(path: Path, text: str, forced: bool = True) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Put a small text in a file's place: a reader finds the old one or the new one, whole, also after a kill.
 
     On a full disk it is written over the old one in place, which needs no room, if that is long enough.
 
     Parameters
     ----------
-    forced : bool
+    durable : bool
         Whether it has to be on the disk when this returns: then it survives the loss of the machine, too.
 
     Raises
@@ -32,31 +32,31 @@ def replace(path: Path, text: str, forced: bool = True) -> None:
     try:
         with new.open("wb") as file:
             file.write(content)
-            if forced:
-                force(file)
+            if durable:
+                sync_file(file)
         new.replace(path)
-        if forced:
-            force_names(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         new.unlink(missing_ok=True)
-        _overwrite(path, content, forced, error)
+        _overwrite(path, content, durable, error)
 
 
-def _overwrite(path: Path, content: bytes, forced: bool, full: OSError) -> None:
+def _overwrite(path: Path, content: bytes, durable: bool, full: OSError) -> None:
     try:
         with path.open("rb+") as file:
             room = os.fstat(file.fileno()).st_size
             # The rest of a longer old text would follow the new one: blank lines are no lines of a status.
             file.write(content + b"\n" * max(0, room - len(content)))
-            if forced:
-                force(file)
+            if durable:
+                sync_file(file)
     except OSError:
         raise full from None
 
 
-def force(file: IO[bytes]) -> None:
+def sync_file(file: IO[bytes]) -> None:
     """Wait until what was written into a file is on the disk.
 
     Raises
@@ -68,7 +68,7 @@ def force(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def force_names(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until what was created, renamed and removed in a folder is on the disk.
 
     Raises
@@ -76,7 +76,7 @@ def force_names(folder: Path) -> None:
     OSError
         If the folder cannot be opened, or it cannot get there.
     """
-    with opened(folder) as descriptor:
+    with open_folder(folder) as descriptor:
         try:
             os.fsync(descriptor)
         except OSError as error:
@@ -86,7 +86,7 @@ def force_names(folder: Path) -> None:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[int]:
+def open_folder(folder: Path) -> Iterator[int]:
     """A descriptor of a folder; not for files, which it would open for reading alone.
 
     Raises

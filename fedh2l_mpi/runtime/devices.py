@@ -21,7 +21,7 @@ NOTHING_GRANTED = ("", "NoDevFiles", "-1")
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankSlot:
     """Where a rank sits, and which GPUs it finds there.
 
     Attributes
@@ -54,11 +54,11 @@ class Seat:
         return self.node.index(self.rank)
 
 
-def take_seats(world: World, visible: int, environ: Mapping[str, str]) -> list[Seat]:
-    """Every rank's seat, in the order of ranks, on every rank. **Collective.**"""
+def collect_slots(world: World, visible: int, environ: Mapping[str, str]) -> list[RankSlot]:
+    """Every rank's slot, in the order of ranks, on every rank. **Collective.**"""
     granted = environ.get("CUDA_VISIBLE_DEVICES", "") if "SLURM_JOB_ID" in environ else ""
     return world.collect(
-        Seat(
+        RankSlot(
             world.rank,
             world.host,
             tuple(world.node_ranks()),
@@ -108,7 +108,7 @@ def choose_device(config: DevicesConfig, local_rank: int, local_size: int, visib
     return f"cuda:{local_rank % visible}"
 
 
-def devices_of_nodes(config: DevicesConfig, seats: Sequence[Seat]) -> list[str]:
+def choose_devices(config: DevicesConfig, slots: Sequence[RankSlot]) -> list[str]:
     """Every rank's torch device, in the order of ranks.
 
     Raises
@@ -118,15 +118,15 @@ def devices_of_nodes(config: DevicesConfig, seats: Sequence[Seat]) -> list[str]:
         with the host of the first that does not fit.
     """
     if config.kind != "cpu":
-        check_tasks_have_gpus(seats)
+        check_tasks_have_gpus(slots)
     devices = []
-    for seat in seats:
-        with _naming_host(seat, seats):
-            devices.append(choose_device(config, seat.local_rank, len(seat.node), seat.visible))
+    for slot in slots:
+        with _naming_host(slot, slots):
+            devices.append(choose_device(config, slot.local_rank, len(slot.node), slot.visible))
     return devices
 
 
-def check_tasks_have_gpus(seats: Sequence[Seat]) -> None:
+def check_tasks_have_gpus(slots: Sequence[RankSlot]) -> None:
     """Refuse GPUs per Slurm task where ranks are no tasks, because mpirun started them.
 
     Slurm then knows one task a node, and gives it one task's GPUs; what torch sees does not matter, nor whether it sees
@@ -137,10 +137,10 @@ def check_tasks_have_gpus(seats: Sequence[Seat]) -> None:
     UserError
         On several nodes, if two ranks of one node belong to one Slurm task.
     """
-    per_task = next((seat.gpus_per_task for seat in seats if seat.gpus_per_task), "")
-    if not per_task or len({seat.node for seat in seats}) == 1:
+    per_task = next((slot.gpus_per_task for slot in slots if slot.gpus_per_task), "")
+    if not per_task or len({slot.node for slot in slots}) == 1:
         return
-    tasks = [(seat.node, seat.task) for seat in seats]
+    tasks = [(slot.node, slot.task) for slot in slots]
     if len(set(tasks)) < len(tasks):
         raise UserError(
             f"devices: GPUs were asked for per task (SLURM_GPUS_PER_TASK={per_task}), but mpirun started the ranks, "
@@ -167,28 +167,28 @@ def check_devices_apart(uuids: Sequence[str], share: bool) -> None:
         used[uuid] = local_rank
 
 
-def check_nodes_apart(seats: Sequence[Seat], uuids: Sequence[str], share: bool) -> None:
+def check_nodes_apart(slots: Sequence[RankSlot], uuids: Sequence[str], share: bool) -> None:
     """`check_devices_apart` on every node, from the UUIDs of all ranks."""
-    for seat in seats:
-        if seat.local_rank == 0:
-            with _naming_host(seat, seats):
-                check_devices_apart([uuids[rank] for rank in seat.node], share)
+    for slot in slots:
+        if slot.local_rank == 0:
+            with _naming_host(slot, slots):
+                check_devices_apart([uuids[rank] for rank in slot.node], share)
 
 
-def isolated_hosts(seats: Sequence[Seat], uuids: Sequence[str]) -> list[str]:
+def find_isolated_hosts(slots: Sequence[RankSlot], uuids: Sequence[str]) -> list[str]:
     """Hosts whose several ranks each see one GPU, and no two the same: the scheduler isolates its tasks."""
     found = []
-    for seat in (seat for seat in seats if seat.local_rank == 0):
-        here = [uuids[rank] for rank in seat.node]
-        sees_one = all(seats[rank].visible == 1 for rank in seat.node)
+    for slot in (slot for slot in slots if slot.local_rank == 0):
+        here = [uuids[rank] for rank in slot.node]
+        sees_one = all(slots[rank].visible == 1 for rank in slot.node)
         if sees_one and len(here) > 1 and all(here) and len(set(here)) == len(here):
-            found.append(seat.host)
+            found.append(slot.host)
     return found
 
 
-def unused_grants(config: DevicesConfig, seats: Sequence[Seat]) -> str:
+def unused_grants(config: DevicesConfig, slots: Sequence[RankSlot]) -> str:
     """A warning that GPUs were granted which PyTorch does not see; empty where all is well."""
-    blind = [seat for seat in seats if seat.granted and not seat.visible]
+    blind = [slot for slot in slots if slot.granted and not slot.visible]
     if config.kind != "auto" or not blind:
         return ""
     return (
@@ -207,19 +207,19 @@ def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str
     """
     import torch
 
-    seats = take_seats(world, torch.cuda.device_count(), environ)
-    device = world.together(lambda: devices_of_nodes(config, seats))[world.rank]
-    uuids = world.collect(claim(device))
-    world.together(lambda: check_nodes_apart(seats, uuids, config.share))
+    slots = collect_slots(world, torch.cuda.device_count(), environ)
+    device = world.together(lambda: choose_devices(config, slots))[world.rank]
+    uuids = world.collect(select_device(device))
+    world.together(lambda: check_nodes_apart(slots, uuids, config.share))
     if world.rank == 0:
-        if isolated := isolated_hosts(seats, uuids):
+        if isolated := find_isolated_hosts(slots, uuids):
             log.info(f"each rank sees one GPU, its own (isolated by the scheduler), on {', '.join(isolated)}")
-        if warning := unused_grants(config, seats):
+        if warning := unused_grants(config, slots):
             log.warning(warning)
     return device
 
 
-def claim(device: str) -> str:
+def select_device(device: str) -> str:
     """Make a torch device this process's own; its UUID, empty for the CPU."""
     if device == "cpu":
         return ""
@@ -231,11 +231,11 @@ def claim(device: str) -> str:
 
 
 @contextmanager
-def _naming_host(seat: Seat, seats: Sequence[Seat]) -> Iterator[None]:
-    """Of several hosts, put the seat's behind a UserError from inside."""
+def _naming_host(slot: RankSlot, slots: Sequence[RankSlot]) -> Iterator[None]:
+    """Of several hosts, put the slot's behind a UserError from inside."""
     try:
         yield
     except UserError as error:
-        if len({other.host for other in seats}) == 1:
+        if len({other.host for other in slots}) == 1:
             raise
-        raise UserError(f"{error} (on {seat.host})") from None
+        raise UserError(f"{error} (on {slot.host})") from None

@@ -10,7 +10,7 @@ from fedh2l_mpi.runtime import processes
 log = logging.getLogger("fedh2l_mpi")
 
 
-def hold_log() -> logging.handlers.MemoryHandler:
+def buffer_log() -> logging.handlers.MemoryHandler:
     """Keep what is logged while the run directory does not exist yet; `setup_logging` writes it."""
     held = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     log.addHandler(held)
@@ -45,6 +45,6 @@ class _Spoken(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):
             # They are in the log, too.
-            processes.drop_output()
+            processes.discard_output()
         else:
             super().handleError(record)

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedh2l_mpi.errors import UserError
 
 
-def expanded(where: str, path: str | Path) -> Path:
+def expand_home(where: str, path: str | Path) -> Path:
     """The path with the home folder that a leading `~` or `~name` stands for.
 
     Raises

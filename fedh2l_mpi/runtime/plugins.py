@@ -6,7 +6,7 @@ from typing import Any
 from fedh2l_mpi.errors import UserError
 
 
-def imported(key: str, name: str) -> Any:
+def load_class(key: str, name: str) -> Any:
     """What `name` stands for in its module.
 
     Parameters

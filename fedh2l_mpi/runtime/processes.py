@@ -64,7 +64,7 @@ def start_s(pid: int) -> float | None:
     return None if ticks is None else boot_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def drop_output() -> None:
+def discard_output() -> None:
     """What this process prints goes nowhere from now on: Python would try what is left again, and fail at the exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def if_anybody_listens() -> Iterator[None]:
+def ignore_closed_output() -> Iterator[None]:
     """What is printed inside may be lost: standard output has gone (`... | head`), or its disk is full."""
     try:
         yield
         sys.stdout.flush()
     except OSError:
-        processes.drop_output()
+        processes.discard_output()
 
 
 def is_terminal() -> bool:
@@ -30,7 +30,7 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
 
 
-def output() -> "RichConsole":
+def open_console() -> "RichConsole":
     """Where tables are printed: as wide as the terminal, 120 columns in a batch log."""
     from rich.console import Console
 

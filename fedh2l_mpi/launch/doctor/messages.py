@@ -58,7 +58,7 @@ def load_of(config: "Config") -> Load | None:
         models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
         for name in architectures
     ]
-    participant = requirements.stand_in(config, source, built[0])
+    participant = requirements.stand_in_participant(config, source, built[0])
     sent = methods.build(config).array(participant, plan.seed_samples_per_round, plan.classes)
     if sent is None:
         return None

@@ -8,7 +8,7 @@ from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, refused, spans, warning
 from fedh2l_mpi.runtime import devices
-from fedh2l_mpi.runtime.devices import Seat
+from fedh2l_mpi.runtime.devices import RankSlot
 from fedh2l_mpi.runtime.world import World
 
 # More nodes than this are summed up: the page stays one page.
@@ -64,7 +64,7 @@ def take_place(device: str) -> Place:
     import torch
 
     try:
-        uuid = devices.claim(device)
+        uuid = devices.select_device(device)
         return Place(cores, torch.cuda.get_device_name(device), uuid, machine_cores=machine_cores)
     except (RuntimeError, AssertionError) as error:
         trouble = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -73,29 +73,29 @@ def take_place(device: str) -> Place:
 
 def examine(world: World, config: DevicesConfig, environ: Mapping[str, str]) -> list[Finding]:
     """Cores and GPUs of every node. **Collective.**"""
-    seats = devices.take_seats(world, visible_gpus(), environ)
+    slots = devices.collect_slots(world, visible_gpus(), environ)
     lines: list[Finding] = []
     chosen = ["cpu"] * world.size
     try:
-        chosen = devices.devices_of_nodes(config, seats)
+        chosen = devices.choose_devices(config, slots)
     except UserError as error:
-        # The same on every rank: all have the same seats.
+        # The same on every rank: all have the same slots.
         lines.append(refused("GPUs", error))
     places = world.collect(take_place(chosen[world.rank]))
     settings = world.collect(environ.get("CUDA_VISIBLE_DEVICES"))
-    cores = [core_use(here, [places[rank] for rank in here[0].node], config.threads) for here in _nodes(seats)]
+    cores = [core_use(here, [places[rank] for rank in here[0].node], config.threads) for here in _nodes(slots)]
     if not lines:
-        lines = gpu_use(config, seats, chosen, places)
-    lines += _visible_devices(seats, settings)
+        lines = gpu_use(config, slots, chosen, places)
+    lines += _visible_devices(slots, settings)
     return _in_short(cores) + lines
 
 
-def core_use(here: Sequence[Seat], places: Sequence[Place], threads: int) -> Finding:
+def core_use(here: Sequence[RankSlot], places: Sequence[Place], threads: int) -> Finding:
     """Whether the ranks of a node have a core for each of their threads.
 
     Parameters
     ----------
-    here : sequence of Seat
+    here : sequence of RankSlot
         The ranks of one node.
     places : sequence of Place
         Of each of them.
@@ -123,50 +123,50 @@ def core_use(here: Sequence[Seat], places: Sequence[Place], threads: int) -> Fin
 
 
 def gpu_use(
-    config: DevicesConfig, seats: Sequence[Seat], chosen: Sequence[str], places: Sequence[Place]
+    config: DevicesConfig, slots: Sequence[RankSlot], chosen: Sequence[str], places: Sequence[Place]
 ) -> list[Finding]:
     """Who gets which GPU, and whether two ranks would have to share one."""
-    broken = [seat for seat in seats if places[seat.rank].trouble]
+    broken = [slot for slot in slots if places[slot.rank].trouble]
     if broken:
         text = f"rank {broken[0].rank} cannot use {chosen[broken[0].rank]}: {places[broken[0].rank].trouble}"
         return [failure("GPUs", f"{text} (on {broken[0].host})", "check driver and PyTorch there with nvidia-smi")]
     uuids = [place.uuid for place in places]
     lines = []
     try:
-        devices.check_nodes_apart(seats, uuids, config.share)
+        devices.check_nodes_apart(slots, uuids, config.share)
     except UserError as error:
         lines.append(refused("GPUs", error))
-    if unused := devices.unused_grants(config, seats):
+    if unused := devices.unused_grants(config, slots):
         text, _, fix = unused.partition("; ")
         lines.append(warning("GPUs", text, fix))
     if not any(uuids):
         reason = "devices.kind is cpu" if config.kind == "cpu" else "PyTorch sees no CUDA device"
         return lines or [fact("GPUs", f"none used: {reason}")]
-    isolated = devices.isolated_hosts(seats, uuids)
+    isolated = devices.find_isolated_hosts(slots, uuids)
     assigned = []
-    for here in _nodes(seats):
-        each = [f"rank {seat.rank} {chosen[seat.rank]}{_named(places[seat.rank])}" for seat in here]
+    for here in _nodes(slots):
+        each = [f"rank {slot.rank} {chosen[slot.rank]}{_named(places[slot.rank])}" for slot in here]
         sees = "each rank sees only its own" if here[0].host in isolated else f"{here[0].visible} seen"
         assigned.append(good(here[0].host, f"GPUs, {sees}: {', '.join(each)}"))
-    if without := [seat.rank for seat in seats if not uuids[seat.rank]]:
-        text = f"{_ranks(without)} (on {seats[without[0]].host}) would use the CPU, the others GPUs"
+    if without := [slot.rank for slot in slots if not uuids[slot.rank]]:
+        text = f"{_ranks(without)} (on {slots[without[0]].host}) would use the CPU, the others GPUs"
         lines.append(warning("GPUs", text, "set devices.kind=cuda to refuse that"))
     return lines + _in_short(assigned)
 
 
-def _visible_devices(seats: Sequence[Seat], settings: Sequence[str | None]) -> list[Finding]:
+def _visible_devices(slots: Sequence[RankSlot], settings: Sequence[str | None]) -> list[Finding]:
     """CUDA_VISIBLE_DEVICES as ranks have it; nothing where none is set."""
     if not any(settings):
         return []
     by_value: dict[str, list[int]] = {}
-    for seat, value in zip(seats, settings, strict=True):
-        by_value.setdefault("unset" if value is None else repr(value), []).append(seat.rank)
+    for slot, value in zip(slots, settings, strict=True):
+        by_value.setdefault("unset" if value is None else repr(value), []).append(slot.rank)
     text = "; ".join(f"{value} on {_ranks(ranks)}" for value, ranks in by_value.items())
     return [fact("visible", f"CUDA_VISIBLE_DEVICES {text}")]
 
 
-def _nodes(seats: Sequence[Seat]) -> list[list[Seat]]:
-    return [[seats[rank] for rank in seat.node] for seat in seats if seat.local_rank == 0]
+def _nodes(slots: Sequence[RankSlot]) -> list[list[RankSlot]]:
+    return [[slots[rank] for rank in slot.node] for slot in slots if slot.local_rank == 0]
 
 
 def _in_short(lines: list[Finding]) -> list[Finding]:

@@ -16,7 +16,7 @@ from fedh2l_mpi.launch.sweep.runner import PATIENCE_S, Runner
 from fedh2l_mpi.launch.sweep.sweep_file import Element, Mistakes, Sweep
 
 if TYPE_CHECKING:
-    from fedh2l_mpi.planning.memory import Holdings
+    from fedh2l_mpi.planning.memory import SampleCounts
 
 
 def listing(sweep: Sweep, root: Path) -> str:
@@ -151,7 +151,7 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     from fedh2l_mpi.topology import Topology
 
     source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
-    held: dict[str, Holdings] = {}
+    held: dict[str, SampleCounts] = {}
     fitting: set[str] = set()
     mistakes = Mistakes()
     for element in elements:
@@ -168,13 +168,13 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
             # Elements that differ only in the method give the same samples to the same participants.
             dealt = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
             if dealt not in held:
-                held[dealt] = requirements.holdings(federated.plan(config, source))
+                held[dealt] = requirements.count_samples(federated.plan(config, source))
             names = sorted(requirements.architectures(config))
             in_zoo = all(":" not in name or name.startswith(torchvision_models.PREFIX) for name in names)
             # A method's options do not change what it sends, so each method is tried once.
             of = repr((names, config.weights, config.method.name, config.exchange, config.data.name, config.data.root))
             if method is not None and in_zoo and of not in fitting:
-                requirements.needs(config, source, method, held[dealt])
+                requirements.compute(config, source, method, held[dealt])
                 fitting.add(of)
     mistakes.raise_all(path)
 

@@ -52,8 +52,8 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
         )
     for _ in range(ATTEMPTS):
         try:
-            listener, connection = rendezvous.meet(rendezvous.place())
-        except rendezvous.CannotMeetError as error:
+            listener, connection = rendezvous.connect_or_listen(rendezvous.find_address())
+        except rendezvous.CannotShareError as error:
             return ParentProcess(refused=str(error))
         if listener is not None:
             if os.fork() == 0:
@@ -61,7 +61,7 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
                 connection.close()
                 return server.serve(listener, ranks, is_run)
             listener.close()
-        answer = proxy.stand_in(connection, process_state.capture())
+        answer = proxy.run_as_proxy(connection, process_state.capture())
         connection.close()
         if answer is not None:
             return ParentProcess(refused=answer)

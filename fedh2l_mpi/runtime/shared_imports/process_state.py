@@ -22,14 +22,14 @@ STREAMS = ("stdin", "stdout", "stderr")
 CATCHABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 DEVICE_FOLDERS = {"/dev": ("nvidia", "kfd"), "/dev/dri": ("renderD",)}
 
-Facts = dict[str, Any]
+ProcessState = dict[str, Any]
 
 
-class EndedError(Exception):
+class PeerGoneError(Exception):
     """The other end has gone before it had said everything."""
 
 
-def capture() -> Facts:
+def capture() -> ProcessState:
     """What this process is made of, as JSON can hold it; its open files are named, and sent beside it."""
     files = []
     for number in [int(name) for name in os.listdir("/proc/self/fd")]:
@@ -52,7 +52,7 @@ def capture() -> Facts:
     }
 
 
-def devices() -> Facts:
+def devices() -> ProcessState:
     """Which GPUs this process is told of, and which device files it may open: a cgroup forbids the others."""
     found = {name: os.environ[name] for name in DEVICES if name in os.environ}
     opened = []
@@ -65,7 +65,7 @@ def devices() -> Facts:
     return {**found, "device files": opened}
 
 
-def send(connection: socket.socket, facts: Facts) -> None:
+def send(connection: socket.socket, facts: ProcessState) -> None:
     """Hand `facts`, the files named in them, and the working directory over.
 
     Raises
@@ -88,12 +88,12 @@ def send(connection: socket.socket, facts: Facts) -> None:
         os.close(directory)
 
 
-def receive(connection: socket.socket) -> tuple[Facts, list[int]]:
+def receive(connection: socket.socket) -> tuple[ProcessState, list[int]]:
     """What `send` sent: facts, and numbers of this process for the files in their order, the directory last.
 
     Raises
     ------
-    EndedError
+    PeerGoneError
         If the other end closes, or says nothing for as long as `connection` waits.
     """
     (size,) = LENGTH.unpack(_exactly(connection, LENGTH.size))
@@ -112,11 +112,11 @@ def receive(connection: socket.socket) -> tuple[Facts, list[int]]:
         if not got or not rights:
             for number in received:
                 os.close(number)
-            raise EndedError
+            raise PeerGoneError
     return facts, received
 
 
-def take_on(facts: Facts, received: list[int]) -> None:
+def restore(facts: ProcessState, received: list[int]) -> None:
     """Become the process that `facts` are of, with its files, not its CPUs; every other file of ours is closed."""
     directory = received[-1]
     os.fchdir(directory)
@@ -137,15 +137,15 @@ def take_on(facts: Facts, received: list[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, facts["blocked"])
 
 
-def close_files(but: tuple[int, ...] = ()) -> None:
+def close_files(keep: tuple[int, ...] = ()) -> None:
     """Close every open file of this process but these."""
     for number in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if number not in but:
+        if number not in keep:
             with contextlib.suppress(OSError):
                 os.close(number)
 
 
-def renamed(name: str) -> str:
+def rename_process(name: str) -> str:
     """The name that `ps` and `top` show of this process so far; from now on, `name`."""
     with open("/proc/self/comm", "r+") as comm:
         before = comm.read().strip()
@@ -159,13 +159,13 @@ def _place_files(wanted: list[int], received: list[int]) -> None:
     above = max([0, *received, *wanted]) + 1
     # Out of the way first: one's number may be another's place.
     moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, above) for number in received]
-    close_files(but=tuple(moved))
+    close_files(keep=tuple(moved))
     for number, source in zip(wanted, moved, strict=True):
         os.dup2(source, number)
         os.close(source)
 
 
-def _stream(stream: Any) -> Facts | None:
+def _stream(stream: Any) -> ProcessState | None:
     """How a standard stream encodes and buffers; None if there is none."""
     if stream is None:
         return None
@@ -178,7 +178,7 @@ def _stream(stream: Any) -> Facts | None:
     }
 
 
-def _opened(number: int, how: Facts | None) -> Any:
+def _opened(number: int, how: ProcessState | None) -> Any:
     """A standard stream over file `number`, as Python makes them at its start."""
     if how is None:
         return None
@@ -214,7 +214,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
         except OSError:
             part = b""
         if not part:
-            raise EndedError
+            raise PeerGoneError
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)

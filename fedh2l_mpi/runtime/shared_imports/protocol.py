@@ -14,8 +14,8 @@ HEAD = struct.Struct("!cq")
 # With the rank's pid; with the status that it ended with; with why.
 STARTED, ENDED, NOT_SHARED, FAULT = b"S", b"E", b"N", b"F"
 WITH_TEXT = (NOT_SHARED, FAULT)
-Word = tuple[bytes, int, str]
-NOTHING: Word = (b"", 0, "")
+Message = tuple[bytes, int, str]
+NOTHING: Message = (b"", 0, "")
 
 # Those that a fault of the process itself raises, and those that mean its own children or its window.
 OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
@@ -23,7 +23,7 @@ OWN |= {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.
 STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
-def passed_on() -> list[int]:
+def forwarded_signals() -> list[int]:
     """The signals that a proxy passes on to its rank.
 
     Not those whose handler was installed from C, such as by a profiler that was loaded before Python: Python calls it
@@ -32,7 +32,7 @@ def passed_on() -> list[int]:
     return [number for number in signal.valid_signals() - OWN if signal.getsignal(number) is not None]
 
 
-def say(connection: socket.socket, kind: bytes, what: int | str) -> None:
+def send(connection: socket.socket, kind: bytes, what: int | str) -> None:
     """Say a word, with its number or its text, to a proxy; one that has gone does not hear it."""
     text = what.encode() if isinstance(what, str) else b""
     number = len(text) if isinstance(what, str) else what
@@ -40,7 +40,7 @@ def say(connection: socket.socket, kind: bytes, what: int | str) -> None:
         connection.sendall(HEAD.pack(kind, number) + text)
 
 
-def taken_from(received: bytearray) -> Iterator[Word]:
+def parse_messages(received: bytearray) -> Iterator[Message]:
     """Kind, number and text of every word that has been received to its end; it is then no longer in `received`."""
     while len(received) >= HEAD.size:
         kind, number = HEAD.unpack_from(received)

@@ -11,14 +11,14 @@ from typing import NoReturn
 
 from fedh2l_mpi.errors import EXIT_FAULT
 from fedh2l_mpi.runtime.shared_imports import process_state, protocol
-from fedh2l_mpi.runtime.shared_imports.process_state import Facts
-from fedh2l_mpi.runtime.shared_imports.protocol import Word
+from fedh2l_mpi.runtime.shared_imports.process_state import ProcessState
+from fedh2l_mpi.runtime.shared_imports.protocol import Message
 
 # As `ps` and `top` show it.
 NAME = "fedh2l-proxy"
 
 
-def stand_in(connection: socket.socket, facts: Facts) -> str | None:
+def run_as_proxy(connection: socket.socket, facts: ProcessState) -> str | None:
     """Have the server fork this rank, and stand in for it until it ends: then this process has ended, too.
 
     Returns only if imports cannot be shared, why, or None if the server has ended without a word. This process is as it
@@ -28,15 +28,15 @@ def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     told.setblocking(False)
     # Before the handlers: none may go unheard in between.
     wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    caught = [number for number in protocol.passed_on() if signal.getsignal(number) != signal.SIG_IGN]
+    caught = [number for number in protocol.forwarded_signals() if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, _noted) for number in caught}
     owed = bytearray()
     said = _said(connection, heard, owed)
     kind, number, text = _answer(connection, facts, said)
     if kind == protocol.STARTED:
-        process_state.renamed(NAME)
+        process_state.rename_process(NAME)
         # The rank has them now; who waits for the last to close one must not wait for us.
-        process_state.close_files(but=(2, connection.fileno(), heard.fileno(), told.fileno()))
+        process_state.close_files(keep=(2, connection.fileno(), heard.fileno(), told.fileno()))
         _end_with(number, said)
     # What comes from here on waits until it is answered as before.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, caught)
@@ -53,7 +53,7 @@ def stand_in(connection: socket.socket, facts: Facts) -> str | None:
     return text if kind == protocol.NOT_SHARED else None
 
 
-def _answer(connection: socket.socket, facts: Facts, said: Iterator[Word]) -> Word:
+def _answer(connection: socket.socket, facts: ProcessState, said: Iterator[Message]) -> Message:
     """What the server says when this rank is handed over to it; in its place, why that has not been possible."""
     try:
         process_state.send(connection, facts)
@@ -65,7 +65,7 @@ def _answer(connection: socket.socket, facts: Facts, said: Iterator[Word]) -> Wo
     return next(said, protocol.NOTHING)
 
 
-def _end_with(rank: int, said: Iterator[Word]) -> NoReturn:
+def _end_with(rank: int, said: Iterator[Message]) -> NoReturn:
     """Wait until the rank ends, and end as it did: the launcher is to see what it would have seen."""
     kind, status, text = next(said, protocol.NOTHING)
     if kind != protocol.ENDED:
@@ -81,7 +81,7 @@ def _end_with(rank: int, said: Iterator[Word]) -> NoReturn:
     os._exit(code)
 
 
-def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> Iterator[Word]:
+def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> Iterator[Message]:
     """What the server says, one by one; meanwhile, signals are passed on to it.
 
     Those that this process has not acted on itself are added to `owed`: without a rank, they mean this process.
@@ -108,7 +108,7 @@ def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> I
             if not part:
                 return
             received += part
-            yield from protocol.taken_from(received)
+            yield from protocol.parse_messages(received)
 
 
 def _fail(text: str) -> NoReturn:

@@ -40,7 +40,7 @@ NAMESPACES = ("mnt", "net", "ipc", "pid", "user", "uts")
 PATIENCE_S = 20.0
 
 
-class CannotMeetError(Exception):
+class CannotShareError(Exception):
     """Why this process cannot share imports with others."""
 
 
@@ -86,12 +86,12 @@ def parent_is_a_rank(environ: Mapping[str, str]) -> bool:
         return False
 
 
-def place() -> bytes:
+def find_address() -> bytes:
     """The address at which this process and those that can share imports with it meet.
 
     Raises
     ------
-    CannotMeetError
+    CannotShareError
         If the launcher cannot be seen.
     """
     launcher = os.getppid()
@@ -100,7 +100,7 @@ def place() -> bytes:
         with open("/proc/self/status") as status:
             kept = [line for line in status if line.partition(":")[0] in KEPT_IN_STATUS]
     except OSError as error:
-        raise CannotMeetError(
+        raise CannotShareError(
             f"{error.filename} cannot be read ({error.strerror}), as in a PID namespace without the launcher"
         ) from None
     loads = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD) and name not in DEVICES}
@@ -115,12 +115,12 @@ def place() -> bytes:
     return b"\0fedh2l_mpi-imports-" + digest[:40].encode()
 
 
-def meet(address: bytes) -> tuple[socket.socket | None, socket.socket]:
+def connect_or_listen(address: bytes) -> tuple[socket.socket | None, socket.socket]:
     """A connection to the server, and the socket that it is to listen on if this process has to found it.
 
     Raises
     ------
-    CannotMeetError
+    CannotShareError
         If another user holds the address, or nobody answers.
     """
     begin = time.monotonic()
@@ -128,7 +128,7 @@ def meet(address: bytes) -> tuple[socket.socket | None, socket.socket]:
         connection = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(ConnectionRefusedError):
             connection.connect(address)
-            return None, checked(connection)
+            return None, check_peer(connection)
         listener = socket.socket(socket.AF_UNIX)
         try:
             listener.bind(address)
@@ -136,7 +136,7 @@ def meet(address: bytes) -> tuple[socket.socket | None, socket.socket]:
             listener.close()
             connection.close()
             if error.errno != errno.EADDRINUSE:
-                raise CannotMeetError(f"no Unix socket can be bound: {error.strerror}") from None
+                raise CannotShareError(f"no Unix socket can be bound: {error.strerror}") from None
             # Another process was faster, and listens in a moment.
             time.sleep(0.002)
             continue
@@ -144,21 +144,21 @@ def meet(address: bytes) -> tuple[socket.socket | None, socket.socket]:
         # Before there is a server: it ends with its last connection, so that it needs a first.
         connection.connect(address)
         return listener, connection
-    raise CannotMeetError(f"the process that imports for this node did not answer within {PATIENCE_S:g} s")
+    raise CannotShareError(f"the process that imports for this node did not answer within {PATIENCE_S:g} s")
 
 
-def checked(connection: socket.socket) -> socket.socket:
+def check_peer(connection: socket.socket) -> socket.socket:
     """The connection, if the process at its other end is this user's.
 
     Raises
     ------
-    CannotMeetError
+    CannotShareError
         If it is another's.
     """
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid != os.geteuid():
         connection.close()
-        raise CannotMeetError(f"a process of user {uid} is at the address where this node's ranks meet")
+        raise CannotShareError(f"a process of user {uid} is at the address where this node's ranks meet")
     return connection
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from fedh2l_mpi.runtime.shared_imports import process_state, protocol, rendezvous
 from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
-from fedh2l_mpi.runtime.shared_imports.process_state import Facts
+from fedh2l_mpi.runtime.shared_imports.process_state import ProcessState
 
 # What the ranks of a run would import one after the other. Not mpi4py.MPI: that joins the job, as one rank.
 MODULES = (
@@ -49,14 +49,14 @@ def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> 
     is_run : callable
         Whether the command line asks for a run.
     """
-    name = process_state.renamed(NAME)
+    name = process_state.rename_process(NAME)
     # A terminal's Ctrl-C means the proxies, and reaches the ranks through them.
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):
         os.dup2(null, number)
-    process_state.close_files(but=(0, 1, 2, null, listener.fileno()))
-    for number in protocol.passed_on():
+    process_state.close_files(keep=(0, 1, 2, null, listener.fileno()))
+    for number in protocol.forwarded_signals():
         signal.signal(number, signal.SIG_IGN)
     try:
         refused = _import_everything() if is_run() else "there is no run"
@@ -68,7 +68,7 @@ def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> 
     try:
         rank = server.run()
     except BaseException:
-        server.tell_all(f"the process that imports for this node failed:\n{traceback.format_exc().rstrip()}")
+        server.report_failure(f"the process that imports for this node failed:\n{traceback.format_exc().rstrip()}")
         os._exit(1)
     if rank is None:
         os._exit(0)
@@ -96,7 +96,7 @@ class _Rank:
     def say(self, kind: bytes, number: int) -> None:
         """Tell the proxy, unless it has gone."""
         if self.connection is not None:
-            protocol.say(self.connection, kind, number)
+            protocol.send(self.connection, kind, number)
 
 
 class _Server:
@@ -105,9 +105,9 @@ class _Server:
     def __init__(self, listener: socket.socket, proxies: int, refused: str) -> None:
         self._listener, self._proxies, self._refused = listener, proxies, refused
         self._ranks: list[_Rank] = []
-        self._devices: Facts | None = None
+        self._devices: ProcessState | None = None
 
-    def run(self) -> tuple[Facts, list[int]] | None:
+    def run(self) -> tuple[ProcessState, list[int]] | None:
         """In a rank, what it is to become; None in the server, when the last rank has ended."""
         heard, told = socket.socketpair()
         told.setblocking(False)
@@ -141,24 +141,24 @@ class _Server:
             if rank.connection is not None:
                 rank.connection.close()
 
-    def tell_all(self, text: str) -> None:
+    def report_failure(self, text: str) -> None:
         """Last words: the first proxy prints them."""
         for rank in self._ranks:
             if rank.connection is not None:
-                protocol.say(rank.connection, protocol.FAULT, text)
+                protocol.send(rank.connection, protocol.FAULT, text)
                 text = ""
 
-    def _accept(self, poll: select.poll) -> tuple[Facts, list[int]] | None:
+    def _accept(self, poll: select.poll) -> tuple[ProcessState, list[int]] | None:
         """Fork a rank for the next proxy; what it is to become, in the rank."""
         connection, _ = self._listener.accept()
         connection.settimeout(HANDOVER_S)
         try:
-            facts, received = process_state.receive(rendezvous.checked(connection))
-        except (process_state.EndedError, rendezvous.CannotMeetError):
+            facts, received = process_state.receive(rendezvous.check_peer(connection))
+        except (process_state.PeerGoneError, rendezvous.CannotShareError):
             connection.close()
             return None
         if why := self._refused or self._unlike(facts):
-            protocol.say(connection, protocol.NOT_SHARED, why)
+            protocol.send(connection, protocol.NOT_SHARED, why)
             connection.close()
         else:
             # Signals wait until the child has a rank's answers to them.
@@ -179,7 +179,7 @@ class _Server:
             os.close(number)
         return None
 
-    def _unlike(self, facts: Facts) -> str:
+    def _unlike(self, facts: ProcessState) -> str:
         """Why a child of this process cannot be that rank, or an empty text; this process then has the rank's CPUs."""
         if self._devices is None:
             self._devices = facts["devices"]
@@ -239,12 +239,12 @@ def _import_everything() -> str:
     return ""
 
 
-def _become(rank: tuple[Facts, list[int]], name: str) -> ParentProcess:
+def _become(rank: tuple[ProcessState, list[int]], name: str) -> ParentProcess:
     """Be the rank that a proxy has handed over."""
     facts, received = rank
     gc.enable()
-    process_state.renamed(name)
-    process_state.take_on(facts, received)
+    process_state.rename_process(name)
+    process_state.restore(facts, received)
     return ParentProcess(facts["proxy"], facts["launcher"])
 
 

@@ -304,7 +304,7 @@ def test_a_config_that_cannot_be_written_at_the_resume_is_told(copy, monkeypatch
     def full(path: Path, text: str, forced: bool = True) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic_files, "replace", full)
+    monkeypatch.setattr(atomic_files, "write_text", full)
     with pytest.raises(UserError, match="--out: .* cannot be written: No space left on device"):
         run(copy.path, mode="auto")
 

@@ -64,7 +64,7 @@ def test_without_room_for_a_new_file_the_old_one_is_written_over(tmp_path, monke
     assert (status.read(path).state, status.read(path).reason) == ("failed", "no room")
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OSError, match="No space left"):
-        atomic_files.replace(tmp_path / "new", "text")
+        atomic_files.write_text(tmp_path / "new", "text")
 
 
 PROCESS = """

@@ -88,7 +88,7 @@ def test_no_flipped_bit_and_no_cut_tail_ends_in_a_traceback(sound, tmp_path, kin
 def test_the_view_of_a_killed_file_is_the_file_that_h5clear_leaves(sound, tmp_path):
     with (sound / "killed.h5").open("rb") as file:
         superblock = file.read(robust_open.SUPERBLOCK_BYTES)
-    assert robust_open.mended(superblock) == (sound / "closed.h5").read_bytes()[: robust_open.SUPERBLOCK_BYTES]
+    assert robust_open.clear_flags(superblock) == (sound / "closed.h5").read_bytes()[: robust_open.SUPERBLOCK_BYTES]
     with pytest.raises(OSError, match="already open for write"):
         h5py.File(sound / "killed.h5", "r")
     run = metrics.look(sound / "killed.h5")
@@ -168,15 +168,15 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
     # Written by a process of this host that is gone.
     attributes = {**alive.metrics.attributes, "host": os.uname().nodename, "pid": writer.pid}
     killed = metrics.RunMetrics(attributes, alive.metrics.arrays, closed=False)
-    assert str(metrics.state_of(killed, alive.file)) == "crashed in round 4: 4 of 4 rounds finished"
+    assert str(metrics.infer_state(killed, alive.file)) == "crashed in round 4: 4 of 4 rounds finished"
     # Its number belongs to another process by now, which has started after the last round: after a reboot, say.
     again = metrics.RunMetrics({**attributes, "pid": os.getpid()}, alive.metrics.arrays, closed=False)
-    assert metrics.state_of(again, alive.file).word == "running"
+    assert metrics.infer_state(again, alive.file).word == "running"
     os.utime(alive.file, (0, 0))
-    assert metrics.state_of(again, alive.file).word == "crashed"
+    assert metrics.infer_state(again, alive.file).word == "crashed"
     # Elsewhere, and silent for a day.
     elsewhere = metrics.RunMetrics({**attributes, "host": "elsewhere"}, alive.metrics.arrays, closed=False)
-    assert metrics.state_of(elsewhere, alive.file).word == "crashed"
+    assert metrics.infer_state(elsewhere, alive.file).word == "crashed"
 
 
 @pytest.mark.parametrize(("rank", "word"), [([0, 0, 0, 0], "running"), ([0, 1, 2, 3], "crashed")])
@@ -187,7 +187,7 @@ def test_a_run_elsewhere_is_given_up_after_twenty_rounds_of_its_slowest_rank(tmp
     arrays = {name: np.full((30, 4), 4.0) for name in metrics.TIMINGS} | {"round": np.arange(30)}
     killed = metrics.RunMetrics({"host": "elsewhere"}, arrays | {"rank": np.array(rank)}, closed=False)
     # A round takes a participant 20 s, and a rank 20 s or, of all four, 80 s: twenty rounds are 400 or 1,600 s.
-    assert metrics.state_of(killed, path).word == word
+    assert metrics.infer_state(killed, path).word == word
 
 
 ENDLESS = """

@@ -8,8 +8,8 @@ import pytest
 from fedh2l_mpi.cli import commands, plan
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import cluster_model
-from fedh2l_mpi.planning.cluster_model import Cluster, Rows, Steps
-from fedh2l_mpi.planning.overhead import FITTED, TERMS, Bookkeeping, loads_of
+from fedh2l_mpi.planning.cluster_model import ClusterModel, Rows, Steps
+from fedh2l_mpi.planning.overhead import FITTED, TERMS, OverheadConstants, count_loads
 from fedh2l_mpi.planning.traffic import MessageSize, links
 from fedh2l_mpi.runtime import units
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -17,14 +17,14 @@ from fedh2l_mpi.runtime.hosting import Hosting
 # A ring of 4 on 2 ranks: 0, 1 | 2, 3. 0-3 and 1-2 cross: each rank sends one message with both arrays.
 RING = links([(0, 1), (1, 2), (2, 3), (0, 3)], Hosting(4, 2))
 SIZE = MessageSize(fixed_bytes=50, array_bytes=1000, held_bytes=1000)
-LOADS = loads_of(RING, Hosting(4, 2), SIZE, notes=30, row_bytes=400)
+LOADS = count_loads(RING, Hosting(4, 2), SIZE, notes=30, row_bytes=400)
 # Each constant another power of two, in ms, so that a sum says what is in it.
 NAMES = [name for terms in TERMS.values() for name in terms]
-POWERS = Bookkeeping(**{name: 1e-3 * 2.0**-number for number, name in enumerate(NAMES)})
+POWERS = OverheadConstants(**{name: 1e-3 * 2.0**-number for number, name in enumerate(NAMES)})
 STEPS = Steps(np.array([0.2, 0.3]), np.array([0.004, 0.004]))
 
 
-def told(network: Cluster, constants: Bookkeeping = POWERS, steps: Steps = STEPS, share: float = 1.0):
+def told(network: ClusterModel, constants: OverheadConstants = POWERS, steps: Steps = STEPS, share: float = 1.0):
     return cluster_model.forecast(network, LOADS, steps, Rows(1, 2000.0), share, constants)
 
 
@@ -42,7 +42,7 @@ def test_the_loads_of_a_ring_of_four_on_two_ranks():
         "round": [1, 1],
         "file": [1, 0],
     }
-    alone = loads_of(RING, Hosting(4, 2), None, notes=30, row_bytes=400)
+    alone = count_loads(RING, Hosting(4, 2), None, notes=30, row_bytes=400)
     assert alone.neighbours.tolist() == alone.messages.tolist() == alone.stacked_bytes.tolist() == [0, 0]
 
 
@@ -63,23 +63,23 @@ def test_every_constant_is_counted_as_often_as_it_happens():
 
 
 def test_a_round_is_the_slowest_ranks_steps_bookkeeping_unhidden_messages_and_writing():
-    nothing = Bookkeeping(**dict.fromkeys(NAMES, 0.0))
+    nothing = OverheadConstants(**dict.fromkeys(NAMES, 0.0))
     # 1 ms and 2,050 bytes at 1 MB/s: 3.05 ms, behind 4 ms / 2 of local phase; steps 300 ms / 2 at rank 1.
-    got = told(Cluster(1e-3, 1e6, 2.0), nothing)
+    got = told(ClusterModel(1e-3, 1e6, 2.0), nothing)
     assert (got.rank, got.bottleneck[0]) == (1, "training steps")
     assert (got.steps, got.messages, got.exposed) == pytest.approx((0.15, 3.05e-3, 1.05e-3))
     assert got.rows == pytest.approx(1e-3 + 2000 / 1e6)
     assert got.round == got.path == pytest.approx(0.15105)
     # In half of the rounds nothing is sent.
-    assert told(Cluster(1e-3, 1e6, 2.0), nothing, share=0.5).exposed == pytest.approx(0.525e-3)
+    assert told(ClusterModel(1e-3, 1e6, 2.0), nothing, share=0.5).exposed == pytest.approx(0.525e-3)
     # 100 bytes/s: 20.5 s on their way, less 4 ms; rows take 20.001 s, which is less than the round.
-    slow = told(Cluster(1e-3, 100.0, 1.0), nothing)
+    slow = told(ClusterModel(1e-3, 100.0, 1.0), nothing)
     assert slow.bottleneck[0] == "messages"
     assert slow.round == pytest.approx(0.3 + 20.501 - 0.004)
     # 2,000 bytes of rows at 1,000 bytes/s hold up a round of two messages' headers.
     bare = cluster_model.forecast(
-        Cluster(0.0, 1000.0, 1.0),
-        loads_of(RING, Hosting(4, 2), None, notes=30, row_bytes=400),
+        ClusterModel(0.0, 1000.0, 1.0),
+        count_loads(RING, Hosting(4, 2), None, notes=30, row_bytes=400),
         STEPS,
         Rows(1, 2000.0),
         0.0,
@@ -87,21 +87,23 @@ def test_a_round_is_the_slowest_ranks_steps_bookkeeping_unhidden_messages_and_wr
     )
     assert (bare.path, bare.rows, bare.round) == pytest.approx((0.3, 2.0, 2.0))
     assert bare.bottleneck == ("rows on their way to rank 0", 1.0)
-    written = told(Cluster(0.0, 1e12, 1.0), Bookkeeping(**{**dict.fromkeys(NAMES, 0.0), "write_row_byte_s": 1.0}))
+    written = told(
+        ClusterModel(0.0, 1e12, 1.0), OverheadConstants(**{**dict.fromkeys(NAMES, 0.0), "write_row_byte_s": 1.0})
+    )
     assert (written.rank, written.write, written.bottleneck[0]) == (0, 1600.0, "writing rows")
 
 
 def test_a_slower_network_is_never_faster_nor_is_a_slower_device():
     times = np.array(
         [
-            [told(Cluster(latency, bandwidth, 8.0), FITTED).round for bandwidth in (1e10, 1e8, 1e6, 1e4, 1e2)]
+            [told(ClusterModel(latency, bandwidth, 8.0), FITTED).round for bandwidth in (1e10, 1e8, 1e6, 1e4, 1e2)]
             for latency in (0.0, 1e-6, 1e-4, 1e-2, 1.0)
         ]
     )
     assert (np.diff(times, axis=0) >= 0).all()
     assert (np.diff(times, axis=1) >= 0).all()
     assert times[-1, -1] > times[0, 0] + 20
-    by_device = [told(Cluster(1e-6, 1e9, speedup), FITTED).round for speedup in (1, 2, 20, 1000)]
+    by_device = [told(ClusterModel(1e-6, 1e9, speedup), FITTED).round for speedup in (1, 2, 20, 1000)]
     assert by_device == sorted(by_device, reverse=True)
 
 

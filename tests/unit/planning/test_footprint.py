@@ -23,7 +23,7 @@ from fedh2l_mpi.methods.batched import BatchedParticipants
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning import disk, graph_schedule, memory, requirements, traffic
-from fedh2l_mpi.planning.memory import Holdings, ModelSize
+from fedh2l_mpi.planning.memory import ModelSize, SampleCounts
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -43,7 +43,7 @@ def settled(*overrides: str, ranks: int = 1) -> Config:
 def test_of_a_codec_both_what_is_sent_and_what_is_decoded_takes_memory():
     config = settled("participants=4", "exchange.codec=uint8")
     source, method = digits(), methods.build(config)
-    needs = requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source)))
+    needs = requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
     assert needs.message == MessageSize(48, 4 + 288 * 10, 4 * 288 * 10, is_coded=True)
     memory = needs.memory(Hosting(4, 2), traffic.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2)))
     # Encoded: two published, two in the outgoing message, two in the incoming one. In float32: two published, these two
@@ -57,7 +57,9 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
     for bound in ("null", "0.1"):
         config = settled("participants=4", "seed_set.views=none", f"exchange.skip_below={bound}")
         method = methods.build(config)
-        told.append(requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source))))
+        told.append(
+            requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
+        )
     array = 4 * 288 * 10
     assert told[1].message == MessageSize(48, 4 + 288 // 8 + array, array, is_coded=True)
     assert [needs.kept_bytes for needs in told] == [0, array]
@@ -145,12 +147,12 @@ def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
     simulation = Simulation(config, World(None), RunReservation(directory))
     simulation.run(lambda round_index, table: None)
     hosting, source = Hosting(5, 1), digits()
-    schedule = graph_schedule.schedule(config, hosting, simulation.method.exchanges_in)
-    needs = requirements.needs(config, source, simulation.method, requirements.holdings(simulation.hosted.plan))
+    schedule = graph_schedule.draw_schedule(config, hosting, simulation.method.exchanges_in)
+    needs = requirements.compute(config, source, simulation.method, requirements.count_samples(simulation.hosted.plan))
     sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
     assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
     assert (sent > 0) == (config.method.name != "independent")
-    told = disk.files(config, hosting, needs.holdings, needs.models, schedule.edges)
+    told = disk.files(config, hosting, needs.counts, needs.models, schedule.edges)
     assert told.metrics_bytes == pytest.approx(directory.metrics.stat().st_size, rel=0.01)
 
 
@@ -180,7 +182,9 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
     simulation = Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
-    needs = requirements.needs(config, digits(), simulation.method, requirements.holdings(simulation.hosted.plan))
+    needs = requirements.compute(
+        config, digits(), simulation.method, requirements.count_samples(simulation.hosted.plan)
+    )
     told = needs.memory(Hosting(5, 1), traffic.links(Graph(5, []).edges, Hosting(5, 1)))
     held = simulation.hosted.federation
     sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
@@ -198,8 +202,8 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
 def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks():
     needs_config = settled("participants=7", "data.partition.kind=quantity")
     source, method = digits(), methods.build(needs_config)
-    needs = requirements.needs(
-        needs_config, source, method, requirements.holdings(federated.plan(needs_config, source))
+    needs = requirements.compute(
+        needs_config, source, method, requirements.count_samples(federated.plan(needs_config, source))
     )
     whole, parts = (
         needs.memory(hosting, traffic.links([(0, 1), (5, 6)], hosting)) for hosting in (Hosting(7, 1), Hosting(7, 3))
@@ -207,8 +211,8 @@ def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_
     assert whole.models[0] == parts.models.sum()
     assert whole.optimisers[0] == parts.optimisers.sum()
     # Seed set and test sets lie on every rank.
-    everyones = (needs.holdings.seed + sum(needs.holdings.tests)) * needs.holdings.stored_bytes
-    everyones += 3 * needs.holdings.seed_per_round * needs.holdings.input_bytes
+    everyones = (needs.counts.seed + sum(needs.counts.tests)) * needs.counts.stored_bytes
+    everyones += 3 * needs.counts.seed_per_round * needs.counts.input_bytes
     assert whole.data[0] == parts.data.sum() - 2 * everyones
     assert parts.messages.argmin() == 1, "the rank whose participants have no neighbours"
 
@@ -216,22 +220,22 @@ def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_
 def test_pooled_data_lie_on_a_rank_once():
     config = settled("participants=6", "method.name=pooled")
     source, method = digits(), methods.build(config)
-    needs = requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source)))
+    needs = requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
     one, six = (needs.memory(hosting, traffic.links([], hosting)) for hosting in (Hosting(6, 1), Hosting(6, 6)))
-    private = int(needs.holdings.private_P.sum()) * needs.holdings.stored_bytes
+    private = int(needs.counts.private_P.sum()) * needs.counts.stored_bytes
     assert six.data.min() > private
     # The one rank holds the validation samples of five more, and nothing else twice.
-    others = int(needs.holdings.validation_P[1:].sum()) * needs.holdings.stored_bytes
+    others = int(needs.counts.validation_P[1:].sum()) * needs.counts.stored_bytes
     assert one.data[0] == six.data[0] + others
 
 
-def needs_of(config: Config, side: int = 8) -> tuple[requirements.Needs, Source]:
+def needs_of(config: Config, side: int = 8) -> tuple[requirements.Requirements, Source]:
     """Of participants with 64 private samples each, and of random pictures."""
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
     source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
     count, stored = config.size, source.image_bytes + 8
-    held = Holdings(np.full(count, 64), np.full(count, 0), 64, 64, [128], 10, stored, source.input_bytes)
-    return requirements.needs(config, source, methods.build(config), held), source
+    held = SampleCounts(np.full(count, 64), np.full(count, 0), 64, 64, [128], 10, stored, source.input_bytes)
+    return requirements.compute(config, source, methods.build(config), held), source
 
 
 @pytest.mark.parametrize("combine", ["gem", "gem_neighbours"])
@@ -275,7 +279,7 @@ def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(n
     needs, source = needs_of(config, side=28)
     edges = draw(TopologyConfig(kind="complete"), 40, 0, 0).edges
     told = needs.memory(Hosting(40, 40), traffic.links(edges, Hosting(40, 40)))
-    learner: Participant = requirements.stand_in(config, source, build("mlp", 1, 28, 10, 0), 64)
+    learner: Participant = requirements.stand_in_participant(config, source, build("mlp", 1, 28, 10, 0), 64)
     samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
     now = Round(0, Graph(40, edges), SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 40)
     theirs = torch.stack([needs.method.publish(learner, now)] * 39)
@@ -310,10 +314,10 @@ def test_a_step_takes_about_what_is_told(name, combine):
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 3, 32, 32), dtype=np.uint8))
     source = Source("pictures", 10, 3, 32, 255.0, 0.5, 0.25, table, table)
     method = methods.build(config)
-    held = Holdings(np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.image_bytes + 8, source.input_bytes)
-    needs = requirements.needs(config, source, method, held)
+    held = SampleCounts(np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.image_bytes + 8, source.input_bytes)
+    needs = requirements.compute(config, source, method, held)
     told = needs.memory(Hosting(5, 5), traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
-    learner: Participant = requirements.stand_in(config, source, build(name, 3, 32, 10, 0), 64)
+    learner: Participant = requirements.stand_in_participant(config, source, build(name, 3, 32, 10, 0), 64)
     samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
     seed = SeedRound(0, samples.images, samples.labels, samples.labels)
     now = Round(0, Graph(5, [(0, i) for i in range(1, 5)]), seed, (64,) * 5)
@@ -339,8 +343,10 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
     source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
     method = methods.build(config)
-    held = Holdings(np.full(20, 64), np.full(20, 0), 256, 256, [128], 10, source.image_bytes + 8, source.input_bytes)
-    needs = requirements.needs(config, source, method, held)
+    held = SampleCounts(
+        np.full(20, 64), np.full(20, 0), 256, 256, [128], 10, source.image_bytes + 8, source.input_bytes
+    )
+    needs = requirements.compute(config, source, method, held)
     graph = draw(TopologyConfig(kind="random_regular", degree=degree), 20, 0, 0)
     # Of 20 on one rank, 16 step together.
     hosting = Hosting(20, 1)
@@ -351,7 +357,7 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
     assert told.messages[0] - one_by_one.messages[0] == (2 * 16 - 1) * degree * needs.message.held_bytes
     for same in ("data", "models", "optimisers", "checkpoint"):
         assert getattr(told, same) == getattr(one_by_one, same)
-    members = [requirements.stand_in(config, source, build("mlp", 1, side, 10, 0), 64) for _ in range(16)]
+    members = [requirements.stand_in_participant(config, source, build("mlp", 1, side, 10, 0), 64) for _ in range(16)]
     samples = requirements.random_samples(source, 256)
     now = Round(0, graph, SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 20)
     arrived = torch.full((20, 256, 10), 0.1)
@@ -391,7 +397,9 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
         size = ModelSize(1, 4, 4, 4, 4, 4)
         sizes = dict.fromkeys(config.models, size)
         links = traffic.links(topology.graph(0).edges, Hosting(participants, 1))
-        told = memory.rank_memory(config, Hosting(participants, 1), requirements.holdings(plan), sizes, links, None)
+        told = memory.rank_memory(
+            config, Hosting(participants, 1), requirements.count_samples(plan), sizes, links, None
+        )
         return measured, int(told.bookkeeping[0])
 
     federation_warmed_up = remembered(50, 10)
@@ -406,13 +414,13 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
 def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
     config = settled("participants=6", "models=[lenet5, resnet8, mlp]")
     source, method = digits(), methods.build(config)
-    needs = requirements.needs(config, source, method, requirements.holdings(federated.plan(config, source)))
+    needs = requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
     hosting = Hosting(6, ranks)
     told = disk.checkpoint_bytes(config, hosting, needs.models, kept)
     for rank in range(ranks):
         content = {}
         for index in hosting.participants_of(rank):
-            one = requirements.stand_in(config, source, build(config.architecture(index), 1, 8, 10, 0))
+            one = requirements.stand_in_participant(config, source, build(config.architecture(index), 1, 8, 10, 0))
             content[index] = {
                 "model": {name: value.clone() for name, value in one.model.state_dict().items()},
                 "optimizer": one.optimizer.state(),

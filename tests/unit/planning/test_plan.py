@@ -128,7 +128,7 @@ def test_slow_steps_are_all_counted_whatever_phase_makes_them(steps_of_20_ms, me
     local, mutual = steps
     sets = [f"method.name={method}", f"method.local_steps={local}", f"method.mutual_steps={mutual}", "models=[mlp]"]
     config = loading.load(None, [*sets, "topology.kind=complete"]).resolved(4, launched=True)
-    (phases,) = plan.look_ahead(config, "", 4, True).calibration.phases.values()
+    (phases,) = plan.plan_run(config, "", 4, True).calibration.phases.values()
     together = 0.02 * (local + mutual)
     expected = {"fedmd": (0.0, together), "fedh2l": (0.02 * local, 0.02 * mutual)}.get(method, (together, 0.0))
     assert (phases.local, phases.mutual) == pytest.approx(expected)

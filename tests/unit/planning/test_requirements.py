@@ -12,7 +12,7 @@ from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.planning import memory, memory_check, model_size, requirements, traffic
-from fedh2l_mpi.planning.memory_check import Place
+from fedh2l_mpi.planning.memory_check import DeviceMemory
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
@@ -39,7 +39,7 @@ class Ranks(World):
 
 
 def test_what_fits_to_the_last_byte_is_let_through_and_a_byte_more_is_not():
-    place = Place(3, "cuda:1", 11 * GIB, 80 * GIB)
+    place = DeviceMemory(3, "cuda:1", 11 * GIB, 80 * GIB)
     memory_check.refuse_if_too_large(place, PARTS, 11 * GIB)
     with pytest.raises(UserError, match="rank 3 needs"):
         memory_check.refuse_if_too_large(place, PARTS, 11 * GIB + 1)
@@ -47,7 +47,7 @@ def test_what_fits_to_the_last_byte_is_let_through_and_a_byte_more_is_not():
 
 def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
     with pytest.raises(UserError) as refused:
-        memory_check.refuse_if_too_large(Place(3, "cuda:1", 10 * GIB, 80 * GIB), PARTS, 11 * GIB)
+        memory_check.refuse_if_too_large(DeviceMemory(3, "cuda:1", 10 * GIB, 80 * GIB), PARTS, 11 * GIB)
     text = str(refused.value)
     assert "rank 3 needs an estimated 11 GiB on cuda:1, where 10 GiB are free" in text
     assert "data 2 GiB, models 3 GiB, optimisers 6 GiB)" in text
@@ -56,9 +56,9 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
 
 
 def test_a_shared_device_must_hold_all_who_share_it():
-    memory_check.refuse_if_too_large(Place(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
+    memory_check.refuse_if_too_large(DeviceMemory(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
     with pytest.raises(UserError, match="2 ranks need an estimated 23 GiB on cuda:0, where 22 GiB are there in all"):
-        memory_check.refuse_if_too_large(Place(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
+        memory_check.refuse_if_too_large(DeviceMemory(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
 
 
 def test_a_rank_is_compared_with_what_is_free_on_its_own_device(monkeypatch):
@@ -133,7 +133,7 @@ BATCHNORM = "models=[mlp, mobilenet]"
 def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibatch_is_one(overrides):
     config, plan, method, _ = run_of(BATCHNORM, *overrides)
     with pytest.raises(UserError, match="models: 'mobilenet' cannot be trained on a minibatch of one sample"):
-        requirements.needs(config, plan.source, method, requirements.holdings(plan))
+        requirements.compute(config, plan.source, method, requirements.count_samples(plan))
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibat
 )
 def test_minibatches_of_one_sample_that_a_model_takes_or_nobody_makes_are_let_through(overrides):
     config, plan, method, _ = run_of(BATCHNORM, *overrides)
-    needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
+    needs = requirements.compute(config, plan.source, method, requirements.count_samples(plan))
     assert set(needs.models) == {config.architecture(index) for index in range(config.size)}
 
 
 def test_on_a_cpu_a_learners_neighbours_are_counted_once(warnings):
     config, plan, method, topology = run_of()
     world, hosting = Ranks(0, ["a"] * 4), Hosting(8, 4)
-    needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
+    needs = requirements.compute(config, plan.source, method, requirements.count_samples(plan))
     on_gpu = needs.memory(hosting, traffic.links(topology.graph(0).edges, hosting))
     on_cpu = memory_check.check_memory(config, plan, method, topology, world, torch.device("cpu"))
     assert (on_gpu.total - on_cpu.total).tolist() == [2 * needs.message.held_bytes] * 4
@@ -181,7 +181,7 @@ def test_what_a_function_keeps_is_counted_like_what_a_layer_keeps():
         def forward(self, images):
             return self.second(self.middle(self.first(images.flatten(1))))
 
-    by_layers, by_functions = (model_size.model_size(Functional(layers), digits()) for layers in (True, False))
+    by_layers, by_functions = (model_size.measure_model(Functional(layers), digits()) for layers in (True, False))
     # The image, the ReLU's output and the logits' log-softmax, float32; the label is an int64.
     assert by_functions.kept_bytes == by_layers.kept_bytes == 4 * (64 + 100 + 10) + 8
     assert by_functions.largest_bytes == 400
@@ -194,7 +194,7 @@ def test_looking_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    model_size.model_size(model, digits())
+    model_size.measure_model(model, digits())
     assert torch.equal(torch.rand(4), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
@@ -202,7 +202,7 @@ def test_looking_at_a_model_leaves_it_and_the_random_numbers_as_they_were():
 
 def test_a_method_that_exchanges_nothing_has_no_message():
     config, plan, method, topology = run_of("method.name=independent")
-    needs = requirements.needs(config, plan.source, method, requirements.holdings(plan))
+    needs = requirements.compute(config, plan.source, method, requirements.count_samples(plan))
     hosting = Hosting(8, 4)
     memory = needs.memory(hosting, traffic.links(topology.graph(0).edges, hosting))
     assert needs.message is None

@@ -10,14 +10,14 @@ from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import devices
 from fedh2l_mpi.runtime.devices import (
-    Seat,
+    RankSlot,
     assign_device,
     check_devices_apart,
     check_nodes_apart,
     choose_device,
-    devices_of_nodes,
-    isolated_hosts,
-    take_seats,
+    choose_devices,
+    collect_slots,
+    find_isolated_hosts,
     unused_grants,
 )
 from fedh2l_mpi.runtime.world import World
@@ -30,19 +30,19 @@ def chosen(ranks_per_node: int, visible: int, **config: object) -> list[str]:
     return [choose_device(settings, local, ranks_per_node, visible) for local in range(ranks_per_node)]
 
 
-def seated(ranks: list[int], visible: list[int], **given: str) -> list[Seat]:
+def seated(ranks: list[int], visible: list[int], **given: str) -> list[RankSlot]:
     """Seats on nodes n1, n2, ...: how many ranks each has, and how many GPUs each of these sees."""
-    seats: list[Seat] = []
+    slots: list[RankSlot] = []
     for number, (count, sees) in enumerate(zip(ranks, visible, strict=True), start=1):
-        node = tuple(range(len(seats), len(seats) + count))
-        seats += [Seat(rank, f"n{number}", node, sees, task=str(rank), **given) for rank in node]
-    return seats
+        node = tuple(range(len(slots), len(slots) + count))
+        slots += [RankSlot(rank, f"n{number}", node, sees, task=str(rank), **given) for rank in node]
+    return slots
 
 
-def under_mpirun(seats: list[Seat]) -> list[Seat]:
+def under_mpirun(slots: list[RankSlot]) -> list[RankSlot]:
     """The same, but started by one daemon a node, as Slurm numbers those: 0, 0, 1, 2, ... (measured)."""
-    hosts = sorted({seat.host for seat in seats})
-    return [replace(seat, task=str(max(0, hosts.index(seat.host) - 1))) for seat in seats]
+    hosts = sorted({slot.host for slot in slots})
+    return [replace(slot, task=str(max(0, hosts.index(slot.host) - 1))) for slot in slots]
 
 
 def test_four_ranks_and_four_gpus_a_node_pair_up():
@@ -89,93 +89,93 @@ def test_two_ranks_on_one_physical_gpu_are_refused_unless_asked():
 
 
 def test_sixteen_ranks_on_four_nodes_of_four_gpus_use_each_gpu_once():
-    seats = seated([4] * 4, [4] * 4, **SLURM_4_GPUS)
-    got = devices_of_nodes(DevicesConfig(), seats)
+    slots = seated([4] * 4, [4] * 4, **SLURM_4_GPUS)
+    got = choose_devices(DevicesConfig(), slots)
     assert got == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"] * 4
-    uuids = [f"GPU-{seat.host}-{device}" for seat, device in zip(seats, got, strict=True)]
+    uuids = [f"GPU-{slot.host}-{device}" for slot, device in zip(slots, got, strict=True)]
     assert len(set(uuids)) == 16
-    check_nodes_apart(seats, uuids, share=False)
-    assert isolated_hosts(seats, uuids) == []
+    check_nodes_apart(slots, uuids, share=False)
+    assert find_isolated_hosts(slots, uuids) == []
 
 
 def test_ranks_that_are_dealt_out_in_turn_count_on_their_own_node():
     # mpirun --map-by node: the ranks of a node are not consecutive, and the global rank would give the wrong device.
-    seats = [Seat(rank, f"n{rank % 2 + 1}", tuple(range(rank % 2, 8, 2)), 4) for rank in range(8)]
-    assert devices_of_nodes(DevicesConfig(), seats) == [f"cuda:{rank // 2}" for rank in range(8)]
+    slots = [RankSlot(rank, f"n{rank % 2 + 1}", tuple(range(rank % 2, 8, 2)), 4) for rank in range(8)]
+    assert choose_devices(DevicesConfig(), slots) == [f"cuda:{rank // 2}" for rank in range(8)]
 
 
 def test_isolated_tasks_are_recognised_by_their_different_gpus():
-    seats = seated([4] * 4, [1] * 4, gpus_per_task="1", granted="0")
-    assert devices_of_nodes(DevicesConfig(), seats) == ["cuda:0"] * 16
+    slots = seated([4] * 4, [1] * 4, gpus_per_task="1", granted="0")
+    assert choose_devices(DevicesConfig(), slots) == ["cuda:0"] * 16
     uuids = [f"GPU-{number}" for number in range(16)]
-    check_nodes_apart(seats, uuids, share=False)
-    assert isolated_hosts(seats, uuids) == ["n1", "n2", "n3", "n4"]
+    check_nodes_apart(slots, uuids, share=False)
+    assert find_isolated_hosts(slots, uuids) == ["n1", "n2", "n3", "n4"]
 
 
 def test_one_gpu_that_several_ranks_see_is_refused_by_its_uuid_and_its_node_named():
     # Counts cannot tell this from isolated tasks: one visible device and four ranks in both.
-    seats = seated([4, 4], [1, 1])
-    assert devices_of_nodes(DevicesConfig(), seats) == ["cuda:0"] * 8
+    slots = seated([4, 4], [1, 1])
+    assert choose_devices(DevicesConfig(), slots) == ["cuda:0"] * 8
     uuids = [f"GPU-{rank}" for rank in range(4)] + ["GPU-z"] * 4
     with pytest.raises(UserError, match=r"ranks 0 and 1 of a node both have GPU GPU-z; ask for .*\(on n2\)"):
-        check_nodes_apart(seats, uuids, share=False)
-    check_nodes_apart(seats, uuids, share=True)
-    assert isolated_hosts(seats, uuids) == ["n1"]
+        check_nodes_apart(slots, uuids, share=False)
+    check_nodes_apart(slots, uuids, share=True)
+    assert find_isolated_hosts(slots, uuids) == ["n1"]
 
 
 def test_equal_uuids_on_different_nodes_are_no_sharing():
     # Virtual GPUs of different hosts may have one UUID.
-    seats = seated([1, 1], [1, 1])
-    check_nodes_apart(seats, ["GPU-a", "GPU-a"], share=False)
+    slots = seated([1, 1], [1, 1])
+    check_nodes_apart(slots, ["GPU-a", "GPU-a"], share=False)
 
 
 def test_gpus_dealt_out_three_and_one_serve_three_ranks_and_one():
     # srun -N2 -n4 --gpus=4 gives the first node 0,1,2 and the second 0.
-    seats = seated([3, 1], [3, 1])
-    assert devices_of_nodes(DevicesConfig(), seats) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    slots = seated([3, 1], [3, 1])
+    assert choose_devices(DevicesConfig(), slots) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
 
 
 def test_gpus_dealt_out_three_and_one_are_refused_for_two_ranks_and_two():
-    seats = seated([2, 2], [3, 1])
-    got = devices_of_nodes(DevicesConfig(), seats)
+    slots = seated([2, 2], [3, 1])
+    got = choose_devices(DevicesConfig(), slots)
     assert got == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
     uuids = ["GPU-a", "GPU-b", "GPU-d", "GPU-d"]
     with pytest.raises(UserError, match=r"both have GPU GPU-d.*\(on n2\)"):
-        check_nodes_apart(seats, uuids, share=False)
+        check_nodes_apart(slots, uuids, share=False)
 
 
 def test_the_node_that_has_too_few_gpus_is_named():
     with pytest.raises(UserError, match=r"3 ranks on a node but 2 GPUs; start 2 ranks a node .*\(on n2\)"):
-        devices_of_nodes(DevicesConfig(), seated([3, 3], [4, 2]))
+        choose_devices(DevicesConfig(), seated([3, 3], [4, 2]))
     # On a single host, its name would say nothing.
     with pytest.raises(UserError, match=r"devices.share=true$"):
-        devices_of_nodes(DevicesConfig(), seated([3], [2]))
+        choose_devices(DevicesConfig(), seated([3], [2]))
 
 
 def test_a_node_without_gpus_stops_a_run_that_demands_them():
-    assert devices_of_nodes(DevicesConfig(), seated([1, 1], [1, 0])) == ["cuda:0", "cpu"]
+    assert choose_devices(DevicesConfig(), seated([1, 1], [1, 0])) == ["cuda:0", "cpu"]
     with pytest.raises(UserError, match=r"no CUDA device is visible.*\(on n2\)"):
-        devices_of_nodes(DevicesConfig(kind="cuda"), seated([1, 1], [1, 0]))
+        choose_devices(DevicesConfig(kind="cuda"), seated([1, 1], [1, 0]))
 
 
 @pytest.mark.parametrize("visible", [0, 1, 4])
 def test_gpus_per_task_are_refused_for_ranks_of_mpirun_whatever_torch_sees(visible):
-    seats = under_mpirun(seated([4] * 4, [visible] * 4, gpus_per_task="1"))
-    assert [seat.task for seat in seats] == ["0"] * 8 + ["1"] * 4 + ["2"] * 4
+    slots = under_mpirun(seated([4] * 4, [visible] * 4, gpus_per_task="1"))
+    assert [slot.task for slot in slots] == ["0"] * 8 + ["1"] * 4 + ["2"] * 4
     with pytest.raises(UserError, match="SLURM_GPUS_PER_TASK=1.* mpirun .*use --gpus-per-node instead of .*or .*srun"):
-        devices_of_nodes(DevicesConfig(), seats)
-    assert devices_of_nodes(DevicesConfig(kind="cpu"), seats) == ["cpu"] * 16
+        choose_devices(DevicesConfig(), slots)
+    assert choose_devices(DevicesConfig(kind="cpu"), slots) == ["cpu"] * 16
 
 
 def test_gpus_per_task_are_fine_for_srun_for_one_node_and_for_a_rank_a_node():
-    for seats in (
+    for slots in (
         seated([4] * 4, [1] * 4, gpus_per_task="1"),
         # The batch script's own node: its ranks see all that was granted there.
         under_mpirun(seated([4], [4], gpus_per_task="1")),
         under_mpirun(seated([1] * 4, [1] * 4, gpus_per_task="1")),
         under_mpirun(seated([4] * 4, [4] * 4)),
     ):
-        assert len(devices_of_nodes(DevicesConfig(), seats)) == len(seats)
+        assert len(choose_devices(DevicesConfig(), slots)) == len(slots)
 
 
 def test_granted_gpus_that_torch_does_not_see_are_told():
@@ -197,7 +197,7 @@ def test_granted_gpus_that_torch_does_not_see_are_told():
     ],
 )
 def test_only_what_slurm_granted_counts_as_granted(environ, granted):
-    assert [seat.granted for seat in take_seats(World(None), 0, environ)] == [granted]
+    assert [slot.granted for slot in collect_slots(World(None), 0, environ)] == [granted]
 
 
 class Machine:
@@ -229,9 +229,9 @@ def test_cuda_is_not_touched_for_the_cpu(monkeypatch):
 class OneOf:
     """A world of several ranks, seen from rank 0, in which the others hold what they are told to."""
 
-    def __init__(self, seats: list[Seat], uuids: list[str]) -> None:
-        self.rank, self.host, self._others = 0, "n1", [seats, uuids]
-        self._node = list(seats[0].node)
+    def __init__(self, slots: list[RankSlot], uuids: list[str]) -> None:
+        self.rank, self.host, self._others = 0, "n1", [slots, uuids]
+        self._node = list(slots[0].node)
 
     def node_ranks(self) -> list[int]:
         return self._node

@@ -48,12 +48,12 @@ def test_ranks_of_mpich_share_nothing_where_slurm_would_cut_what_they_publish():
 
 
 def test_processes_meet_only_where_what_libraries_read_at_load_is_the_same(monkeypatch):
-    here = rendezvous.place()
+    here = rendezvous.find_address()
     monkeypatch.setenv("PMI_RANK", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert rendezvous.place() == here
+    assert rendezvous.find_address() == here
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert rendezvous.place() != here
+    assert rendezvous.find_address() != here
 
 
 def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
@@ -95,7 +95,7 @@ for number in (0, 1, 2, *range(15, 330)):
         os.dup2(null, number)
 facts, received = process_state.receive(theirs)
 theirs.close()
-process_state.take_on(facts, received)
+process_state.restore(facts, received)
 print(sys.argv, os.environ.get("OF_THE_RANK"), os.environ.get("OF_THE_SERVER"), os.path.basename(os.getcwd()))
 print(signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(0, []))
 open_now = {int(name) for name in os.listdir("/proc/self/fd")}

@@ -19,7 +19,7 @@ from fedh2l_mpi.launch.doctor.messages import Load
 from fedh2l_mpi.launch.doctor.page import Page
 from fedh2l_mpi.launch.doctor.ranks import Place
 from fedh2l_mpi.lifecycle import provenance
-from fedh2l_mpi.runtime.devices import Seat
+from fedh2l_mpi.runtime.devices import RankSlot
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.world import World
 
@@ -212,12 +212,12 @@ def test_an_mpi_that_may_not_speak_pmix_is_cautioned_of():
 # Cores and GPUs.
 
 
-def seated(ranks_of_nodes: list[int], visible: int = 0) -> list[Seat]:
-    seats: list[Seat] = []
+def seated(ranks_of_nodes: list[int], visible: int = 0) -> list[RankSlot]:
+    slots: list[RankSlot] = []
     for number, count in enumerate(ranks_of_nodes, start=1):
-        node = tuple(range(len(seats), len(seats) + count))
-        seats += [Seat(rank, f"n{number}", node, visible) for rank in node]
-    return seats
+        node = tuple(range(len(slots), len(slots) + count))
+        slots += [RankSlot(rank, f"n{number}", node, visible) for rank in node]
+    return slots
 
 
 def on_cores(*cores: set[int]) -> list[Place]:
@@ -258,9 +258,9 @@ def test_more_threads_than_cores_are_warned_of_with_a_number_that_fits(cores, th
 
 
 def test_who_gets_which_gpu_is_listed_by_node():
-    seats = seated([2, 2], visible=2)
+    slots = seated([2, 2], visible=2)
     places = [Place(frozenset({0}), "NVIDIA A100", f"1234567-{rank}-rest") for rank in range(4)]
-    told = ranks.gpu_use(DevicesConfig(), seats, ["cuda:0", "cuda:1"] * 2, places)
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0", "cuda:1"] * 2, places)
     assert levels(told) == [Level.GOOD] * 2
     assert told[1].what == "n2"
     assert told[1].text == (
@@ -269,28 +269,28 @@ def test_who_gets_which_gpu_is_listed_by_node():
 
 
 def test_ranks_that_would_be_left_on_the_cpu_are_warned_of():
-    seats = [*seated([1], visible=1), Seat(1, "n2", (1,), 0)]
+    slots = [*seated([1], visible=1), RankSlot(1, "n2", (1,), 0)]
     places = [Place(frozenset({0}), "A100", "uuid"), Place(frozenset({0}))]
-    told = ranks.gpu_use(DevicesConfig(), seats, ["cuda:0", "cpu"], places)
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0", "cpu"], places)
     assert [line.text for line in told if line.level is Level.WARNING] == [
         "rank 1 (on n2) would use the CPU, the others GPUs; set devices.kind=cuda to refuse that"
     ]
 
 
 def test_isolated_tasks_are_named_as_such():
-    seats = seated([2], visible=1)
+    slots = seated([2], visible=1)
     places = [Place(frozenset({0}), "A100", f"uuid-{rank}") for rank in range(2)]
-    (told,) = ranks.gpu_use(DevicesConfig(), seats, ["cuda:0"] * 2, places)
+    (told,) = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, places)
     assert told.text.startswith("GPUs, each rank sees only its own: rank 0 cuda:0 (A100, uuid-0)")
 
 
 def test_a_shared_gpu_is_a_failure_unless_allowed():
-    seats = seated([2], visible=1)
+    slots = seated([2], visible=1)
     places = [Place(frozenset({0}), "A100", "uuid")] * 2
-    told = ranks.gpu_use(DevicesConfig(), seats, ["cuda:0"] * 2, places)
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, places)
     assert told[0].level is Level.FAILURE
     assert "ranks 0 and 1 of a node both have GPU uuid; ask for GPUs per node" in told[0].text
-    assert Level.FAILURE not in levels(ranks.gpu_use(DevicesConfig(share=True), seats, ["cuda:0"] * 2, places))
+    assert Level.FAILURE not in levels(ranks.gpu_use(DevicesConfig(share=True), slots, ["cuda:0"] * 2, places))
 
 
 def test_a_gpu_that_cannot_be_used_is_a_failure():

@@ -167,7 +167,9 @@ def test_each_combination_of_models_method_and_codec_is_tried_once_and_users_own
     from fedh2l_mpi.planning import requirements
 
     tried = []
-    monkeypatch.setattr(requirements, "needs", lambda config, *rest: tried.append((config.models, config.method.name)))
+    monkeypatch.setattr(
+        requirements, "compute", lambda config, *rest: tried.append((config.models, config.method.name))
+    )
     path = tmp_path / "sweep.yaml"
     path.write_text(
         "axes: {seed: [0, 1], method: [fedh2l, fedmd], models: [[mlp], [mine:Net]], optimizer.lr: [0.1, 0.2]}\n"
