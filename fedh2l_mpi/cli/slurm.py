@@ -86,7 +86,7 @@ def execute(command: SlurmCommand) -> int:
     UserError
         If the job would be refused: by Slurm, or by the run that it starts.
     """
-    text = script.script(request(command))
+    text = script.render(request(command))
     out: Path | None = command.options.out
     if out is None:
         print(text, end="")

@@ -1,1 +1,4 @@
-"""Batch jobs for Slurm: a request, checked as a run would be, and the script it becomes."""
+"""Make batch jobs for Slurm: check a request as a run would check it, then write the script.
+
+Only `cli` may import this package.
+"""

@@ -1,4 +1,4 @@
-"""`python -m fedh2l_mpi slurm`: a batch job for the user's case, once it has been checked as far as a run would."""
+"""Turn the options of `python -m fedh2l_mpi slurm` into a checked request for a batch job."""
 
 import argparse
 import re
@@ -14,9 +14,9 @@ from fedh2l_mpi.launch.slurm import script
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.devices import check_devices_apart, choose_device
 
-# Slurm may send the signal so much earlier than asked.
+# Slurm may send the signal up to this much earlier than requested.
 SIGNAL_EARLY_S = 60
-# A job that looks at a run starts no ranks, and does not go on.
+# Options of runs and sweeps: an analysis job starts no ranks and is never resumed.
 ONLY_OF_RUNS = (
     *("nodes", "gpus_per_node", "ranks_per_node", "mpi", "overrides", "max_restarts", "lead", "scratch"),
     *("share_imports", "sweep", "at_a_time", "elsewhere"),
@@ -26,7 +26,7 @@ NAME = re.compile(r"[\w.,@+=:-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class SlurmCommand:
-    """The options, the words that they were read from, and every option's default."""
+    """Options, the command line's words that they were read from, and the default of every option."""
 
     options: argparse.Namespace
     words: tuple[str, ...]
@@ -34,28 +34,35 @@ class SlurmCommand:
 
 
 def request(command: SlurmCommand) -> script.Request:
-    """What the options ask for, checked."""
+    """Check the options and return the job that they request.
+
+    Raises
+    ------
+    UserError
+        If options are missing or contradict each other, or a run with them would fail at its start.
+    """
     options = command.options
-    _check_words(options)
+    _check_texts(options)
     work: script.Run | script.Sweep | script.Analysis
     if options.analyse:
-        _refuse_what_is_for_runs(command)
+        _refuse_options_of_runs(command)
         work, threads = script.Analysis(options.run), 1
         resources = _resources(options, "analyse", threads, ranks_per_node=1)
     else:
         for name, value in (("CONFIG", options.config), ("--mpi", options.mpi)):
             if value is None:
-                raise UserError(f"slurm: {name} must be given (--help lists the options)")
+                raise UserError(f"slurm: {name} is missing. See --help for the options.")
         ranks_per_node = options.ranks_per_node or options.gpus_per_node
         if not ranks_per_node:
-            raise UserError("--ranks-per-node: must be given where --gpus-per-node is 0")
+            raise UserError("--ranks-per-node: this option is required if --gpus-per-node is 0.")
         if options.at_a_time is not None and not options.sweep:
-            raise UserError("--at-a-time: for the elements of a sweep; give --sweep, too, or leave it out")
+            raise UserError("--at-a-time: this option limits the elements of a sweep. Add --sweep, or leave it out.")
         if options.share_imports and ranks_per_node == 1:
-            raise UserError(f"{shared_imports.OPTION}: a rank alone on its node has nobody to share with; leave it out")
+            raise UserError(f"{shared_imports.OPTION}: one rank per node has no other to share with. Leave it out.")
         if options.share_imports and options.mpi == "pmi2" and options.nodes > 1:
             raise UserError(
-                f"{shared_imports.OPTION}: --mpi pmi2 lets ranks share on one node only; use --mpi mpirun, or --nodes 1"
+                f"{shared_imports.OPTION}: with --mpi pmi2, ranks can share on one node only, but --nodes is "
+                f"{options.nodes}. Use --mpi mpirun, or --nodes 1."
             )
         name = Path(options.config).stem
         work, threads = _sweep(options, ranks_per_node) if options.sweep else _run(options, ranks_per_node)
@@ -73,14 +80,14 @@ def request(command: SlurmCommand) -> script.Request:
     )
 
 
-def _refuse_what_is_for_runs(command: SlurmCommand) -> None:
+def _refuse_options_of_runs(command: SlurmCommand) -> None:
     options = command.options
     if options.config is not None:
-        raise UserError(f"slurm: got CONFIG {options.config!r}, but --analyse takes none (did you mean --run?)")
+        raise UserError(f"slurm: got CONFIG {options.config!r}, but --analyse needs no config (did you mean --run?)")
     given = [name for name in ONLY_OF_RUNS if getattr(options, name) != getattr(command.defaults, name)]
     if given:
         words = ", ".join(f"--{name.replace('_', '-')}" if name != "overrides" else "--set" for name in given)
-        raise UserError(f"{words}: for a run or a sweep, not for --analyse; leave out")
+        raise UserError(f"{words}: an analysis job (--analyse) does not use this. Leave it out.")
 
 
 def _resources(options: argparse.Namespace, name: str, threads: int, ranks_per_node: int) -> script.Resources:
@@ -98,13 +105,14 @@ def _resources(options: argparse.Namespace, name: str, threads: int, ranks_per_n
 
 def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, int]:
     config = loading.load(options.config, options.overrides)
-    config, idle = _placed(config, options, ranks_per_node)
-    _tell_of_idle({idle}, options.gpus_per_node)
+    config, idle = _resolve(config, options, ranks_per_node)
+    _warn_of_idle_gpus({idle}, options.gpus_per_node)
     pack = None
     if options.scratch:
         if config.data.name != "pack" or config.data.root is None:
             raise UserError(
-                f"--scratch: copies a pack; got data.name {config.data.name!r}, data.root {config.data.root!r}"
+                f"--scratch: this option copies a pack, but data.name is {config.data.name!r} and data.root is "
+                f"{config.data.root!r}. Use a pack, or leave it out."
             )
         pack = config.data.root
     if not options.elsewhere:
@@ -119,11 +127,11 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Swe
     from fedh2l_mpi.launch.sweep.sweep import check_fit
 
     if options.scratch:
-        raise UserError("--scratch: for a run, not for a sweep")
+        raise UserError("--scratch: this option works for a run only. Leave it out for a sweep.")
     path = Path(options.config)
     loaded = sweep.load(path, options.overrides, options.nodes * ranks_per_node)
-    idle = {_placed(element.config, options, ranks_per_node)[1] for element in loaded.elements}
-    _tell_of_idle(idle, options.gpus_per_node)
+    idle = {_resolve(element.config, options, ranks_per_node)[1] for element in loaded.elements}
+    _warn_of_idle_gpus(idle, options.gpus_per_node)
     if not options.elsewhere:
         check_fit(loaded.elements, path, jobs=1)
     out = options.run or f"runs/{path.stem}"
@@ -131,19 +139,19 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Swe
     return work, max(element.config.devices.threads for element in loaded.elements)
 
 
-def _placed(config: Config, options: argparse.Namespace, ranks_per_node: int) -> tuple[Config, int]:
-    """The config as the job's ranks would resolve it, once they and the GPUs fit it; and how many GPUs would be idle.
+def _resolve(config: Config, options: argparse.Namespace, ranks_per_node: int) -> tuple[Config, int]:
+    """Check ranks and GPUs; return the config as the job's ranks resolve it, and the number of idle GPUs per node.
 
     Raises
     ------
     UserError
-        If there are more ranks than participants, or ranks of a node would have to share a GPU unasked.
+        If there are more ranks than participants, or ranks would share a GPU although `devices.share` is false.
     """
     ranks = options.nodes * ranks_per_node
     if config.participants is not None and ranks > config.participants:
         raise UserError(
-            f"--nodes, --ranks-per-node: {options.nodes} x {ranks_per_node} are {ranks} ranks, but participants is "
-            f"{config.participants}; use that many ranks or fewer"
+            f"--nodes, --ranks-per-node: {options.nodes} x {ranks_per_node} are {ranks} ranks, but there are "
+            f"{config.participants} participants. Use at most that many ranks."
         )
     gpus = options.gpus_per_node
     devices = [choose_device(config.devices, rank, ranks_per_node, gpus) for rank in range(ranks_per_node)]
@@ -151,40 +159,41 @@ def _placed(config: Config, options: argparse.Namespace, ranks_per_node: int) ->
     return config.resolved(ranks, launched=True), gpus - len(set(devices) - {"cpu"})
 
 
-def _tell_of_idle(idle: Collection[int], gpus: int) -> None:
+def _warn_of_idle_gpus(idle: Collection[int], gpus: int) -> None:
     for number in sorted(idle):
         if number:
             print(
-                f"fedh2l_mpi: {number} of {gpus} GPUs of each node would be idle (devices, --ranks-per-node)",
+                f"fedh2l_mpi: {number} of {gpus} GPUs of each node would be idle. To use them, change --ranks-per-node "
+                "or the config's devices.",
                 file=sys.stderr,
             )
 
 
-def _check_words(options: argparse.Namespace) -> None:
-    """Refuse what would not be one line, or not one word, of a job."""
+def _check_texts(options: argparse.Namespace) -> None:
+    """Refuse values that would break a line or a word of the job's script."""
     for option in ("job_name", "partition", "account"):
         value = getattr(options, option)
         if value is not None and not NAME.fullmatch(value):
-            raise UserError(f"--{option.replace('_', '-')}: got {value!r}, must be of letters, digits and .,@+=:-")
+            raise UserError(f"--{option.replace('_', '-')}: got {value!r}. Allowed: letters, digits, and _.,@+=:-")
     for name, value in (("CONFIG", options.config), ("--run", options.run), ("--env", options.env)):
         if value is not None and not value.isprintable():
-            raise UserError(f"{name}: got {value!r}, must be one line of printable characters")
+            raise UserError(f"{name}: got {value!r}, must be one line of printable characters.")
     for item in options.overrides:
         if not item.isprintable():
-            raise UserError(f"--set {item!r}: must be one line of printable characters")
+            raise UserError(f"--set: got {item!r}, must be one line of printable characters.")
 
 
 def _check_time(options: argparse.Namespace) -> None:
     least = options.lead + SIGNAL_EARLY_S
     if options.time <= least:
         raise UserError(
-            f"--time: got {script.slurm_time(options.time)}, must be more than {script.slurm_time(least)}: the run "
-            f"stops {options.lead:g} s before the limit (--lead), and Slurm may signal it {SIGNAL_EARLY_S} s earlier"
+            f"--time: got {script.slurm_time(options.time)}, must be more than {script.slurm_time(least)}. The run "
+            f"stops {options.lead:g} s before the limit (--lead), and Slurm may signal it {SIGNAL_EARLY_S} s earlier."
         )
 
 
 def _made_by(command: SlurmCommand) -> str:
-    """The command line that prints the job, wherever it was written to."""
+    """Return the command line that prints the job: the user's own, without --out."""
     words, kept = iter(command.words), []
     for word in words:
         if word == "--out":

@@ -1,7 +1,8 @@
-"""The text of a batch job: `script`, a pure function of a request.
+"""Write the text of a batch job: `render`, a pure function of a request.
 
-A job stops its run in order before the time limit, queues itself again, and goes on from the run's checkpoint. What
-became of the run is told by the run directory's `status`, never by the launcher's exit code alone.
+Before its time limit, a job stops its run after a round and queues itself again; then it resumes from the run's
+checkpoint. The job reads the run's end from the `status` file of the run directory, as the launcher's exit code alone
+may be wrong.
 """
 
 import math
@@ -15,7 +16,7 @@ DEFAULT_ENV = "jobs/env.sh"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks of Slurm; times in seconds."""
+    """Resources that a job requests from Slurm; times in seconds."""
 
     name: str
     time_s: float
@@ -34,9 +35,9 @@ class Run:
     Attributes
     ----------
     run : str or None
-        The run directory; None: one that is named after the job and its number.
+        Run directory; None: `runs/<job name>-<job number>`.
     pack : str or None
-        A pack that is copied to every node's own disk first.
+        Pack to copy to every node's own disk before the run starts; None: no copy.
     """
 
     config: str
@@ -47,7 +48,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """An array job: element K of the sweep in array task K."""
+    """Array job: array task K runs element K of the sweep."""
 
     sweep: str
     out: str
@@ -58,7 +59,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Checks of a run that has ended, its report and its figures; `run` None: told when the job is submitted."""
+    """Check, report and figures of a run that has ended. If `run` is None, the user sets RUN when submitting."""
 
     run: str | None = None
 
@@ -70,17 +71,17 @@ class Request:
     Attributes
     ----------
     mpi : str
-        `mpirun`, or the kind of MPI that srun is told: `pmix`, `pmi2`.
+        `mpirun`, or the kind of MPI for `srun --mpi`: `pmix`, `pmi2`.
     lead_s : int
-        How long before the time limit the run is asked to stop [s].
+        Time between the request to stop and the time limit [s].
     max_restarts : int
-        How often the job may queue itself again.
+        Largest number of times that the job queues itself again.
     env : str or None
-        A script to source that must exist; None: `jobs/env.sh`, if there is one.
+        Script to source, which must exist; None: `jobs/env.sh`, if it exists.
     made_by : str
-        The command line that makes this job.
+        Command line that makes this job.
     share_imports : bool
-        Whether a node imports once for all its ranks.
+        True: each node imports the modules once, for all its ranks.
     """
 
     resources: Resources
@@ -93,8 +94,8 @@ class Request:
     share_imports: bool = False
 
 
-def script(request: Request) -> str:
-    """The text of a bash script for sbatch."""
+def render(request: Request) -> str:
+    """Return the bash script for sbatch."""
     work = request.work
     if isinstance(work, Analysis):
         parts = [_head(request), _environment(request), _analysis(work)]
@@ -108,7 +109,7 @@ def script(request: Request) -> str:
 
 
 def slurm_time(seconds: float) -> str:
-    """A time as Slurm writes it, such as `02:00:00` or `1-12:00:00`, rounded up to whole seconds."""
+    """Format a time for Slurm, such as `02:00:00` or `1-12:00:00`, rounded up to whole seconds."""
     minutes, second = divmod(math.ceil(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -120,7 +121,7 @@ def _head(request: Request) -> str:
     lines = ["#!/bin/bash", *(f"# {line}".rstrip() for line in _about(request))]
     options = [f"job-name={asked.name}", f"nodes={asked.nodes}", f"ntasks-per-node={asked.ranks_per_node}"]
     options += [f"cpus-per-task={asked.cpus_per_task}"]
-    # Per node, not per task: mpirun would start all ranks of a node on one GPU, and each rank must see them all.
+    # GPUs are requested per node: per task, mpirun would start all ranks of a node on one GPU.
     options += [f"gpus-per-node={asked.gpus_per_node}"] if asked.gpus_per_node else []
     options += [f"time={slurm_time(asked.time_s)}"]
     options += [
@@ -137,43 +138,42 @@ def _head(request: Request) -> str:
 
 
 def _about(request: Request) -> list[str]:
-    """What the job is and how it is submitted, for a person who opens the file."""
+    """Return the header comment: what the job does, and how to submit it."""
     work, asked = request.work, request.resources
     made = ["", f"Made by: {request.made_by}"] if request.made_by else []
-    # A blank before the end of a quoted name, so that the file can be found by it.
     if isinstance(work, Analysis):
         return [
-            "Checks a run that has ended, and makes its report (a page) and its figures, in the run directory.",
+            "Check a run that has ended, and write its report (an HTML page) and its figures into the run directory.",
             "",
             "    id=$(sbatch --parsable JOB_OF_THE_RUN)",
             "    RUN=RUN_DIRECTORY sbatch --dependency=afterok:$id THIS_FILE",
             "",
-            "From the environment: RUN, PYTHON, ENV_FILE.",
+            "Variables you may set: RUN, PYTHON, ENV_FILE.",
             *made,
         ]
     where = f"{asked.nodes} nodes" if asked.nodes > 1 else "one node"
     ranks = f"{asked.nodes * asked.ranks_per_node} ranks on {where}"
     if isinstance(work, Run):
-        what = [f"{work.config} on {ranks}."]
+        what = [f"Run {work.config} on {ranks}."]
         usage = ['    RUN=runs/mine SETTINGS="rounds=100 seed=3" sbatch THIS_FILE']
         names = "CONFIG, RUN (the run directory)" + (", PACK (the pack to copy)" if work.pack is not None else "")
     else:
-        what = [f"Element K of {work.sweep} in array task K, each on {ranks}."]
+        what = [f"Run element K of {work.sweep} in array task K, each on {ranks}."]
         usage = [
-            "    SWEEP=my.yaml OUT=runs/my sbatch --array=0-5 THIS_FILE     # as many as `sweep my.yaml --list` counts",
-            "    python -m fedh2l_mpi sweep my.yaml --out runs/my --table   # compares what has finished",
+            "    SWEEP=my.yaml OUT=runs/my sbatch --array=0-5 THIS_FILE     # `sweep my.yaml --list` shows the numbers",
+            "    python -m fedh2l_mpi sweep my.yaml --out runs/my --table   # compare the finished runs",
         ]
         names = "SWEEP, OUT (the sweep's directory)"
     launcher = "MPIRUN" if request.mpi == "mpirun" else "SRUN_MPI"
     return [
         *what,
-        "Before the time limit the run stops in order; the job queues itself again, and the run goes on.",
+        "Before the time limit, the run stops after a round; the job then queues itself again and resumes the run.",
         "",
         "    sbatch THIS_FILE",
         *usage,
         "",
-        f"From the environment: {names}, SETTINGS (section.key=value, parted",
-        f"by blanks), MAX_RESTARTS, {launcher}, PYTHON, ENV_FILE. Paths are as seen from where sbatch is called.",
+        f"Variables you may set: {names}, SETTINGS (section.key=value, separated",
+        f"by blanks), MAX_RESTARTS, {launcher}, PYTHON, ENV_FILE. Paths are relative to where sbatch is called.",
         *made,
     ]
 
@@ -185,7 +185,7 @@ def _environment(request: Request) -> str:
         which = f'if [ -z "${{ENV_FILE:-}}" ] && [ -e {DEFAULT_ENV} ]; then ENV_FILE={DEFAULT_ENV}; fi'
     return f"""\
 {which}
-# Modules, the Python environment, settings of MPI. Before `set -u`, which such scripts do not stand.
+# Modules, the Python environment, settings of MPI. Sourced before `set -u`, because such scripts read unset variables.
 if [ -n "${{ENV_FILE:-}}" ]; then
   [ -r "$ENV_FILE" ] || {{ echo "ENV_FILE: $ENV_FILE cannot be read" >&2; exit 2; }}
   . "$ENV_FILE"
@@ -199,18 +199,18 @@ def _begin(request: Request) -> str:
     this = "this=$SLURM_JOB_ID"
     if isinstance(request.work, Sweep):
         this = (
-            "# Not SLURM_JOB_ID: one element has the number of the array, and by it all would be queued again.\n"
+            "# SLURM_JOB_ID will not do: for one element it is the array's number, and would requeue the whole array.\n"
             "this=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
         )
     return f"""\
 MAX_RESTARTS=${{MAX_RESTARTS:-{request.max_restarts}}}
 restarts=${{SLURM_RESTART_COUNT:-0}}
 {this}
-# Not every Slurm tells it where tasks are asked for by the node.
+# Some versions of Slurm do not set it if tasks are requested per node.
 SLURM_NTASKS=${{SLURM_NTASKS:-$((SLURM_NNODES * ${{SLURM_NTASKS_PER_NODE:-{request.resources.ranks_per_node}}}))}}
-# For what is loaded before the program sets its own number of threads (devices.threads).
+# Libraries that load before the program sets its own number of threads (devices.threads) read this.
 export OMP_NUM_THREADS=1
-# Parallel file systems often have no locks; two jobs in one run directory are kept apart in another way.
+# Parallel file systems often have no locks. The run's own lock file keeps two jobs out of one run directory.
 export HDF5_USE_FILE_LOCKING=${{HDF5_USE_FILE_LOCKING:-BEST_EFFORT}}
 
 say() {{ echo "$(date +%FT%T) job $this: $*"; }}
@@ -221,7 +221,7 @@ def _settings(settings: tuple[str, ...], command: str) -> str:
     """Bash that appends the request's settings and SETTINGS to the array `command`."""
     own = f"{command}+=({' '.join(f'--set {shlex.quote(item)}' for item in settings)})\n" if settings else ""
     return f"""\
-{own}# Blanks part the settings; quotes hold one together: SETTINGS="rounds=100 'data.root=/data/my packs'"
+{own}# Blanks separate the settings; quotes keep one together: SETTINGS="rounds=100 'data.root=/data/my packs'"
 more=$(xargs -r -n 1 printf '%s\\n' <<<"${{SETTINGS:-}}") || exit 2
 if [ -n "$more" ]; then
   while IFS= read -r setting; do {command}+=(--set "$setting"); done <<<"$more"
@@ -230,7 +230,7 @@ fi
 
 
 def _run(work: Run) -> str:
-    # The number of a job that is queued again stays the same.
+    # A job that is queued again keeps its number, so it finds its run directory again.
     run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID" if work.run is None else shlex.quote(work.run)
     return f"""\
 CONFIG=${{CONFIG:-{shlex.quote(work.config)}}}
@@ -242,14 +242,14 @@ program=("$PYTHON" -m fedh2l_mpi "$CONFIG" --out "$RUN" --resume auto)
 def _element(work: Sweep) -> str:
     return f"""\
 SWEEP=${{SWEEP:-{shlex.quote(work.sweep)}}}
-# The runs of another sweep are not put among these.
+# Another sweep gets a directory of its own, so that its runs do not mix with these.
 if [ "$SWEEP" != {shlex.quote(work.sweep)} ]; then name=${{SWEEP##*/}}; OUT=${{OUT:-runs/${{name%.*}}}}; fi
 OUT=${{OUT:-{shlex.quote(work.out)}}}
 prepare=("$PYTHON" -m fedh2l_mpi sweep "$SWEEP" --out "$OUT" --ranks "$SLURM_NTASKS")
 {_settings(work.settings, "prepare")}\
-# Writes the element's config, and tells its run directory.
+# Write the element's config and print its run directory.
 RUN=$("${{prepare[@]}}" --index "$SLURM_ARRAY_TASK_ID" --prepare) || exit $?
-# As `sweep` itself does: who runs an element holds a lock on its config.
+# Lock the element's config, as `sweep` itself does, so that no other process runs the element.
 exec 9<>"$RUN.yaml"
 flock -n 9 || {{ say "$RUN: another process runs it" >&2; exit 1; }}
 program=("$PYTHON" -m fedh2l_mpi "$RUN.yaml" --out "$RUN" --resume auto)
@@ -257,13 +257,13 @@ program=("$PYTHON" -m fedh2l_mpi "$RUN.yaml" --out "$RUN" --resume auto)
 
 
 SHARE_IMPORTS = """\
-# One import on each node for all its ranks.
+# Each node imports the modules once, for all its ranks.
 program+=(--share-imports)
 """
 
 
 SIGNALS = """\
-# Slurm signals this shell (B:), and bash heeds a signal between commands only: so the program runs in the background.
+# Slurm signals this shell (B:). Bash handles signals only between commands, so the program runs in the background.
 asked=
 pid=
 ask() {
@@ -277,8 +277,8 @@ clean() { :; }
 
 again() {
   clean
-  # Slurm may be ending the job itself by now. A preempted one it queues again, with a restart more than ours; one that
-  # was cancelled must stay so.
+  # Slurm may be ending the job by now. If it was preempted, Slurm queues it again and counts one restart more than we
+  # know of. If it was cancelled, it must not be queued again.
   job=$(scontrol show job -o "$this") restarted=${job##* Restarts=}
   case $job in
     *" JobState=COMPLETING Reason=TimeLimit "*) ;;
@@ -288,14 +288,14 @@ again() {
       exit 1 ;;
   esac
   if [ "$restarts" -ge "$MAX_RESTARTS" ]; then
-    say "restarted $restarts times, MAX_RESTARTS is $MAX_RESTARTS: not queued again; another job goes on in $RUN" >&2
+    say "restarted $restarts times, MAX_RESTARTS is $MAX_RESTARTS: not queued again. Submit a job to resume $RUN" >&2
     exit 1
   fi
   say "queues itself again, restart $((restarts + 1)) of at most $MAX_RESTARTS"
   trap - USR1 TERM
-  # Ends this shell, too.
+  # Requeueing ends this shell, too; until then it waits.
   scontrol requeue "$this" && sleep 300
-  say "cannot be queued again; another job goes on in $RUN" >&2
+  say "this job cannot be queued again. Submit another job to resume $RUN" >&2
   exit 1
 }
 """
@@ -303,25 +303,25 @@ again() {
 
 def _scratch(config: str, pack: str) -> str:
     return f"""\
-# Which pack is copied was read when this job was made, and a config or a setting of another one would not be heeded.
+# This job was made for one pack. Another config or data.root would have no effect on what is copied, so it is refused.
 if [ -z "${{PACK:-}}" ]; then
   if [ "$CONFIG" != {shlex.quote(config)} ]; then
-    echo "CONFIG: $CONFIG may be of another pack than this job copies; give PACK, the file to copy, too" >&2; exit 2
+    echo "CONFIG: $CONFIG may need a different pack than this job copies. Set PACK to its file, too." >&2; exit 2
   fi
   if [[ $'\n'$more =~ $'\n'[[:blank:]]*data(\\.root)?[[:blank:]]*= ]]; then
-    echo "SETTINGS: data.root is where this job puts its copy; give PACK, the file to copy, instead" >&2; exit 2
+    echo "SETTINGS: this job sets data.root to its own copy. Set PACK to the file to copy instead." >&2; exit 2
   fi
 fi
-# The pack once to each node's own disk. A run may go on with a pack in another place: its content is what is compared.
+# Copy the pack once to each node's own disk. A run may resume with a moved pack, because only its content is compared.
 PACK=${{PACK:-{shlex.quote(pack)}}}
-# Not out of the folder that is removed in the end.
+# Resolve `..`, so that the copy stays inside the folder that is removed at the end.
 case /$PACK/ in */../*) PACK=$(realpath -m -- "$PACK") ;; esac
 scratch=${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/{SCRATCH}$SLURM_JOB_ID
 per_node=(srun --mpi=none "--nodes=$SLURM_NNODES" "--ntasks=$SLURM_NNODES" --ntasks-per-node=1)
-# Nothing can be started in a job that Slurm is ending: then the copy is left to the site, or to the next start.
+# A job that Slurm is ending cannot start anything. Then the site or the job's next start removes the copy.
 clean() {{ "${{per_node[@]}}" rm -rf -- "$scratch" 2>/dev/null; }}
-# By way of a name of the node's own: where scratch is not local after all, no file is half there.
-# Under its whole path: by that, runs of one pack in many jobs are known as such (comparison.py), and those of others.
+# Each node copies to a name of its own, then renames: if scratch is shared after all, nobody sees half a file.
+# The copy keeps the pack's whole path, by which comparisons know runs of one pack in several jobs (comparison.py).
 copy=$scratch/{COPY_OF}/$PACK
 "${{per_node[@]}}" bash -c \\
   'mkdir -p -- "${{2%/*}}" && cp -- "$1" "$2.$SLURM_NODEID" && mv -f -- "$2.$SLURM_NODEID" "$2"' \\
@@ -333,17 +333,17 @@ program+=(--set "data.root=$copy")
 def _launch(request: Request) -> str:
     if request.mpi == "mpirun":
         return """\
-# --bind-to none: the ranks' threads are few, and a launcher that counts other cores than Slurm would refuse to start.
-# TERM without USR1 before it (preemption, scancel) leaves the ranks of Open MPI's mpirun half a second, too short for a
-# checkpoint: then the run goes on from its last one (checkpoint.every).
+# --bind-to none, because a launcher that counts cores differently from Slurm would refuse to start.
+# TERM without an earlier USR1 (preemption, scancel) leaves the ranks of Open MPI's mpirun half a second. That is too
+# short for a checkpoint, so the run resumes from its last one (checkpoint.every).
 launch=("${MPIRUN:-mpirun}" -n "$SLURM_NTASKS" --bind-to none)
 """
     return f"""\
-# --cpus-per-task again: srun does not take it from sbatch (since Slurm 22.05). --kill-on-bad-exit: one rank that is
-# killed would leave the others waiting.
+# --cpus-per-task again, because srun does not inherit it from sbatch (since Slurm 22.05). --kill-on-bad-exit, because
+# the other ranks would wait forever for one that was killed.
 launch=(srun "--mpi=${{SRUN_MPI:-{request.mpi}}}" --kill-on-bad-exit=1 "--cpus-per-task=${{SLURM_CPUS_PER_TASK:-1}}")
-# MPICH names its shared memory by job and step, and ranks that are killed leave it behind: a job that starts again on
-# the same node needs a step of another number, or MPI would not start.
+# MPICH names its shared memory by job and step, and killed ranks leave it behind. A job that starts again on the same
+# node therefore needs a new step number; otherwise MPI would not start.
 for ((step = 0; step < restarts; step++)); do srun --mpi=none --nodes=1 --ntasks=1 true >/dev/null 2>&1; done
 """
 
@@ -362,8 +362,8 @@ if [ -z "$asked" ]; then
   pid=
 fi
 
-# Never by the launcher's exit code alone: Open MPI's mpirun returns 0 after losing a node. And not by what the status
-# said before, or says of another job that is at work on this run.
+# The launcher's exit code alone proves nothing: Open MPI's mpirun returns 0 after losing a node. A status from before
+# this job, or of another job that works on this run, counts as "did not begin".
 status() { sed -n "s/^$1: //p" "$RUN/status" 2>/dev/null; }
 now=$(cat "$RUN/status" 2>/dev/null) state=$(status state) reason=$(status reason)
 case $state in
@@ -378,19 +378,19 @@ else
 fi
 case $state:$reason in
   complete:*) clean; exit 0 ;;
-  # Somebody wanted it to stop.
+  # The user asked it to stop.
   "stopped:file STOP") clean; exit 0 ;;
   stopped:USR1 | stopped:TERM | stopped:max_wall | "stopped:launcher gone") again ;;
-  # Cut off before it could stop in order: it goes on from its last checkpoint.
+  # Killed before it could write a checkpoint: it resumes from its last one.
   running:* | unbegun:*) [ -z "$asked" ] || again ;;
   *) [ "$asked" != TERM ] || again ;;
 esac
 if [ "$state" = running ]; then
-  # All ranks were killed, and nobody was left to say so.
+  # All ranks were killed, so none was left to record the failure.
   sed -e 's/^state: .*/state: failed/' -e "s/^reason: .*/reason: all ranks were killed; the launcher returned $code/" \
     "$RUN/status" >"$RUN/status.$SLURM_JOB_ID" && mv -f "$RUN/status.$SLURM_JOB_ID" "$RUN/status"
 fi
-say "did not finish; what the ranks said is in $RUN/log" >&2
+say "the run did not finish. The ranks' output is in $RUN/log" >&2
 clean
 [ "$code" -ne 0 ] || code=1
 exit "$code"
@@ -398,7 +398,7 @@ exit "$code"
 
 
 def _analysis(work: Analysis) -> str:
-    run = "?the run directory to look at" if work.run is None else f"-{shlex.quote(work.run)}"
+    run = "?Set RUN to the run directory." if work.run is None else f"-{shlex.quote(work.run)}"
     return f"""\
 RUN=${{RUN:{run}}}
 code=0

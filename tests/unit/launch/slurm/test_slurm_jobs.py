@@ -25,7 +25,7 @@ SMALL = [DIGITS, "--ranks-per-node", "2", "--time", "1h", "--mpi", "pmi2", "--el
 
 def made(*words: str) -> str:
     """The job that these options give."""
-    return job.script(request(slurm.parse(list(words))))
+    return job.render(request(slurm.parse(list(words))))
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.name)
@@ -80,25 +80,28 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--nodes", "3", "--set", "participants=4"], "3 x 2 are 6 ranks, but participants is 4; use that many ranks"),
+        (
+            ["--nodes", "3", "--set", "participants=4"],
+            "3 x 2 are 6 ranks, but there are 4 participants. Use at most that many ranks",
+        ),
         (["--set", "topology.kind=rign"], "topology.kind: got 'rign'"),
         (["--gpus-per-node", "3", "--ranks-per-node", "4", "--set", "participants=4"], "4 ranks on a node but 3 GPUs"),
         (["--gpus-per-node", "1"], "ranks 0 and 1 of a node both have GPU cuda:0"),
         (["--set", "devices.kind=cuda"], "devices.kind: got 'cuda', but no CUDA device"),
         (["--gpus-per-node", "2", "--set", "devices.map=[0, 2]"], "devices.map: got [0, 2]"),
-        (["--time", "3m"], "--time: got 00:03:00, must be more than 00:03:00: the run stops 120 s before"),
+        (["--time", "3m"], "--time: got 00:03:00, must be more than 00:03:00. The run stops 120 s before"),
         (["--time", "soon"], "argument --time: got 'soon', must be a time of more than 0"),
         (["--mpi", "none"], "argument --mpi: invalid choice: 'none'"),
-        (["--partition", "gpu; rm -rf ."], "--partition: got 'gpu; rm -rf .', must be of letters"),
+        (["--partition", "gpu; rm -rf ."], "--partition: got 'gpu; rm -rf .'. Allowed: letters"),
         (["--run", "a\nrm -rf ."], "--run: got 'a\\nrm -rf .', must be one line"),
-        (["--scratch"], "--scratch: copies a pack; got data.name 'digits'"),
-        (["--ranks-per-node", "1", "--share-imports"], "--share-imports: a rank alone on its node has nobody to share"),
+        (["--scratch"], "--scratch: this option copies a pack, but data.name is 'digits'"),
+        (["--ranks-per-node", "1", "--share-imports"], "--share-imports: one rank per node has no other to share"),
         (
             ["--nodes", "2", "--share-imports"],
-            "--share-imports: --mpi pmi2 lets ranks share on one node only; use --mpi",
+            "--share-imports: with --mpi pmi2, ranks can share on one node only, but --nodes is 2. Use --mpi",
         ),
-        (["--at-a-time", "2"], "--at-a-time: for the elements of a sweep; give --sweep, too"),
-        (["--analyse"], f"slurm: got CONFIG {DIGITS!r}, but --analyse takes none (did you mean --run?)"),
+        (["--at-a-time", "2"], "--at-a-time: this option limits the elements of a sweep. Add --sweep"),
+        (["--analyse"], f"slurm: got CONFIG {DIGITS!r}, but --analyse needs no config (did you mean --run?)"),
     ],
 )
 def test_a_job_that_would_not_work_is_refused(options, says):
@@ -108,14 +111,16 @@ def test_a_job_that_would_not_work_is_refused(options, says):
 
 def test_a_job_that_looks_at_a_run_takes_no_option_that_it_would_not_heed():
     options = ["--gpus-per-node", "4", "--set", "a.b=1", "--scratch", "--share-imports", "--at-a-time", "3"]
-    says = "--gpus-per-node, --set, --scratch, --share-imports, --at-a-time: for a run or a sweep, not for --analyse"
+    says = (
+        "--gpus-per-node, --set, --scratch, --share-imports, --at-a-time: an analysis job (--analyse) does not use this"
+    )
     with pytest.raises(UserError, match=re.escape(says)):
         made("--analyse", "--time", "1h", "--run", "runs/d", *options)
     assert "RUN=${RUN:-runs/d}\n" in made("--analyse", "--time", "1h", "--run", "runs/d", "--cpus-per-task", "2")
 
 
 def test_ranks_must_be_told_where_there_are_no_gpus():
-    with pytest.raises(UserError, match="--ranks-per-node: must be given where --gpus-per-node is 0"):
+    with pytest.raises(UserError, match="--ranks-per-node: this option is required if --gpus-per-node is 0"):
         made(DIGITS, "--time", "1h", "--mpi", "pmix")
 
 
@@ -372,14 +377,17 @@ def test_a_pack_is_copied_to_the_nodes_and_removed(scratch_job, run_job):
 @pytest.mark.parametrize(
     ("environ", "says"),
     [
-        ({"CONFIG": "other.yaml"}, "CONFIG: other.yaml may be of another pack than this job copies; give PACK"),
-        ({"SETTINGS": "rounds=4 data.root=/d/other.h5"}, "SETTINGS: data.root is where this job puts its copy"),
-        ({"SETTINGS": "'data={name: pack, root: /d/other.h5}'"}, "SETTINGS: data.root is where this job puts its copy"),
+        ({"CONFIG": "other.yaml"}, "CONFIG: other.yaml may need a different pack than this job copies. Set PACK"),
+        ({"SETTINGS": "rounds=4 data.root=/d/other.h5"}, "SETTINGS: this job sets data.root to its own copy. Set PACK"),
+        (
+            {"SETTINGS": "'data={name: pack, root: /d/other.h5}'"},
+            "SETTINGS: this job sets data.root to its own copy. Set PACK",
+        ),
     ],
 )
 def test_a_job_that_copies_a_pack_is_told_of_another_pack_by_its_name_only(scratch_job, run_job, environ, says):
     script, pack, local = scratch_job
-    assert re.search("^# From the environment: .*, PACK ", script, re.MULTILINE)
+    assert re.search("^# Variables you may set: .*, PACK ", script, re.MULTILINE)
     environ = {**environ, "STATE": "complete", "TMPDIR": str(local)}
     refused = run_job(script, **environ)
     assert (refused.code, refused.arguments) == (2, []), refused.text
