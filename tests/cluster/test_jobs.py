@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHARES, Mpi, assert_same, launch, mpich, openmpi, processes
+from helpers.launching import ROOT, SHARES, Mpi, assert_same, launch, mpich, openmpi, processes
 from helpers.slurm_cluster import (
     SLURM,
     Job,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import OPENMPI_ENVIRONMENT, ROOT, Mpi, own_launcher_folder
+
+from helpers.launching import OPENMPI_ENVIRONMENT, ROOT, Mpi, own_launcher_folder
 
 SLURM = ROOT.parent / "shared" / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE")

@@ -1,7 +1,7 @@
 """The doctor under a real mpirun of each MPI."""
 
 import pytest
-from conftest import Mpi, launch, mpich, openmpi
+from helpers.launching import Mpi, launch, mpich, openmpi
 
 from fedh2l_mpi.launch.doctor import messages
 from fedh2l_mpi.launch.doctor.messages import Load

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mpi, kill, launch, mpich, start
+from helpers.launching import Mpi, kill, launch, mpich, start
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.lifecycle import status

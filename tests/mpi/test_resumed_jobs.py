@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Mpi, kill, launch, mpich, start
+from helpers.launching import Mpi, kill, launch, mpich, start
 from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import metrics

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mpi, assert_same, kill, launch, mpich, openmpi, start
+from helpers.launching import Mpi, assert_same, kill, launch, mpich, openmpi, start
 
 from fedh2l_mpi import metrics
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start, wait_for
+from helpers.launching import SHARES, Mpi, assert_same, kill, launch, mpich, openmpi, processes, start, wait_for
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.cli import commands

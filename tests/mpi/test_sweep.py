@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SHARES, Ended, kill, launch, mpich, start
+from helpers.launching import SHARES, Ended, kill, launch, mpich, start
 from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import metrics

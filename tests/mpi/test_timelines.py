@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import kill, launch, mpich, start
 from helpers import trace_events
+from helpers.launching import kill, launch, mpich, start
 
 from fedh2l_mpi import metrics
 

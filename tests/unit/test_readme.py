@@ -4,14 +4,11 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
-from conftest import launch
 from helpers.four_rounds import THREE, write
+from helpers.launching import ROOT, launch
 
 from fedh2l_mpi import metrics
-
-ROOT = Path(__file__).parents[2]
 
 
 def block_after(heading: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.launching import ROOT
 from torch import nn
 
 from fedh2l_mpi import config, metrics, run_directory
@@ -25,7 +26,7 @@ from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Topology
 
 ALONE = World(None)
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())
 
 
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:

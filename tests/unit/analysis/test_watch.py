@@ -7,9 +7,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import launch
 from helpers import written_runs
 from helpers.four_rounds import THREE, write
+from helpers.launching import launch
 
 from fedh2l_mpi.analysis import watch
 from fedh2l_mpi.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers.launching import ROOT
 
 from fedh2l_mpi.config import Config, Section, loading
 from fedh2l_mpi.config.keys import describe_keys

@@ -1,21 +1,16 @@
 """The keys of the config file: found by section or word, and as a JSON Schema for editors."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers.launching import ROOT
 from jsonschema import Draft202012Validator
 
 from fedh2l_mpi.config.keys import json_schema, select_keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.sweep import sweep_file
-
-ROOT = Path(__file__).resolve().parent
-while not (ROOT / "configs").is_dir():
-    ROOT = ROOT.parent
-
 
 SCHEMA = json_schema()
 

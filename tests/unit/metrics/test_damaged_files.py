@@ -10,8 +10,8 @@ import time
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
 from helpers.four_rounds import THREE, write
+from helpers.launching import ROOT
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import open_run, open_runs, summary, validation

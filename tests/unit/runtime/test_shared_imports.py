@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import wait_for
+from helpers.launching import wait_for
 
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.shared_imports import process_state, rendezvous, server

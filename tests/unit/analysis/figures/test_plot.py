@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from helpers.launching import ROOT
+from helpers.runs_in_memory import made
 from matplotlib.collections import LineCollection
 from matplotlib.text import Text
 
@@ -21,33 +23,6 @@ from fedh2l_mpi.cli import analysis
 from fedh2l_mpi.errors import UserError
 
 NAN = np.nan
-ODD = [b"a$b$<&>", "été_neuf".encode(), b"torchvision:mobilenet_v3_large"]
-SIZES = {"round": 4, "endpoint": 2, "class": 10, "bin": 10}
-
-
-def made(folder, participants=3, domain_names=(b"art & <b>", b"a$x$b"), **given) -> Run:
-    """A run of 4 rounds, evaluated after the second and the last, on a ring; what is not given is drawn by lot."""
-    edges = [(i, (i + 1) % participants) for i in range(participants)] if participants > 1 else []
-    sizes = {**SIZES, "participant": participants, "domain": len(domain_names), "edge": len(edges)}
-    lots = np.random.default_rng(0)
-    arrays = {scale: np.arange(size) for scale, size in sizes.items()}
-    arrays |= {name: lots.uniform(0.1, 0.9, [sizes[dim] for dim in dims]) for name, dims in metrics.DIMENSIONS.items()}
-    arrays |= {
-        "domain_name": np.array(domain_names),
-        "architecture": np.array([ODD[i % 3] for i in range(participants)]),
-        "own_domain": np.arange(participants) % len(domain_names),
-        "rank": np.arange(participants),
-        "graph_edges": np.array(edges, dtype=np.int32).reshape(-1, 2),
-        "graph_since_round": np.zeros(len(edges), np.int64),
-        "bytes_sent": np.full((4, participants), 1024),
-        "degree": np.full((4, participants), 2),
-        "parameter_bytes": np.full(participants, 8192),
-    }
-    for name in ("accuracy", "loss", "accuracy_own", "accuracy_all", "accuracy_worst"):
-        arrays[name][[0, 2]] = NAN
-    arrays |= {name: np.array(values) for name, values in given.items()}
-    config = {"method": {"name": "fedh2l"}}
-    return Run(folder / "metrics.h5", metrics.RunMetrics({"rounds_planned": 4}, arrays, True), config)
 
 
 def with_arrays(run, **arrays) -> Run:
@@ -271,14 +246,15 @@ def test_strips_of_many_participants_never_mix_two_domains():
 
 def test_the_usual_place_is_beside_the_file_and_no_torch_is_loaded(tmp_path):
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_plot\n"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from helpers.runs_in_memory import made\n"
         "from fedh2l_mpi.analysis import figures\n"
-        "run = test_plot.made(Path(sys.argv[1]))\n"
+        "run = made(Path(sys.argv[1]))\n"
         "for names in (['overview'], ['graph'], ['curves', 'bytes']):\n"
         "    print(*(path.relative_to(sys.argv[1]) for path in figures.plot(run, names).files))\n"
         "assert not {'torch', 'mpi4py', 'matplotlib.pyplot'} & set(sys.modules)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(__file__).rpartition("/")[0]]
+    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT / "tests")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout == "plot.png\nplot-graph.png\nplots/curves.png plots/bytes.png\n"
     assert (tmp_path / "plot.png").stat().st_size > 10_000

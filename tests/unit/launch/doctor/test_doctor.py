@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import launch
+from helpers.launching import launch
 
 from fedh2l_mpi.config import Config, DevicesConfig
 from fedh2l_mpi.errors import LateRankError, UserError

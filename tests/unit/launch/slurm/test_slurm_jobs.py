@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
-from conftest import ROOT
+from helpers.launching import ROOT
 
 from fedh2l_mpi.cli import slurm
 from fedh2l_mpi.config.comparison import what_counts

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.launching import ROOT
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
