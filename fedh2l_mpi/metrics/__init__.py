@@ -1,4 +1,7 @@
-"""The metrics file of a run: its schema, its one writer, its readers. Nobody else knows a dataset's name."""
+"""Write and read the metrics file of a run: its schema, its single writer and its readers.
+
+The names of the arrays are defined here. Every room from `evaluation` up may import it.
+"""
 
 from fedh2l_mpi.metrics.digests import rows_digest
 from fedh2l_mpi.metrics.reader import RunMetrics, look, read

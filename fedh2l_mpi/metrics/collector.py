@@ -1,7 +1,7 @@
-"""Brings every round's rows to rank 0, which writes them: no barrier, no pickled message.
+"""Collect every round's rows on rank 0, which writes them. There is no barrier and no pickled message.
 
-Ranks send a round's rows and go on. Rank 0 writes a round as soon as all its rows are there: it looks between
-participants and while it waits for neighbours. It waits for rows only when it would fall more than a round behind.
+The other ranks send their rows and continue at once. Rank 0 writes a round as soon as all its rows have arrived. It
+checks between participants and while it waits for neighbours. It waits for rows only if it is a whole round behind.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,15 @@ Table = NDArray[np.float64]
 
 
 class Collector:
-    """One rank's end of the collection. Building it is **collective**.
+    """One rank's part of the collection. The constructor is **collective**.
 
     Parameters
     ----------
     width : int
         Numbers in a participant's row.
     write : callable
-        Called on rank 0 with each round and its table (P, width), in the order of rounds, by any of the methods; what
-        it raises, they raise.
+        Called on rank 0 with each round index and its table (P, width), in the order of rounds. Any method may call it,
+        and passes its errors on.
     deadline_s : float
         Longest wait for another rank [s].
     """
@@ -44,18 +44,18 @@ class Collector:
         self._world, self._hosting, self._width = world, hosting, width
         self._write, self._deadline_s = write, deadline_s
         self._comm = world.comm.Dup() if world.comm is not None else None
-        # On rank 0: tables that miss rows. On the others: rows on their way, kept until MPI has taken them.
+        # Rank 0 keeps tables that are not complete yet. Other ranks keep the rows that MPI is still sending.
         self._tables: dict[int, tuple[Table, list[MPI.Request]]] = {}
 
     def record(self, round_index: int, rows: Table) -> None:
-        """Hand over this rank's rows of a round, float64 (hosted participants, width). **Collective.**
+        """Send this rank's rows of a round, float64 (hosted participants, width), to rank 0. **Collective.**
 
-        Waits for the rounds before, if they have not arrived yet.
+        It first waits for earlier rounds that have not arrived yet.
 
         Raises
         ------
         LateRankError
-            If one has not arrived in time; on rank 0, it names the ranks that it has not arrived from.
+            If an earlier round does not arrive in time. On rank 0 the error names the late ranks.
         """
         tag = round_index % TAGS
         if self._comm is None:
@@ -74,17 +74,17 @@ class Collector:
             self._finish(round_index - 1)
 
     def poll(self) -> None:
-        """On rank 0: write the rounds whose rows have all arrived. Cheap, and never waits."""
+        """Write the rounds whose rows have all arrived, on rank 0. It is cheap and never waits."""
         if self._world.rank == 0 and self._tables:
             self._write_until(min(self._tables))
 
     def finish(self) -> None:
-        """Wait until every round recorded so far is with rank 0, and written there. **Collective.**
+        """Wait until rank 0 has written every round recorded so far. **Collective.**
 
         Raises
         ------
         LateRankError
-            If one has not arrived in time; on rank 0, it names the ranks that it has not arrived from.
+            If a round does not arrive in time. On rank 0 the error names the late ranks.
         """
         for round_index in sorted(self._tables):
             if self._world.rank == 0:
@@ -93,7 +93,7 @@ class Collector:
                 self._finish(round_index)
 
     def _write_until(self, newest: int) -> None:
-        """Write what is complete, in order, and everything before round `newest` even if it has to be waited for."""
+        """Write complete rounds in order. Wait for incomplete ones only if they are earlier than round `newest`."""
         for round_index in sorted(self._tables):
             table, requests = self._tables[round_index]
             if round_index >= newest and not all(request.Get_status() for request in requests):

@@ -1,4 +1,4 @@
-"""The first rounds of a metrics file as the tables they were written from: to check them, and to go on after them.
+"""Read a metrics file's first rounds as the tables they were written from, to check them or to resume after them.
 
 Shape letters: R rounds, P participants, D domains, K confidence bins, W width of a row.
 """
@@ -18,19 +18,19 @@ BLOCK_BYTES = 2**24
 
 
 def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
-    """The tables of rounds 0 to `rounds` - 1 in blocks, float64 (R, P, W), each table as it was appended.
+    """Yield the tables of rounds 0 to `rounds` - 1 in blocks, float64 (R, P, W), each as it was appended.
 
     Raises
     ------
     ValueError
-        If the file does not hold them all, undamaged.
+        If a round is missing or an array is damaged.
     UserError
-        If it is no metrics file at all.
+        If the file is not a metrics file.
     """
     run = look(path)
     try:
         if run.rounds < rounds or run["round"][:rounds].tolist() != list(range(rounds)):
-            raise ValueError(f"holds {run.rounds} rounds, of which {rounds} are needed")
+            raise ValueError(f"holds {run.rounds} rounds, but the first {rounds} are needed")
         participants = len(run["participant"])
         row_bytes = 8 * participants * (len(ROW_FIELDS) + 2 * len(run["domain"]) + 3 * len(run["bin"]))
         step = max(1, BLOCK_BYTES // max(1, row_bytes))
@@ -47,7 +47,7 @@ def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
 
 
 def rows_digest(path: Path, rounds: int) -> str:
-    """SHA-256, in hexadecimal, of the tables of the first `rounds` rounds; raises what `tables` raises."""
+    """Return the SHA-256, in hexadecimal, of the tables of the first `rounds` rounds. Raises like `tables`."""
     sha = hashlib.sha256()
     for tables_RPW in tables(path, rounds):
         sha.update(np.ascontiguousarray(tables_RPW).data)
@@ -59,9 +59,9 @@ if TYPE_CHECKING:
 
 
 def content_digest(file: "h5py.File") -> str:
-    """SHA-256, in hexadecimal, of every array's name, type, shape and values, in the order of names.
+    """Return the SHA-256, in hexadecimal, of every array's name, type, shape and values, in the order of names.
 
-    Independent of how HDF5 lays the arrays out: a copy by `h5repack` has the same.
+    The digest does not depend on the layout that HDF5 chose, so a copy by `h5repack` has the same digest.
     """
     sha = hashlib.sha256()
     for name in sorted(file):

@@ -1,4 +1,4 @@
-"""Reads metrics files: `read` the whole of a sound one, `look` at whatever there is in any.
+"""Read metrics files: `read` loads a sound file completely, `look` opens any file and reports its problems.
 
 Shape letters: R rounds, P participants, D domains.
 """
@@ -21,30 +21,30 @@ from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS, DIMENSIONS, FIELDS
 if TYPE_CHECKING:
     import h5py
 
-# What h5py raises on a damaged file, depending on where the damage is.
+# Errors that h5py raises on a damaged file, depending on the place of the damage.
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 GROWING = tuple(name for name, dims in DIMENSIONS.items() if dims[0] == "round")
 Key = tuple[int | slice | NDArray[np.int64], ...]
-# Larger arrays are read again when they are asked for again.
+# Larger arrays are not cached: they are read again on every access.
 KEPT_BYTES = 2**24
-# A reader can meet the writer half-way through a flush, while it writes: then it looks again a moment later.
+# The writer may be in the middle of a flush, so a failed read of a growing file is repeated a moment later.
 TRIES, RETRY_S, WRITTEN_S = 10, 0.05, 10.0
 
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """What a metrics file holds.
+    """Contents of a metrics file.
 
     Attributes
     ----------
     attributes : mapping
         Text or whole numbers.
     arrays : mapping
-        By name, all with the same number of rounds; those of `look` are read when they are asked for.
+        Arrays by name, all with the same number of rounds. Those of `look` are read on access.
     closed : bool
-        Whether the writer closed the file.
+        True if the writer closed the file.
     problems : list of str
-        What is wrong with the file, a line each; it grows while arrays are read.
+        Problems of the file, one line each. The list grows while arrays are read.
     """
 
     attributes: Mapping[str, str | int]
@@ -61,43 +61,43 @@ class RunMetrics:
         return len(self.arrays["round"])
 
     def of_round(self, name: str, row: int) -> NDArray[Any]:
-        """One row of an array over rounds: of a large array, only what is needed is read."""
+        """Return one row of an array over rounds. Only this row is read from a large array."""
         return self.part(name, (row,))
 
     def part(self, name: str, key: Key) -> NDArray[Any]:
-        """`self[name][key]`, of which only what is needed is read.
+        """Return `self[name][key]`, and read only that part from the file.
 
         Parameters
         ----------
         key : tuple
-            For each of the first axes a whole number, a slice of positive step or, for one of them at most, an
-            ascending integer array. Each is for its own axis alone.
+            An index for each of the first axes: a whole number or a slice of positive step. One axis may have an
+            ascending integer array. Each index applies to its own axis alone.
         """
         if isinstance(self.arrays, _FileArrays):
             return self.arrays.part(name, key)
         return _outer(self.arrays[name], key)
 
     def is_whole(self, name: str) -> bool:
-        """Whether an array was recorded and, as far as it has been read, is undamaged."""
+        """Return True if an array was recorded and no damage has been found in it so far."""
         return not isinstance(self.arrays, _FileArrays) or self.arrays.is_whole(name)
 
     def texts(self, name: str) -> list[str]:
-        """A text array as strings."""
+        """Return a text array as strings."""
         return [value.decode(errors="replace") for value in self.arrays[name]]
 
     def close(self) -> None:
-        """Close the file of a run that was looked at; arrays not read yet cannot be read any more."""
+        """Close a file opened by `look`. Arrays that were not read before cannot be read any more."""
         if isinstance(self.arrays, _FileArrays):
             self.arrays.close()
 
 
 def read(path: Path) -> RunMetrics:
-    """The whole of a metrics file, also of one that is being written or whose writer was killed.
+    """Load a whole metrics file, even if it is being written or its writer was killed.
 
     Raises
     ------
     UserError
-        If it is not a metrics file, of another schema, or damaged.
+        If the file is not a metrics file, has a newer schema, or is damaged.
     """
     run = look(path)
     try:
@@ -110,15 +110,15 @@ def read(path: Path) -> RunMetrics:
 
 
 def look(path: Path) -> RunMetrics:
-    """Whatever can be shown of a metrics file, and what is wrong with it; arrays are read when they are asked for.
+    """Open a metrics file in any condition, and list its problems. Arrays are read on access.
 
-    What cannot be read is NaN (`?` for a text), and a line in `problems`. An array that the run did not record is NaN
-    without one.
+    Values that cannot be read are NaN (`?` for text), and `problems` gets a line. An array that the run did not record
+    is NaN, which is no problem.
 
     Raises
     ------
     UserError
-        If there is nothing to show: no such file, not HDF5, not a run's.
+        If the file does not exist, is not HDF5, or is not the metrics file of a run.
     """
     for left in reversed(range(TRIES)):
         run = _look(path)
@@ -130,7 +130,7 @@ def look(path: Path) -> RunMetrics:
 
 
 def _is_being_written(path: Path, closed: bool) -> bool:
-    """Whether what is wrong with a file may be right a moment later."""
+    """Return True if the file changed recently, so that its problems may be gone a moment later."""
     try:
         return not closed and time.time() - path.stat().st_mtime < WRITTEN_S
     except OSError:
@@ -153,26 +153,26 @@ def _look(path: Path) -> RunMetrics:
     schema = attributes.get("schema_version")
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
         problems.append(
-            f"has schema {schema}, this version reads schema {SCHEMA_VERSION}: what it knows is shown; a newer "
-            "fedh2l_mpi reads it all"
+            f"has schema {schema}, but this version reads schema {SCHEMA_VERSION}. It shows the arrays that it knows; "
+            "use a newer fedh2l_mpi to read all"
         )
     again = path if _is_being_written(path, closed) else None
     return RunMetrics(attributes, _FileArrays(file, problems, again), closed, problems)
 
 
 class _FileArrays(Mapping[str, NDArray[Any]]):
-    """The arrays of an open file, in the shapes that the schema says, whatever the file's own are.
+    """Arrays of an open file in the shapes of the schema, even if the file's own shapes are wrong.
 
     Parameters
     ----------
     again : Path or None
-        Where to open the file again if an array cannot be read; None: nobody writes it.
+        Path from which to open the file again if an array cannot be read. None: the file is not being written.
     """
 
     def __init__(self, file: "h5py.File", problems: list[str], again: Path | None = None) -> None:
         self._file, self._problems, self._again = file, problems, again
         self._kept: dict[str, NDArray[Any]] = {}
-        # Of arrays over rounds that turned out to be damaged: how many rounds can be read before that.
+        # Damaged arrays over rounds: the number of rounds that can be read before the damage.
         self._good: dict[str, int] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
         for name in (*(scale.name for scale in SCALES), *DIMENSIONS):
@@ -180,7 +180,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         found = self._datasets
         self._sizes = {scale.name: self._size(scale.name) for scale in SCALES}
         self._sizes["endpoint"] = 2
-        # A kill inside a flush may leave the arrays a round apart: what all of them have is the truth.
+        # A kill inside a flush may leave the arrays a round apart, so only rounds that all of them have count.
         lengths = [found[name].shape[0] for name in ("round", *GROWING) if name in found]
         edges = [found[name].shape[0] for name in ("graph_edges", "graph_since_round") if name in found]
         self._sizes |= {"round": min(lengths, default=0), "edge": min(edges, default=0)}
@@ -212,14 +212,14 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         self._file.close()
 
     def part(self, name: str, key: Key) -> NDArray[Any]:
-        """What `RunMetrics.part` says."""
+        """Return `self[name][key]`, as described in `RunMetrics.part`."""
         if name in self._kept:
             return _outer(self._kept[name], key)
         dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
         shape = tuple(self._sizes[dim] for dim in dims)
         key = tuple(_within(part, size) for part, size in zip((*key, *[slice(None)] * len(shape)), shape, strict=False))
         if name in self._datasets and not self._file:
-            raise RuntimeError(f"array {name!r} cannot be read: the run's file has been closed; open it again")
+            raise RuntimeError(f"array {name!r} cannot be read: the run's file has been closed. Open it again.")
         if name in self._datasets and name not in self._good:
             try:
                 return self._read_patiently(self._again, name, key) if self._again else self._read(name, key)
@@ -236,19 +236,19 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             return np.array(_outer(unknown, key))
         if rows.ndim == 0:
             return self._read(name, key)
-        # Rows ascend: those that can be read come first.
+        # Rows ascend, so those that can be read come first.
         return np.concatenate(
             [self._read(name, (rows[readable], *key[1:])), _outer(unknown, (rows[~readable], *key[1:]))]
         )
 
     def is_whole(self, name: str) -> bool:
-        """What `RunMetrics.is_whole` says."""
+        """Return True if an array is present and undamaged so far, as described in `RunMetrics.is_whole`."""
         return name in self._datasets and name not in self._good
 
     def _find(self, name: str) -> None:
         try:
             dataset = self._file[name]
-            # A group has no shape, a scalar no first length, and a damaged type or layout cannot be told.
+            # Each of these fails if the name is a group or a scalar, or if its type or layout is damaged.
             _ = dataset.shape[0], dataset.dtype.kind, dataset.chunks
         except DAMAGE as error:
             if name not in ADDED or not is_absent(self._file, name):
@@ -257,7 +257,7 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             self._datasets[name] = dataset
 
     def _size(self, scale: str) -> int:
-        """Length of a dimension: its scale's, or where that is damaged, that of most arrays."""
+        """Return the length of a dimension: that of its scale or, if the scale is damaged, that of most arrays."""
         if scale in self._datasets:
             return int(self._datasets[scale].shape[0])
         if scale == "bin":
@@ -275,16 +275,16 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
                 continue
             dataset = self._datasets[name]
             wanted = tuple(self._sizes[dim] for dim in dims)
-            # Arrays that grow may be ahead of the others by what a kill cut short.
+            # After a kill, growing arrays may be longer than the others, so their first axis is not compared.
             fixed = 1 if dims[0] in ("round", "edge") else 0
             if dataset.dtype.kind != FIELDS[name].dtype[0] or dataset.shape[fixed:] != wanted[fixed:]:
                 self._problems.append(
-                    f"array {name!r} is {dataset.dtype} {dataset.shape}, must be {FIELDS[name].dtype} {wanted}"
+                    f"array {name!r} is {dataset.dtype} {dataset.shape}, but must be {FIELDS[name].dtype} {wanted}"
                 )
                 del self._datasets[name]
 
     def _rounds(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-        """Rows of the rounds that are there (None: all), and their numbers."""
+        """Return the rows of the rounds that are present (None: all), and the numbers of these rounds."""
         expected = np.arange(self._sizes["round"])
         if "round" not in self._datasets:
             return None, expected
@@ -301,31 +301,31 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         return present, present
 
     def _read(self, name: str, key: Key) -> NDArray[Any]:
-        """What is in the file; raises what h5py raises."""
+        """Read from the file, and let the errors of h5py through."""
         dataset, rows = self._datasets[name], key[0]
         if DIMENSIONS[name][0] == "round" and self._present is not None:
             rows = self._present[rows]
         arrays = sum(isinstance(part, np.ndarray) and part.ndim > 0 for part in (rows, *key[1:]))
         if not isinstance(rows, np.ndarray) or rows.ndim == 0 or (arrays == 1 and len(rows)):
             return np.asarray(dataset[(rows, *key[1:])])
-        # The span of the rows: h5py takes one array among the indices, and another axis has that.
+        # h5py allows one array among the indices, and another axis has it, so read the whole span of the rows.
         first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
         return np.asarray(dataset[(slice(first, last + 1), *key[1:])])[rows - first]
 
     def _read_patiently(self, path: Path, name: str, key: Key) -> NDArray[Any]:
-        """`_read` of a file that is being written; after a failure, of the file as it is then."""
+        """Read from a file that is being written; after a failure, open the file again and repeat."""
         for _ in range(TRIES - 1):
             with contextlib.suppress(*DAMAGE):
                 return self._read(name, key)
             time.sleep(RETRY_S)
             with contextlib.suppress(*DAMAGE):
                 self._open_again(path)
-        # Whoever wrote it has ended in the midst of it: no other array is waited for.
+        # The writer was killed in the middle of a flush, so waiting for other arrays is useless.
         self._again = None
         return self._read(name, key)
 
     def _open_again(self, path: Path) -> None:
-        """HDF5 may keep what it could not understand, so it is asked anew; sizes stay those of the first look."""
+        """Open the file again because HDF5 caches what it failed to read. Sizes stay those of the first time."""
         file, _ = open_for_reading(path)
         datasets = {name: file[name] for name in self._datasets}
         self._file.close()
@@ -344,14 +344,14 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what the system or h5py says in an error."""
-    # Where there is a number of the system's, that is the first argument; else the text is.
-    said = getattr(error, "strerror", None) or (str(error.args[0]) if error.args else "")
-    return (said.splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text from the operating system or h5py."""
+    # An error of the system has its number as first argument, so prefer `strerror`.
+    text = getattr(error, "strerror", None) or (str(error.args[0]) if error.args else "")
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def is_absent(file: "h5py.File", name: str) -> bool:
-    """Whether a file has nothing of this name; what cannot be told is there."""
+    """Return True if the file has nothing of this name. If that cannot be read, the name counts as present."""
     try:
         return name not in file
     except DAMAGE:
@@ -365,7 +365,13 @@ def _unknown(name: str, kind: str) -> bytes | int | float:
 
 
 def _within(part: int | slice | NDArray[np.int64], size: int) -> int | slice | NDArray[np.int64]:
-    """An index for an axis of this length, as one for any longer axis; IndexError if it is not for this one."""
+    """Turn an index for an axis of this length into one that is valid on a longer axis, too.
+
+    Raises
+    ------
+    IndexError
+        If a whole number is outside the axis.
+    """
     if isinstance(part, slice):
         start, stop, step = part.indices(size)
         return slice(start, max(start, stop), step)
@@ -373,8 +379,8 @@ def _within(part: int | slice | NDArray[np.int64], size: int) -> int | slice | N
 
 
 def _outer(values: NDArray[Any], key: Key) -> NDArray[Any]:
-    """Each index applied to its own axis alone, as h5py does."""
-    # From the last, since a whole number takes its axis away.
+    """Apply each index to its own axis alone, like h5py does."""
+    # Start with the last axis because a whole number removes its axis.
     for axis in reversed(range(len(key))):
         values = values[(slice(None),) * axis + (key[axis],)]
     return values
@@ -400,7 +406,7 @@ def _plain(value: Any) -> str | int:
 
 
 def _ranges(numbers: NDArray[np.int64]) -> str:
-    """3, 7 to 9 and so on; no more than a handful."""
+    """Format numbers as ranges, such as `3, 7 to 9`; at most five of them."""
     pieces = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     texts = [str(piece[0]) if len(piece) == 1 else f"{piece[0]} to {piece[-1]}" for piece in pieces[:5]]
     return ", ".join(texts) + (" and more" if len(pieces) > 5 else "")

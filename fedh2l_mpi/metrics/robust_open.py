@@ -1,9 +1,10 @@
-"""Opens an HDF5 file for reading, whatever became of its writer; takes no lock and never waits.
+"""Open an HDF5 file for reading even if its writer is active or was killed. It takes no lock and never waits.
 
-HDF5's own way to read a file that is being written, `swmr=True`, repeats every failed read with growing pauses: on a
-damaged file it hangs for minutes. And a file whose writer was killed opens in no other way. Both come from one byte of
-the superblock, the consistency flags. Here the file is read through a view in which that byte is cleared, as `h5clear
--s` would clear it in the file. A reader that meets the writer half-way gets an error at once, and may try again.
+HDF5's own mode for reading a growing file, `swmr=True`, repeats every failed read with growing pauses. On a damaged
+file it therefore hangs for minutes, and a file whose writer was killed opens in no other mode. Both effects come from
+one byte of the superblock, the consistency flags. This module reads the file through a view in which that byte is
+cleared, like `h5clear -s` clears it in the file. If the writer is in the middle of a flush, the reader gets an error
+at once and may try again.
 
 Source: HDF5 File Format Specification 3.0, section II.A (superblock versions 2 and 3).
 """
@@ -24,12 +25,12 @@ ROOM_BYTES = 2**40
 
 
 def open_for_reading(path: Path) -> tuple["h5py.File", bool]:
-    """The file, and whether its writer closed it.
+    """Return the open file, and True if its writer closed it.
 
     Raises
     ------
     OSError
-        If it cannot be opened as HDF5.
+        If the file cannot be opened as HDF5.
     """
     import h5py
 
@@ -46,14 +47,14 @@ def open_for_reading(path: Path) -> tuple["h5py.File", bool]:
 
 
 class _View(io.RawIOBase):
-    """A file as it would be had its writer closed it, and as long as it should be; what is cut off cannot be read."""
+    """View of an HDF5 file as if its writer had closed it. Reading past the truncated end raises OSError."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor, self._at = os.open(path, os.O_RDONLY), 0
         superblock = os.pread(self._descriptor, SUPERBLOCK_BYTES, 0)
         self._size = max(os.fstat(self._descriptor).st_size, _end(superblock))
         if superblock[FLAGS_AT]:
-            # The file may grow while it is read, and HDF5 refuses what lies behind the end that it knows.
+            # The file may grow while it is read, and HDF5 refuses to read behind the end that it knows.
             self._size += ROOM_BYTES
         self._superblock = clear_flags(superblock, self._size if superblock[FLAGS_AT] else None)
 
@@ -86,19 +87,19 @@ class _View(io.RawIOBase):
 
 
 def _end(superblock: bytes) -> int:
-    """Where the file ends, as its superblock has it; 0 if that is damaged."""
+    """Return the end of the file as the superblock records it [bytes]; 0 if the superblock is damaged."""
     if struct.unpack("<I", superblock[-4:])[0] != lookup3(superblock[:-4]):
         return 0
     return int(struct.unpack("<Q", superblock[END_AT : END_AT + 8])[0])
 
 
 def clear_flags(superblock: bytes, end: int | None = None) -> bytes:
-    """A superblock of version 3, 48 bytes, with its flags cleared; a damaged one keeps its wrong checksum.
+    """Return a superblock of version 3 (48 bytes) with its flags cleared. A damaged one is returned unchanged.
 
     Parameters
     ----------
     end : int or None
-        Where the file ends from now on; None: where it says.
+        New end of the file [bytes]. None: keep the recorded one.
     """
     body, checksum = superblock[:-4], superblock[-4:]
     if struct.unpack("<I", checksum)[0] != lookup3(body):
@@ -110,7 +111,7 @@ def clear_flags(superblock: bytes, end: int | None = None) -> bytes:
 
 
 def lookup3(data: bytes) -> int:
-    """Jenkins' hash `hashlittle` from 0, 32 bits: the checksum of HDF5's metadata.
+    """Return Jenkins' hash `hashlittle`, started from 0, 32 bits: the checksum of HDF5's metadata.
 
     Source: R. Jenkins, lookup3.c, 2006.
     """
@@ -119,7 +120,7 @@ def lookup3(data: bytes) -> int:
     while len(rest) > 12:
         a, b, c = (x + y for x, y in zip((a, b, c), struct.unpack("<3I", rest[:12]), strict=True))
         for shift in (4, 6, 8, 16, 19, 4):
-            # One line of Jenkins' mix: x -= z; x ^= rot(z, shift); z += y, with the roles turning round.
+            # One line of Jenkins' mix: x -= z; x ^= rot(z, shift); z += y. Then the variables swap their roles.
             a = ((a - c) & 0xFFFFFFFF) ^ _rotated(c & 0xFFFFFFFF, shift)
             c = (c + b) & 0xFFFFFFFF
             a, b, c = b & 0xFFFFFFFF, c, a
@@ -128,10 +129,10 @@ def lookup3(data: bytes) -> int:
         a, b, c = (x + y for x, y in zip((a, b, c), struct.unpack("<3I", rest.ljust(12, b"\0")), strict=True))
         a, b, c = a & 0xFFFFFFFF, b & 0xFFFFFFFF, c & 0xFFFFFFFF
         for shift in (14, 11, 25, 16, 4, 14, 24):
-            # And of his final mix: x ^= y; x -= rot(y, shift), on c, a, b in turn.
+            # One line of his final mix: x ^= y; x -= rot(y, shift), on c, a, b in turn.
             c = ((c ^ b) - _rotated(b, shift)) & 0xFFFFFFFF
             a, b, c = b, c, a
-        # Seven lines leave the roles turned round once more than a whole number of times.
+        # After seven swaps of three roles, the value of c is in b.
         c = b
     return c
 

@@ -1,4 +1,4 @@
-"""What became of a run, told from its metrics file alone."""
+"""Infer the state of a run, such as complete or crashed, from its metrics file alone."""
 
 import socket
 import time
@@ -12,24 +12,24 @@ from fedh2l_mpi.metrics.schema import TIMINGS
 from fedh2l_mpi.metrics.timing import slowest_rank_seconds
 from fedh2l_mpi.runtime.processes import is_running, start_s
 
-# A file that nobody closed belongs to a run that goes on, unless it has been silent for this long.
+# A file that was not closed belongs to a running run, unless it has not changed for this long.
 SILENT_S = 600.0
 SILENT_ROUNDS = 20
-# Further apart than the clocks of a machine and of its file server.
+# The clocks of a machine and of its file server differ by less than this.
 CLOCKS_S = 60.0
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run's state.
+    """State of a run, with its number of rounds.
 
     Attributes
     ----------
     word : {"complete", "running", "stopped", "failed", "crashed"}
-        Stopped: ended in order before its last round. Failed: ended by an error, which closed the file. Crashed:
-        killed.
+        Stopped: the run ended in order before its last round. Failed: an error ended it, and the file was closed.
+        Crashed: it was killed.
     rounds, planned : int
-        Finished rounds, and how many there were to be (0: unknown).
+        Finished rounds and planned rounds (0: unknown).
     """
 
     word: str
@@ -44,28 +44,28 @@ class RunState:
 
 
 def infer_state(run: RunMetrics, path: Path) -> RunState:
-    """What became of the run whose metrics file this is."""
+    """Return the state of the run that wrote this metrics file."""
     planned = run.attributes.get("rounds_planned", 0)
     planned = planned if isinstance(planned, int) else 0
-    told = run.attributes.get("state")
-    if told not in ("complete", "stopped", "failed"):
+    word = run.attributes.get("state")
+    if word not in ("complete", "stopped", "failed"):
         if run.closed:
-            # Files from before the state was recorded.
-            told = "complete" if run.rounds == planned else "stopped"
+            # Early versions did not record the state, so it follows from the number of rounds.
+            word = "complete" if run.rounds == planned else "stopped"
         else:
-            told = "running" if _goes_on(run, path) else "crashed"
-    return RunState(str(told), run.rounds, planned)
+            word = "running" if _is_alive(run, path) else "crashed"
+    return RunState(str(word), run.rounds, planned)
 
 
-def _goes_on(run: RunMetrics, path: Path) -> bool:
+def _is_alive(run: RunMetrics, path: Path) -> bool:
     pid = run.attributes.get("pid")
     if run.attributes.get("host") == socket.gethostname() and isinstance(pid, int):
         if not is_running(pid):
             return False
         started_s = start_s(pid)
-        # One that is younger than the file has been given the number of the writer, after a reboot, say.
+        # A process that is younger than the file only has the writer's old number, for example after a reboot.
         return started_s is None or started_s < path.stat().st_mtime + CLOCKS_S
-    # The last rounds are enough, and quick to read in a large file.
+    # The last rounds are enough, and reading only these is quick in a large file.
     last = (slice(-SILENT_ROUNDS, None),)
     rounds_R = slowest_rank_seconds([run.part(name, last) for name in TIMINGS], run["rank"])
     silent_s = SILENT_ROUNDS * float(np.max(rounds_R, initial=0.0))

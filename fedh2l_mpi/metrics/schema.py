@@ -1,4 +1,4 @@
-"""Names, dimensions, units and meanings of what is in a metrics file, schema 1.
+"""Schema 1 of the metrics file: names, dimensions, units and meanings of its arrays.
 
 Shape letters: D domains, K confidence bins.
 """
@@ -16,7 +16,7 @@ FORMAT = "fedh2l_mpi metrics"
 
 @dataclass(frozen=True)
 class Field:
-    """One array of the file: its name, element type (S: text), unit (as in UDUNITS; 1 is a pure number), meaning."""
+    """One array of the file: name, element type (S: text), unit (as in UDUNITS; 1: a pure number) and meaning."""
 
     name: str
     dtype: str
@@ -24,7 +24,7 @@ class Field:
     long_name: str
 
 
-# (round, participant): a row of a participant holds these in this order, then accuracy and loss on each domain.
+# (round, participant): a participant's row has these values in this order, then accuracy and loss on each domain.
 ROW_FIELDS = (
     Field("accuracy_own", "f8", "1", "accuracy on the own domain's test set (on all domains, for mixed data)"),
     Field("accuracy_all", "f8", "1", "accuracy, mean over every domain's test set"),
@@ -81,7 +81,7 @@ SCALES = (
     Field("edge", "i8", "1", "edge of a graph, counted over all graphs of the run"),
     Field("endpoint", "i8", "1", "end of an edge"),
 )
-# Every array but the scales, with its dimensions.
+# Every array except the scales, with its dimensions.
 DIMENSIONS = {
     **{field.name: ("round", "participant") for field in ROW_FIELDS},
     **{field.name: ("round", "participant", "domain") for field in DOMAIN_FIELDS},
@@ -105,21 +105,21 @@ FIELDS = {
         GRAPH_SINCE,
     )
 }
-# What the first files of this schema did not have yet.
+# Arrays that the first files of this schema did not have yet.
 ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin"}
-# By how much arrays of rounds and edges grow: some 256 KiB, and not more than 256 rows; their scales by more rows.
+# Arrays over rounds and edges grow by chunks of about 256 KiB, at most 256 rows. Their scales grow by more rows.
 CHUNK_BYTES, CHUNK_ROWS = 2**18, 256
 SCALE_CHUNKS = {"round": 1024, "edge": 4096}
 TIMINGS = tuple(field.name for field in ROW_FIELDS if field.units == "s")
 
 
 def chunk_rows(shape: Sequence[int]) -> int:
-    """Rows by which an array grows whose rows have this shape."""
+    """Return the number of rows by which an array grows, given the shape of a row."""
     return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (8 * max(1, math.prod(shape)))))
 
 
 def row_width(domains: int) -> int:
-    """Numbers in a participant's row."""
+    """Return how many numbers a participant's row has."""
     return len(ROW_FIELDS) + len(DOMAIN_FIELDS) * domains + len(BIN_FIELDS) * CONFIDENCE_BINS
 
 
@@ -129,12 +129,14 @@ def pack_row(
     loss_D: Sequence[float],
     calibration_3K: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """A participant's row, float64 (row_width,); what `values` does not name is NaN, and so is what is None.
+    """Return a participant's row, float64 (row_width,). Values that are not given are NaN.
 
     Parameters
     ----------
+    values : mapping
+        From the names of ROW_FIELDS to their values.
     calibration_3K : float64 (3, K) or None
-        The three BIN_FIELDS for each of the K confidence bins.
+        The three BIN_FIELDS for each of the K confidence bins. None: all NaN.
     """
     if calibration_3K is None:
         calibration_3K = np.full((len(BIN_FIELDS), CONFIDENCE_BINS), math.nan)

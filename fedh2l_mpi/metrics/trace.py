@@ -1,13 +1,13 @@
-"""A run's timeline: what every rank did, when, in Chrome's trace-event form, for Perfetto and chrome://tracing.
+"""Trace of a run: the times of every rank's activities, in Chrome's trace-event format for Perfetto.
 
-Every rank appends its events to a file of its own in the run directory, after a round and about once a second: what a
-killed run did is there up to then. Such a part is a trace by itself (Chrome's array form, whose end may be missing).
-When the run ends in order, rank 0 joins the parts, also those of earlier times that the run was begun or gone on with.
+Every rank appends its events to its own file in the run directory, after a round and about once a second. A killed run
+therefore leaves its events up to that moment. Each part is a valid trace (Chrome's array format, whose end may be
+missing). When the run ends in order, rank 0 joins all parts, including those of earlier attempts of the same run.
 
-A process of the trace is a rank; its lanes (threads) are the path of the rounds and the writer of checkpoints. Ranks on
-one host share one clock. Between hosts, clocks are compared once, at the start, by messages there and back: as exact as
-half of the fastest round trip, which is told in the trace; what they drift apart afterwards is not corrected. After a
-run was gone on with, its times are as exact as the time of day of rank 0's host.
+A process of the trace is a rank. Its threads are the rounds and the checkpoint writer. Ranks on one host share one
+clock. Clocks of different hosts are compared once, at the start, by messages there and back. The error is at most half
+of the fastest round trip, which the trace records; later drift is not corrected. After a resume, the times are as exact
+as the time of day on rank 0's host.
 
 Format: Google's "Trace Event Format", of which these events are used: M, X, b, e.
 """
@@ -30,9 +30,9 @@ from fedh2l_mpi.runtime.world import World
 
 ROUND_PATH, CHECKPOINT_WRITER = 1, 2
 LANES = {ROUND_PATH: "rounds", CHECKPOINT_WRITER: "writer of checkpoints"}
-# Events wait in memory for so long, or until they are so many.
+# Events stay in memory for this long, or until there are this many.
 FLUSH_S, FLUSH_EVENTS = 1.0, 2**15
-# The members of an event that no participant is charged with, nor a cohort: it is told of all that the rank hosts.
+# The members of an event that concerns all participants of the rank.
 EVERYONE = ()
 # name, category, begin and end [perf_counter s], round, participants, lane
 Event = tuple[str, str, float, float, int, tuple[int, ...], int]
@@ -40,28 +40,28 @@ MESSAGES = "messages"
 
 
 def check(out: Path, directory: RunDirectory, resumes: bool) -> None:
-    """Refuse a file that cannot be made, or that holds something else than this run's timeline so far.
+    """Raise unless the trace file can be created, or is the earlier trace of this resumed run.
 
     Parameters
     ----------
     resumes : bool
-        Whether the run is gone on with: then its timeline may be there, if all its parts are, too.
+        True if the run is resumed. Then its trace may exist, provided that its parts exist, too.
 
     Raises
     ------
     UserError
-        Names the file, or the one beside it that the parts are joined in.
+        Names the file, or the temporary file in which the parts are joined.
     """
     try:
         own = resumes and _started(directory).get("out") == str(out.resolve())
         if out.exists() and not (own and out.is_file()):
-            raise UserError(f"--trace: {out} exists already; name a new file")
+            raise UserError(f"--trace: {out} already exists. Name a new file.")
         unfinished = _unfinished(out)
-        # Of its own, one may be left by a kill while the parts were joined.
+        # A kill while the parts were joined may have left this run's own temporary file.
         if unfinished.exists() and not own:
             raise UserError(
-                f"--trace: {out} is written as {unfinished} first, and that exists already; name another file, or "
-                "remove it"
+                f"--trace: {out} is first written as {unfinished}, which already exists. Name another file, or remove "
+                "it."
             )
         unfinished.touch()
         unfinished.unlink()
@@ -70,12 +70,12 @@ def check(out: Path, directory: RunDirectory, resumes: bool) -> None:
 
 
 class Trace:
-    """One rank's events. Building it is **collective**.
+    """The events of one rank. The constructor is **collective**.
 
     Parameters
     ----------
     out : Path
-        The file that the parts become.
+        The file into which the parts are joined.
     deadline_s : float
         Longest wait for another rank [s].
 
@@ -91,7 +91,7 @@ class Trace:
         self._hosted = (hosted.start, hosted.stop - 1)
         self._attempt, elapsed_s, now_s = world.from_first(self._begin)
         ahead_s, self._unsure_s = self._offset(deadline_s)
-        # On this rank's own clock, when the timeline began.
+        # The start of the trace on this rank's own clock.
         self._origin_s = now_s + ahead_s - elapsed_s
         self._events: list[Event] = []
         self._flushed_s = time.perf_counter()
@@ -100,50 +100,50 @@ class Trace:
     def phase(
         self, name: str, round_index: int, begin_s: float, end_s: float, members: tuple[int, ...] = EVERYONE
     ) -> None:
-        """A phase of one participant, of several that step together, or of all that are hosted here."""
-        # What the participants of a rank publish together is the messages.
-        told = "post messages" if name == "publish" and members == EVERYONE else name
-        self._events.append((told, name, begin_s, end_s, round_index, members, ROUND_PATH))
+        """Add a phase of one participant, of several that step together, or of all that are hosted here."""
+        # All participants of a rank publish together when their messages are posted.
+        title = "post messages" if name == "publish" and members == EVERYONE else name
+        self._events.append((title, name, begin_s, end_s, round_index, members, ROUND_PATH))
 
     def messages(self, round_index: int, posted_s: float, seen_s: float) -> None:
-        """A round's messages were on their way, from when they were posted until they were seen to be complete."""
+        """Add a round's messages in transit: from posting them until this rank saw that all had arrived."""
         self._events.append((MESSAGES, MESSAGES, posted_s, seen_s, round_index, EVERYONE, ROUND_PATH))
 
     def checkpoint_work(self, what: str, rounds: int, begin_s: float, end_s: float) -> None:
-        """The writer of checkpoints did something for that after `rounds` rounds; called by its thread."""
+        """Add work of the checkpoint writer on the checkpoint after `rounds` rounds. Its thread calls this."""
         self._events.append((what, "checkpoint writer", begin_s, end_s, rounds - 1, EVERYONE, CHECKPOINT_WRITER))
 
     @contextmanager
     def during(self, name: str, round_index: int) -> Iterator[None]:
-        """What runs inside is an event of this rank."""
+        """Add the time inside the context as an event of this rank."""
         begin = time.perf_counter()
         yield
         self.phase(name, round_index, begin, time.perf_counter())
 
     def flush(self, only_if_due: bool = False) -> None:
-        """Append what there is to this rank's part.
+        """Append the events in memory to this rank's part.
 
         Parameters
         ----------
         only_if_due : bool
-            Unless the last time was a moment ago and events are few.
+            Do nothing if the last flush was less than FLUSH_S ago and events are few.
 
         Raises
         ------
         OSError
-            If that fails.
+            If the part cannot be written.
         """
         begin, count = time.perf_counter(), len(self._events)
         if only_if_due and begin - self._flushed_s < FLUSH_S and count < FLUSH_EVENTS:
             return
-        # Another thread may append meanwhile: what is taken is counted first.
+        # Another thread may append events meanwhile, so take the number of events counted above.
         events = self._events[:count]
         del self._events[:count]
         try:
             self._file.write("".join(map(self._text, events)))
             self._file.flush()
         except OSError as error:
-            # Of a full disk, the error itself names no file.
+            # If the disk is full, the error names no file, so add the name.
             raise OSError(error.errno, error.strerror, self._file.name) from None
         self._flushed_s = time.perf_counter()
         if events:
@@ -155,31 +155,31 @@ class Trace:
         Parameters
         ----------
         complete : bool
-            Whether the run will never be gone on with; its parts are removed then.
+            True if the run can not be resumed any more. Then its parts are removed.
 
         Raises
         ------
         UserError
-            On every rank alike, if the file cannot be written; the parts stay.
+            On every rank alike, if the file cannot be written. The parts are kept.
         """
         self.close()
-        # Before rank 0 reads them.
+        # This collective call also ensures that all parts are closed before rank 0 reads them.
         unsure = dict(self._world.collect((self._world.host, self._unsure_s)))
         self._world.from_first(lambda: self._join(unsure, complete))
 
     def close(self) -> None:
-        """Leave this rank's part as complete as it can be.
+        """Write the remaining events to this rank's part, and close it.
 
         Raises
         ------
         OSError
-            If what there is cannot be written.
+            If they cannot be written.
         """
         self.flush()
         self._file.close()
 
     def _begin(self) -> tuple[int, float, float]:
-        """On rank 0: the number of this attempt, how old the timeline is, and this clock's time [s]."""
+        """Return the number of this attempt, the age of the trace [s] and this clock's time [s]. Runs on rank 0."""
         started = _started(self._directory)
         now_s, clock_s = time.time(), time.perf_counter()
         begun_s = float(started.get("begun_s", now_s))
@@ -195,7 +195,7 @@ class Trace:
         return attempt, now_s - begun_s, clock_s
 
     def _offset(self, deadline_s: float) -> tuple[float, float]:
-        """How far this rank's clock is ahead of rank 0's, and how sure that is [s]. **Collective.**"""
+        """Return how far this rank's clock is ahead of rank 0's, and the uncertainty [s]. **Collective.**"""
         hosts = self._world.collect(self._world.host)
         partners = [rank for rank, host in enumerate(hosts) if hosts.index(host) == rank and host != hosts[0]]
         measured = clock_offsets(self._world, partners, deadline_s, time.perf_counter)
@@ -203,7 +203,7 @@ class Trace:
         return by_host.get(self._world.host, (0.0, 0.0))
 
     def _open(self) -> TextIO:
-        """This rank's part, with what it is called."""
+        """Create this rank's part, and write the names of its process and threads."""
         path = self._directory.trace(self._attempt, self._world.rank)
         labels = [f"hosts participants {self._hosted[0]} to {self._hosted[1]}"]
         if self._unsure_s:
@@ -216,7 +216,7 @@ class Trace:
             *(("thread_sort_index", lane, {"sort_index": lane}) for lane in LANES),
         ]
         try:
-            # Ranks on other hosts may not see yet what rank 0 has made.
+            # On a network file system, this host may not see yet the folder that rank 0 made.
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("w", encoding="utf-8")
             file.write("[\n")
@@ -229,7 +229,7 @@ class Trace:
         return file
 
     def _text(self, event: Event) -> str:
-        """An event as the lines of the file; written out, since this is done between rounds."""
+        """Format an event as lines of the file. No JSON library is used, to save time between rounds."""
         name, category, begin_s, end_s, round_index, members, lane = event
         begin_us, end_us = 1e6 * (begin_s - self._origin_s), 1e6 * (end_s - self._origin_s)
         if members == EVERYONE:
@@ -242,7 +242,7 @@ class Trace:
                 f'"name":"messages of round {round_index}","cat":"{category}",'
                 f'"id":"{self._world.rank}.{self._attempt}.{round_index}",'
             )
-            # One line: of a file that was cut, both ends are there or none.
+            # Both events are on one line, so a truncated file has both of them or none.
             begin, end = f'"ph":"b","ts":{begin_us:.3f}', f'"ph":"e","ts":{end_us:.3f}'
             return f"{{{named}{begin},{given},{{{named}{end},{given},\n"
         timed = f'"ph":"X","ts":{begin_us:.3f},"dur":{end_us - begin_us:.3f}'
@@ -272,13 +272,13 @@ class Trace:
                 shutil.rmtree(self._directory.traces)
         except OSError as error:
             raise UserError(
-                f"--trace: {error.filename or unfinished}: {error.strerror}; the parts are in "
-                f"{self._directory.traces}, and each can be opened by itself"
+                f"--trace: cannot write {error.filename or unfinished}: {error.strerror}. The parts are in "
+                f"{self._directory.traces}; open each of them by itself."
             ) from None
 
 
 def events_of(part: Path) -> Iterator[str]:
-    """The events of a rank's part, as texts of one or two JSON objects; of a killed run, up to the last whole line."""
+    """Yield the events of a rank's part as texts of one or two JSON objects, up to the last complete line."""
     with part.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("{") and line.endswith("},\n"):
@@ -294,7 +294,7 @@ def _started_file(directory: RunDirectory) -> Path:
 
 
 def _started(directory: RunDirectory) -> dict[str, Any]:
-    """When the timeline began, and which file its parts become; empty where there is none."""
+    """Return the start of the trace and the path of the joined file; empty if there is no trace."""
     try:
         return dict(json.loads(_started_file(directory).read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
-"""Writes the metrics file, on rank 0, while the run goes on.
+"""Write the metrics file on rank 0 while the run is running.
 
-The file is in single-writer-multiple-reader mode (SWMR), so that it can be read
-while it is written and after a kill, and in the format of HDF5 1.10, which Debian's h5dump and xarray read. No filter:
-a compressed row per flush would make the file a hundred times larger.
+The file is in single-writer-multiple-reader mode (SWMR), so it can be read while it is written and after a kill. Its
+format is that of HDF5 1.10, which Debian's h5dump and xarray can read. It has no compression filter, because one
+compressed row per flush would make the file a hundred times larger.
 
-h5py is imported where a file is opened: of all ranks, only the one that writes pays its 11 MiB.
+h5py is imported when a file is opened, so only the rank that writes needs its 11 MiB of memory.
 
 Shape letters: R rounds, P participants, D domains, C classes, E edges.
 """
@@ -45,20 +45,20 @@ from fedh2l_mpi.runtime import atomic_files
 if TYPE_CHECKING:
     import h5py
 
-# Attributes that are known only at the end, and the longest text that each will hold: SWMR allows no new ones.
+# Attributes that are known only at the end, with the length of their longest text: SWMR allows no new attributes.
 LATER = {"state": 16, "ended": 32, "content_digest": 64}
 
 
 @dataclass(frozen=True)
 class RunHeader:
-    """What is known before round 0.
+    """Header of the metrics file: everything that is known before round 0.
 
     Attributes
     ----------
     attributes : mapping
         Attributes of the file: config text, seed, versions, revision, start time and so on; text or numbers.
     participants : sequence of mapping
-        For each participant a value for each of PARTICIPANT_FIELDS.
+        One mapping for each participant, with a value for each of PARTICIPANT_FIELDS.
     label_histogram : int64 (P, C)
     domain_names : sequence of str, D of them
     """
@@ -70,10 +70,10 @@ class RunHeader:
 
 
 class _Growing:
-    """An array to which a round's values are added at a time.
+    """Array that grows by the values of one round at a time.
 
-    In HDF5's own calls, which take a fifth of the time that h5py takes to understand `array[round] = values`: this is
-    most of what a round of few, small participants costs beside their learning.
+    It uses HDF5's own calls, which need a fifth of the time of h5py's `array[round] = values`. That time is most of
+    the overhead of a round of few, small participants.
     """
 
     def __init__(self, dataset: "h5py.Dataset") -> None:
@@ -84,7 +84,7 @@ class _Growing:
         self._in_memory = h5s.create_simple((1, *self._shape))
 
     def put(self, round_index: int, values: NDArray[Any]) -> None:
-        """Lengthen the array to end with this round, and write it."""
+        """Extend the array to end with this round, and write the round's values."""
         self._id.set_extent((round_index + 1, *self._shape))
         in_file = self._id.get_space()
         in_file.select_hyperslab((round_index, *self._begin), (1, *self._shape))
@@ -92,18 +92,18 @@ class _Growing:
 
 
 class MetricsWriter:
-    """The one writer of a run's file, on rank 0.
+    """The single writer of a run's metrics file, on rank 0.
 
     Parameters
     ----------
     kept : int or None
-        Rounds of the file at `path` to go on after: that file is replaced by a new one that begins with them, and is
-        as if it had never been left. None: a new run.
+        Number of rounds of the file at `path` after which to resume. A new file that begins with these rounds replaces
+        it, and equals the file of an uninterrupted run. None: a new run.
 
     Raises
     ------
     FileExistsError
-        If the file exists and is not to be gone on with: a run is never written over another.
+        If the file exists and `kept` is None: a run never overwrites another.
     ValueError
         If the file at `path` does not hold `kept` rounds.
     """
@@ -113,11 +113,11 @@ class MetricsWriter:
 
         participants, domains = len(header.participants), len(header.domain_names)
         classes = header.label_histogram.shape[1]
-        # Under another name until it can be read by others.
+        # The file has another name until other programs can read it.
         growing = path.with_name(path.name + ".new")
         if kept is None and path.exists():
-            raise FileExistsError(f"{path} exists: a run is never written over another")
-        # Left by a process that was killed here: whoever writes a run's file has the run for himself.
+            raise FileExistsError(f"{path} already exists, and a run never overwrites another")
+        # A process that was killed here left it. The run's lock excludes any other writer, so it can be removed.
         growing.unlink(missing_ok=True)
         self.file = h5py.File(growing, "x", libver=("v110", "v110"))
         self._path, self._domains = path, domains
@@ -148,16 +148,16 @@ class MetricsWriter:
         self._growing = {name: _Growing(self.file[name]) for name in ("round", *by_round)}
         self.file.flush()
         if kept is not None:
-            # What is replaced is not lost with the machine, either.
+            # Sync the new file before it replaces the old one; otherwise a crash of the machine could lose both.
             with growing.open("rb") as file:
                 atomic_files.sync_file(file)
-        # From here on nothing may be created; values may be added and fixed-size attributes changed.
+        # From here on HDF5 allows new values and changes of fixed-size attributes, but no new arrays.
         self.file.swmr_mode = True
         growing.rename(path)
         atomic_files.sync_folder(path.parent)
 
     def _copy(self, path: Path, rounds: int) -> None:
-        """Take over the first rounds of another file; graphs are added anew."""
+        """Copy the first rounds of another file. Graphs are not copied: `add_graph` adds them again."""
         first = 0
         for tables_RPW in tables(path, rounds):
             past = first + len(tables_RPW)
@@ -170,12 +170,12 @@ class MetricsWriter:
         self.file["round"][:] = np.arange(rounds)
 
     def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
-        """The graph that holds from `since_round` until the next one is added.
+        """Add the graph that is used from round `since_round` until the next graph is added.
 
         Raises
         ------
         OSError, RuntimeError
-            If it cannot be written: of a full disk, HDF5 says either.
+            If it cannot be written. HDF5 raises either of them if the disk is full.
         """
         first = self.file["edge"].shape[0]
         total = first + len(edges_E2)
@@ -190,7 +190,7 @@ class MetricsWriter:
                 self.file[name][first:] = values
 
     def append(self, round_index: int, table: NDArray[np.float64]) -> str:
-        """Write and flush a round: its rows survive a kill from here on.
+        """Write and flush a round. After this call, its rows survive a kill of the process.
 
         Parameters
         ----------
@@ -200,25 +200,25 @@ class MetricsWriter:
         Returns
         -------
         str
-            SHA-256 of all tables up to this one, as `rows_digest` finds it in the file.
+            SHA-256 of all tables up to this one, equal to `rows_digest` of the file.
 
         Raises
         ------
         OSError, RuntimeError
-            If they cannot be written: of a full disk, HDF5 says either.
+            If they cannot be written. HDF5 raises either of them if the disk is full.
         """
         for name, values in self._columns(table).items():
             self._growing[name].put(round_index, values)
         self.file.flush()
-        # The scale comes last, in a flush of its own: of one flush, a reader may see the new length of an array before
-        # its values. One that looks at the scale first finds the values of every round in it.
+        # The scale comes last, in its own flush, because within one flush a reader may see an array's new length before
+        # its values. A reader that reads the scale first therefore finds the values of all its rounds.
         self._growing["round"].put(round_index, np.array(round_index))
         self.file.flush()
         self._rows.update(np.ascontiguousarray(table).data)
         return self._rows.hexdigest()
 
     def _columns(self, table: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        """The values of each array, from a table (P, width) or several (R, P, width)."""
+        """Return the values of each array, from one table (P, width) or several (R, P, width)."""
         columns = {field.name: table[..., i] for i, field in enumerate(ROW_FIELDS)}
         at = len(ROW_FIELDS)
         for fields, size in ((DOMAIN_FIELDS, self._domains), (BIN_FIELDS, CONFIDENCE_BINS)):
@@ -228,17 +228,17 @@ class MetricsWriter:
         return columns
 
     def close(self, state: str) -> None:
-        """Close the file: every reader can open it as an ordinary one from here on.
+        """Close the file, which any HDF5 reader can then open like an ordinary file.
 
         Parameters
         ----------
         state : {"complete", "stopped", "failed"}
-            What became of the run.
+            Final state of the run.
 
         Raises
         ------
         OSError, RuntimeError
-            If what is left cannot be written: of a full disk, HDF5 says either.
+            If the rest cannot be written. HDF5 raises either of them if the disk is full.
         """
         ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         for name, value in {"state": state, "ended": ended, "content_digest": content_digest(self.file)}.items():
@@ -250,7 +250,7 @@ class MetricsWriter:
     def _attributes(self, attributes: Mapping[str, str | int]) -> None:
         given: dict[str, str | int] = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **attributes}
         for name, value in given.items():
-            # Fixed-length strings: SWMR forbids the others.
+            # SWMR allows fixed-length strings only.
             self.file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
         for name, length in LATER.items():
             self.file.attrs[name] = np.array(b"running" if name == "state" else b"", dtype=f"S{length}")
@@ -277,7 +277,7 @@ class MetricsWriter:
 
 
 def _kept_attributes(path: Path) -> dict[str, str | int]:
-    """What a run that is gone on with keeps of its file: when it began."""
+    """Return the attributes that a resumed run keeps from its old file: its start time."""
     old = look(path)
     try:
         return {name: value for name, value in old.attributes.items() if name == "started"}
@@ -286,5 +286,5 @@ def _kept_attributes(path: Path) -> dict[str, str | int]:
 
 
 def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
-    """UTF-8 of a fixed length that holds the longest: SWMR allows no other strings."""
+    """Encode texts as UTF-8 of a fixed length, that of the longest: SWMR allows no other strings."""
     return np.array([value.encode() for value in values], dtype=np.bytes_)

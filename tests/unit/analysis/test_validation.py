@@ -177,7 +177,7 @@ def replace(name, values):
         (replace("device", 3), "array 'device': got 0 dimensions, must be 1: participant"),
         (set_attribute("units", np.bytes_(b"bits"), "loss"), "array 'loss', attribute 'units': got 'bits', must be 'n"),
         (set_attribute("long_name", np.bytes_(b""), "loss"), "array 'loss', attribute 'long_name': got '', must be"),
-        (set_attribute("schema_version", 2), "has schema 2, this version reads schema 1"),
+        (set_attribute("schema_version", 2), "has schema 2, but this version reads schema 1"),
         (set_attribute("rounds_planned", 13), "got 12 rounds, must be 13 of a complete run"),
         (set_attribute("rounds_planned", 11), "got 12 rounds, 11 were planned"),
         (set_attribute("seed", 1), "config has seed 0, the file has attribute 'seed': 1"),

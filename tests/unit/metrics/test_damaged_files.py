@@ -117,7 +117,7 @@ def test_a_newer_schema_missing_rounds_and_missing_arrays_are_told_and_the_rest_
     assert told.participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]
     assert run.metrics["round"].tolist() == [0, 2, 3]
     problems = "\n".join(run.problems)
-    assert "has schema 7, this version reads schema 1" in problems
+    assert "has schema 7, but this version reads schema 1" in problems
     assert "missing rounds: 1" in problems
     assert "array 'loss' is missing" in problems
 

@@ -149,7 +149,7 @@ def test_what_is_no_metrics_file_is_refused(tmp_path, written):
         metrics.read(tmp_path / "other.h5")
     with h5py.File(written, "r+") as file:
         file.attrs["schema_version"] = 99
-    with pytest.raises(UserError, match="has schema 99, this version reads schema 1"):
+    with pytest.raises(UserError, match="has schema 99, but this version reads schema 1"):
         metrics.read(written)
 
 

@@ -75,7 +75,7 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
     taken = tmp_path / "taken.json"
     taken.write_text("{}")
     wrong = {
-        taken: "exists already",
+        taken: "already exists",
         tmp_path / "none" / "out.json": "No such file or directory",
         tmp_path / ("a" * 300): "cannot be written: File name too long",
     }
@@ -88,7 +88,7 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
     # What the parts are joined in, before it gets its name.
     unfinished = tmp_path / "out.json.new"
     unfinished.write_text("somebody's")
-    with pytest.raises(UserError, match=r"out\.json is written as .*out\.json\.new first, and that exists already"):
+    with pytest.raises(UserError, match=r"out\.json is first written as .*out\.json\.new, which already exists"):
         timeline.check(tmp_path / "out.json", RunDirectory(tmp_path / "run"), resumes=False)
     assert unfinished.read_text() == "somebody's"
     with pytest.raises(UserError, match="--trace: there is nothing"):
@@ -106,5 +106,5 @@ def test_only_its_own_timeline_is_replaced_by_a_run_that_is_gone_on_with(tmp_pat
     timeline.check(out, directory, resumes=True)
     assert not left.exists()
     for path, resumes in ((out, False), (other, True)):
-        with pytest.raises(UserError, match="exists already"):
+        with pytest.raises(UserError, match="already exists"):
             timeline.check(path, directory, resumes)
