@@ -69,7 +69,7 @@ def world_of(command: Command) -> World:
     if isinstance(command, doctor.DoctorCommand):
         from fedh2l_mpi.launch.doctor import examine
 
-        return examine.connected()
+        return examine.connect_ranks()
     return connect() if needs_world(command) else World(None)
 
 

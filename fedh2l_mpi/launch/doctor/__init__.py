@@ -1,1 +1,4 @@
-"""`doctor`: one page that says whether a run would work here, and how to fix what would not."""
+"""Check whether a run would work on this machine, and print a fix for each problem.
+
+Only `cli` may import this package.
+"""

@@ -1,4 +1,4 @@
-"""The examination: everything in the order of the page, on all ranks together."""
+"""Run all checks, in the order of the page and on all ranks together."""
 
 import datetime
 import os
@@ -30,12 +30,12 @@ NETWORK = "check that the nodes can reach each other over the network that MPI c
 
 
 class Watchdog:
-    """Ends this process where a step takes too long: MPI itself waits for ever.
+    """End this process if a step takes too long, because MPI itself would wait forever.
 
     Parameters
     ----------
     who : str
-        This process, for the message.
+        Name of this process in the message.
     """
 
     def __init__(self, who: str, deadline_s: float = DEADLINE_S) -> None:
@@ -43,7 +43,7 @@ class Watchdog:
         self._timer: threading.Timer | None = None
 
     def step(self, what: str) -> None:
-        """From now on, another step has its own time."""
+        """Start the time limit of the next step, named `what` in the message."""
         self._cancel()
         self._timer = threading.Timer(self._deadline_s, self._expire, [what])
         self._timer.daemon = True
@@ -62,31 +62,31 @@ class Watchdog:
     def _expire(self, what: str) -> None:
         print(
             f"fedh2l_mpi: error: doctor, {self._who}: {what} took longer than {self._deadline_s:g} s, so a run would "
-            f"not work here; {NETWORK}",
+            f"not work here. Fix: {NETWORK}.",
             file=sys.stderr,
             flush=True,
         )
         sys.stdout.flush()
-        # Not sys.exit: the main thread is inside MPI. The launcher ends the other ranks.
+        # sys.exit would not end the main thread, which is inside MPI. The launcher ends the other ranks.
         os._exit(EXIT_FAULT)
 
 
-def connected(environ: Mapping[str, str] = os.environ) -> World:
-    """The world of this process, or one of its own where the ranks cannot meet. **Collective.**"""
+def connect_ranks(environ: Mapping[str, str] = os.environ) -> World:
+    """Connect the ranks, or return a world of one process if they cannot connect. **Collective.**"""
     launch = Launch.from_environment(environ)
-    # Asked only where it matters: it costs a process.
+    # Asking for the MPI library starts a process, so it is done only for launchers that speak PMIx.
     if "PMIX_RANK" in environ and (caution := launcher.may_not_join(launch, software.mpi_of_mpi4py())):
         if launch.rank == 0:
             print(f"fedh2l_mpi: doctor: {caution}", file=sys.stderr, flush=True)
         else:
-            # The first rank that MPI ends takes the others with it.
+            # The first rank that MPI ends takes the others with it, so rank 0 needs time to print.
             time.sleep(SPEAK_S)
     with Watchdog(f"process {launch.rank}") as watchdog:
-        watchdog.step("the meeting of the ranks")
+        watchdog.step("connecting the ranks")
         try:
             return connect(environ)
         except UserError:
-            # Told on the page, by `examine`.
+            # `examine` prints this error on the page.
             return World(None)
 
 
@@ -97,7 +97,7 @@ def examine(
     out: str | None,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """Print the page on rank 0; the exit code: 0 if a run would work here, 1 if not. **Collective.**
+    """Print the page on rank 0; return 0 if a run would work here, else 1. **Collective.**
 
     Raises
     ------
@@ -107,7 +107,7 @@ def examine(
     launch = Launch.from_environment(environ)
     refusal = _refusal(world, launch, environ)
     if refusal and launch.rank != 0:
-        # They are many, all alone, and the first of them speaks. With an error they would end it before it has.
+        # Unconnected ranks all run alone, and rank 0 prints for all. An error exit here would end rank 0 too early.
         return 0
     page = Page(launch.launched) if world.rank == 0 else None
     with Watchdog(str(world)) as watchdog:
@@ -124,7 +124,7 @@ def examine(
 
 @dataclass(frozen=True)
 class _Visit:
-    """What every part of the examination needs; `refusal` says why the ranks could not meet."""
+    """Shared state of all checks; `refusal` is the reason why the ranks could not connect, or empty."""
 
     world: World
     launch: Launch
@@ -134,14 +134,14 @@ class _Visit:
     page: Page | None
 
     def make(self, config_path: str | None, overrides: Sequence[str], out: str | None) -> None:
-        """All parts, each with a time limit of its own. **Collective.**"""
+        """Run all checks, each with its own time limit. **Collective.**"""
         world, step = self.world, self.watchdog.step
         step("reading the config")
         config = world.from_first(lambda: loading.load(config_path, overrides))
         folder = world.from_first(lambda: storage.folder_for(out))
         step("comparing versions")
         self._software()
-        # Of ranks that have not met, only one would be seen.
+        # Unconnected ranks would show the cores and GPUs of rank 0 only.
         if not self.refusal:
             step("looking at cores and GPUs")
             self._show("cores and GPUs", ranks.examine(world, config.devices, self.environ))
@@ -176,7 +176,7 @@ class _Visit:
 
 
 def _refusal(world: World, launch: Launch, environ: Mapping[str, str]) -> str:
-    """Why the ranks that the launcher started have not met; empty if they have."""
+    """Return the reason why the launcher's ranks did not connect, or an empty string if they did."""
     if world.comm is not None or launch.size == 1:
         return ""
     try:
@@ -187,7 +187,7 @@ def _refusal(world: World, launch: Launch, environ: Mapping[str, str]) -> str:
 
 
 def _load(config: "Config", path: str | None, size: int, launched: bool) -> tuple[messages.Load | None, list[Finding]]:
-    """What the config would send, if its data are here and it fits the number of ranks; and a finding about that."""
+    """Return what the config would send, or None if it cannot run here, and a finding about that."""
     name = Path(path).name if path is not None else "the default config"
     try:
         resolved = config.resolved(size, launched)
@@ -195,15 +195,15 @@ def _load(config: "Config", path: str | None, size: int, launched: bool) -> tupl
     except UserError as error:
         return None, [refused("config", error)]
     except (ImportError, OSError) as error:
-        # The latter is a library that PyTorch misses.
-        return None, [failure("config", f"{name} cannot be tried: {error}", "mend the versions above")]
-    said = f"{name}: {resolved.size} participants; data, models and graph are there"
-    return load, [good("config", said)]
+        # An OSError is a library that PyTorch lacks.
+        return None, [failure("config", f"{name} cannot be tried: {error}", "install what is missing above")]
+    text = f"{name}: {resolved.size} participants; data, models and graph fit"
+    return load, [good("config", text)]
 
 
 def _end_late(world: World, page: Page | None, error: LateRankError) -> None:
-    """End the job: the ranks cannot talk, so they cannot agree on a verdict either."""
-    # The key is for runs: here the time is fixed.
+    """Abort the job: ranks that cannot exchange messages cannot agree on a verdict either."""
+    # The config key has no effect here, where the time limit is fixed.
     text = str(error).removesuffix(" (exchange.deadline_s)")
     found = failure("messages", f"{text}, so a run would not work here", NETWORK)
     if page is not None:

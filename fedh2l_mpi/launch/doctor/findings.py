@@ -1,4 +1,4 @@
-"""What the doctor finds: a fact, something that is good, a warning, or a failure with its fix."""
+"""Findings of the doctor: a fact, something good, a warning with its fix, or a failure with its fix."""
 
 import enum
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 class Level(enum.Enum):
-    """How bad it is; the value is the mark on the page."""
+    """Severity of a finding; the value is its mark on the page."""
 
     FACT = ""
     GOOD = "ok"
@@ -21,9 +21,9 @@ class Finding:
     Attributes
     ----------
     what : str
-        The thing looked at, in a word or two.
+        Subject of the check, in one or two words.
     text : str
-        What was found; of a failure or a warning also what to do.
+        Result of the check; a failure or a warning includes the fix.
     """
 
     what: str
@@ -32,32 +32,32 @@ class Finding:
 
 
 def fact(what: str, text: str) -> Finding:
-    """Something that is neither good nor bad."""
+    """Return a finding that is neither good nor bad."""
     return Finding(what, text, Level.FACT)
 
 
 def good(what: str, text: str) -> Finding:
-    """Something that a run needs, and has."""
+    """Return a finding about something that a run needs and has."""
     return Finding(what, text)
 
 
 def warning(what: str, text: str, fix: str) -> Finding:
-    """A run would work, but not as one may think."""
-    return Finding(what, f"{text}; {fix}", Level.WARNING)
+    """Return a finding about something that may surprise the user, though a run would work."""
+    return Finding(what, f"{text}. Fix: {fix}.", Level.WARNING)
 
 
 def failure(what: str, text: str, fix: str) -> Finding:
-    """A run would not work."""
-    return Finding(what, f"{text}; {fix}", Level.FAILURE)
+    """Return a finding that keeps a run from working."""
+    return Finding(what, f"{text}. Fix: {fix}.", Level.FAILURE)
 
 
 def refused(what: str, error: Exception) -> Finding:
-    """What a run would be refused with: a UserError's text holds its fix already."""
+    """Return the error that a run would raise as a failure; a UserError's text already contains the fix."""
     return Finding(what, str(error), Level.FAILURE)
 
 
 def spans(numbers: Collection[int]) -> str:
-    """Whole numbers in short: 0-3, 8."""
+    """Write whole numbers as ranges: 0-3, 8."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""How this process was started, how a run could be, and what Slurm says."""
+"""Check the launcher of this process, the launchers that a run could use, and the Slurm job."""
 
 import re
 import shutil
@@ -13,25 +13,25 @@ from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, good, warnin
 from fedh2l_mpi.runtime.launcher import Launch
 
 PATIENCE_S = 10.0
-# What srun must speak for each MPI to see its ranks.
+# The --mpi that srun needs for each MPI; with another one, the ranks would not see each other.
 SRUN_SPEAKS = {"Open MPI": "pmix", "MPICH": "pmi2", "Intel MPI": "pmi2", "MVAPICH": "pmi2"}
 LISTED = 8
 
 
 def started(launch: Launch, refusal: str, hosts: Sequence[str]) -> Finding:
-    """By whom, and where the ranks are.
+    """Report which launcher started the ranks, and on which hosts.
 
     Parameters
     ----------
     refusal : str
-        Why the ranks cannot meet; empty if they have.
+        Reason why the ranks cannot connect; empty if they did.
     hosts : sequence of str
-        Of every rank.
+        Host of every rank.
     """
     if refusal:
         return Finding("launcher", refusal, Level.FAILURE)
     if not launch.launched:
-        return fact("launcher", "not under a launcher: a run here is one process that hosts all participants")
+        return fact("launcher", "none: a run here is one process that hosts all participants")
     nodes = Counter(hosts)
     listed = [f"{count} on {host}" for host, count in nodes.items()][:LISTED]
     more = [f"and {len(nodes) - LISTED} more nodes"] if len(nodes) > LISTED else []
@@ -40,63 +40,64 @@ def started(launch: Launch, refusal: str, hosts: Sequence[str]) -> Finding:
 
 
 def may_not_join(launch: Launch, mpi_library: str) -> str:
-    """What to think of if MPI ends a process of a launcher that speaks PMIx; empty where the two are known to fit.
+    """Return advice in case MPI ends a process whose launcher speaks PMIx; empty if the two are known to fit.
 
     Parameters
     ----------
     mpi_library : str
-        Such as `MPICH 5.0.2`; `none` if there is none.
+        Name and version, such as `MPICH 5.0.2`; `none` if there is none.
     """
     vendor = vendor_of_library(mpi_library)
     if vendor in ("", "Open MPI"):
         return ""
-    # Most builds of MPICH do not speak it, and then end the process instead of raising an error.
+    # Most builds of MPICH do not speak PMIx. They end the process instead of raising an error.
     fix = "use srun --mpi=pmi2" if launch.launcher == "srun" else f"use the mpirun of {vendor}"
-    return f"if MPI ends this now: {launch.launcher} speaks PMIx, and {mpi_library} may not; {fix}"
+    return f"{launch.launcher} speaks PMIx, but {mpi_library} may not. If MPI ends this process now, {fix}."
 
 
 def ways_to_start(mpi_library: str) -> list[Finding]:
-    """The launchers at hand, and whether they fit the MPI that mpi4py uses.
+    """Report each launcher that is installed, and check that it fits the MPI of mpi4py.
 
     Parameters
     ----------
     mpi_library : str
-        Such as `MPICH 5.0.2`; `none` if there is none.
+        Name and version, such as `MPICH 5.0.2`; `none` if there is none.
     """
     lines = []
     path = shutil.which("mpirun")
-    beside = Path(sys.executable).with_name("mpirun")
-    if path is None and beside.exists():
-        lines.append(warning("mpirun", f"not on PATH, but beside Python: {beside}", "activate the environment"))
-        path = str(beside)
+    own = Path(sys.executable).with_name("mpirun")
+    if path is None and own.exists():
+        lines.append(warning("mpirun", f"not on the PATH, but next to Python: {own}", "activate the environment"))
+        path = str(own)
     if path is None:
-        lines.append(fact("mpirun", "none on PATH"))
+        lines.append(fact("mpirun", "none on the PATH"))
     else:
-        lines.append(mpirun_fits(path, _said_by([path, "--version"]), mpi_library))
+        lines.append(mpirun_fits(path, _output_of([path, "--version"]), mpi_library))
     if shutil.which("srun") is not None:
-        lines.append(srun_fits(_said_by(["srun", "--mpi=list"]), mpi_library))
+        lines.append(srun_fits(_output_of(["srun", "--mpi=list"]), mpi_library))
     return lines
 
 
 def mpirun_fits(path: str, version_text: str, mpi_library: str) -> Finding:
-    """Whether an mpirun is of the MPI that mpi4py uses: of another, it starts ranks that do not see each other."""
+    """Check that an mpirun belongs to the MPI that mpi4py uses; if not, its ranks do not see each other."""
     vendor = vendor_of_mpirun(version_text)
     ours = vendor_of_library(mpi_library)
     if not vendor:
-        return warning("mpirun", f"{path} does not say which MPI it is of", "check that it is the one of mpi4py's MPI")
+        text = f"{path} does not say which MPI it belongs to"
+        return warning("mpirun", text, "check that it belongs to the MPI of mpi4py")
     if not ours:
-        return fact("mpirun", f"{path}, of {vendor}")
+        return fact("mpirun", f"{path}, from {vendor}")
     if vendor != ours:
         return warning(
             "mpirun",
-            f"{path} is of {vendor}, but mpi4py uses {mpi_library}: its ranks would not see each other",
+            f"{path} belongs to {vendor}, but mpi4py uses {mpi_library}, so its ranks would not see each other",
             f"use the mpirun of {ours}, or an mpi4py for {vendor}",
         )
-    return good("mpirun", f"{path}, of {vendor} as mpi4py")
+    return good("mpirun", f"{path}, from {vendor} like mpi4py")
 
 
 def vendor_of_mpirun(version_text: str) -> str:
-    """Which MPI an mpirun belongs to, from what its --version prints; empty if it does not say."""
+    """Return the MPI of an mpirun from the output of --version, or an empty string if it is not named there."""
     for sign, vendor in (
         ("Open MPI", "Open MPI"),
         ("OpenRTE", "Open MPI"),
@@ -112,31 +113,32 @@ def vendor_of_mpirun(version_text: str) -> str:
 
 
 def vendor_of_library(mpi_library: str) -> str:
-    """The name in front of a version, such as `Open MPI` of `Open MPI 5.0.11`; empty for `none`."""
+    """Return the name before a version, such as `Open MPI` in `Open MPI 5.0.11`; empty for `none`."""
     return "" if mpi_library == "none" else re.sub(r"[\s\d.]+$", "", mpi_library)
 
 
 def srun_fits(list_text: str, mpi_library: str) -> Finding:
-    """Which --mpi of this srun the MPI needs: with another one, srun starts ranks that do not see each other."""
+    """Return the --mpi that srun needs for an MPI; with another one, its ranks do not see each other."""
     offered = re.findall(r"^(?:srun: )?\s*([a-z]\w*)\s*$", list_text, flags=re.MULTILINE)
     vendor = vendor_of_library(mpi_library)
     if not offered:
-        return warning("srun", f"srun --mpi=list says {list_text.strip()[:200]!r}", "ask the site which --mpi to use")
+        text = f"srun --mpi=list printed {list_text.strip()[:200]!r}"
+        return warning("srun", text, "ask your cluster's support which --mpi to use")
     if vendor not in SRUN_SPEAKS:
         return fact("srun", f"--mpi={', '.join(offered)}")
     speaks = SRUN_SPEAKS[vendor]
-    # A Slurm with several PMIx libraries lists pmix_v3, pmix_v4 and so on too.
+    # If Slurm has several PMIx libraries, it also lists pmix_v3, pmix_v4 and so on.
     if not any(name == speaks or name.startswith(f"{speaks}_") for name in offered):
         return warning(
             "srun",
-            f"has no --mpi={speaks}, which {vendor} needs (only {', '.join(offered)})",
+            f"srun has no --mpi={speaks}, which {vendor} needs (only {', '.join(offered)})",
             f"start with the mpirun of {vendor} inside sbatch",
         )
     return good("srun", f"use srun --mpi={speaks}, which {vendor} needs")
 
 
 def slurm_job(environ: Mapping[str, str]) -> list[Finding]:
-    """The job that this process is in; nothing outside one."""
+    """Report the Slurm job of this process; return no finding outside a job."""
     if "SLURM_JOB_ID" not in environ:
         return []
     nodes = environ.get("SLURM_JOB_NODELIST", "unknown")
@@ -145,11 +147,11 @@ def slurm_job(environ: Mapping[str, str]) -> list[Finding]:
     if end.isdigit():
         left_min = max(0, int(end) - int(time.time())) // 60
         return [fact("Slurm", f"{text}, {left_min // 60}:{left_min % 60:02d} h left")]
-    return [fact("Slurm", f"{text}; the time left is unknown to a run, so tell it: run.max_wall")]
+    return [fact("Slurm", f"{text}. A run cannot know the time left, so set run.max_wall")]
 
 
-def _said_by(command: Sequence[str]) -> str:
-    """What a command prints, or why it did not."""
+def _output_of(command: Sequence[str]) -> str:
+    """Return the output of a command, or the reason why it could not run."""
     try:
         ended = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, stdin=subprocess.DEVNULL

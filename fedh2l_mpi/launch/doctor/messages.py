@@ -1,4 +1,4 @@
-"""Messages of the size that a run's would have, round a ring; and how far the clocks of hosts are apart."""
+"""Time messages of a run's size around a ring of ranks, and compare the clocks of the hosts."""
 
 import statistics
 import time
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from fedh2l_mpi.config import Config
 
 ROUNDS, WARM_UP = 20, 3
-# Hosts whose clocks are compared with rank 0's.
+# Largest number of hosts whose clocks are compared with rank 0's.
 LISTED = 64
 SKEW_S = 1.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What an edge of the graph carries in a round.
+    """Message that an edge of the graph carries in each round.
 
     Attributes
     ----------
     name : str
-        What it is, with its shape.
+        Name and shape of the array.
     message_bytes : int
-        Of one participant's message.
+        Size of one participant's message.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Load:
 
 
 def load_of(config: "Config") -> Load | None:
-    """What participants of a resolved config would send over an edge; None if its method exchanges nothing.
+    """Return the message that a resolved config sends over an edge, or None if its method exchanges nothing.
 
     Raises
     ------
     UserError
-        If data, models or method do not fit the config, as a run would.
+        If data, models or method do not fit the config. A run would raise the same error.
     """
     from fedh2l_mpi import methods, models
     from fedh2l_mpi.data import federated
@@ -66,26 +66,26 @@ def load_of(config: "Config") -> Load | None:
 
 
 def examine(world: World, load: Load | None, deadline_s: float) -> list[Finding]:
-    """The ring, and the clocks. **Collective.**
+    """Time the ring and compare the clocks. **Collective.**
 
     Returns
     -------
     list of Finding
-        Of meaning on rank 0.
+        Valid on rank 0 only.
 
     Raises
     ------
     LateRankError
-        If a message does not come within the deadline.
+        If a message does not arrive within the deadline.
     """
     if world.size == 1:
-        return [fact("messages", "none: one process, participants hand their arrays over directly")]
+        return [fact("messages", "none: in one process, participants pass their arrays directly")]
     lines = []
     if load is not None:
         seconds, broken = ring(world, load.message_bytes, deadline_s)
-        lines.append(told(load, world.collect(seconds), world.collect(broken)))
+        lines.append(ring_finding(load, world.collect(seconds), world.collect(broken)))
     else:
-        lines.append(fact("messages", "not timed: it is not known how large they would be, or there are none"))
+        lines.append(fact("messages", "not timed: the config sends none, or their size is unknown"))
     hosts = world.collect(world.host)
     partners = [rank for rank, host in enumerate(hosts) if hosts.index(host) == rank and host != hosts[0]][:LISTED]
     offsets = clock_offsets(world, partners, deadline_s)
@@ -93,14 +93,14 @@ def examine(world: World, load: Load | None, deadline_s: float) -> list[Finding]
 
 
 def ring(world: World, message_bytes: int, deadline_s: float) -> tuple[float, int]:
-    """Send to the next rank and receive from the previous one, many times. **Collective.**
+    """Send to the next rank and receive from the previous one, ROUNDS times. **Collective.**
 
     Returns
     -------
     float
-        Median time of a round [s], without the first few.
+        Median time of a round [s], without the warm-up rounds.
     int
-        How many messages arrived changed.
+        Number of messages that arrived changed.
     """
     comm = world.comm
     if comm is None:
@@ -120,17 +120,17 @@ def ring(world: World, message_bytes: int, deadline_s: float) -> tuple[float, in
 
 
 def _pattern(rank: int, number: int, size: int) -> bytearray:
-    """Bytes that no other rank and no other round sends."""
+    """Return bytes that no other rank and no other round sends."""
     word = (rank * 1_000_003 + number + WARM_UP).to_bytes(8, "little")
     return bytearray((word * (size // 8 + 1))[:size])
 
 
-def told(load: Load, seconds: Sequence[float], broken: Sequence[int]) -> Finding:
-    """The ring in words, from every rank's median time and its number of changed messages."""
+def ring_finding(load: Load, seconds: Sequence[float], broken: Sequence[int]) -> Finding:
+    """Report the ring, given every rank's median time [s] and its number of changed messages."""
     if any(broken):
         rank = next(rank for rank, count in enumerate(broken) if count)
         text = f"{sum(broken)} of {len(broken) * (ROUNDS + WARM_UP)} arrived changed, the first at rank {rank}"
-        return failure("messages", text, "this MPI or its network is at fault: try another one")
+        return failure("messages", text, "try another MPI or another network, because this one changes data")
     median, slowest = statistics.median(seconds), max(seconds)
     return good(
         "messages",
@@ -141,14 +141,14 @@ def told(load: Load, seconds: Sequence[float], broken: Sequence[int]) -> Finding
 
 
 def clocks(hosts: Sequence[str], offsets: Sequence[tuple[float, float]]) -> Finding:
-    """The clocks of hosts in words, from `clock_offsets`."""
+    """Report how far the hosts' clocks differ, given the result of `clock_offsets`."""
     if not hosts:
         return fact("clocks", "one host, one clock")
     if not offsets:
-        return fact("clocks", "compared on rank 0")
+        return fact("clocks", "rank 0 compares them")
     host, (offset, unsure) = max(zip(hosts, offsets, strict=True), key=lambda pair: abs(pair[1][0]))
     text = f"of {len(hosts) + 1} hosts, that of {host} differs most from rank 0's: {1e3 * offset:+.1f} ms"
     text += f" (give or take {1e3 * unsure:.1f})"
     if abs(offset) > SKEW_S:
-        return warning("clocks", text, "times in logs do not compare; have NTP or chrony set up")
+        return warning("clocks", f"{text}, so times in logs cannot be compared", "set up NTP or chrony")
     return good("clocks", text)

@@ -1,4 +1,4 @@
-"""The page: a section at a time, so that what was found is read even where the next step hangs."""
+"""Print the page one section at a time, so that earlier findings are readable even if the next step hangs."""
 
 import io
 import sys
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 from fedh2l_mpi.launch.doctor.findings import Finding, Level
 
-# A pipe says nothing of the terminal behind it.
+# The width of the terminal behind a pipe is unknown.
 PIPED_WIDTH = 80
 STYLES = {Level.FACT: "", Level.GOOD: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
 WHAT_WIDTH = 11
 
 
 class Page:
-    """Prints sections of findings, and counts them.
+    """Print sections of findings, and count the findings.
 
     Parameters
     ----------
     launched : bool
-        Whether a launcher passes the page on: some give a rank a terminal of its own, whatever reads them.
+        True under a launcher. Some launchers give ranks a terminal of their own even if the output goes to a file.
     """
 
     def __init__(self, launched: bool = False) -> None:
@@ -28,7 +28,7 @@ class Page:
 
     @property
     def failed(self) -> bool:
-        """Whether a failure was shown."""
+        """True if a failure was shown."""
         return self._counts[Level.FAILURE] > 0
 
     def show(self, section: str, findings: Sequence[Finding]) -> None:
@@ -56,15 +56,15 @@ class Page:
         from rich.text import Text
 
         counted = [(self._counts[Level.FAILURE], "failure"), (self._counts[Level.WARNING], "warning")]
-        told = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counted if count)
+        counts = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for count, word in counted if count)
         verdict = f"a run would {'not ' if self.failed else ''}work here"
         style = STYLES[Level.FAILURE if self.failed else Level.GOOD]
-        self._print(Text(f"{verdict}: {told}" if told else verdict, style))
+        self._print(Text(f"{verdict}: {counts}" if counts else verdict, style))
 
     def _print(self, *parts: object) -> None:
         from rich.console import Console
 
-        # Through a text and print(), which raises BrokenPipeError where rich would end the process.
+        # On a broken pipe, print() raises BrokenPipeError, while rich would end the process.
         written = io.StringIO()
         width = None if self._on_terminal else PIPED_WIDTH
         console = Console(file=written, force_terminal=self._on_terminal, highlight=False, width=width)

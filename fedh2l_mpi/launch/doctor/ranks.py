@@ -1,4 +1,4 @@
-"""Every rank's place: its node, the cores it may use, and the GPU it would get."""
+"""Check the node of every rank, the cores that it may use, and the GPU that it would get."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, refused, spans, warning
+from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, failure, good, refused, spans, warning
 from fedh2l_mpi.runtime import devices
 from fedh2l_mpi.runtime.devices import RankSlot
 from fedh2l_mpi.runtime.world import World
 
-# More nodes than this are summed up: the page stays one page.
+# Further nodes are only counted, so that the page stays short.
 LISTED = 12
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a rank finds where it runs.
+class RankResources:
+    """Cores and GPU of a rank.
 
     Attributes
     ----------
     cores : frozenset of int
-        That its process may run on.
+        Cores that its process may run on.
     gpu : str
         Name of the GPU that it would get; empty for the CPU.
     uuid : str
-        Of that GPU.
+        UUID of that GPU.
     trouble : str
-        Why the GPU cannot be used; empty if it can.
+        Reason why the GPU cannot be used; empty if it can.
     machine_cores : int
-        How many the machine has.
+        Number of cores of the machine.
     """
 
     cores: frozenset[int]
@@ -41,14 +41,14 @@ class Place:
 
 
 def usable_cores() -> frozenset[int]:
-    """The cores that this process may run on."""
+    """Return the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
 
 
 def visible_gpus() -> int:
-    """CUDA devices that PyTorch sees; none without PyTorch."""
+    """Return the number of CUDA devices that PyTorch sees; 0 without PyTorch."""
     try:
         import torch
     except (ImportError, OSError):
@@ -56,63 +56,65 @@ def visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def take_place(device: str) -> Place:
-    """This rank's place, with `device` made its own as a run would."""
+def claim_resources(device: str) -> RankResources:
+    """Select `device` for this rank, as a run would, and return its cores and GPU."""
     cores, machine_cores = usable_cores(), os.cpu_count() or 1
     if device == "cpu":
-        return Place(cores, machine_cores=machine_cores)
+        return RankResources(cores, machine_cores=machine_cores)
     import torch
 
     try:
         uuid = devices.select_device(device)
-        return Place(cores, torch.cuda.get_device_name(device), uuid, machine_cores=machine_cores)
+        return RankResources(cores, torch.cuda.get_device_name(device), uuid, machine_cores=machine_cores)
     except (RuntimeError, AssertionError) as error:
         trouble = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return Place(cores, trouble=trouble, machine_cores=machine_cores)
+        return RankResources(cores, trouble=trouble, machine_cores=machine_cores)
 
 
 def examine(world: World, config: DevicesConfig, environ: Mapping[str, str]) -> list[Finding]:
-    """Cores and GPUs of every node. **Collective.**"""
+    """Check cores and GPUs of every node. **Collective.**"""
     slots = devices.collect_slots(world, visible_gpus(), environ)
     lines: list[Finding] = []
     chosen = ["cpu"] * world.size
     try:
         chosen = devices.choose_devices(config, slots)
     except UserError as error:
-        # The same on every rank: all have the same slots.
+        # All ranks have the same slots, so all of them get this error.
         lines.append(refused("GPUs", error))
-    places = world.collect(take_place(chosen[world.rank]))
+    resources = world.collect(claim_resources(chosen[world.rank]))
     settings = world.collect(environ.get("CUDA_VISIBLE_DEVICES"))
-    cores = [core_use(here, [places[rank] for rank in here[0].node], config.threads) for here in _nodes(slots)]
+    cores = [core_use(here, [resources[rank] for rank in here[0].node], config.threads) for here in _nodes(slots)]
     if not lines:
-        lines = gpu_use(config, slots, chosen, places)
+        lines = gpu_use(config, slots, chosen, resources)
     lines += _visible_devices(slots, settings)
     return _in_short(cores) + lines
 
 
-def core_use(here: Sequence[RankSlot], places: Sequence[Place], threads: int) -> Finding:
-    """Whether the ranks of a node have a core for each of their threads.
+def core_use(here: Sequence[RankSlot], resources: Sequence[RankResources], threads: int) -> Finding:
+    """Check that the ranks of a node have a core for each of their threads.
 
     Parameters
     ----------
     here : sequence of RankSlot
         The ranks of one node.
-    places : sequence of Place
-        Of each of them.
+    resources : sequence of RankResources
+        Cores and GPU of each of them.
     threads : int
-        Of each rank.
+        Threads of each rank.
     """
-    cores = [place.cores for place in places]
+    cores = [own.cores for own in resources]
     together = frozenset[int]().union(*cores)
     wanted = len(here) * threads
     text = f"{_ranks(here[0].node)}, {_count(threads, 'thread')} each, "
     text += f"on {_count(len(together), 'core')} ({spans(together)})"
     if wanted > len(together):
         fits = max(1, len(together) // threads)
-        fix = f"start {_count(fits, 'rank')} a node (they host several participants each)"
-        if len(together) < places[0].machine_cores:
-            fix += f", or let them use more of its {places[0].machine_cores} (srun -c {threads}; mpirun --bind-to none)"
-        return warning(here[0].host, f"{text}: oversubscribed, {_count(wanted, 'thread')}, so runs are slow", fix)
+        fix = f"start {_count(fits, 'rank')} a node (each can host several participants)"
+        if len(together) < resources[0].machine_cores:
+            fix += (
+                f", or let them use more of its {resources[0].machine_cores} (srun -c {threads}; mpirun --bind-to none)"
+            )
+        return warning(here[0].host, f"{text}: {_count(wanted, 'thread')} are too many, so runs are slow", fix)
     if threads > min(map(len, cores)):
         return warning(
             here[0].host,
@@ -123,39 +125,38 @@ def core_use(here: Sequence[RankSlot], places: Sequence[Place], threads: int) ->
 
 
 def gpu_use(
-    config: DevicesConfig, slots: Sequence[RankSlot], chosen: Sequence[str], places: Sequence[Place]
+    config: DevicesConfig, slots: Sequence[RankSlot], chosen: Sequence[str], resources: Sequence[RankResources]
 ) -> list[Finding]:
-    """Who gets which GPU, and whether two ranks would have to share one."""
-    broken = [slot for slot in slots if places[slot.rank].trouble]
+    """Report the GPU of every rank, and check that no two ranks have to share one."""
+    broken = [slot for slot in slots if resources[slot.rank].trouble]
     if broken:
-        text = f"rank {broken[0].rank} cannot use {chosen[broken[0].rank]}: {places[broken[0].rank].trouble}"
+        text = f"rank {broken[0].rank} cannot use {chosen[broken[0].rank]}: {resources[broken[0].rank].trouble}"
         return [failure("GPUs", f"{text} (on {broken[0].host})", "check driver and PyTorch there with nvidia-smi")]
-    uuids = [place.uuid for place in places]
+    uuids = [own.uuid for own in resources]
     lines = []
     try:
         devices.check_nodes_apart(slots, uuids, config.share)
     except UserError as error:
         lines.append(refused("GPUs", error))
     if unused := devices.unused_grants(config, slots):
-        text, _, fix = unused.partition("; ")
-        lines.append(warning("GPUs", text, fix))
+        lines.append(Finding("GPUs", unused, Level.WARNING))
     if not any(uuids):
         reason = "devices.kind is cpu" if config.kind == "cpu" else "PyTorch sees no CUDA device"
         return lines or [fact("GPUs", f"none used: {reason}")]
     isolated = devices.find_isolated_hosts(slots, uuids)
     assigned = []
     for here in _nodes(slots):
-        each = [f"rank {slot.rank} {chosen[slot.rank]}{_named(places[slot.rank])}" for slot in here]
+        each = [f"rank {slot.rank} {chosen[slot.rank]}{_named(resources[slot.rank])}" for slot in here]
         sees = "each rank sees only its own" if here[0].host in isolated else f"{here[0].visible} seen"
         assigned.append(good(here[0].host, f"GPUs, {sees}: {', '.join(each)}"))
     if without := [slot.rank for slot in slots if not uuids[slot.rank]]:
         text = f"{_ranks(without)} (on {slots[without[0]].host}) would use the CPU, the others GPUs"
-        lines.append(warning("GPUs", text, "set devices.kind=cuda to refuse that"))
+        lines.append(warning("GPUs", text, "set devices.kind=cuda to make this an error"))
     return lines + _in_short(assigned)
 
 
 def _visible_devices(slots: Sequence[RankSlot], settings: Sequence[str | None]) -> list[Finding]:
-    """CUDA_VISIBLE_DEVICES as ranks have it; nothing where none is set."""
+    """Report CUDA_VISIBLE_DEVICES on every rank; return no finding if it is not set anywhere."""
     if not any(settings):
         return []
     by_value: dict[str, list[int]] = {}
@@ -170,7 +171,7 @@ def _nodes(slots: Sequence[RankSlot]) -> list[list[RankSlot]]:
 
 
 def _in_short(lines: list[Finding]) -> list[Finding]:
-    """All that warn, and of the others no more than a page holds."""
+    """Return at most LISTED findings, warnings and failures first, and a line that counts the rest."""
     bad = [line for line in lines if line.level.value not in ("", "ok")]
     shown = bad[:LISTED]
     shown += [line for line in lines if line not in bad][: LISTED - len(shown)]
@@ -186,5 +187,5 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _named(place: Place) -> str:
-    return f" ({place.gpu}, {place.uuid[:12]})" if place.gpu else ""
+def _named(own: RankResources) -> str:
+    return f" ({own.gpu}, {own.uuid[:12]})" if own.gpu else ""

@@ -1,4 +1,4 @@
-"""Versions of what a run is made of, on this rank and compared over the ranks."""
+"""Check the versions of the software that a run uses, and compare them between the ranks."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, warning
 from fedh2l_mpi.lifecycle import provenance
 
 MISSING = "not installed"
-# Read without initialising MPI: on a login node, that may end the process.
+# MPI is not initialised here, because on a login node this may end the process.
 _ASK_MPI = (
     "import mpi4py; mpi4py.rc.initialize = False\n"
     "from mpi4py import MPI; vendor, version = MPI.get_vendor(); print(vendor, '.'.join(map(str, version)))"
@@ -23,13 +23,13 @@ _INSTALL = {
 
 
 def versions_here(mpi_library: str) -> dict[str, str]:
-    """From the name of each part to its version on this rank; `code` is a digest of this package's files."""
+    """Map the name of each package to its version on this rank; `code` is a digest of this package's files."""
     found: dict[str, str] = json.loads(provenance.versions(mpi_library))
     return {**found, "code": provenance.source_digest().hex()[:8]}
 
 
 def cannot_load(name: str) -> str:
-    """Why a package cannot be imported here; empty if it can."""
+    """Return the reason why a package cannot be imported, or an empty string if it can."""
     try:
         importlib.import_module(name)
     except (ImportError, OSError) as error:
@@ -38,7 +38,7 @@ def cannot_load(name: str) -> str:
 
 
 def mpi_of_mpi4py() -> str:
-    """Name and version of the MPI library that mpi4py loads, such as `Open MPI 5.0.11`; `none` if it loads none."""
+    """Return name and version of the MPI library that mpi4py loads, such as `Open MPI 5.0.11`, or `none`."""
     try:
         asked = subprocess.run([sys.executable, "-c", _ASK_MPI], capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:
@@ -47,21 +47,21 @@ def mpi_of_mpi4py() -> str:
 
 
 def hdf5_version() -> str:
-    """Of the library that h5py uses, which need not be the system's."""
+    """Return the version of the HDF5 library that h5py uses, which may differ from the system's."""
     import h5py
 
     return str(h5py.version.hdf5_version)
 
 
 def findings(versions: Mapping[str, str], needs_mpi: bool) -> list[Finding]:
-    """The versions on rank 0, a missing or broken one as a failure.
+    """Report the versions on rank 0; a missing or broken package is a failure.
 
     Parameters
     ----------
     versions : mapping
-        From `versions_here`; `mpi` is the library that is, or would be, used.
+        Result of `versions_here`; `mpi` is the MPI library that is, or would be, used.
     needs_mpi : bool
-        Whether a launcher started several processes: one alone does without.
+        True if a launcher started several processes. A single process needs no MPI.
     """
     lines = [good("fedh2l_mpi", f"{versions['fedh2l_mpi']} (code {versions['code']}), Python {versions['python']}")]
     for name, title in (("torch", "PyTorch"), ("numpy", "NumPy"), ("h5py", "h5py")):
@@ -76,20 +76,23 @@ def findings(versions: Mapping[str, str], needs_mpi: bool) -> list[Finding]:
 
 
 def _mpi(versions: Mapping[str, str], needs_mpi: bool) -> Finding:
-    tell = failure if needs_mpi else warning
-    alone = "" if needs_mpi else ": runs here are one process each"
+    report = failure if needs_mpi else warning
+    alone = "" if needs_mpi else ", so each run here is a single process"
     if versions["mpi4py"] == MISSING:
-        return tell(
-            "MPI", f"mpi4py is not installed{alone}", "pip install 'fedh2l_mpi[mpi]', or [site-mpi] for a site's"
+        return report(
+            "MPI", f"mpi4py is not installed{alone}", "pip install 'fedh2l_mpi[mpi]', or [site-mpi] for a cluster's MPI"
         )
     if versions["mpi"] == "none":
         text = f"mpi4py {versions['mpi4py']} finds no MPI library to load{alone}"
-        return tell("MPI", text, "load the site's MPI module, or pip install 'fedh2l_mpi[mpi]'")
+        return report("MPI", text, "load the cluster's MPI module, or pip install 'fedh2l_mpi[mpi]'")
     return good("MPI", f"{versions['mpi']}, mpi4py {versions['mpi4py']}")
 
 
 def differences(versions: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> list[Finding]:
-    """Failures where ranks have other versions than rank 0: a run compares its code, and results depend on the rest."""
+    """Report every version that differs from rank 0's as a failure.
+
+    A run refuses ranks with different code, and its results depend on the other versions.
+    """
     lines = []
     for name, ours in versions[0].items():
         others = [rank for rank, theirs in enumerate(versions) if theirs.get(name) != ours]

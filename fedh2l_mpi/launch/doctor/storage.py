@@ -1,4 +1,4 @@
-"""Whether a file system can hold a run: locks, renames, fsync, a metrics file, and every rank seeing the same files."""
+"""Check that a file system can store a run: locks, renames, fsync, a metrics file, and the same files on every rank."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, warning
 from fedh2l_mpi.runtime.world import World
 
-# A file system with caches of names, as NFS, may show a new file late.
+# A file system that caches names, such as NFS, may show a new file late.
 PATIENCE_S = 10.0
 LOW_BYTES = 2**30
 REMOTE_WITHOUT_ORDER = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"}
@@ -25,12 +25,12 @@ LOCKING = "HDF5_USE_FILE_LOCKING"
 
 
 def folder_for(out: str | None) -> Path:
-    """The directory to try things in: where a run directory `out` is, or would be made; by default `runs`, or here.
+    """Return the directory to test: the first existing one of the run directory `out` (default `runs`) and its parents.
 
     Raises
     ------
     UserError
-        If that is a file, or cannot be looked at.
+        If it is a file, or cannot be accessed.
     """
     wanted = Path(out) if out is not None else Path("runs")
     for path in (wanted, *wanted.parents):
@@ -39,27 +39,27 @@ def folder_for(out: str | None) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise UserError(f"--out: {wanted} cannot be written: {error.strerror}; choose another directory") from None
+            raise UserError(f"--out: {wanted} cannot be written: {error.strerror}. Choose another directory.") from None
         if not stat.S_ISDIR(mode):
-            raise UserError(f"--out: {path} is a file, must be a directory or new")
+            raise UserError(f"--out: {path} is a file. Choose a directory, or a path that does not exist yet.")
         return path
     return Path()
 
 
 def examine(world: World, folder: Path, environ: Mapping[str, str]) -> list[Finding]:
-    """What a run needs of the file system of `folder`; what is made there is removed again. **Collective.**
+    """Check what a run needs from the file system of `folder`; remove all test files again. **Collective.**
 
     Returns
     -------
     list of Finding
-        Of meaning on rank 0.
+        Valid on rank 0 only.
     """
     tried = None
     lines = []
     if world.rank == 0:
         try:
             tried = Path(tempfile.mkdtemp(prefix=".doctor-", dir=folder))
-            lines = _place(folder)
+            lines = _directory(folder)
         except OSError as error:
             lines = [failure("directory", f"{folder} cannot be written: {error.strerror}", CHOOSE_ANOTHER)]
     tried = world.from_first(lambda: tried)
@@ -75,8 +75,8 @@ def examine(world: World, folder: Path, environ: Mapping[str, str]) -> list[Find
     return lines
 
 
-def _place(folder: Path) -> list[Finding]:
-    """File system and free space."""
+def _directory(folder: Path) -> list[Finding]:
+    """Check the type of the file system, and its free space."""
     kind, mount = file_system(folder.resolve(), _mounts())
     name = f"{folder.resolve()}, {kind} at {mount}" if kind else f"{folder.resolve()}"
     lines = []
@@ -84,37 +84,37 @@ def _place(folder: Path) -> list[Finding]:
         lines.append(
             warning(
                 "directory",
-                f"{name}: writes may be seen out of order, so `watch` may fail for a while",
-                "keep runs on a local or parallel file system (Lustre, GPFS) if there is one",
+                f"{name}: other nodes may see writes out of order, so `watch` may fail for a while",
+                "store runs on a local or parallel file system (Lustre, GPFS) if there is one",
             )
         )
     elif kind in IN_MEMORY:
-        lines.append(warning("directory", f"{name}: in memory, lost when the machine stops", CHOOSE_ANOTHER))
+        lines.append(warning("directory", f"{name}: in memory, so runs are lost at a reboot", CHOOSE_ANOTHER))
     else:
         lines.append(good("directory", name))
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     text = f"{free / 2**30:.1f} GiB free (a quota may be lower)"
     if free < LOW_BYTES:
-        lines.append(warning("space", text, "free some, or choose another directory with --out"))
+        lines.append(warning("space", text, "delete some files, or choose another directory with --out"))
     else:
         lines.append(good("space", text))
     return lines
 
 
 def _mounts() -> str:
-    """The kernel's table of mounts; empty where there is none to read."""
+    """Return the kernel's table of mounts, or an empty string if there is none."""
     table = Path("/proc/self/mountinfo")
     return table.read_text() if table.exists() else ""
 
 
 def file_system(folder: Path, mountinfo: str) -> tuple[str, str]:
-    """Type of the file system that holds an absolute path, and where it is mounted; empty if unknown.
+    """Return type and mount point of the file system that contains an absolute path; empty if unknown.
 
     Parameters
     ----------
     mountinfo : str
-        In the form of /proc/self/mountinfo.
+        Text in the format of /proc/self/mountinfo.
     """
     found, best = ("", ""), -1
     for line in mountinfo.splitlines():
@@ -122,16 +122,16 @@ def file_system(folder: Path, mountinfo: str) -> tuple[str, str]:
         if not separator:
             continue
         mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
-        # Of two mounts in one place, the later one hides the earlier.
+        # A later mount at the same point hides the earlier one.
         if folder.is_relative_to(mount) and len(mount) >= best:
             found, best = (after.split()[0], mount), len(mount)
     return found
 
 
 def locks(folder: Path, environ: Mapping[str, str]) -> Finding:
-    """Whether flock() works, as HDF5 wants it where HDF5_USE_FILE_LOCKING does not say otherwise."""
+    """Check that flock() works; HDF5 needs it, unless HDF5_USE_FILE_LOCKING says otherwise."""
     setting = environ.get(LOCKING)
-    told = f"{LOCKING}={setting}" if setting is not None else f"{LOCKING} not set"
+    locking = f"{LOCKING}={setting}" if setting is not None else f"{LOCKING} is not set"
     path = folder / "lock"
     with path.open("w") as first, path.open("w") as second:
         try:
@@ -140,17 +140,18 @@ def locks(folder: Path, environ: Mapping[str, str]) -> Finding:
             name = errno.errorcode.get(error.errno or 0, str(error.errno))
             fix = f"export {LOCKING}=BEST_EFFORT"
             if (setting or "").upper() in ("BEST_EFFORT", "FALSE", "0"):
-                return good("locks", f"flock does not work here ({name}), and HDF5 does without ({told})")
-            return failure("locks", f"flock does not work here ({name}), and HDF5 wants it ({told})", fix)
+                return good("locks", f"flock does not work here ({name}), but HDF5 does not need it ({locking})")
+            return failure("locks", f"flock does not work here ({name}), but HDF5 needs it ({locking})", fix)
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return good("locks", f"flock works ({told})")
-    return warning("locks", f"flock keeps nobody out here ({told})", "start no second run in a run's directory")
+            return good("locks", f"flock works ({locking})")
+    text = f"two processes can hold the same flock here ({locking})"
+    return warning("locks", text, "never start two runs in one run directory")
 
 
 def renames(folder: Path) -> Finding:
-    """Whether a file can be replaced for good: written, forced to disk, renamed, its directory forced to disk."""
+    """Check that a file can be replaced safely: write it, fsync it, rename it, fsync its directory."""
     old, new = folder / "status", folder / "status.tmp"
     try:
         old.write_text("old")
@@ -170,12 +171,12 @@ def renames(folder: Path) -> Finding:
     except OSError as error:
         return failure("rename", f"rename or fsync does not work here: {error.strerror}", CHOOSE_ANOTHER)
     if text != "new" or new.exists():
-        return failure("rename", f"a renamed file holds {text!r} instead of 'new'", CHOOSE_ANOTHER)
+        return failure("rename", f"a renamed file contains {text!r} instead of 'new'", CHOOSE_ANOTHER)
     return good("rename", f"atomic rename, fsync of file and directory: {took_ms:.1f} ms")
 
 
 def metrics_file(folder: Path) -> Finding:
-    """Whether a run's metrics file can be written, and read while it is open."""
+    """Check that a run's metrics file can be written, and read while it is open."""
     try:
         import numpy as np
 
@@ -194,7 +195,7 @@ def metrics_file(folder: Path) -> Finding:
         writer.close("complete")
         closed = metrics.read(path)
     except (OSError, RuntimeError, UserError) as error:
-        # HDF5 lays its errors out over many lines.
+        # HDF5's errors have many lines, and the page has room for one.
         why = " ".join(str(error).split())[:200]
         fix = f"export {LOCKING}=BEST_EFFORT" if "lock" in why else CHOOSE_ANOTHER
         return failure("HDF5", f"a metrics file does not work here: {why}", fix)
@@ -202,34 +203,34 @@ def metrics_file(folder: Path) -> Finding:
         text = f"of 1 round written, {rounds} could be read while the file was open and {closed.rounds} after"
         return failure("HDF5", text, CHOOSE_ANOTHER)
     return good(
-        "HDF5", f"a metrics file (SWMR) is written, read while open, and closed; a round takes {took_ms:.1f} ms"
+        "HDF5", f"a metrics file (SWMR) can be written, read while open, and closed; a round takes {took_ms:.1f} ms"
     )
 
 
 def _seen_by_all(world: World, tried: Path) -> list[Finding]:
-    """Whether every rank sees what rank 0 wrote, and rank 0 what every rank wrote. **Collective.**"""
+    """Check that every rank sees rank 0's file, and rank 0 sees every rank's file. **Collective.**"""
     if world.size == 1:
         return []
-    token, trouble = world.from_first(lambda: _left_token(tried))
+    token, trouble = world.from_first(lambda: _write_token(tried))
     if trouble:
         return [failure("shared", f"rank 0 {trouble}", CHOOSE_ANOTHER)]
     trouble = _reads(tried / "token", token) or _writes(tried / f"rank-{world.rank}", token)
     troubles = world.collect(trouble)
     if world.rank == 0:
-        for rank, told in enumerate(troubles):
-            if not told and (unseen := _reads(tried / f"rank-{rank}", token)):
+        for rank, problem in enumerate(troubles):
+            if not problem and (unseen := _reads(tried / f"rank-{rank}", token)):
                 troubles[rank] = f"wrote a file, but rank 0 {unseen}"
     return [shared(world.collect(world.host), troubles, tried.parent)]
 
 
-def _left_token(tried: Path) -> tuple[str, str]:
-    """A text that only this call knows, written to a file; and why it could not be written, empty if it could."""
+def _write_token(tried: Path) -> tuple[str, str]:
+    """Write a random text to a file; return the text, and the error message if it could not be written."""
     token = os.urandom(8).hex()
     return token, _writes(tried / "token", token)
 
 
 def _writes(path: Path, text: str) -> str:
-    """Empty once the file holds the text; else what is wrong."""
+    """Write the text to the file; return an error message, or an empty string."""
     try:
         path.write_text(text)
     except OSError as error:
@@ -238,13 +239,13 @@ def _writes(path: Path, text: str) -> str:
 
 
 def _reads(path: Path, text: str) -> str:
-    """Empty once the file holds the text; after a while, what is wrong."""
+    """Wait until the file contains the text; return an error message after PATIENCE_S, else an empty string."""
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
             if path.read_text() == text:
                 return ""
-            trouble = "reads something else there"
+            trouble = "reads a different text there"
         except OSError as error:
             trouble = f"does not see it: {error.strerror}"
         if time.monotonic() > until:
@@ -253,13 +254,13 @@ def _reads(path: Path, text: str) -> str:
 
 
 def shared(hosts: Sequence[str], troubles: Sequence[str], folder: Path) -> Finding:
-    """What became of the files that ranks wrote for each other; `troubles` has an empty text for a rank without one."""
-    apart = [rank for rank, told in enumerate(troubles) if told]
+    """Report whether all ranks share the directory; `troubles` has an error message or '' for each rank."""
+    apart = [rank for rank, problem in enumerate(troubles) if problem]
     if apart:
         where = ", ".join(dict.fromkeys(hosts[rank] for rank in apart))
         text = f"{len(apart)} of {len(hosts)} ranks (on {where}) do not share {folder}"
         text += f": rank {apart[0]} {troubles[apart[0]]}"
-        return failure("shared", text, "choose a directory that all nodes share with --out, and start in it")
+        return failure("shared", text, "start in a directory that all nodes share, and choose --out there")
     if len(set(hosts)) == 1:
-        return fact("shared", "all ranks see each other's files; they are on one host")
+        return fact("shared", "all ranks see each other's files, as they are on one host")
     return good("shared", f"the ranks of all {len(set(hosts))} hosts see each other's files")

@@ -17,7 +17,7 @@ from fedh2l_mpi.launch.doctor import examine, launcher, messages, ranks, softwar
 from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, failure, good, spans, warning
 from fedh2l_mpi.launch.doctor.messages import Load
 from fedh2l_mpi.launch.doctor.page import Page
-from fedh2l_mpi.launch.doctor.ranks import Place
+from fedh2l_mpi.launch.doctor.ranks import RankResources
 from fedh2l_mpi.lifecycle import provenance
 from fedh2l_mpi.runtime.devices import RankSlot
 from fedh2l_mpi.runtime.launcher import Launch
@@ -90,7 +90,7 @@ def test_a_missing_package_is_a_failure_with_its_fix(name):
     found = software.findings({**VERSIONS, name: software.MISSING}, needs_mpi=False)
     bad = [line for line in found if line.level in BAD]
     assert [line.level for line in bad] == [Level.FAILURE]
-    assert bad[0].text.startswith("not installed; pip install")
+    assert bad[0].text.startswith("not installed. Fix: pip install")
 
 
 def test_a_package_that_does_not_load_is_a_failure(monkeypatch):
@@ -113,7 +113,9 @@ def test_ranks_with_other_versions_are_told_with_their_hosts():
     other = {**VERSIONS, "torch": "2.4.0"}
     found = software.differences([VERSIONS, VERSIONS, other], ["n1", "n1", "n2"])
     assert levels(found) == [Level.FAILURE]
-    assert re.search(r"torch is \S+ on rank 0 \(n1\), but 2.4.0 on rank 2 \(n2\); activate the same", found[0].text)
+    assert re.search(
+        r"torch is \S+ on rank 0 \(n1\), but 2.4.0 on rank 2 \(n2\)\. Fix: activate the same", found[0].text
+    )
     assert levels(software.differences([VERSIONS] * 3, ["n1"] * 3)) == [Level.GOOD]
     assert software.differences([VERSIONS], ["n1"]) == []
 
@@ -150,10 +152,10 @@ def test_an_mpirun_tells_whose_it_is(text, vendor):
 
 def test_an_mpirun_of_another_mpi_is_warned_of():
     fits = launcher.mpirun_fits("/bin/mpirun", "HYDRA build details:", "MPICH 5.0.2")
-    assert (fits.level, fits.text) == (Level.GOOD, "/bin/mpirun, of MPICH as mpi4py")
+    assert (fits.level, fits.text) == (Level.GOOD, "/bin/mpirun, from MPICH like mpi4py")
     other = launcher.mpirun_fits("/bin/mpirun", "mpirun (Open MPI) 5.0.11", "MPICH 5.0.2")
     assert other.level is Level.WARNING
-    assert "ranks would not see each other; use the mpirun of MPICH, or an mpi4py for Open MPI" in other.text
+    assert "ranks would not see each other. Fix: use the mpirun of MPICH, or an mpi4py for Open MPI" in other.text
     assert launcher.mpirun_fits("/bin/mpirun", "timed out", "MPICH 5.0.2").level is Level.WARNING
     assert launcher.mpirun_fits("/bin/mpirun", "mpirun (Open MPI) 5.0.11", "none").level is Level.FACT
 
@@ -198,15 +200,15 @@ def test_slurm_is_told_of_in_a_job_only():
     assert launcher.slurm_job({}) == []
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     (told,) = launcher.slurm_job(job)
-    assert told.text.startswith("job 7, 2 nodes (n[1-2]); the time left is unknown")
+    assert told.text.startswith("job 7, 2 nodes (n[1-2]). A run cannot know the time left")
     (told,) = launcher.slurm_job({**job, "SLURM_JOB_END_TIME": "1"})
     assert told.text.endswith("0:00 h left")
 
 
 def test_an_mpi_that_may_not_speak_pmix_is_cautioned_of():
     assert launcher.may_not_join(Launch("srun", 2, 0), "Open MPI 5.0.11") == ""
-    assert launcher.may_not_join(Launch("srun", 2, 0), "MPICH 5.0.2").endswith("use srun --mpi=pmi2")
-    assert launcher.may_not_join(Launch("Open MPI's mpirun", 2, 0), "MPICH 5.0.2").endswith("the mpirun of MPICH")
+    assert launcher.may_not_join(Launch("srun", 2, 0), "MPICH 5.0.2").endswith("use srun --mpi=pmi2.")
+    assert launcher.may_not_join(Launch("Open MPI's mpirun", 2, 0), "MPICH 5.0.2").endswith("the mpirun of MPICH.")
 
 
 # Cores and GPUs.
@@ -220,8 +222,8 @@ def seated(ranks_of_nodes: list[int], visible: int = 0) -> list[RankSlot]:
     return slots
 
 
-def on_cores(*cores: set[int]) -> list[Place]:
-    return [Place(frozenset(own), machine_cores=8) for own in cores]
+def on_cores(*cores: set[int]) -> list[RankResources]:
+    return [RankResources(frozenset(own), machine_cores=8) for own in cores]
 
 
 def test_a_core_for_each_thread_is_good():
@@ -238,17 +240,17 @@ def test_a_core_for_each_thread_is_good():
         (
             [{0, 1}] * 4,
             1,
-            "oversubscribed, 4 threads, .*start 2 ranks a node .*or let them use more of its 8 .srun -c 1",
+            "4 threads are too many, .*start 2 ranks a node .*or let them use more of its 8 .srun -c 1",
         ),
         # All bound to one core, with seven idle: counting the machine's cores would not tell.
-        ([{0}] * 2, 1, "on 1 core .*oversubscribed, 2 threads, .*start 1 rank a node"),
+        ([{0}] * 2, 1, "on 1 core .*2 threads are too many, .*start 1 rank a node"),
         (
             [set(range(8))] * 4,
             4,
-            "oversubscribed, 16 threads, .*start 2 ranks a node .they host several participants each.$",
+            "16 threads are too many, .*start 2 ranks a node .each can host several participants..$",
         ),
-        ([{0}, {1}, {2}, {3}], 2, "oversubscribed, 8 threads"),
-        ([{0}, {1, 2, 3}], 2, "a rank may use only 1 core for its 2 threads; give each rank 2"),
+        ([{0}, {1}, {2}, {3}], 2, "8 threads are too many"),
+        ([{0}, {1, 2, 3}], 2, "a rank may use only 1 core for its 2 threads. Fix: give each rank 2"),
     ],
 )
 def test_more_threads_than_cores_are_warned_of_with_a_number_that_fits(cores, threads, says):
@@ -259,8 +261,8 @@ def test_more_threads_than_cores_are_warned_of_with_a_number_that_fits(cores, th
 
 def test_who_gets_which_gpu_is_listed_by_node():
     slots = seated([2, 2], visible=2)
-    places = [Place(frozenset({0}), "NVIDIA A100", f"1234567-{rank}-rest") for rank in range(4)]
-    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0", "cuda:1"] * 2, places)
+    resources = [RankResources(frozenset({0}), "NVIDIA A100", f"1234567-{rank}-rest") for rank in range(4)]
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0", "cuda:1"] * 2, resources)
     assert levels(told) == [Level.GOOD] * 2
     assert told[1].what == "n2"
     assert told[1].text == (
@@ -270,34 +272,36 @@ def test_who_gets_which_gpu_is_listed_by_node():
 
 def test_ranks_that_would_be_left_on_the_cpu_are_warned_of():
     slots = [*seated([1], visible=1), RankSlot(1, "n2", (1,), 0)]
-    places = [Place(frozenset({0}), "A100", "uuid"), Place(frozenset({0}))]
-    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0", "cpu"], places)
+    resources = [RankResources(frozenset({0}), "A100", "uuid"), RankResources(frozenset({0}))]
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0", "cpu"], resources)
     assert [line.text for line in told if line.level is Level.WARNING] == [
-        "rank 1 (on n2) would use the CPU, the others GPUs; set devices.kind=cuda to refuse that"
+        "rank 1 (on n2) would use the CPU, the others GPUs. Fix: set devices.kind=cuda to make this an error."
     ]
 
 
 def test_isolated_tasks_are_named_as_such():
     slots = seated([2], visible=1)
-    places = [Place(frozenset({0}), "A100", f"uuid-{rank}") for rank in range(2)]
-    (told,) = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, places)
+    resources = [RankResources(frozenset({0}), "A100", f"uuid-{rank}") for rank in range(2)]
+    (told,) = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, resources)
     assert told.text.startswith("GPUs, each rank sees only its own: rank 0 cuda:0 (A100, uuid-0)")
 
 
 def test_a_shared_gpu_is_a_failure_unless_allowed():
     slots = seated([2], visible=1)
-    places = [Place(frozenset({0}), "A100", "uuid")] * 2
-    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, places)
+    resources = [RankResources(frozenset({0}), "A100", "uuid")] * 2
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, resources)
     assert told[0].level is Level.FAILURE
     assert "ranks 0 and 1 of a node both have GPU uuid; ask for GPUs per node" in told[0].text
-    assert Level.FAILURE not in levels(ranks.gpu_use(DevicesConfig(share=True), slots, ["cuda:0"] * 2, places))
+    assert Level.FAILURE not in levels(ranks.gpu_use(DevicesConfig(share=True), slots, ["cuda:0"] * 2, resources))
 
 
 def test_a_gpu_that_cannot_be_used_is_a_failure():
-    places = [Place(frozenset({0}), trouble="RuntimeError: CUDA driver version is insufficient")]
-    (told,) = ranks.gpu_use(DevicesConfig(), seated([1], 1), ["cuda:0"], places)
+    resources = [RankResources(frozenset({0}), trouble="RuntimeError: CUDA driver version is insufficient")]
+    (told,) = ranks.gpu_use(DevicesConfig(), seated([1], 1), ["cuda:0"], resources)
     assert told.level is Level.FAILURE
-    assert "rank 0 cannot use cuda:0: RuntimeError: CUDA driver version is insufficient (on n1); check" in told.text
+    assert (
+        "rank 0 cannot use cuda:0: RuntimeError: CUDA driver version is insufficient (on n1). Fix: check" in told.text
+    )
 
 
 def test_too_few_gpus_are_a_failure_with_the_runs_own_words(monkeypatch):
@@ -352,7 +356,7 @@ def test_the_directory_is_out_or_what_holds_it_or_runs_or_here(tmp_path, monkeyp
 def test_a_directory_that_cannot_be_written_is_a_failure():
     told = storage.examine(World(None), Path("/proc"), {})
     assert levels(told) == [Level.FAILURE]
-    assert re.search(r"/proc cannot be written: .*; choose another directory with --out", told[0].text)
+    assert re.search(r"/proc cannot be written: .*. Fix: choose another directory with --out", told[0].text)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +396,7 @@ def test_a_metrics_file_that_cannot_be_locked_is_a_failure(tmp_path, monkeypatch
     monkeypatch.setattr(metrics, "MetricsWriter", refuse)
     told = storage.metrics_file(tmp_path)
     assert told.level is Level.FAILURE
-    assert "unable to lock file, errno = 11; export HDF5_USE_FILE_LOCKING=BEST_EFFORT" in told.text
+    assert "unable to lock file, errno = 11. Fix: export HDF5_USE_FILE_LOCKING=BEST_EFFORT" in told.text
 
 
 MOUNTS = """\
@@ -423,7 +427,7 @@ def test_the_file_system_is_that_of_the_longest_and_last_mount(path, kind, mount
 @pytest.mark.parametrize(("kind", "level"), [("nfs4", Level.WARNING), ("tmpfs", Level.WARNING), ("lustre", Level.GOOD)])
 def test_a_file_system_that_orders_no_writes_or_forgets_is_warned_of(tmp_path, monkeypatch, kind, level):
     monkeypatch.setattr(storage, "_mounts", lambda: f"1 1 0:1 / / rw - {kind} x rw\n")
-    assert storage._place(tmp_path)[0].level is level
+    assert storage._directory(tmp_path)[0].level is level
 
 
 def test_ranks_that_do_not_share_the_directory_are_told_by_host():
@@ -440,21 +444,21 @@ def test_a_file_that_never_comes_is_given_up(tmp_path, monkeypatch):
     assert storage._reads(tmp_path / "token", "x") == "does not see it: No such file or directory"
     (tmp_path / "token").write_text("x")
     assert storage._reads(tmp_path / "token", "x") == ""
-    assert storage._reads(tmp_path / "token", "y") == "reads something else there"
+    assert storage._reads(tmp_path / "token", "y") == "reads a different text there"
 
 
 # Messages.
 
 
 def test_the_ring_is_told_by_its_median_and_its_slowest_rank():
-    told = messages.told(Load("posteriors of 320 x 10", 12_852), [1e-3, 2e-3, 3e-3, 50e-3], [0] * 4)
+    told = messages.ring_finding(Load("posteriors of 320 x 10", 12_852), [1e-3, 2e-3, 3e-3, 50e-3], [0] * 4)
     assert told.level is Level.GOOD
     assert "(12,852 bytes)" in told.text
     assert "2.50 ms (5 MB/s), at the slowest rank (3) 50.00 ms" in told.text
 
 
 def test_a_message_that_arrives_changed_is_a_failure():
-    told = messages.told(Load("posteriors", 100), [1e-3] * 3, [0, 0, 2])
+    told = messages.ring_finding(Load("posteriors", 100), [1e-3] * 3, [0, 0, 2])
     assert told.level is Level.FAILURE
     assert "2 of 69 arrived changed, the first at rank 2" in told.text
 
@@ -507,7 +511,7 @@ def test_a_late_rank_is_a_failure_on_the_page(capsys, monkeypatch):
     assert codes == [1]
     out = capsys.readouterr().out
     assert "FAIL messages" in out
-    assert "within 30 s, so a run would not work here; check" in " ".join(out.split())
+    assert "within 30 s, so a run would not work here. Fix: check" in " ".join(out.split())
     assert "a run would not work here: 1 failure" in out
 
 
@@ -537,8 +541,8 @@ def test_a_config_that_a_broken_library_keeps_from_being_tried_is_a_failure(monk
 def test_on_a_laptop_the_page_ends_with_the_verdict(tmp_path):
     ended = launch(["doctor", "--out", str(tmp_path)])
     assert ended.code == 0, ended
-    assert "not under a launcher: a run here is one process that hosts all" in ended.out
-    assert "4 participants; data, models and graph are there" in " ".join(ended.out.split())
+    assert "none: a run here is one process that hosts all" in ended.out
+    assert "4 participants; data, models and graph fit" in " ".join(ended.out.split())
     assert ended.out.splitlines()[-1].startswith("a run would work here")
     assert ended.err == ""
 
@@ -573,9 +577,9 @@ def test_what_is_not_installed_is_told_on_the_page_and_not_by_a_traceback(tmp_pa
     assert ended.stderr == ""
     words = " ".join(ended.stdout.split())
     for says in (
-        "FAIL PyTorch not installed; pip install 'fedh2l_mpi[run]'",
-        "FAIL NumPy not installed; pip install numpy",
-        "FAIL h5py not installed; pip install h5py",
+        "FAIL PyTorch not installed. Fix: pip install 'fedh2l_mpi[run]'",
+        "FAIL NumPy not installed. Fix: pip install numpy",
+        "FAIL h5py not installed. Fix: pip install h5py",
         "warn MPI mpi4py is not installed: runs here are one process each; pip install 'fedh2l_mpi[mpi]'",
         "FAIL HDF5 cannot be tried",
         "FAIL config the default config cannot be tried",
