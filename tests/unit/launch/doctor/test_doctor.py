@@ -580,7 +580,7 @@ def test_what_is_not_installed_is_told_on_the_page_and_not_by_a_traceback(tmp_pa
         "FAIL PyTorch not installed. Fix: pip install 'fedh2l_mpi[run]'",
         "FAIL NumPy not installed. Fix: pip install numpy",
         "FAIL h5py not installed. Fix: pip install h5py",
-        "warn MPI mpi4py is not installed: runs here are one process each; pip install 'fedh2l_mpi[mpi]'",
+        "warn MPI mpi4py is not installed, so each run here is a single process. Fix: pip install 'fedh2l_mpi[mpi]'",
         "FAIL HDF5 cannot be tried",
         "FAIL config the default config cannot be tried",
         "a run would not work here: 5 failures",
