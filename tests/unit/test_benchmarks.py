@@ -1,6 +1,10 @@
 """What the benchmarks write and read; what they measure is no test."""
 
+import importlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,9 +13,29 @@ import pytest
 from helpers.four_rounds import THREE, write
 
 from benchmarks import checkpoints, measuring, overlap, performance, scaling
+from benchmarks.gpu import check
 from fedh2l_mpi.planning.overhead import Loads
 
 GIVEN = Path("elsewhere")
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_gpu_check_runs_on_a_cpu(tmp_path):
+    words = [sys.executable, "-m", "benchmarks.gpu.check", "--device", "cpu", "--tiny", "--only", "facts,levers,syncs"]
+    environment = {**os.environ, "OUT": str(tmp_path)}
+    ended = subprocess.run([*words, "--patience", "10"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    findings = json.loads((tmp_path / "check.json").read_text())["findings"]
+    assert {row["part"] for row in findings} == {"facts", "levers", "syncs"}
+    assert {row["finding"] for row in findings} > {"mlp x 4, eager", "mlp x 4, vmap", "mlp x 4, batched"}
+    assert "FAIL" not in {row["verdict"] for row in findings}
+
+
+@pytest.mark.parametrize("name", check.PARTS)
+def test_every_part_of_the_gpu_check_is_a_function_of_its_module(name):
+    part = getattr(importlib.import_module(f"benchmarks.gpu.{check.PARTS[name].module}"), name)
+    assert callable(part)
+    assert part.__doc__
 
 
 def test_a_part_of_a_benchmark_replaces_nothing_that_was_recorded_of_the_whole():

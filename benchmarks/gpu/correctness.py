@@ -1,0 +1,285 @@
+"""Parts that check, inside one process, that the device computes what the program promises."""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, PASS, SKIP, TINY, Report
+from benchmarks.gpu.runs import differences, has_torchvision, run_here
+from benchmarks.gpu.stopwatch import seconds_of
+from benchmarks.gpu.subjects import config_of, participant_of
+
+# Architecture, channels and side of the images.
+MODELS = [("mlp", 1, 28), ("lenet5", 1, 28), ("cnn", 1, 28), ("resnet8", 1, 28), ("vit", 1, 28), ("mobilenet", 3, 64)]
+MODELS += [("resnet18", 3, 64 if TINY else 224)]
+VISION_MODELS = [("torchvision:alexnet", 3, 224), ("torchvision:mobilenet_v2", 3, 64 if TINY else 224)]
+# Arithmetic: TF32 in convolutions, bfloat16, and the largest relative error that a gradient may have.
+ARITHMETIC = {"ieee": (False, False, 1e-2), "default": (True, False, 0.1), "bfloat16": (True, True, 0.6)}
+
+SHORT_RUNS = [
+    (),
+    ("method.combine=project",),
+    ("method.combine=pcgrad", "seed_set.views=both"),
+    ("method.combine=gem_neighbours", "topology.kind=complete"),
+    ("method.teachers=seed_accuracy", "method.divergence=reverse_kl"),
+    ("method.teachers=confidence", "method.divergence=jensen_shannon"),
+    ("method.teachers=median", "topology.kind=complete"),
+    ("method.teachers=trimmed_mean", "topology.kind=complete"),
+    ("method.publish=after_local", "method.warmup_rounds=1", "data.augmentation=affine"),
+    ("seed_set.views=mixup", "seed_set.samples_per_round=50", "optimizer.name=sgd", "optimizer.momentum=0.9"),
+    ("method.name=independent",),
+    ("method.name=seed_supervised", "models=[mlp]", "devices.batching=like"),
+    ("method.name=pooled",),
+    ("method.name=dml", "seed_set.labelled=false"),
+    ("method.name=fedmd", "method.warmup_rounds=1"),
+    ("method.name=distributed_distillation",),
+    ("method.name=d_psgd", "models=[resnet8]"),
+    ("method.name=d_psgd", "models=[lenet5]", "method.publish=start"),
+    ("method.name=fedavg", "models=[cnn]", "topology.kind=complete"),
+    ("method.name=fedprox", "models=[mlp]", "topology.kind=complete"),
+    ("exchange.codec=uint8",),
+    ("exchange.codec=top_k", "exchange.top_k=3", "exchange.skip_below=0.05", "seed_set.views=none"),
+    ("optimizer.precision=bfloat16", "models=[lenet5, cnn, vit]"),
+    ("models=[resnet8, mobilenet, vit, resnet18]",),
+]
+
+
+def agree(report: Report) -> None:
+    """Compare logits, gradients, updates and views on the device with the same on the CPU."""
+    checks: dict[str, Callable[[Report], None]] = {
+        "gradients": _check_gradients,
+        "optimizers": _check_optimizers,
+        "views": _check_views,
+        "host copies": _check_host_copies,
+        "minibatches keep channels last": _check_memory_format,
+        "dropout repeats its draws": _check_dropout,
+        "batching=like, same bits": _check_batching,
+    }
+    for name, check in checks.items():
+        with report.failure_of(name):
+            check(report)
+
+
+def _gradient(model: Any, images: Any, labels: Any) -> Any:
+    """Return the flat gradient of the cross-entropy, with parameters stored as the program stores them."""
+    from fedh2l_mpi import losses
+    from fedh2l_mpi.models.flat_parameters import FlatParameters
+
+    return FlatParameters(model).gradient(losses.cross_entropy(model(images), labels))
+
+
+def _relative_error(value: Any, reference: Any) -> float:
+    value = value.detach().double().cpu()
+    return float((value - reference).norm() / reference.norm())
+
+
+def _check_gradients(report: Report) -> None:
+    """Compare every architecture's gradient with float64 on the CPU, by kind of arithmetic."""
+    import torch
+
+    from fedh2l_mpi.models import build, mixed_precision
+
+    errors: dict[str, dict[str, float]] = {mode: {} for mode in ARITHMETIC}
+    for name, channels, side in MODELS:
+        with report.failure_of(f"gradient of {name}"):
+            draw = torch.Generator().manual_seed(1)
+            batch = 4 if TINY else 32
+            images = torch.randn(batch, channels, side, side, generator=draw)
+            images = images.contiguous(memory_format=torch.channels_last)
+            labels = torch.randint(10, (batch,), generator=draw)
+            model = build(name, channels, side, 10, 0).train()
+            reference = _gradient(copy.deepcopy(model).double(), images.double(), labels)
+            for mode, (is_tf32, is_mixed, _) in ARITHMETIC.items():
+                torch.backends.cudnn.allow_tf32 = is_tf32
+                ours = copy.deepcopy(model).to(DEVICE)
+                if is_mixed:
+                    mixed_precision.mix(ours)
+                gradient = _gradient(ours, images.to(DEVICE), labels.to(DEVICE))
+                errors[mode][name] = _relative_error(gradient, reference)
+    torch.backends.cudnn.allow_tf32 = True
+    for mode, (_, _, largest) in ARITHMETIC.items():
+        worst = max(errors[mode].values(), default=float("inf"))
+        detail = ", ".join(f"{name} {error:.0e}" for name, error in errors[mode].items())
+        report.check(f"gradients, {mode}, against float64", worst < largest, detail, worst=worst)
+
+
+def _check_optimizers(report: Report) -> None:
+    import torch
+
+    from fedh2l_mpi.models import optimizers
+
+    draw = torch.Generator().manual_seed(2)
+    start, gradients = torch.randn(5000, generator=draw), torch.randn(20, 5000, generator=draw)
+    cases: dict[str, tuple[type, dict[str, Any]]] = {
+        "adam": (torch.optim.Adam, {}),
+        "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+    }
+    for name, (library, options) in cases.items():
+        keys = [f"optimizer.name={name}", *(f"optimizer.{key}={value}" for key, value in options.items())]
+        ours, theirs = start.to(DEVICE).clone(), torch.nn.Parameter(start.to(DEVICE).clone())
+        mover = optimizers.build(ours, config_of("optimizer.lr=0.01", *keys).optimizer)
+        reference = library([theirs], lr=0.01, **options)
+        for gradient in gradients.to(DEVICE):
+            theirs.grad = gradient.clone()
+            reference.step()
+            mover.step(gradient.clone())
+        gap = float((ours - theirs).abs().max())
+        report.check(f"{name} against torch.optim", gap < 1e-6, _gap(gap))
+
+
+def _gap(gap: float) -> str:
+    return "the same bits" if gap == 0 else f"differs by {gap:.1e}"
+
+
+def _check_views(report: Report) -> None:
+    import numpy as np
+    import torch
+
+    from fedh2l_mpi.data.augmentation import Affine, Photo
+
+    draw = torch.Generator().manual_seed(3)
+    for name, transform, shape in (("affine", Affine(), (8, 1, 28, 28)), ("photo", Photo(), (4, 3, 64, 64))):
+        images = torch.randn(shape, generator=draw).contiguous(memory_format=torch.channels_last)
+        on_device, on_cpu = (transform(x, np.random.default_rng(3)).cpu() for x in (images.to(DEVICE), images))
+        gap = float((on_device - on_cpu).abs().max())
+        report.check(f"views, {name}, GPU against CPU", gap < 1e-3, _gap(gap))
+
+
+def _check_host_copies(report: Report) -> None:
+    import torch
+
+    from fedh2l_mpi.exchange import host_memory
+
+    numbers = torch.arange(77.0, device=DEVICE).view(7, 11).t()
+    host = host_memory.to_host(numbers)
+    stacked = host_memory.stacked([host, host], pinned=ON_GPU)
+    is_complete = host.is_contiguous() and torch.equal(host, numbers.cpu()) and torch.equal(stacked[1], host)
+    is_pinned = host.is_pinned() == ON_GPU and stacked.is_pinned() == ON_GPU
+    report.check("host copies", is_complete and is_pinned, "complete, in pinned memory" if ON_GPU else "complete")
+
+
+def _check_memory_format(report: Report) -> None:
+    import torch
+
+    images, _ = participant_of("resnet8", 3, 32).private_minibatch()
+    is_last = images.is_contiguous(memory_format=torch.channels_last)
+    report.check("minibatches keep channels last", is_last, "3 x 32 x 32")
+
+
+def _check_dropout(report: Report) -> None:
+    import torch
+
+    participant = participant_of("mlp", 1, 8)
+    participant.model.layers.append(torch.nn.Dropout(0.5))
+    outputs = []
+    for phase in (0, 1, 0):
+        participant.begin(3, phase)
+        outputs.append(participant.model(participant.private.images[:64]).detach().clone())
+    repeats = torch.equal(outputs[0], outputs[2]) and not torch.equal(outputs[0], outputs[1])
+    report.check("dropout repeats its draws", repeats, "by participant, round and phase")
+
+
+def _check_batching(report: Report) -> None:
+    """Run like participants one by one and as one batch, and compare the runs."""
+    from fedh2l_mpi.models import batched_linear
+
+    keys = ("models=[mlp]", "participants=6", f"rounds={2 if TINY else 6}", "topology.kind=complete")
+    alone = run_here(*keys)
+    with mock.patch.object(batched_linear, "BatchedModel", wraps=batched_linear.BatchedModel) as batched:
+        together = run_here(*keys, "devices.batching=like")
+    if not batched.called:
+        report.add("batching=like, same bits", FAIL, "no batch was formed")
+        return
+    found = differences(alone, together)
+    # Only a CPU promises equal bits: batched products of CUDA may add in another order.
+    verdict = PASS if not found else INFO if ON_GPU else FAIL
+    report.add("batching=like, same bits", verdict, "; ".join(found[:3]) or "equal, bit for bit", differs=found)
+
+
+def methods(report: Report) -> None:
+    """Run every method, view, codec and architecture for two rounds; nothing fails, and losses are finite."""
+    import numpy as np
+
+    from fedh2l_mpi import metrics
+
+    cases = SHORT_RUNS[:: 4 if TINY else 1]
+    failed, slowest = [], (0.0, "")
+    for case in cases:
+        name, begin = " ".join(case) or "default", time.perf_counter()
+        try:
+            steps = ("method.local_steps=3", "method.mutual_steps=3")
+            out = run_here("participants=4", "rounds=2", *steps, *case)
+            loss = metrics.read(out / "metrics.h5")["loss"][-1]
+            if not np.isfinite(loss).all():
+                failed.append(f"{name}: loss {loss}")
+        except Exception as error:
+            warnings.warn(f"{name}: {type(error).__name__}: {error}", stacklevel=1)
+            failed.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200])
+        slowest = max(slowest, (time.perf_counter() - begin, name))
+    report.check(
+        "methods, options, architectures",
+        not failed,
+        f"{len(cases) - len(failed)} of {len(cases)}; slowest {slowest[0]:.1f} s ({slowest[1]})",
+        failed=failed,
+    )
+    for name in failed[:6]:
+        report.add("a method that fails", FAIL, name)
+
+
+def repeat(report: Report) -> None:
+    """Take one gradient many times, by default and with deterministic algorithms, and compare the bits."""
+    import torch
+
+    cases = MODELS + VISION_MODELS if has_torchvision() else MODELS
+    if not has_torchvision():
+        report.add("models of torchvision", FAIL if ON_GPU else SKIP, "torchvision is not installed")
+    for mode in ("default", "deterministic", "deterministic bfloat16"):
+        is_deterministic = mode != "default"
+        torch.backends.cudnn.deterministic = is_deterministic
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+        changing, seconds = [], {}
+        for name, channels, side in cases:
+            with report.failure_of(f"{mode} gradient of {name}"):
+                different, times, seconds[name] = _repeated(name, channels, side, is_mixed="bfloat16" in mode)
+                if different:
+                    changing.append(f"{name} {different}/{times}")
+        verdict = PASS if not changing else INFO if mode == "default" else FAIL
+        detail = f"different bits: {', '.join(changing)}" if changing else f"all of {len(seconds)}"
+        report.add(f"gradients repeat, {mode}", verdict, detail, seconds=seconds)
+    torch.backends.cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)
+
+
+def _repeated(name: str, channels: int, side: int, is_mixed: bool) -> tuple[int, int, float]:
+    """Return how many repetitions of a gradient differ from the first, how many there were, and the seconds of one."""
+    import torch
+
+    from fedh2l_mpi import losses
+    from fedh2l_mpi.models import build, mixed_precision
+    from fedh2l_mpi.models.flat_parameters import FlatParameters
+
+    batch, times = (2, 3) if TINY else (32, 25)
+    draw = torch.Generator().manual_seed(4)
+    images = torch.randn(batch, channels, side, side, generator=draw).to(DEVICE)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), generator=draw).to(DEVICE)
+    model = build(name, channels, side, 10, 0).train().to(DEVICE)
+    if is_mixed:
+        mixed_precision.mix(model)
+    flat = FlatParameters(model)
+
+    def gradient() -> Any:
+        # Dropout must repeat its draws.
+        torch.manual_seed(5)
+        return flat.gradient(losses.cross_entropy(model(images), labels))
+
+    first, different = gradient(), 0
+    for _ in range(times):
+        # Another allocation in between moves what the allocator hands out.
+        filler = torch.empty(3_000_001, device=DEVICE)
+        different += not torch.equal(gradient(), first)
+        del filler
+    return different, times, seconds_of(gradient, 0.1, repeats=3, warm_up=1)

@@ -1,0 +1,253 @@
+"""Parts about the machine and its use: rates and memory of the GPU, the memory estimate, and what waits for the GPU."""
+
+import collections
+import gc
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, PACK, SKIP, TINY, Report
+from benchmarks.gpu.runs import command, run_here, wait_for
+from benchmarks.gpu.stopwatch import seconds_of, short, synchronize
+from benchmarks.gpu.subjects import phases_of
+
+PACKAGES = ("numpy", "h5py", "PyYAML", "pydantic", "networkx", "rich", "torch", "scikit-learn", "scipy", "mpi4py")
+PACKAGES += ("xarray", "h5netcdf", "matplotlib", "jinja2", "pyarrow", "pillow", "pytest", "torchvision")
+MIB, GIB = 2**20, 2**30
+# Estimate and peak of a small run differ by rounding and by the workspaces of libraries.
+NEGLIGIBLE_BYTES = 64 * MIB
+# Opening the GPUs' device files early is what lets processes share their imports.
+OPEN_DEVICES = """
+import time
+from fedh2l_mpi.runtime.shared_imports import process_state
+begin = time.perf_counter()
+files = process_state.devices()["device files"]
+print(f"{1e3 * (time.perf_counter() - begin):.1f} ms, {len(files)} files")
+"""
+
+
+def facts(report: Report) -> None:
+    """Report the machine, its libraries, and the rates that all other numbers are compared with."""
+    import torch
+
+    versions = f"{platform.python_version()}, {torch.__version__}, {os.cpu_count()} cores"
+    report.add("Python and PyTorch", INFO, versions)
+    report.add("packages missing", INFO, ", ".join(filter(_is_missing, PACKAGES)) or "none")
+    tf32 = f"convolutions {torch.backends.cudnn.allow_tf32}, products {torch.backends.cuda.matmul.allow_tf32}"
+    report.add("TF32 by default", INFO, f"{tf32}; deterministic {torch.backends.cudnn.deterministic}")
+    if ON_GPU:
+        _report_gpu(report)
+    _report_rates(report)
+    if ON_GPU:
+        _report_outside_memory(report)
+    opened = subprocess.run([sys.executable, "-c", OPEN_DEVICES], capture_output=True, text=True, timeout=60)
+    last_line = (opened.stdout or opened.stderr).strip().splitlines()[-1]
+    report.add("opening the GPUs' files", FAIL if opened.returncode else INFO, last_line)
+
+
+def _is_missing(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return True
+    return False
+
+
+def _report_gpu(report: Report) -> None:
+    import torch
+
+    begin = time.perf_counter()
+    torch.zeros(1, device=DEVICE)
+    synchronize()
+    first_s = time.perf_counter() - begin
+    free, total = torch.cuda.mem_get_info()
+    used = (total - free) / MIB
+    gpu = torch.cuda.get_device_properties(0)
+    report.add(
+        "GPU",
+        INFO,
+        f"{torch.cuda.device_count()} x {gpu.name}, {gpu.multi_processor_count} SMs, {total / GIB:.1f} GiB, "
+        f"capability {gpu.major}.{gpu.minor}",
+    )
+    # Ranks recognise that they share a GPU by this.
+    report.check("UUID", len(str(gpu.uuid)) > 30, str(gpu.uuid))
+    report.add("first use", INFO, f"{first_s:.2f} s; {used:.0f} MiB in use with an empty context", context_mib=used)
+    if shutil.which("nvidia-smi"):
+        query = "nvidia-smi --query-gpu=driver_version,compute_mode,mig.mode.current --format=csv,noheader"
+        answer = subprocess.run(query.split(), capture_output=True, text=True, timeout=20).stdout.strip()
+        libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        report.add("driver, compute mode, MIG", INFO, f"{answer}; {libraries}")
+
+
+def _report_rates(report: Report) -> None:
+    import torch
+
+    if ON_GPU:
+        block = torch.empty(MIB if TINY else GIB, dtype=torch.uint8, device=DEVICE)
+        copy = torch.empty_like(block)
+        rate = 2 * block.nbytes / seconds_of(lambda: copy.copy_(block)) / 1e12
+        report.add("memory, copy", INFO, f"{rate:.2f} TB/s, read and written", tb_per_s=rate)
+        del block, copy
+    side = 64 if TINY else 8192
+    for name, dtype, is_tf32 in (
+        ("float32", torch.float32, False),
+        ("TF32", torch.float32, True),
+        ("bfloat16", torch.bfloat16, False),
+    ):
+        torch.backends.cuda.matmul.allow_tf32 = is_tf32
+        matrix = torch.randn(side, side, device=DEVICE, dtype=dtype)
+        rate = 2 * side**3 / seconds_of(lambda x=matrix: x @ x, 0.3, warm_up=1) / 1e12
+        report.add(f"products in {name}", INFO, f"{rate:.4g} TFLOP/s at {side}", tflops=rate)
+        del matrix
+    torch.backends.cuda.matmul.allow_tf32 = False
+    numbers, rows = torch.zeros(8, device=DEVICE), torch.arange(32)
+    launch_s = seconds_of(lambda: numbers.add_(1), 0.2)
+    copy_s = seconds_of(lambda: rows.to(DEVICE), 0.2)
+    report.add(
+        "a small operation",
+        INFO,
+        f"{short(launch_s)}; 32 row numbers from the host {short(copy_s)}, which waits",
+        launch_us=1e6 * launch_s,
+        rows_us=1e6 * copy_s,
+    )
+    if ON_GPU:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(100):
+                numbers.add_(1)
+        each_s = seconds_of(graph.replay, 0.2) / 100
+        report.add("the same in a CUDA graph", INFO, short(each_s), graph_us=1e6 * each_s)
+
+
+def _report_outside_memory(report: Report) -> None:
+    """Report the memory that CUDA and its libraries hold outside PyTorch's allocator."""
+    import torch
+
+    model = torch.nn.Conv2d(16, 16, 3, device=DEVICE)
+    model(torch.randn(8, 16, 28, 28, device=DEVICE)).sum().backward()
+    synchronize()
+    free, total = torch.cuda.mem_get_info()
+    outside = (total - free - torch.cuda.memory_reserved()) / MIB
+    detail = f"{outside:.0f} MiB with cuDNN and cuBLAS loaded"
+    report.add("memory outside the allocator", INFO, detail, outside_mib=outside)
+
+
+def syncs(report: Report) -> None:
+    """Report which lines of the program make the host wait for the GPU, and how often in each phase."""
+    import torch
+
+    from fedh2l_mpi import evaluation
+
+    phases = phases_of("lenet5", 1, 28)
+    participant = phases.participant
+    actions = {
+        "publish": phases.publish,
+        # Without forgetting notes, the means below have something to average.
+        f"{phases.steps} local steps": lambda: phases.method.local_phase(participant, phases.now),
+        f"{phases.steps} mutual steps": lambda: phases.method.mutual_phase(participant, phases.now, phases.theirs),
+        "one evaluation": lambda: evaluation.score(participant, participant.private),
+        "means of a row": participant.noted_means,
+    }
+    # Libraries wait when they are first used.
+    for action in actions.values():
+        action()
+    if not ON_GPU:
+        report.add("lines that wait for the GPU", SKIP, "needs CUDA")
+        return
+    torch.set_warn_always(True)
+    for name, action in actions.items():
+        with warnings.catch_warnings(record=True) as caught, report.failure_of(f"waits, {name}"):
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                action()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            lines = collections.Counter(
+                f"{Path(warning.filename).name}:{warning.lineno}"
+                for warning in caught
+                if "synchroniz" in str(warning.message)
+            )
+            most = ", ".join(f"{line} x {count}" for line, count in lines.most_common(4))
+            report.add(f"waits, {name}", INFO, f"{lines.total()}: {most}", lines=dict(lines))
+
+
+def memory(report: Report) -> None:
+    """Compare the estimate of the device's memory with the peak of PyTorch's allocator."""
+    import torch
+
+    cases: dict[str, tuple[str, ...]] = {
+        "4 on digits": ("participants=4",),
+        "16 on digits": ("participants=16", "models=[lenet5, mlp, cnn, resnet8]"),
+        "4 resnet18 on digits": ("participants=4", "models=[resnet18]", "optimizer.batch_size=64"),
+        "fedavg, 6 resnet18": ("participants=6", "models=[resnet18]", "method.name=fedavg", "topology.kind=complete"),
+    }
+    if PACK.exists():
+        photos = (f"data.root={PACK}", "data.name=pack", "seed_set.views=photo", "data.augmentation=photo")
+        photos += ("participants=2",)
+        cases["2 resnet18 on photographs"] = (
+            *photos,
+            "seed_set.share=0.2",
+            "models=[resnet18]",
+            "evaluation.batch_size=64",
+        )
+        # Training is so small here that the views of the seed samples dominate.
+        cases["views of photographs"] = (
+            *photos,
+            "seed_set.share=0.5",
+            "models=[mlp]",
+            "method.local_steps=1",
+            "method.mutual_steps=1",
+            "optimizer.batch_size=2",
+            "optimizer.seed_batch_size=2",
+            "evaluation.batch_size=2",
+        )
+    if TINY:
+        cases = {name: cases[name] for name in list(cases)[:1]}
+    # The workspaces that libraries keep for themselves must exist before the first measurement.
+    x = torch.randn(64, 64, device=DEVICE)
+    torch.nn.functional.conv2d((x @ x).view(1, 1, 64, 64), x[:3, :3].reshape(1, 1, 3, 3))
+    for name, keys in cases.items():
+        with report.failure_of(f"memory, {name}"):
+            _compare_memory(report, name, ("rounds=2", *keys))
+
+
+def _compare_memory(report: Report, name: str, overrides: tuple[str, ...]) -> None:
+    import torch
+
+    estimate = _estimated_bytes(overrides)
+    before = 0
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    run_here(*overrides)
+    if not ON_GPU:
+        report.add(f"memory, {name}", SKIP, f"estimate {estimate / MIB:.1f} MiB; a peak is measured on a GPU only")
+        return
+    peak, reserved = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved()
+    report.check(
+        f"memory, {name}",
+        0.5 < peak / estimate < 1.25 or abs(peak - estimate) < NEGLIGIBLE_BYTES,
+        f"peak {peak / MIB:.0f} MiB, {peak / estimate:.2f} of the estimate; {reserved / MIB:.0f} MiB reserved",
+        peak=peak,
+        estimate=estimate,
+        reserved=reserved,
+    )
+
+
+def _estimated_bytes(overrides: tuple[str, ...]) -> int:
+    """Return what `plan` estimates for the device of one rank."""
+    words = [word for override in overrides for word in ("--set", override)]
+    planned = wait_for(command(["plan", "--ranks", "1", "--no-calibration", "--json", *words]), 60)
+    if planned.code:
+        raise RuntimeError(planned.last_line)
+    return int(json.loads(planned.text[planned.text.index("{") :])["memory_bytes"]["on_device"])
