@@ -1,5 +1,6 @@
 """Every key of the config file in words: what it is called, what it may be, what it means."""
 
+import json
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,6 +58,40 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "fedh2l_mpi config"}
 
 
+PAGE_HEAD = """\
+# Configuration
+
+A config is a YAML file; every key has a default, so a file holds only what differs.
+On the command line, `--set section.key=value` overrides a key.
+An unknown key is an error that names similar keys.
+
+```sh
+python -m fedh2l_mpi --keys topology                 # this list for a section, a key or a word
+python -m fedh2l_mpi --check mine.yaml               # check a config without training
+python -m fedh2l_mpi --schema > fedh2l_mpi.json      # a JSON Schema, for editors
+```
+
+This page is generated: `python -m fedh2l_mpi.config.keys > docs/configuration.md`.
+"""
+
+
+def as_page() -> str:
+    """Return docs/configuration.md: every key in a table per section."""
+    sections: dict[str, list[Key]] = {}
+    for key in describe_keys():
+        sections.setdefault(key.name.rpartition(".")[0], []).append(key)
+    page = [PAGE_HEAD]
+    for section, keys in sections.items():
+        page.append(
+            f"\n## {section or 'The run'}\n\n| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
+        )
+        for key in keys:
+            default = f"`{json.dumps(key.default)}`"
+            cells = (f"`{key.name}`", default, key.allowed, key.meaning)
+            page.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return "".join(page)
+
+
 def _allowed(schema: Mapping[str, Any]) -> str:
     """What a value may be, in words, from its JSON schema."""
     if "anyOf" in schema:
@@ -68,3 +103,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
     kinds |= {"array": "list", "object": "map", "null": "null"}
     return f"{kinds[schema['type']]} {bounds}".strip()
+
+
+if __name__ == "__main__":
+    print(as_page(), end="")
