@@ -9,19 +9,11 @@ Shape letters: N rows, K channels, S side.
 import contextlib
 import datetime
 import errno
-import functools
-import hashlib
 import importlib.util
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.data import pack_reader as packs
-from fedh2l_mpi.data.photo_folder import Picture, Tree, decode, scan, why_unreadable
+from fedh2l_mpi.data import photo_decoding
+from fedh2l_mpi.data.photo_folder import Picture, Tree, scan
 from fedh2l_mpi.data.sources import LARGEST_SIDE
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import paths
 
 LAYOUTS = ("domains",)
-BATCH_BYTES = 1 << 22
-# Batches under way for each worker: enough that none waits for the writer.
-AHEAD = 3
 # Bytes of a picture's row beside its pixels, at most: labels, digests and a long path.
 BESIDE = 1024
 # Unreadable pictures that are listed on the screen; the file has all of them.
@@ -175,17 +165,6 @@ def pack(
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Decoded pictures: uint8 (n, K, S, S) of the readable ones, and of each picture its file's SHA-256 or a reason."""
-
-    pixels: NDArray[np.uint8]
-    source_sha256: list[str | None]
-    reasons: list[str | None]
-    image_sha256: list[str]
-    enlarged: int
-
-
-@dataclass(frozen=True)
 class _Written:
     """What belongs to the rows that were written."""
 
@@ -213,7 +192,7 @@ def _write_images(
     enlarged = done = 0
     with (
         h5py.File(partial, "x", libver=("v110", "v110")) as file,
-        contextlib.closing(_decoded(tree, shape, workers)) as batches,
+        contextlib.closing(photo_decoding.decoded(tree, shape, workers)) as batches,
     ):
         images = file.create_dataset("image", shape=shape, dtype="u1")
         for batch in batches:
@@ -252,7 +231,7 @@ def _shorten(partial: Path, spare: Path, rows: int) -> None:
     with h5py.File(partial, "r") as longer, h5py.File(spare, "x", libver=("v110", "v110")) as file:
         old = longer["image"]
         new = file.create_dataset("image", shape=(rows, *old.shape[1:]), dtype="u1")
-        piece = _batch_size(old.shape)
+        piece = photo_decoding.batch_size(old.shape)
         for first in range(0, rows, piece):
             end = min(rows, first + piece)
             new[first:end] = old[first:end]
@@ -309,68 +288,6 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
     return Packed(out, tree, shape, counts, skipped, written.enlarged, repeated, digest)
 
 
-def _decoded(tree: Tree, shape: tuple[int, int, int, int], workers: int) -> Generator[_Batch, None, None]:
-    """All pictures in order, batch by batch; the workers are at most a few batches ahead of the reader."""
-    size = _batch_size(shape)
-    sources = [[p.source for p in tree.pictures[first : first + size]] for first in range(0, len(tree.pictures), size)]
-    decode = functools.partial(_decode_batch, str(tree.root), shape[1], shape[2])
-    workers = min(workers, len(sources))
-    if workers == 1:
-        yield from map(decode, sources)
-        return
-    # Not fork: a thread of this process (the progress bar has one) may hold a lock at that moment.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
-    try:
-        pending = deque(pool.submit(decode, batch) for batch in sources[: AHEAD * workers])
-        for batch in sources[AHEAD * workers :]:
-            yield pending.popleft().result()
-            pending.append(pool.submit(decode, batch))
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it has ended, however that was."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _decode_batch(root: str, channels: int, side: int, sources: Sequence[str]) -> _Batch:
-    """The pictures `sources` below `root`, in order."""
-    images: list[NDArray[np.uint8]] = []
-    digests: list[str | None] = []
-    reasons: list[str | None] = []
-    enlarged = 0
-    for source in sources:
-        digest = reason = None
-        try:
-            raw = Path(root, source).read_bytes()
-            digest = hashlib.sha256(raw).hexdigest()
-            image, is_enlarged = decode(raw, channels, side)
-            images.append(image)
-            enlarged += is_enlarged
-        except MemoryError:
-            raise
-        # Decoders meet a damaged file with errors of every kind: OSError, SyntaxError, struct.error, IndexError, ...
-        except Exception as error:
-            reason = why_unreadable(error)
-        digests.append(digest)
-        reasons.append(reason)
-    pixels = np.stack(images) if images else np.empty((0, channels, side, side), dtype=np.uint8)
-    return _Batch(pixels, digests, reasons, [hashlib.sha256(image.data).hexdigest() for image in images], enlarged)
-
-
 def _check_out(out: Path) -> None:
     if os.path.lexists(out):
         raise UserError(f"{out}: exists already; give another name, or remove it")
@@ -400,10 +317,6 @@ def _publish(partial: Path, out: Path) -> None:
             os.close(descriptor)
     _check_out(out)
     partial.rename(out)
-
-
-def _batch_size(shape: tuple[int, ...]) -> int:
-    return max(1, min(64, BATCH_BYTES // int(np.prod(shape[1:]))))
 
 
 def _cpus() -> int:

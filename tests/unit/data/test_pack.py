@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from fedh2l_mpi import config, metrics
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.config import loading
-from fedh2l_mpi.data import federated, pack_writer
+from fedh2l_mpi.data import federated, pack_writer, photo_decoding
 from fedh2l_mpi.data.pack_reader import open_pack
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.errors import UserError
@@ -121,7 +121,8 @@ def test_the_images_are_contiguous_and_the_file_says_what_it_holds(tree, packed)
 
 
 def test_the_number_of_workers_does_not_change_a_byte(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack_writer, "BATCH_BYTES", 7 * 3 * SIDE * SIDE)  # batches of 7, so that both workers have many
+    # Batches of 7, so that both workers have some.
+    monkeypatch.setattr(photo_decoding, "BATCH_BYTES", 7 * 3 * SIDE * SIDE)
     (tree / "photo" / "dog" / "pic_004.jpg").write_bytes(b"no picture")
     results = [pack_writer.pack(tree, tmp_path / f"{n}.h5", side=SIDE, workers=n) for n in (1, 2)]
     one, two = (arrays(result.path) for result in results)
@@ -313,10 +314,10 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch):
 def start_slowly(tree: Path, out: Path) -> subprocess.Popen[bytes]:
     """A pack that takes half a minute, begun; returns when its partial file is there and pictures have been done."""
     code = (
-        "import signal, sys, time; from pathlib import Path; from fedh2l_mpi.data import pack_writer\n"
+        "import signal, sys, time; from pathlib import Path; from fedh2l_mpi.data import pack_writer, photo_decoding\n"
         # A shell's background job begins with it ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "pack_writer.BATCH_BYTES = 1\n"
+        "photo_decoding.BATCH_BYTES = 1\n"
         "def slow(done, total):\n"
         "    print(done, flush=True)\n"
         "    time.sleep(0.3)\n"
