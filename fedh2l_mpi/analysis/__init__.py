@@ -1,4 +1,7 @@
-"""Offline: from a run's metrics file to what a person looks at. Imports neither torch nor MPI."""
+"""Read, summarise, compare and draw runs from their metrics files. Imports neither torch nor MPI.
+
+`build` and every room above it may import it.
+"""
 
 from fedh2l_mpi.analysis.dataset import open_run, open_runs
 

@@ -1,4 +1,7 @@
-"""The configuration: validated and immutable; every field has a unit, a range and one line of meaning."""
+"""The configuration: validated and immutable; every field has a unit, a range and one line of meaning.
+
+Every room may import it.
+"""
 
 from typing import Annotated
 

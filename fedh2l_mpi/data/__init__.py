@@ -1,7 +1,4 @@
-"""From a data set's files to each participant's tensors.
+"""Data sets, and each participant's tensors of them: sources, packs, partition, domains, augmentation, the seed set.
 
-sources (read images and labels), pack, packing and pictures (photographs in one file), catalogue (which of them, by
-name), partition (who holds which rows), rotation (domains), labelled (images on a device), augmentation (random
-transformations), seed_set (the shared samples, and each round's views of them), federation (all of it put together for
-the participants that a rank hosts).
+`exchange`, `participant` and every room above them may import it.
 """

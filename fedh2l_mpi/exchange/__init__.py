@@ -1,7 +1,7 @@
 """Arrays between neighbours: one message per pair of ranks and round, started at publish, completed when needed.
 
-What the array is (posteriors, logits, parameters, a user's own) is the method's business: the exchange knows its name
-and its shape.
+The method decides what the array holds (posteriors, logits, parameters); the exchange knows its name and shape.
+`methods`, `metrics` and every room above them may import it.
 """
 
 from fedh2l_mpi.exchange.array_spec import ArraySpec

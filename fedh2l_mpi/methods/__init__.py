@@ -1,4 +1,7 @@
-"""Learning methods, each a small class in its own file, all driven by the same round loop."""
+"""Learning methods, each a small class in its own file, all driven by the same round loop.
+
+`evaluation` and every room above it may import it.
+"""
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError

@@ -1,4 +1,7 @@
-"""Architectures: the zoo, torchvision's, a user's own by `package.module:Class`; pretrained weights; flat storage."""
+"""Architectures: the zoo, torchvision's, a user's own by `package.module:Class`; pretrained weights; flat storage.
+
+`exchange`, `participant` and every room above them may import it.
+"""
 
 from fedh2l_mpi.models.registry import build, check_weights, weights_digest
 

@@ -1,9 +1,11 @@
-"""The design rules that imports must keep: downwards only, MPI in two files, nothing heavy before it is needed."""
+"""The design rules of the package's shape: imports point down, MPI in few files, nothing heavy early, small modules."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
+
+import networkx
 
 import fedh2l_mpi
 
@@ -14,6 +16,7 @@ ROOMS = (
     " > metrics, methods > exchange, participant > models, data, topology, run_directory > runtime > config"
     " > losses, rng, errors, __init__"
 )
+ENTRIES, MODULE_LINES = 28, 420
 DEPTH = {room.strip(): depth for depth, rooms in enumerate(ROOMS.split(">")) for room in rooms.split(",")}
 
 
@@ -29,6 +32,52 @@ def imports() -> dict[str, set[str]]:
                 names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         found[path.relative_to(PACKAGE).as_posix().removesuffix(".py")] = names
     return found
+
+
+def imports_when_loaded() -> dict[str, set[str]]:
+    """From each module to the modules of the package that its import runs first; names as in `fedh2l_mpi.NAME`."""
+    trees = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix().removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        trees[name] = ast.parse(path.read_text())
+    found = {}
+    for module, tree in trees.items():
+        names: set[str] = set()
+        waiting: list[ast.AST] = list(tree.body)
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                of = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {name if name.removeprefix("fedh2l_mpi.") in trees else node.module for name in of}
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                waiting += node.orelse
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                waiting += ast.iter_child_nodes(node)
+        found[module] = {name.removeprefix("fedh2l_mpi.") for name in names} & set(trees) - {module}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = networkx.DiGraph(imports_when_loaded())
+    assert graph.number_of_edges() > 200
+    assert not [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1]
+
+
+def test_the_package_has_few_entries_and_no_module_is_long():
+    shown = {path.name for path in PACKAGE.iterdir() if not path.name.startswith((".", "__pycache__"))}
+    assert len(shown) <= ENTRIES, sorted(shown)
+    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert not {str(path.relative_to(PACKAGE)): n for path, n in lines.items() if n > MODULE_LINES}
+
+
+def test_every_room_says_what_may_import_it():
+    silent = []
+    for path in sorted(PACKAGE.glob("*/__init__.py")):
+        if "may import" not in (ast.get_docstring(ast.parse(path.read_text())) or ""):
+            silent.append(path.parent.name)
+    assert not silent
 
 
 def test_imports_point_down_the_rooms():

@@ -42,16 +42,6 @@ def number(text):
     return float(text) if text else math.nan
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("sound") / "run")
-
-
-@pytest.fixture
-def run_path(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "run")
-
-
 @pytest.fixture(params=[2**16, 5], ids=["one block", "a round a block"])
 def block_rows(request, monkeypatch):
     monkeypatch.setattr(export, "BLOCK_ROWS", request.param)

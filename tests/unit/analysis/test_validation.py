@@ -25,16 +25,6 @@ def notes(path, programs=False):
     return [finding.what for finding in validation.validate(path, programs) if finding.level == "note"]
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("sound") / "run")
-
-
-@pytest.fixture
-def run_path(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "run")
-
-
 def rewritten(path, rows=lambda round_index: table(round_index), graphs=None, **more):
     """A closed run whose writer was given other numbers."""
     path.mkdir()

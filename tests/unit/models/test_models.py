@@ -15,15 +15,6 @@ from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # Threads that wait for each other on a busy machine make these small models tens of times slower.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize(
     ("channels", "side", "classes"), [(1, 8, 10), (1, 28, 10), (3, 32, 100), (3, 64, 7), (3, 224, 65)]

@@ -13,15 +13,6 @@ from fedh2l_mpi.models import build
 from fedh2l_mpi.models.flat_parameters import FlatParameters
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # Threads that wait for each other on a busy machine make these small models tens of times slower.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _why_not() -> str:
     """Why torchvision cannot be used here; empty if it can."""
     if importlib.util.find_spec("torchvision") is None:
