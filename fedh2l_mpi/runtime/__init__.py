@@ -1,4 +1,4 @@
-"""What a process has around it: ranks, devices, clocks, files, the terminal.
+"""Everything around a process: MPI ranks, devices, clocks, files, logs and the terminal.
 
-Every room except `config` may import it.
+Every room may import it, except `config`, `losses`, `rng` and `errors`.
 """

@@ -1,6 +1,6 @@
-"""Files that are whole whatever happens: written under another name, durable to the disk, then renamed.
+"""Atomic file writes: write to a temporary name, fsync, rename.
 
-Imports nothing but the standard library: a process that only watches over a run uses it, too.
+It imports the standard library only, because the small watchdog process uses it, too.
 """
 
 import errno
@@ -13,14 +13,14 @@ from typing import IO
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Put a small text in a file's place: a reader finds the old one or the new one, whole, also after a kill.
+    """Replace a small text file atomically: a reader finds the whole old text or the whole new text, even after a kill.
 
-    On a full disk it is written over the old one in place, which needs no room, if that is long enough.
+    On a full disk, the new text overwrites the old one in place, which needs no space if the old one is longer.
 
     Parameters
     ----------
     durable : bool
-        Whether it has to be on the disk when this returns: then it survives the loss of the machine, too.
+        True: wait until the text is on the disk, so that it survives a crash of the machine.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def _overwrite(path: Path, content: bytes, durable: bool, full: OSError) -> None
     try:
         with path.open("rb+") as file:
             room = os.fstat(file.fileno()).st_size
-            # The rest of a longer old text would follow the new one: blank lines are no lines of a status.
+            # Overwrite the rest of a longer old text with blank lines, which readers of a status ignore.
             file.write(content + b"\n" * max(0, room - len(content)))
             if durable:
                 sync_file(file)
@@ -57,37 +57,37 @@ def _overwrite(path: Path, content: bytes, durable: bool, full: OSError) -> None
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Wait until what was written into a file is on the disk.
+    """Wait until the content of an open file is on the disk.
 
     Raises
     ------
     OSError
-        If it cannot get there: the disk is full, or fails.
+        If the disk is full or fails.
     """
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until what was created, renamed and removed in a folder is on the disk.
+    """Wait until files that were created, renamed or removed in a folder are so on the disk, too.
 
     Raises
     ------
     OSError
-        If the folder cannot be opened, or it cannot get there.
+        If the folder cannot be opened, or the disk fails.
     """
     with open_folder(folder) as descriptor:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems know no fsync of a folder: they send names to the server at once.
+            # Some network file systems do not support fsync of a folder. They send names to the server at once.
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
 
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
-    """A descriptor of a folder; not for files, which it would open for reading alone.
+    """Open a folder, and yield its file descriptor.
 
     Raises
     ------

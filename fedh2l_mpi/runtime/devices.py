@@ -1,7 +1,7 @@
-"""Who learns on which GPU: chosen by the rank's number on its node, and compared with what the others there have.
+"""Choose every rank's device by its number on its node, and check that no two ranks share one unasked.
 
-What a rank can see is gathered first, so that every rank takes the same decision about all of them: a choice that
-would not work on one node stops the run on every rank, with that node's name.
+All ranks first collect what each of them sees, so every rank makes the same decision about all of them. A choice that
+does not work on one node stops the run on every rank, and the message names that node.
 """
 
 import logging
@@ -16,28 +16,28 @@ from fedh2l_mpi.runtime.world import World
 
 log = logging.getLogger("fedh2l_mpi")
 
-# What Slurm, depending on its version, puts into CUDA_VISIBLE_DEVICES where it grants no GPU.
+# Values of CUDA_VISIBLE_DEVICES if Slurm grants no GPU; they depend on its version.
 NOTHING_GRANTED = ("", "NoDevFiles", "-1")
 
 
 @dataclass(frozen=True)
 class RankSlot:
-    """Where a rank sits, and which GPUs it finds there.
+    """A rank's place: its node, its number there, and the GPUs that it sees.
 
     Attributes
     ----------
     rank : int
     host : str
     node : tuple of int
-        The ranks on its node, itself among them, in ascending order.
+        All ranks on its node, including itself, in ascending order.
     visible : int
-        CUDA devices that PyTorch sees.
+        Number of CUDA devices that PyTorch sees.
     granted : str
-        CUDA_VISIBLE_DEVICES, where Slurm gave GPUs to a job; else empty.
+        CUDA_VISIBLE_DEVICES if Slurm gave GPUs to the job; otherwise empty.
     gpus_per_task : str
-        SLURM_GPUS_PER_TASK; empty where that was not asked for.
+        SLURM_GPUS_PER_TASK; empty if the job did not request it.
     task : str
-        SLURM_PROCID: the Slurm task that this rank is, or was started by.
+        SLURM_PROCID: the Slurm task that is this rank, or that started it.
     """
 
     rank: int
@@ -50,12 +50,12 @@ class RankSlot:
 
     @property
     def local_rank(self) -> int:
-        """This rank's number among the ranks of its node."""
+        """Number of this rank among the ranks of its node."""
         return self.node.index(self.rank)
 
 
 def collect_slots(world: World, visible: int, environ: Mapping[str, str]) -> list[RankSlot]:
-    """Every rank's slot, in the order of ranks, on every rank. **Collective.**"""
+    """Return the slots of all ranks, in the order of ranks, on every rank. **Collective.**"""
     granted = environ.get("CUDA_VISIBLE_DEVICES", "") if "SLURM_JOB_ID" in environ else ""
     return world.collect(
         RankSlot(
@@ -71,51 +71,52 @@ def collect_slots(world: World, visible: int, environ: Mapping[str, str]) -> lis
 
 
 def choose_device(config: DevicesConfig, local_rank: int, local_size: int, visible: int) -> str:
-    """Name of the torch device for a rank, from its number on its node.
+    """Return the name of the torch device for a rank, from its number on its node.
 
     Parameters
     ----------
     local_rank, local_size : int
-        This rank's number among the ranks of its node, and how many these are.
+        Number of this rank among the ranks of its node, and the number of these ranks.
     visible : int
-        CUDA devices that this rank sees.
+        Number of CUDA devices that this rank sees.
 
     Raises
     ------
     UserError
-        If CUDA is asked for and none is visible, the map does not fit, or ranks would have to share a device unasked.
+        If CUDA is requested but no device is visible, if the map does not fit, or if ranks would share a device
+        without `devices.share`.
     """
     if config.kind == "cpu" or (config.kind == "auto" and visible == 0):
         return "cpu"
     if visible == 0:
-        raise UserError("devices.kind: got 'cuda', but no CUDA device is visible; use 'auto' or 'cpu'")
+        raise UserError("devices.kind: got 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'.")
     if config.map is not None:
         if local_rank >= len(config.map) or config.map[local_rank] >= visible:
             raise UserError(
-                f"devices.map: got {list(config.map)}, must name one of {visible} visible devices for each of "
-                f"{local_size} ranks on a node"
+                f"devices.map: got {list(config.map)}, but it must name one of the {visible} visible devices for each "
+                f"of the {local_size} ranks on a node."
             )
         return f"cuda:{config.map[local_rank]}"
-    # One visible device and several ranks is how a scheduler isolates each task's GPU, or a shared one: the comparison
-    # of UUIDs tells the two apart.
+    # If several ranks see one device each, the scheduler isolated every task's GPU, or they share one. The comparison
+    # of UUIDs distinguishes the two.
     if visible >= local_size or visible == 1:
         return f"cuda:{local_rank if visible >= local_size else 0}"
     if not config.share:
         raise UserError(
-            f"devices.share: {local_size} ranks on a node but {visible} GPUs; start {visible} ranks a node (they host "
-            "several participants each), or set devices.share=true"
+            f"devices.share: there are {local_size} ranks on a node but {visible} GPUs. Start {visible} ranks per node "
+            "(each hosts several participants), or set devices.share=true."
         )
     return f"cuda:{local_rank % visible}"
 
 
 def choose_devices(config: DevicesConfig, slots: Sequence[RankSlot]) -> list[str]:
-    """Every rank's torch device, in the order of ranks.
+    """Return every rank's torch device, in the order of ranks.
 
     Raises
     ------
     UserError
-        If Slurm gave each node's GPUs to one task that all its ranks share, or as `choose_device`; of several nodes,
-        with the host of the first that does not fit.
+        If Slurm gave each node's GPUs to one task that all its ranks share, or like `choose_device`. If there are
+        several nodes, the message names the first host that does not fit.
     """
     if config.kind != "cpu":
         check_tasks_have_gpus(slots)
@@ -127,15 +128,15 @@ def choose_devices(config: DevicesConfig, slots: Sequence[RankSlot]) -> list[str
 
 
 def check_tasks_have_gpus(slots: Sequence[RankSlot]) -> None:
-    """Refuse GPUs per Slurm task where ranks are no tasks, because mpirun started them.
+    """Raise if GPUs were requested per Slurm task, but mpirun started the ranks.
 
-    Slurm then knows one task a node, and gives it one task's GPUs; what torch sees does not matter, nor whether it sees
-    any. On the node of the batch script, mpirun's ranks have all GPUs.
+    Then Slurm sees one task per node, and gives it the GPUs of one task. On the node of the batch script, mpirun's
+    ranks have all GPUs. The devices that torch sees do not matter for this check.
 
     Raises
     ------
     UserError
-        On several nodes, if two ranks of one node belong to one Slurm task.
+        If there are several nodes, and two ranks of one node belong to one Slurm task.
     """
     per_task = next((slot.gpus_per_task for slot in slots if slot.gpus_per_task), "")
     if not per_task or len({slot.node for slot in slots}) == 1:
@@ -143,32 +144,36 @@ def check_tasks_have_gpus(slots: Sequence[RankSlot]) -> None:
     tasks = [(slot.node, slot.task) for slot in slots]
     if len(set(tasks)) < len(tasks):
         raise UserError(
-            f"devices: GPUs were asked for per task (SLURM_GPUS_PER_TASK={per_task}), but mpirun started the ranks, "
-            "which are no tasks of Slurm's: all ranks of a node, but for the first node, would get the same GPU; use "
-            "--gpus-per-node instead of --gpus-per-task, or start with srun"
+            f"devices: --gpus-per-task (SLURM_GPUS_PER_TASK={per_task}) does not work with mpirun: the ranks of every "
+            "node except the first would share one GPU. Use --gpus-per-node, or start with srun."
         )
 
 
 def check_devices_apart(uuids: Sequence[str], share: bool) -> None:
-    """Refuse two ranks of a node on one physical device, unless sharing is allowed.
+    """Raise if two ranks of a node have the same physical device, unless sharing is allowed.
 
     Parameters
     ----------
     uuids : sequence of str
-        The device of each rank on the node; empty for a CPU.
+        UUID of the device of each rank on the node; empty for a CPU.
+
+    Raises
+    ------
+    UserError
+        Names the two ranks and the device.
     """
     used: dict[str, int] = {}
     for local_rank, uuid in enumerate(uuids):
         if uuid and uuid in used and not share:
             raise UserError(
-                f"devices: ranks {used[uuid]} and {local_rank} of a node both have GPU {uuid}; ask for GPUs per node "
-                "(--gpus-per-node), not per task, or set devices.share=true"
+                f"devices: ranks {used[uuid]} and {local_rank} of a node both have GPU {uuid}. Request GPUs per node "
+                "(--gpus-per-node) instead of per task, or set devices.share=true."
             )
         used[uuid] = local_rank
 
 
 def check_nodes_apart(slots: Sequence[RankSlot], uuids: Sequence[str], share: bool) -> None:
-    """`check_devices_apart` on every node, from the UUIDs of all ranks."""
+    """Apply `check_devices_apart` to every node, from the UUIDs of all ranks."""
     for slot in slots:
         if slot.local_rank == 0:
             with _naming_host(slot, slots):
@@ -176,7 +181,7 @@ def check_nodes_apart(slots: Sequence[RankSlot], uuids: Sequence[str], share: bo
 
 
 def find_isolated_hosts(slots: Sequence[RankSlot], uuids: Sequence[str]) -> list[str]:
-    """Hosts whose several ranks each see one GPU, and no two the same: the scheduler isolates its tasks."""
+    """Return the hosts whose ranks each see one GPU of their own, because the scheduler isolates its tasks."""
     found = []
     for slot in (slot for slot in slots if slot.local_rank == 0):
         here = [uuids[rank] for rank in slot.node]
@@ -187,18 +192,18 @@ def find_isolated_hosts(slots: Sequence[RankSlot], uuids: Sequence[str]) -> list
 
 
 def unused_grants(config: DevicesConfig, slots: Sequence[RankSlot]) -> str:
-    """A warning that GPUs were granted which PyTorch does not see; empty where all is well."""
+    """Return a warning if Slurm granted GPUs that PyTorch does not see; otherwise an empty text."""
     blind = [slot for slot in slots if slot.granted and not slot.visible]
     if config.kind != "auto" or not blind:
         return ""
     return (
         f"Slurm granted GPUs (CUDA_VISIBLE_DEVICES={blind[0].granted} on {blind[0].host}), but PyTorch sees none, "
-        "so the CPU is used; install a PyTorch with CUDA, or set devices.kind=cpu if that is meant"
+        "so the CPU is used. Install a PyTorch with CUDA, or set devices.kind=cpu if you want the CPU."
     )
 
 
 def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str] = os.environ) -> str:
-    """This rank's torch device, also compared with those of the other ranks on its node. **Collective.**
+    """Choose this rank's torch device, and check it against the devices of the other ranks. **Collective.**
 
     Raises
     ------
@@ -213,29 +218,29 @@ def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str
     world.together(lambda: check_nodes_apart(slots, uuids, config.share))
     if world.rank == 0:
         if isolated := find_isolated_hosts(slots, uuids):
-            log.info(f"each rank sees one GPU, its own (isolated by the scheduler), on {', '.join(isolated)}")
+            log.info(f"each rank sees only its own GPU (isolated by the scheduler) on {', '.join(isolated)}")
         if warning := unused_grants(config, slots):
             log.warning(warning)
     return device
 
 
 def select_device(device: str) -> str:
-    """Make a torch device this process's own; its UUID, empty for the CPU."""
+    """Select a torch device for this process, and return its UUID; empty for the CPU."""
     if device == "cpu":
         return ""
     import torch
 
-    # Before the first call that needs CUDA: that one would open a context on device 0 for every rank.
+    # Select the device before the first call that needs CUDA; otherwise every rank opens a context on device 0.
     torch.cuda.set_device(device)
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
 @contextmanager
 def _naming_host(slot: RankSlot, slots: Sequence[RankSlot]) -> Iterator[None]:
-    """Of several hosts, put the slot's behind a UserError from inside."""
+    """Add the host to a UserError from inside the context, if there are several hosts."""
     try:
         yield
     except UserError as error:
         if len({other.host for other in slots}) == 1:
             raise
-        raise UserError(f"{error} (on {slot.host})") from None
+        raise UserError(f"{error} Host: {slot.host}.") from None

@@ -1,9 +1,10 @@
-"""The launcher that started this process: its environment variables, its number of ranks."""
+"""Detect the launcher that started this process, and its number of ranks, from environment variables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What launchers tell a process about itself: (number of processes, own number), most specific first.
+# Launchers and the variables that they set: (name, number of processes, own number), most specific first.
+# srun sets SLURM_STEP_NUM_TASKS for its tasks only, so a batch script's own shell is found by SLURM_NTASKS ("sbatch").
 LAUNCHERS = (
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("mpirun", "PMI_SIZE", "PMI_RANK"),
@@ -17,7 +18,7 @@ LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Launch:
-    """What the environment says about how this process was started."""
+    """The launcher of this process, the number of processes it started, and the number of this one."""
 
     launcher: str
     size: int
@@ -25,12 +26,11 @@ class Launch:
 
     @staticmethod
     def from_environment(environ: Mapping[str, str]) -> "Launch":
-        """From the environment's variables; a plain process is the only one of its run."""
+        """Read the environment variables. A process without a launcher is the only one of its run."""
         for launcher, size, rank in LAUNCHERS:
-            # A batch script's own shell is one process, whatever number of tasks its steps will have.
             if environ.get(size, "").isdigit():
                 own = environ.get(rank, "")
-                # srun speaks PMI too, for MPICH; its mpirun sets a variable more, and leaves Slurm's in place.
+                # srun also uses PMI for MPICH. MPICH's mpirun sets MPI_LOCALRANKID in addition and keeps Slurm's.
                 if size == "PMI_SIZE" and "SLURM_STEP_NUM_TASKS" in environ and "MPI_LOCALRANKID" not in environ:
                     launcher = "srun"
                 return Launch(launcher, int(environ[size]), int(own) if own.isdigit() else 0)
@@ -38,5 +38,5 @@ class Launch:
 
     @property
     def launched(self) -> bool:
-        """Whether a launcher started this process, be it alone."""
+        """True if a launcher started this process, even a single one."""
         return self.launcher not in ("", "sbatch") or self.size > 1

@@ -1,4 +1,4 @@
-"""Send a rank's log to its file and, on rank 0, to standard output."""
+"""Write a rank's log to its file and, on rank 0, to standard output."""
 
 import logging
 import logging.handlers
@@ -11,7 +11,7 @@ log = logging.getLogger("fedh2l_mpi")
 
 
 def buffer_log() -> logging.handlers.MemoryHandler:
-    """Keep what is logged while the run directory does not exist yet; `setup_logging` writes it."""
+    """Keep log records in memory until the run directory exists. `setup_logging` then writes them."""
     held = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     log.addHandler(held)
     log.setLevel(logging.INFO)
@@ -22,7 +22,17 @@ def buffer_log() -> logging.handlers.MemoryHandler:
 def setup_logging(
     path: str, rank: int, size: int, speaks: bool, held: logging.handlers.MemoryHandler | None = None
 ) -> None:
-    """Send this rank's log to its file, and to standard output where it `speaks`; first, each `held` message once."""
+    """Write this rank's log to its file and, if it `speaks`, to standard output.
+
+    Parameters
+    ----------
+    path : str
+        The log file.
+    speaks : bool
+        True: also write to standard output, except records marked `file_only`.
+    held : MemoryHandler or None
+        From `buffer_log`: its records are written first, each message once.
+    """
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if speaks:
         handlers.append(_Spoken(sys.stdout))
@@ -34,17 +44,17 @@ def setup_logging(
     log.propagate = False
     if held is not None:
         log.removeHandler(held)
-        # Every participant of an architecture loads the same file.
+        # Every participant of an architecture loads the same file, so equal messages are written once.
         for record in {record.getMessage(): record for record in reversed(held.buffer)}.values():
             log.handle(record)
 
 
 class _Spoken(logging.StreamHandler[TextIO]):
-    """Lines on standard output, as long as somebody takes them."""
+    """Handler for standard output that goes silent if standard output is closed."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):
-            # They are in the log, too.
+            # The lines are in the log file, too, so nothing is lost.
             processes.discard_output()
         else:
             super().handleError(record)

@@ -1,4 +1,4 @@
-"""Paths that a user gives: what is there, and a UserError where that cannot be known."""
+"""Check paths that a user gives, and raise a UserError if the system cannot look at them."""
 
 import stat
 from pathlib import Path
@@ -7,7 +7,12 @@ from fedh2l_mpi.errors import UserError
 
 
 def expand_home(where: str, path: str | Path) -> Path:
-    """The path with the home folder that a leading `~` or `~name` stands for.
+    """Replace a leading `~` or `~name` by the home folder.
+
+    Parameters
+    ----------
+    where : str
+        The config key or option that holds the path, for the message.
 
     Raises
     ------
@@ -18,21 +23,24 @@ def expand_home(where: str, path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         home = Path(path).parts[0]
-        raise UserError(f"{where}: got {str(path)!r}, but {home} has no home folder; write the path in full") from None
+        raise UserError(f"{where}: got {str(path)!r}, but {home} has no home folder. Write the full path.") from None
 
 
 def is_folder(where: str, path: Path) -> bool:
-    """Whether there is a folder, or a link to one."""
+    """Return True if the path is a folder, or a link to one."""
     return stat.S_ISDIR(_mode(where, path))
 
 
 def is_file(where: str, path: Path) -> bool:
-    """Whether there is a file, or a link to one."""
+    """Return True if the path is a file, or a link to one."""
     return stat.S_ISREG(_mode(where, path))
 
 
 def _mode(where: str, path: Path) -> int:
-    """`st_mode`, 0 where nothing is. Path's own questions raise for a folder closed to the user, or a long name."""
+    """Return `st_mode`, or 0 if nothing is there.
+
+    `Path.is_file()` would raise a raw OSError for a folder without permission or a name that is too long.
+    """
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

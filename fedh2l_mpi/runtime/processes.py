@@ -1,4 +1,4 @@
-"""What Linux tells of a process of this machine, and what it is asked for."""
+"""Read facts about processes of this machine from Linux, and change settings of this process."""
 
 import ctypes
 import os
@@ -7,46 +7,46 @@ import struct
 import sys
 from pathlib import Path
 
-# Long beside what filling the caches takes, short beside a round.
+# Longer than filling the caches takes, and shorter than a round.
 TURN_S = 0.05
-# The system call's number, which C libraries have had no name for before glibc 2.41.
+# The system call's number, because C libraries before glibc 2.41 have no function for it.
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "ppc64le": 355}
 # struct sched_attr: size, policy, flags, nice, priority, runtime [ns], deadline, period.
 _SCHED_ATTR = struct.Struct("=IIQiIQQQ")
 
 
 def stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on: state, parent, ...; the 22nd, the start in ticks, is item 19.
+    """Return the fields of /proc/PID/stat from the third on. Item 0 is the state, 1 the parent, 19 the start in ticks.
 
     Raises
     ------
     OSError
         If there is no such process.
 
-    Source: proc(5); the name, in field 2, may hold anything.
+    Source: proc(5). The search starts at the last `)`, because the name in field 2 may contain any character.
     """
     with open(f"/proc/{pid}/stat", "rb") as stat:
         return stat.read().rpartition(b")")[2].decode().split()
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs; a killed one that its parent has not yet noticed does not."""
+    """Return True if a process of this machine runs. A zombie does not count as running."""
     try:
         return stat_fields(pid)[0] not in ("Z", "X")
     except (OSError, IndexError):
         pass
     try:
-        # /proc may hide other users' processes (hidepid), or not be there.
+        # /proc may hide other users' processes (hidepid), or be missing, so ask the kernel.
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        pass  # another user's: it lives
+        pass  # It runs, but belongs to another user.
     return True
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process of this machine started, in ticks since the machine's boot; None if that cannot be seen."""
+    """Return the start of a process, in ticks since the boot of the machine; None if it is not visible."""
     try:
         return int(stat_fields(pid)[19])
     except (OSError, IndexError):
@@ -54,7 +54,7 @@ def start_ticks(pid: int) -> int | None:
 
 
 def start_s(pid: int) -> float | None:
-    """When a process of this machine started [s since the epoch], by its clock of now; None if that cannot be seen."""
+    """Return the start of a process [s since the epoch], by the current clock; None if it is not visible."""
     ticks = start_ticks(pid)
     try:
         with open("/proc/stat") as stat:
@@ -65,24 +65,24 @@ def start_s(pid: int) -> float | None:
 
 
 def discard_output() -> None:
-    """What this process prints goes nowhere from now on: Python would try what is left again, and fail at the exit."""
+    """Redirect standard output to nowhere; otherwise Python writes the rest again at exit, and fails."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 
 def take_long_turns(turn_s: float = TURN_S) -> bool:
-    """Ask Linux to give this thread, and all that it will start, a processor for longer at a time; shares stay.
+    """Ask Linux for longer time slices for this thread and the threads that it will start.
 
-    Where more processes compute than there are cores, each of Linux's own turns of 1 to 3 ms begins with what another
-    process left in the caches: a round of 16 ranks on two cores takes 0.7 of the seconds when turns are longer. A
-    process that has asked for shorter ones, or mostly sleeps, still comes first.
+    Linux's own slices of 1 to 3 ms are short if there are more processes than cores, because each slice begins with
+    refilling the caches. Longer slices reduce a round of 16 ranks on two cores to 0.7 of the time. The share of the
+    processor does not change. A process that asked for shorter slices, or mostly sleeps, still runs first.
 
     Returns
     -------
     bool
-        Whether Linux took the request (before 6.12 it does, and ignores it); False on other systems, and where this
-        process may not ask.
+        True if Linux accepted the request (before 6.12 it accepts and ignores it). False on other systems, or if this
+        process has no permission.
 
     Source: sched(7), sched_setattr(2); linux/kernel/sched/syscalls.c, "request custom slice".
     """
@@ -93,7 +93,7 @@ def take_long_turns(turn_s: float = TURN_S) -> bool:
         policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     except OSError:
         return False
-    # Real-time and idle policies are somebody's choice, and know no turns of this kind.
+    # Real-time and idle policies were chosen by the user, and have no such slices.
     if policy not in (os.SCHED_OTHER, os.SCHED_BATCH):
         return False
     attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, policy, 0, nice, 0, round(turn_s * 1e9), 0, 0)
@@ -101,7 +101,7 @@ def take_long_turns(turn_s: float = TURN_S) -> bool:
 
 
 def processor() -> str:
-    """Name of this machine's CPU; of its architecture where it has none."""
+    """Return the name of this machine's CPU, or its architecture if the CPU has no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What a person sees: a progress bar on a terminal, plain lines in a batch log, and the table at the end.
+"""Print to a terminal or to a batch log.
 
-rich is imported by the rank that prints, not by the others.
+Only the rank that prints imports rich.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def ignore_closed_output() -> Iterator[None]:
-    """What is printed inside may be lost: standard output has gone (`... | head`), or its disk is full."""
+    """Ignore errors of printing inside the context, such as a closed pipe (`... | head`) or a full disk."""
     try:
         yield
         sys.stdout.flush()
@@ -26,16 +26,16 @@ def ignore_closed_output() -> Iterator[None]:
 
 
 def is_terminal() -> bool:
-    """Whether a person sits at standard output. Open MPI gives rank 0 a terminal that nobody sits at."""
+    """Return True if standard output is a user's terminal. Open MPI gives rank 0 a terminal without a user."""
     return sys.stdout.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
 
 
 def open_console() -> "RichConsole":
-    """Where tables are printed: as wide as the terminal, 120 columns in a batch log."""
+    """Return a console for tables: as wide as the terminal, or 120 columns in a batch log."""
     from rich.console import Console
 
     class Piped(Console):
-        """Leaves it to us what happens where nobody reads any more (`... report RUN | head`)."""
+        """Console that raises BrokenPipeError if the reader has closed the pipe (`... report RUN | head`)."""
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError

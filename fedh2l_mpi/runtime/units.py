@@ -1,4 +1,4 @@
-"""Numbers with units, as a person reads and writes them."""
+"""Parse and format numbers with units, such as 2us, 25GB/s or 1.5 GiB."""
 
 import re
 
@@ -14,23 +14,23 @@ _SPEEDS = {
 
 
 def seconds(text: str) -> float:
-    """A time such as 2us, 1.5ms or 0.1s [s].
+    """Parse a time such as 2us, 1.5ms or 0.1s, and return it in s.
 
     Raises
     ------
     ValueError
-        If it is none, or has no unit.
+        If the text is not a time, or has no unit.
     """
     return _with_unit(text, _TIMES, "2us or 1.5ms")
 
 
 def bytes_per_second(text: str) -> float:
-    """A bandwidth such as 25GB/s, 12.5GiB/s or 200Gbit/s [byte/s].
+    """Parse a bandwidth such as 25GB/s, 12.5GiB/s or 200Gbit/s, and return it in byte/s.
 
     Raises
     ------
     ValueError
-        If it is none, has no unit, or is 0.
+        If the text is not a bandwidth, has no unit, or is 0.
     """
     speed = _with_unit(text, _SPEEDS, "25GB/s or 200Gbit/s")
     if speed == 0:
@@ -46,9 +46,9 @@ def _with_unit(text: str, units: dict[str, float], example: str) -> float:
 
 
 def size(count: float) -> str:
-    """A number of bytes, to three digits."""
+    """Format a number of bytes with three digits."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        # Not at 1,024: four digits before the unit would not be read at a glance.
+        # Change the unit below 1,024 already, because four digits before the unit are hard to read.
         if count < 999.5 or unit == "TiB":
             break
         count /= 1024

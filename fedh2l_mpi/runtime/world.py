@@ -1,6 +1,6 @@
-"""The ranks of a run: communicator, hosting, handshake, waiting with a deadline, and how a job ends.
+"""The ranks of a run: connect them, compare them, wait with a deadline, and end the job.
 
-A single process without an MPI launcher never imports mpi4py; `World.comm` is None there.
+A single process without an MPI launcher never imports mpi4py, and its `World.comm` is None.
 """
 
 import contextlib
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A round's messages have its number for a tag, of which MPI promises 2**15. Two rounds this far apart never meet.
+# The tag of a message is its round number modulo TAGS. MPI guarantees 2**15 tags, and two rounds that are so far apart
+# are never in progress together.
 TAGS = 2**14
 
 
 class World:
-    """The ranks of this run, seen from one of them. Building it is **collective**.
+    """The ranks of this run, seen from one of them. The constructor is **collective**.
 
     Attributes
     ----------
     rank, size : int
-        Of this process, and how many there are.
+        Number of this process, and number of processes.
     comm : MPI.Intracomm or None
-        A communicator of our own; None for a single process.
+        Communicator of this run alone; None for a single process.
     launched : bool
-        Whether an MPI launcher started this process.
+        True if an MPI launcher started this process.
     at : str
         What this rank is doing, for the message if it fails.
     """
@@ -48,21 +49,21 @@ class World:
         self.launched = launched
         self.host = socket.gethostname()
         self.at = "start-up"
-        # Host and pid of every rank, to tell who has died when MPI reports a failure.
+        # Host and pid of every rank, to find the dead ranks if MPI reports a failure.
         self._processes = self.collect((self.host, os.getpid()))
 
     @property
     def ranks_here(self) -> list[int]:
-        """The ranks on this host, this one among them, by its name: known without asking the others."""
+        """Ranks on this host, including this one. They are known without communication."""
         return [rank for rank, (host, _) in enumerate(self._processes) if host == self.host]
 
     def dead_ranks(self, patience_s: float) -> list[str]:
-        """The ranks on this host whose process has ended, in words; those on other hosts cannot be seen.
+        """Describe the ranks on this host whose process has ended. Ranks on other hosts are not visible.
 
         Parameters
         ----------
         patience_s : float
-            How long to look until one is found [s]: MPI may notice before the process is all gone.
+            Longest time to look for one [s]. MPI may notice a death before the process has disappeared.
         """
         here = [(rank, pid) for rank, (host, pid) in enumerate(self._processes) if host == self.host]
         until = time.monotonic() + patience_s
@@ -83,15 +84,15 @@ class World:
         name, version = MPI.get_vendor()
         return f"{name} {'.'.join(map(str, version))}"
 
-    # Start-up: these pickle, and are never called in a round.
+    # Start-up: these functions pickle, so they are never called in a round.
 
     def together(self, action: Callable[[], T]) -> T:
-        """What `action` returns on this rank, after all ranks have finished theirs. **Collective.**
+        """Call `action` on every rank, wait until all have finished, and return its result. **Collective.**
 
         Raises
         ------
         UserError
-            On every rank alike, with the lowest rank's text, if any rank's action raised one.
+            On every rank alike, if the action raised one on any rank. The text is that of the lowest such rank.
         """
         result, text = None, None
         try:
@@ -105,38 +106,44 @@ class World:
         return result  # type: ignore[return-value]
 
     def from_first(self, action: Callable[[], T]) -> T:
-        """What `action` returned on rank 0, the only rank to call it; its UserError is everyone's. **Collective.**"""
+        """Call `action` on rank 0 only, and return its result on every rank. **Collective.**
+
+        Raises
+        ------
+        UserError
+            On every rank alike, if the action raised one.
+        """
         result = self.together(lambda: action() if self.rank == 0 else None)
         return result if self.comm is None else self.comm.bcast(result, root=0)  # type: ignore[return-value]
 
     def collect(self, item: T) -> list[T]:
-        """Every rank's `item` in the order of ranks, on every rank. **Collective.**"""
+        """Return every rank's `item` in the order of ranks, on every rank. **Collective.**"""
         return [item] if self.comm is None else self.comm.allgather(item)
 
     def node_ranks(self) -> list[int]:
-        """The ranks on this rank's node, itself among them, in ascending order. **Collective.**"""
+        """Return the ranks on this rank's node, including itself, in ascending order. **Collective.**"""
         if self.comm is None:
             return [0]
         from mpi4py import MPI
 
-        # Not by the environment: under mpirun, Slurm's node-local number is 0 for every rank.
+        # Ask MPI, not the environment: under mpirun, SLURM_LOCALID is 0 on every rank.
         node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         ranks = node.allgather(self.rank)
         node.Free()
         return ranks
 
     def handshake(self, digests: Mapping[str, bytes]) -> None:
-        """Stop unless every rank holds the same seed set, graph, config and code. **Collective.**
+        """Raise unless every rank has the same seed set, graph, config and code. **Collective.**
 
         Parameters
         ----------
         digests : mapping
-            From what is compared to its SHA-256 on this rank.
+            From the name of each compared item to its SHA-256 on this rank.
 
         Raises
         ------
         RuntimeError
-            Names a rank that holds something else, and what.
+            Names the first rank that differs, and the items that differ.
         """
         names = list(digests)
         for rank, theirs in enumerate(self.collect([digests[name] for name in names])):
@@ -145,8 +152,8 @@ class World:
             ]
             if differing:
                 raise RuntimeError(
-                    f"{self} and rank {rank} do not hold the same {' and '.join(differing)}: "
-                    "check that both see the same files and the same installation"
+                    f"{self} and rank {rank} have a different {' and '.join(differing)}. "
+                    "Check that both see the same files and the same installation."
                 )
 
     # The round path: buffers only.
@@ -159,28 +166,28 @@ class World:
         what: str,
         idle: Callable[[], None] | None = None,
     ) -> list[int]:
-        """Wait for all requests, sleeping between tests so that a busy core is left to others.
+        """Wait for all requests. Sleep between tests, so that other processes can use the core.
 
         Parameters
         ----------
         owners : sequence of int
-            The rank at the other end of each request; -1 where it may be any.
+            The rank at the other end of each request; -1 if it may be any rank.
         deadline_s : float
             Longest wait [s].
         what : str
-            What is awaited, for the message.
+            Name of the awaited messages, for the error.
         idle : callable
-            Called between tests: work that need not be done at once.
+            Background work, called between tests.
 
         Returns
         -------
         list of int
-            Size of each message received [bytes]; of no meaning for a send.
+            Size of each received message [bytes]; undefined for a send.
 
         Raises
         ------
         LateRankError
-            Names the ranks whose requests are not done by then.
+            Names the ranks whose requests are not done at the deadline.
         """
         if not requests:
             return []
@@ -205,61 +212,61 @@ class World:
         return [status.count for status in statuses]
 
     def begin_max(self, ours: "NDArray[np.int64]", theirs: "NDArray[np.int64]") -> "MPI.Request":
-        """Begin to find the maximum of every rank's `ours`, which arrives in `theirs`. **Collective.**"""
+        """Start to compute the maximum of `ours` over all ranks, which arrives in `theirs`. **Collective.**"""
         from mpi4py import MPI
 
         if self.comm is None:
-            raise RuntimeError("a single process has nobody to agree with")
+            raise RuntimeError("a single process has no other ranks to agree with")
         return self.comm.Iallreduce(ours, theirs, op=MPI.MAX)
 
     def abort(self, code: int) -> None:
-        """End every rank of the job at once with exit code `code`. Does not return."""
+        """End every rank of the job at once with exit code `code`. It does not return."""
         for stream in (sys.stdout, sys.stderr):
-            # Nobody reads it, the disk under it is full, it is closed, it is None: the job has to end all the same.
+            # The stream may be closed, missing or on a full disk. The job must end anyway, so ignore these errors.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         if self.comm is not None:
             from mpi4py import MPI
 
-            # The whole job, not only our duplicate of its communicator.
+            # Abort the whole job instead of our duplicate of its communicator only.
             MPI.COMM_WORLD.Abort(code)
         os._exit(code)
 
 
 def connect(environ: Mapping[str, str] = os.environ) -> World:
-    """The world of this process. **Collective** where an MPI launcher started several.
+    """Return the world of this process. **Collective** if an MPI launcher started several processes.
 
     Raises
     ------
     UserError
-        If the launcher started several processes and MPI cannot be loaded, or sees one: they would run apart from
-        each other.
+        If the launcher started several processes, but MPI cannot be loaded or sees a different number of them. Each
+        process would run alone then.
     """
     launch = Launch.from_environment(environ)
     if launch.size == 1:
         return World(None, launch.launched)
     if launch.launcher == "sbatch":
         raise UserError(
-            f"the job has {launch.size} tasks (SLURM_NTASKS) but this process was started without a launcher; "
-            "start it with srun or mpirun"
+            f"the job has {launch.size} tasks (SLURM_NTASKS), but this process was started without a launcher. "
+            "Start it with srun or mpirun."
         )
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        # mpi4py raises the latter, of many lines, where it finds no MPI library.
+        # mpi4py raises RuntimeError with many lines if it finds no MPI library, so print the first line only.
         raise UserError(
             f"{launch.launcher} started {launch.size} processes, but mpi4py or its MPI library cannot be loaded "
-            f"({str(error).partition(chr(10))[0]}); pip install 'fedh2l_mpi[mpi]'"
+            f"({str(error).partition(chr(10))[0]}). Install it: pip install 'fedh2l_mpi[mpi]'"
         ) from None
     if MPI.COMM_WORLD.size != launch.size:
         vendor = MPI.get_vendor()[0]
         fix = (
-            f"use srun --mpi={'pmi2' if vendor == 'MPICH' else 'pmix'}"
+            f"Use srun --mpi={'pmi2' if vendor == 'MPICH' else 'pmix'}."
             if launch.launcher == "srun"
-            else f"use the mpirun of {vendor}, which mpi4py is using here"
+            else f"Use the mpirun of {vendor}, because mpi4py uses that library here."
         )
         raise UserError(
-            f"{launch.launcher} started {launch.size} processes, but MPI ({vendor}) sees {MPI.COMM_WORLD.size}: "
-            f"they would run apart from each other; {fix}"
+            f"{launch.launcher} started {launch.size} processes, but MPI ({vendor}) sees {MPI.COMM_WORLD.size}, "
+            f"so each would run alone. {fix}"
         )
     return World(MPI.COMM_WORLD.Dup(), launched=True)

@@ -247,7 +247,7 @@ def test_what_cannot_work_is_refused_with_the_fix(submit, mpich_here, openmpi_he
     per_task = ["--ntasks-per-node=2", "--gpus-per-task=1"]
     shared = submit(by_mpirun, *per_task, mpi=openmpi_here, settings=SHORT)
     assert apart.end() == "FAILED"
-    assert "they would run apart from each other; use srun --mpi=pmi2" in apart.said()
+    assert "so each would run alone. Use srun --mpi=pmi2" in apart.said()
     assert shared.end() == "FAILED"
     assert "use --gpus-per-node instead of --gpus-per-task, or start with srun" in shared.said()
     for job in (apart, shared):

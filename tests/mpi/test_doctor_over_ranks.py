@@ -37,7 +37,7 @@ def test_ranks_of_another_mpi_than_the_launchers_are_a_failure_with_the_fix(tmp_
     ended = launch(["doctor", "--out", str(tmp_path)], ranks=2, mpi=mixed, timeout=60)
     assert ended.code == 1, ended
     words = " ".join(ended.out.split())
-    assert "they would run apart from each other; use the mpirun of Open MPI" in words
+    assert "so each would run alone. Use the mpirun of Open MPI" in words
     assert ended.out.count("a run would not work here: 1 failure") == 1
 
 

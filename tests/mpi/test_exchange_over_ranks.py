@@ -200,7 +200,7 @@ def test_ranks_that_hold_unlike_things_stop_and_say_what_differs(comm):
     world = World(comm)
     same = {"seed set": b"1", "graph": b"2"}
     world.handshake(same)
-    with pytest.raises(RuntimeError, match="do not hold the same graph: check that both see the same files"):
+    with pytest.raises(RuntimeError, match="have a different graph. Check that both see the same files"):
         world.handshake(same if world.rank < 2 else {**same, "graph": b"3"})
 
 

@@ -63,12 +63,12 @@ def test_a_map_is_followed():
 
 def test_a_map_may_put_an_isolated_task_on_its_only_gpu_and_nowhere_else():
     assert chosen(2, 1, map=(0, 0)) == ["cuda:0", "cuda:0"]
-    with pytest.raises(UserError, match=r"devices.map: got \[0, 1\], must name one of 1 visible devices"):
+    with pytest.raises(UserError, match=r"devices.map: got \[0, 1\], but it must name one of the 1 visible devices"):
         chosen(2, 1, map=(0, 1))
 
 
 def test_fewer_gpus_than_ranks_are_shared_only_if_asked():
-    with pytest.raises(UserError, match="4 ranks on a node but 3 GPUs; start 3 ranks a node .*devices.share=true"):
+    with pytest.raises(UserError, match="4 ranks on a node but 3 GPUs. Start 3 ranks per node .*devices.share=true"):
         chosen(4, 3)
     assert chosen(4, 3, share=True) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
     assert chosen(5, 2, share=True) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
@@ -84,7 +84,7 @@ def test_no_gpu_means_the_cpu_unless_cuda_was_demanded():
 def test_two_ranks_on_one_physical_gpu_are_refused_unless_asked():
     check_devices_apart(["GPU-a", "GPU-b", "", ""], share=False)
     check_devices_apart(["GPU-a", "GPU-a"], share=True)
-    with pytest.raises(UserError, match="ranks 0 and 2 of a node both have GPU GPU-a; ask for GPUs per node"):
+    with pytest.raises(UserError, match="ranks 0 and 2 of a node both have GPU GPU-a. Request GPUs per node"):
         check_devices_apart(["GPU-a", "GPU-b", "GPU-a"], share=False)
 
 
@@ -117,7 +117,7 @@ def test_one_gpu_that_several_ranks_see_is_refused_by_its_uuid_and_its_node_name
     slots = seated([4, 4], [1, 1])
     assert choose_devices(DevicesConfig(), slots) == ["cuda:0"] * 8
     uuids = [f"GPU-{rank}" for rank in range(4)] + ["GPU-z"] * 4
-    with pytest.raises(UserError, match=r"ranks 0 and 1 of a node both have GPU GPU-z; ask for .*\(on n2\)"):
+    with pytest.raises(UserError, match=r"ranks 0 and 1 of a node both have GPU GPU-z. Request .* Host: n2\."):
         check_nodes_apart(slots, uuids, share=False)
     check_nodes_apart(slots, uuids, share=True)
     assert find_isolated_hosts(slots, uuids) == ["n1"]
@@ -140,21 +140,21 @@ def test_gpus_dealt_out_three_and_one_are_refused_for_two_ranks_and_two():
     got = choose_devices(DevicesConfig(), slots)
     assert got == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
     uuids = ["GPU-a", "GPU-b", "GPU-d", "GPU-d"]
-    with pytest.raises(UserError, match=r"both have GPU GPU-d.*\(on n2\)"):
+    with pytest.raises(UserError, match=r"both have GPU GPU-d.* Host: n2\."):
         check_nodes_apart(slots, uuids, share=False)
 
 
 def test_the_node_that_has_too_few_gpus_is_named():
-    with pytest.raises(UserError, match=r"3 ranks on a node but 2 GPUs; start 2 ranks a node .*\(on n2\)"):
+    with pytest.raises(UserError, match=r"3 ranks on a node but 2 GPUs. Start 2 ranks per node .* Host: n2\."):
         choose_devices(DevicesConfig(), seated([3, 3], [4, 2]))
     # On a single host, its name would say nothing.
-    with pytest.raises(UserError, match=r"devices.share=true$"):
+    with pytest.raises(UserError, match=r"devices.share=true\.$"):
         choose_devices(DevicesConfig(), seated([3], [2]))
 
 
 def test_a_node_without_gpus_stops_a_run_that_demands_them():
     assert choose_devices(DevicesConfig(), seated([1, 1], [1, 0])) == ["cuda:0", "cpu"]
-    with pytest.raises(UserError, match=r"no CUDA device is visible.*\(on n2\)"):
+    with pytest.raises(UserError, match=r"no CUDA device is visible.* Host: n2\."):
         choose_devices(DevicesConfig(kind="cuda"), seated([1, 1], [1, 0]))
 
 
@@ -162,7 +162,9 @@ def test_a_node_without_gpus_stops_a_run_that_demands_them():
 def test_gpus_per_task_are_refused_for_ranks_of_mpirun_whatever_torch_sees(visible):
     slots = under_mpirun(seated([4] * 4, [visible] * 4, gpus_per_task="1"))
     assert [slot.task for slot in slots] == ["0"] * 8 + ["1"] * 4 + ["2"] * 4
-    with pytest.raises(UserError, match="SLURM_GPUS_PER_TASK=1.* mpirun .*use --gpus-per-node instead of .*or .*srun"):
+    with pytest.raises(
+        UserError, match="--gpus-per-task .*SLURM_GPUS_PER_TASK=1.* mpirun.*Use --gpus-per-node, or start with srun"
+    ):
         choose_devices(DevicesConfig(), slots)
     assert choose_devices(DevicesConfig(kind="cpu"), slots) == ["cpu"] * 16
 
@@ -256,7 +258,7 @@ def test_isolation_is_logged_in_one_line(monkeypatch, logged):
     world = OneOf(seated([2, 2], [1, 1]), ["", "GPU-1", "GPU-2", "GPU-3"])
     assert assign_device(world, DevicesConfig(), {}) == "cuda:0"
     assert [record.getMessage() for record in logged.records] == [
-        "each rank sees one GPU, its own (isolated by the scheduler), on n1, n2"
+        "each rank sees only its own GPU (isolated by the scheduler) on n1, n2"
     ]
 
 

@@ -51,7 +51,7 @@ def test_srun_that_speaks_pmi_is_told_from_an_mpirun_inside_a_job():
 
 
 def test_a_batch_script_that_forgot_its_launcher_is_told():
-    with pytest.raises(UserError, match="16 tasks .*without a launcher; start it with srun or mpirun"):
+    with pytest.raises(UserError, match=r"16 tasks .*without a launcher\. Start it with srun or mpirun"):
         connect({"SLURM_NTASKS": "16"})
 
 
@@ -62,7 +62,9 @@ def test_an_mpi_library_that_cannot_be_loaded_is_told_in_a_line(monkeypatch):
             raise RuntimeError("cannot load MPI library\n/usr/lib/libmpi.so: cannot open shared object file")
 
     monkeypatch.setitem(sys.modules, "mpi4py", WithoutLibrary("mpi4py"))
-    with pytest.raises(UserError, match=r"started 2 processes, but .*\(cannot load MPI library\); pip install"):
+    with pytest.raises(
+        UserError, match=r"started 2 processes, but .*\(cannot load MPI library\)\. Install it: pip install"
+    ):
         connect({"PMI_SIZE": "2", "PMI_RANK": "0"})
 
 

@@ -134,7 +134,7 @@ def test_the_launcher_is_told_with_the_ranks_of_each_node():
     assert launcher.started(Launch("srun", 20, 0), "", [f"n{i}" for i in range(20)]).text.endswith("and 12 more nodes")
     alone = launcher.started(Launch("", 1, 0), "", ["laptop"])
     assert (alone.level, "one process that hosts all participants" in alone.text) == (Level.FACT, True)
-    assert launcher.started(Launch("srun", 4, 0), "they would run apart", ["n1"]).level is Level.FAILURE
+    assert launcher.started(Launch("srun", 4, 0), "each would run alone", ["n1"]).level is Level.FAILURE
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_shared_gpu_is_a_failure_unless_allowed():
     resources = [RankResources(frozenset({0}), "A100", "uuid")] * 2
     told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, resources)
     assert told[0].level is Level.FAILURE
-    assert "ranks 0 and 1 of a node both have GPU uuid; ask for GPUs per node" in told[0].text
+    assert "ranks 0 and 1 of a node both have GPU uuid. Request GPUs per node" in told[0].text
     assert Level.FAILURE not in levels(ranks.gpu_use(DevicesConfig(share=True), slots, ["cuda:0"] * 2, resources))
 
 
@@ -308,7 +308,7 @@ def test_too_few_gpus_are_a_failure_with_the_runs_own_words(monkeypatch):
     monkeypatch.setattr(ranks, "visible_gpus", lambda: 0)
     told = ranks.examine(World(None), DevicesConfig(kind="cuda"), {})
     assert [line.text for line in told if line.level is Level.FAILURE] == [
-        "devices.kind: got 'cuda', but no CUDA device is visible; use 'auto' or 'cpu'"
+        "devices.kind: got 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'."
     ]
 
 
