@@ -1,7 +1,7 @@
-"""The two ways a run ends that are not a fault of the program, and their exit codes."""
+"""Exceptions that end a run without being a bug of the program, the exit codes, and hints for misspelt words."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 EXIT_FAULT = 1
 EXIT_USER = 2
@@ -10,10 +10,14 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: shown as one message without a traceback, exit code 2.
+    """A mistake that the user can fix: shown as one message without a traceback, exit code 2.
 
-    The text says where (dotted config key, file, array), what was got, what is allowed and, if short, the way out.
-    `agreed` is true where every rank has raised the same error, so that all can leave together.
+    The text names the place (dotted config key, file, array), the value, the allowed values and, if short, the fix.
+
+    Attributes
+    ----------
+    agreed : bool
+        Every rank has raised the same error, so all ranks can exit together.
     """
 
     def __init__(self, text: str, agreed: bool = False) -> None:
@@ -22,14 +26,17 @@ class UserError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """A participant's numbers are no longer finite: the whole job ends, exit code 1."""
+    """A participant's numbers are no longer finite: the whole job ends with exit code 1."""
 
 
 class LateRankError(RuntimeError):
-    """A rank did not answer before the deadline: the whole job ends, exit code 86."""
+    """A rank did not answer before the deadline: the whole job ends with exit code 86."""
 
 
-def did_you_mean(word: object, known: Sequence[str]) -> str:
-    """A hint at the nearest of the known words, to be put at the end of a message; empty if none is near."""
-    near = difflib.get_close_matches(str(word), known, n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(name) for name in near)}?)" if near else ""
+def did_you_mean(word: object, known: Iterable[str], prefix: str = "") -> str:
+    """Return a hint at the nearest known words for the end of a message; empty if none is near.
+
+    `prefix` is put in front of the words in the hint.
+    """
+    near = difflib.get_close_matches(str(word), list(known), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(prefix + name) for name in near)}?)" if near else ""

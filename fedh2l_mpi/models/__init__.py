@@ -1,4 +1,4 @@
-"""Architectures: the zoo, torchvision's, a user's own by `package.module:Class`; pretrained weights; flat storage.
+"""Models: the zoo, torchvision's, a user's own class; pretrained weights; storage and optimisers of their parameters.
 
 `exchange`, `participant` and every room above them may import it.
 """

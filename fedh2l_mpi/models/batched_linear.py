@@ -1,8 +1,8 @@
-"""Models of one architecture as one: a layer of all of them is one batched product.
+"""Models of one architecture computed as one: a layer of all models is one batched product.
 
-Only chains of Flatten, Linear and ReLU are stacked. Their steps are many small products, whose cost is mostly that of
-starting each; convolutions are slower together than one by one. Every model gets the bits that its own products would
-give it: a test holds that.
+Only chains of Flatten, Linear and ReLU are batched. Their steps are many small products, and starting a product costs
+more than computing it. Convolutions are slower together than one by one. Every model gets exactly the bits that its own
+products would give it; a test checks this.
 
 Shape letters: G models, B minibatch, I, O inputs and outputs of a layer, W weights of a model.
 """
@@ -18,33 +18,33 @@ from fedh2l_mpi.models.zoo import Mlp
 
 # Numbers of float32 in 64 bytes.
 ALIGNED = 16
-# Below so many multiplications, PyTorch's batched product on a CPU is a loop of its own, with other last bits than a
-# single product. Source: bmm_out_or_baddbmm_ in aten/src/ATen/native/LinearAlgebra.cpp.
+# Below this number of multiplications, PyTorch's batched product on a CPU is a separate loop, whose last bits differ
+# from those of a single product. Source: bmm_out_or_baddbmm_ in aten/src/ATen/native/LinearAlgebra.cpp.
 SMALL = 400
 
 
 def chain(model: nn.Module) -> list[nn.Module] | None:
-    """The layers of a model that can be stacked, in their order; None for any other."""
+    """Return the layers of a model that can be batched, in their order, or None for any other model."""
     layers = _layers(model)
     if layers is None or not all(map(_is_plain, model.parameters())):
         return None
-    # A chain that begins with a product of images is not what it looks like.
+    # Without a Flatten first, a Linear layer would multiply rows of pixels instead of whole images.
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     fits = isinstance(layers[0], nn.Flatten) and all(
         one.out_features == two.in_features for one, two in pairwise(linears)
     )
-    # Nor is one that shares a layer, or has parameters besides.
+    # A shared layer, or a parameter outside the layers, would be missing from the batched weights.
     theirs = [id(parameter) for layer in linears for parameter in layer.parameters()]
     return layers if fits and linears and theirs == [id(parameter) for parameter in model.parameters()] else None
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:
-    """Whether a gradient is taken of it, and nobody else is told."""
+    """Return True if the parameter has a gradient, and no hook observes it."""
     return parameter.requires_grad and not parameter._backward_hooks and not parameter._post_accumulate_grad_hooks
 
 
 def _layers(module: nn.Module) -> list[nn.Module] | None:
-    # What a model does besides its layers is not known here.
+    # Hooks and a replaced forward do something that the layers do not show.
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     if any(hooks) or "forward" in vars(module):
         return None
@@ -59,9 +59,9 @@ def _layers(module: nn.Module) -> list[nn.Module] | None:
 
 
 def join_columns(parts: Sequence[Tensor]) -> Tensor:
-    """The columns of several matrices as a new one, whose rows begin at multiples of 64 bytes, as vectors do.
+    """Join the columns of several matrices into a new matrix, whose rows begin at multiples of 64 bytes.
 
-    The last bit of a dot product depends on where in memory its operands begin.
+    Vectors begin there too, and the last bit of a dot product depends on where in memory its operands begin.
     """
     width = sum(part.shape[1] for part in parts)
     filling = parts[0].new_zeros((len(parts[0]), -width % ALIGNED))
@@ -69,9 +69,9 @@ def join_columns(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _is_one_by_one(values_GBI: Tensor, weight_GOI: Tensor) -> bool:
-    """Whether a batched product would have other last bits than single ones: forwards and backwards, sizes are alike.
+    """Return True if a batched product would differ from single ones in its last bits, forwards or backwards.
 
-    A layer with one input or one output is a matrix times a vector, for which only single products have a kernel.
+    A layer with one input or one output multiplies a matrix by a vector, and only single products have a kernel for it.
     """
     _, outputs, inputs = weight_GOI.shape
     return min(inputs, outputs) == 1 or values_GBI.shape[1] * inputs * outputs < SMALL
@@ -84,8 +84,8 @@ def _products(left: Tensor, right: Tensor, one_by_one: bool) -> Tensor:
 class _Linear(torch.autograd.Function):
     """x W^T + b of every model.
 
-    The gradient of W is g^T x, as PyTorch takes it for a single layer; left to itself, it would take (x^T g)^T of the
-    batch, with other last bits.
+    The gradient of W is g^T x, as in PyTorch's single layer. Autograd would compute (x^T g)^T for a batch, with
+    different last bits.
     """
 
     @staticmethod
@@ -110,19 +110,19 @@ class _Linear(torch.autograd.Function):
 
 
 class BatchedModel(nn.Module):
-    """G models: images (G, B, channels, side, side) in, logits (G, B, classes) out.
+    """Map the images (G, B, channels, side, side) of G models to their logits (G, B, classes).
 
     Parameters
     ----------
     model : nn.Module
-        One of them, for the layers; `chain` must accept it.
+        One of the models, for its layers; `chain` must accept it.
     parameters_GW : float tensor (G, W)
-        A row for each model, in the order of its `FlatParameters`. It may be changed in place between two passes.
+        A row for each model, in the order of its `FlatParameters`. The caller may change it in place between passes.
 
     Attributes
     ----------
     weights : list of Tensor
-        Views of `parameters_GW` that gradients are taken of, each (G, ...), in the order of the columns.
+        Views of `parameters_GW` that require gradients, each (G, ...), in the order of the columns.
     """
 
     def __init__(self, model: nn.Module, parameters_GW: Tensor) -> None:
@@ -139,7 +139,7 @@ class BatchedModel(nn.Module):
             first += parameter.numel()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (G, B, classes) of each model on its own images."""
+        """Return the logits (G, B, classes) of each model on its own images."""
         weights = iter(self.weights)
         values = images
         for layer in self._chain:
@@ -153,7 +153,10 @@ class BatchedModel(nn.Module):
         return values
 
     def gradient(self, losses_G: Tensor, again: bool = False) -> Tensor:
-        """d loss / d parameters of each model as a new (G, W) matrix; `again` as in `FlatParameters.gradient`."""
+        """Return d loss / d parameters of each model as a new matrix (G, W).
+
+        `again` keeps what another gradient through the same forward pass needs.
+        """
         gradients = torch.autograd.grad(
             losses_G.sum(), self.weights, retain_graph=again or None, materialize_grads=True
         )

@@ -1,19 +1,19 @@
-"""A model's trainable parameters as one flat vector: a step is then a few calls, however many layers there are."""
+"""Storage of a model's trainable parameters in one flat vector: a step takes a few calls for any number of layers."""
 
 import torch
 from torch import Tensor, nn
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """A view with the channels of a four-dimensional tensor last; others as they are.
+    """Return a view of a four-dimensional tensor with its channels last; any other tensor is returned unchanged.
 
-    Convolutions on a CPU are 1.2 to 2 times faster where images and weights lie in memory in this order.
+    Convolutions on a CPU are 1.2 to 2 times faster if images and weights are stored in this order.
     """
     return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
 
 
 def channels_second(tensor: Tensor) -> Tensor:
-    """The reverse of `channels_last`."""
+    """Undo `channels_last`."""
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
 
@@ -22,18 +22,23 @@ def _shared_buffers(model: nn.Module) -> list[Tensor]:
 
 
 def shared_bytes(model: nn.Module) -> int:
-    """What one copy of the model is on the wire: trainable parameters and floating-point buffers in float32 [bytes]."""
+    """Return the size of one copy of the model on the wire [bytes]: trainable parameters and buffers in float32."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return 4 * sum(value.numel() for value in [*trainable, *_shared_buffers(model)])
 
 
 class FlatParameters:
-    """Moves a model's trainable parameters into one vector of which they become views, channels last.
+    """Store a model's trainable parameters in one vector; they become views of it, channels last.
 
     Parameters
     ----------
     model : nn.Module
-        On its final device; its parameters must be of one dtype. Frozen parameters stay where they are.
+        A model on its final device, with parameters of one dtype. Frozen parameters are not moved.
+
+    Attributes
+    ----------
+    vector : Tensor
+        All trainable parameters (W,).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,12 +47,12 @@ class FlatParameters:
 
     @torch.no_grad()
     def move_to(self, vector: Tensor) -> None:
-        """Keep the parameters in `vector` from now on, which takes over their values."""
+        """Copy the parameters into `vector`, and store them there from now on."""
         vector.copy_(self.vector)
         self._keep_in(vector)
 
     def share_memory_with(self, tensor: Tensor) -> bool:
-        """Whether a step could change this tensor."""
+        """Return True if a step could change this tensor."""
         return tensor.untyped_storage().data_ptr() == self.vector.untyped_storage().data_ptr()
 
     def _keep_in(self, vector: Tensor) -> None:
@@ -58,9 +63,9 @@ class FlatParameters:
             first += parameter.numel()
 
     def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
-        """d loss / d parameters as a new flat vector; 0 for a parameter that `loss` does not depend on.
+        """Return d loss / d parameters as a new flat vector; 0 for parameters that `loss` does not depend on.
 
-        `again` keeps what a further gradient through the same forward pass needs.
+        `again` keeps what another gradient through the same forward pass needs.
         """
         return self._flatten(
             torch.autograd.grad(loss, self._parameters, retain_graph=again or None, materialize_grads=True)
@@ -72,14 +77,14 @@ class FlatParameters:
 
 
 class SharedState:
-    """What parameter-sharing methods exchange of a model: trainable parameters and floating-point buffers, one vector.
+    """The part of a model that parameter-sharing methods exchange: trainable parameters and buffers in one vector.
 
-    The buffers are BatchNorm's running means and variances: they are averaged like parameters. Counters stay local.
+    The buffers are BatchNorm's running means and variances, which are averaged like parameters. Counters stay local.
 
     Parameters
     ----------
     parameters : FlatParameters
-        Of `model`.
+        The parameters of `model`.
     """
 
     def __init__(self, model: nn.Module, parameters: FlatParameters) -> None:
@@ -88,17 +93,17 @@ class SharedState:
 
     @property
     def size(self) -> int:
-        """Numbers in the vector."""
+        """Length of the vector."""
         return len(self._parameters.vector) + sum(buffer.numel() for buffer in self._buffers)
 
     @torch.no_grad()
     def read(self) -> Tensor:
-        """A copy, (size,), on the model's device."""
+        """Return a copy (size,) on the model's device."""
         return torch.cat([self._parameters.vector, *(buffer.reshape(-1) for buffer in self._buffers)])
 
     @torch.no_grad()
     def write(self, state: Tensor) -> None:
-        """Take over a vector (size,)."""
+        """Replace parameters and buffers by the values of a vector (size,)."""
         parts = [self._parameters.vector, *self._buffers]
         for part, values in zip(parts, state.split([part.numel() for part in parts]), strict=True):
             part.copy_(values.view_as(part))

@@ -1,4 +1,4 @@
-"""Arithmetic of a model in bfloat16 where that is safe, with weights, losses and updates in float32."""
+"""Mixed precision: a model computes in bfloat16 where that is safe; weights, losses and updates stay in float32."""
 
 import types
 
@@ -9,25 +9,25 @@ from fedh2l_mpi.errors import UserError
 
 
 def refuse_without_hardware(device: torch.device) -> None:
-    """A GPU that would have to imitate bfloat16 is slower with it than without; CPUs are left to the user.
+    """Refuse a GPU that would emulate bfloat16, because it is faster in float32. CPUs are always accepted.
 
     Raises
     ------
     UserError
-        If it is such a GPU.
+        If the device is such a GPU.
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
-            f"optimizer.precision: got 'bfloat16', which {device} ({torch.cuda.get_device_name(device)}) has no "
-            "arithmetic for; use float32"
+            f"optimizer.precision: got 'bfloat16', but {device} ({torch.cuda.get_device_name(device)}) has no "
+            "arithmetic for it. Use float32."
         )
 
 
 def mix(model: nn.Module) -> None:
-    """From now on, the model's products and convolutions are in bfloat16, and its logits in float32.
+    """Make the model compute products and convolutions in bfloat16, and return its logits in float32.
 
-    bfloat16 has float32's range: unlike float16, gradients need no scaling. Normalisations and other sums that need
-    more digits stay in float32; which ones, `torch.autocast` knows.
+    bfloat16 has the range of float32, so gradients need no scaling, unlike those in float16. `torch.autocast` keeps
+    normalisations and other sums that need more digits in float32.
 
     Source: Micikevicius et al., "Mixed precision training", 2018; Kalamkar et al., "A study of bfloat16 for deep
     learning training", 2019.
@@ -39,5 +39,6 @@ def mix(model: nn.Module) -> None:
             logits: Tensor = type(self).forward(self, images) if own is None else own(images)
         return logits.float()
 
-    # Not a module around it: parameters keep their names. Bound, so that a copy of the model calls itself.
+    # A module around the model would rename its parameters. The method is bound so that a copy of the model calls
+    # the copy, not the original.
     model.forward = types.MethodType(mixed, model)

@@ -15,7 +15,7 @@ def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int =
 
 
 class _InvertedResidual(nn.Module):
-    """Widen by 1 x 1, filter each channel by 3 x 3, narrow by 1 x 1 without ReLU; plus the input where shapes agree."""
+    """Widen by 1 x 1, filter each channel by 3 x 3, narrow by 1 x 1 without ReLU; add the input if shapes agree."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int = 4) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class _InvertedResidual(nn.Module):
 class MobileNet(nn.Module):
     """Six inverted residuals, 16 to 64 channels wide, between a 3 x 3 stem and a 1 x 1 head, then average pooling.
 
-    MobileNetV2's building block, not its table: 6 blocks instead of 17, channels widened 4 times instead of 6, a head
-    of 128 instead of 1280 channels, no dropout, PyTorch's default initial weights. Images are halved three times
-    instead of five, and once more by the stem if they are larger than 64 pixels.
+    The building block is MobileNetV2's, the table is smaller: 6 blocks instead of 17, channels widened 4 times instead
+    of 6, a head of 128 instead of 1280 channels, no dropout. Initial weights are PyTorch's default. Images are halved
+    three times instead of five; the stem halves images of more than 64 pixels once more.
 
     Source: Sandler, Howard, Zhu, Zhmoginov and Chen, "MobileNetV2: inverted residuals and linear bottlenecks", 2018,
     section 3.3.

@@ -1,7 +1,7 @@
 """Adam and SGD over one flat vector of parameters.
 
-They are written out because building any `torch.optim` optimizer imports `torch._dynamo`: 1.3 CPU seconds and 70 MiB
-on every rank. Tests hold each update equal to torch.optim's, bit for bit.
+They are written out because building any `torch.optim` optimizer imports `torch._dynamo`, which costs every rank 1.3
+CPU seconds and 70 MiB. Tests check that each update equals torch.optim's, bit for bit.
 """
 
 import math
@@ -15,14 +15,14 @@ from fedh2l_mpi.config import OptimizerConfig
 
 
 class Optimizer(Protocol):
-    """Moves a flat vector of parameters, given a flat gradient.
+    """Update a flat vector of parameters, given a flat gradient.
 
     Attributes
     ----------
     parameters : Tensor
-        What it moves.
+        The vector that it updates.
     steps : int
-        Updates so far.
+        Number of updates so far.
     """
 
     parameters: Tensor
@@ -32,10 +32,10 @@ class Optimizer(Protocol):
     def __init__(self, parameters: Tensor, config: OptimizerConfig) -> None: ...
 
     def step(self, gradient: Tensor) -> None:
-        """One update, in place; `gradient` may be overwritten."""
+        """Make one update in place; this may overwrite `gradient`."""
 
     def state(self) -> dict[str, Tensor]:
-        """What has to be kept for the run to go on: tensors that share memory with the optimiser."""
+        """Return the tensors that a checkpoint must store; they share memory with the optimiser."""
 
 
 class Adam:
@@ -53,7 +53,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
-        """One update, in the order of operations of torch.optim.Adam: another order would give other last bits."""
+        """Make one update in torch.optim.Adam's order of operations; a different order changes the last bits."""
         beta1, beta2 = self.config.betas
         self.steps += 1
         if self.config.weight_decay:
@@ -92,12 +92,14 @@ class Sgd:
 
 
 def joined(single: Sequence[Optimizer], parameters_GW: Tensor) -> Optimizer:
-    """One optimiser that steps for several of one kind and as many steps; theirs become views of its rows.
+    """Return one optimiser that steps for several; their states become views of its rows.
 
     Parameters
     ----------
+    single : sequence of Optimizer
+        Optimisers of one kind that have made the same number of steps.
     parameters_GW : float tensor (G, W)
-        What they move, a row each.
+        The parameters of each, one row per optimiser.
     """
     whole = type(single[0])(parameters_GW, single[0].config)
     whole.steps = single[0].steps
@@ -111,5 +113,5 @@ def joined(single: Sequence[Optimizer], parameters_GW: Tensor) -> Optimizer:
 
 
 def build(parameters: Tensor, config: OptimizerConfig) -> Optimizer:
-    """The optimiser that the config names, over a flat vector of parameters that it updates in place."""
+    """Return the optimiser that the config names, for a flat vector of parameters that it updates in place."""
     return Adam(parameters, config) if config.name == "adam" else Sgd(parameters, config)

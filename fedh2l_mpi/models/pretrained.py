@@ -11,36 +11,36 @@ from fedh2l_mpi.runtime import paths
 
 log = logging.getLogger("fedh2l_mpi")
 
-# How many entries an error names.
+# The largest number of entries that an error names.
 NAMED = 4
 
 
 def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
-    """Put the entries of a file into the model, except a final classifier for another number of classes.
+    """Copy the entries of a file into the model, except a final classifier for a different number of classes.
 
     Parameters
     ----------
     name : str
         The architecture, as the key of `weights`.
     path : str
-        Of a state dict, alone or under the key `state_dict` or `model`, whose names may all begin with `module.`.
+        File with a state dict, alone or under the key `state_dict` or `model`. Its names may all begin with `module.`.
 
     Returns
     -------
     list of str
-        The entries that were left at their initial values: those of one module whose first dimension is `classes`
-        here, another in the file, and whose others agree; else none.
+        The entries that keep their initial values. They belong to one module, whose first dimension is `classes` here
+        and different in the file, and whose other dimensions agree. Without such a module, the list is empty.
 
     Raises
     ------
     UserError
-        If the file cannot be read, or any other entry is missing, unexpected or of another shape.
+        If the file cannot be read, or any other entry is missing, unexpected or of a different shape.
     """
     where = f"weights.{name}: {path!r}"
     theirs = torchvision_models.as_built(name, _read(name, path))
-    # They share their storage with the model's own.
+    # These tensors share their storage with the model.
     ours = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    # A counter that no forward pass reads, and that files older than PyTorch 0.4.1 lack.
+    # No forward pass reads this counter, and files older than PyTorch 0.4.1 lack it.
     counters = {key for key in ours if key.endswith(".num_batches_tracked")}
     differing = [key for key in ours if key in theirs and ours[key].shape != theirs[key].shape]
     fresh = [key for key in differing if _is_of_a_classifier(ours[key], theirs[key], classes)]
@@ -49,22 +49,22 @@ def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
     faults = {
         "missing": [f"{key} {_shape(ours[key])}" for key in ours if key not in theirs and key not in counters],
         "unexpected": [f"{key} {_shape(theirs[key])}" for key in theirs if key not in ours],
-        "of another kind": [
-            f"{key} {theirs[key].dtype}, must be of floating point"
+        "of a different kind": [
+            f"{key} {theirs[key].dtype}, must be floating point"
             for key in ours
             if key in theirs and ours[key].is_floating_point() and not theirs[key].is_floating_point()
         ],
-        "of another shape": [
+        "of a different shape": [
             f"{key} {_shape(theirs[key])}, must be {_shape(ours[key])}" for key in differing if key not in fresh
         ],
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in faults.items() if keys)
+        found = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in faults.items() if keys)
         raise UserError(
-            f"{where} does not fit the model, of which only the final classifier may differ, by its number of "
-            f"classes: {told}"
+            f"{where} does not fit the model. Only the final classifier may differ, in its number of classes. "
+            f"Entries: {found}."
         )
-    # Not by load_state_dict: some modules there ask for the version of the file that made them, which few files keep.
+    # load_state_dict would ask some modules for the version that wrote the file, which few files store.
     with torch.no_grad():
         for key in theirs.keys() - set(fresh):
             ours[key].copy_(theirs[key])
@@ -83,33 +83,33 @@ def _read(name: str, path: str) -> dict[str, Tensor]:
     where = f"weights.{name}: {path!r}"
     file = paths.expand_home(f"weights.{name}", path)
     if not paths.is_file(f"weights.{name}", file):
-        raise UserError(f"{where} is no file; give the path of a state dict saved by torch.save")
+        raise UserError(f"{where} is not a file. Give the path of a state dict saved by torch.save.")
     try:
         content = torch.load(file, weights_only=True, map_location="cpu")
     except PermissionError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from None
-    # The unpickler raises whatever the bytes of a damaged file lead it to.
+        raise UserError(f"{where} cannot be read: {error.strerror}.") from None
+    # The bytes of a damaged file can make the unpickler raise any exception.
     except Exception as error:
         raise UserError(
-            f"{where} cannot be read as weights ({type(error).__name__}): it is damaged, or holds more than tensors; "
-            "save it by torch.save(model.state_dict(), path)"
+            f"{where} cannot be read as weights ({type(error).__name__}): it is damaged, or holds more than tensors. "
+            "Save it with torch.save(model.state_dict(), path)."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{where} holds a {type(content).__name__}, must be a state dict: names to tensors")
+        raise UserError(f"{where} holds a {type(content).__name__}. It must hold a state dict: names to tensors.")
     strange = [f"{key!r}: {kind}" for key, value in content.items() if (kind := _strange(value))]
     strange += [f"{key!r} as a name" for key in content if not isinstance(key, str)]
     if strange:
-        raise UserError(f"{where} must map names to dense tensors of real numbers; got {_first(strange)}")
+        raise UserError(f"{where} must map names to dense tensors of real numbers. Got: {_first(strange)}.")
     if all(key.startswith("module.") for key in content):
         return {key.removeprefix("module."): value for key, value in content.items()}
     return dict(content)
 
 
 def _strange(value: object) -> str:
-    """What a value is that cannot be copied into a weight number by number; empty if it can."""
+    """Describe a value that cannot be copied into a weight number by number; return "" for one that can."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     if value.is_quantized or value.is_complex() or value.layout != torch.strided or value.is_meta:
@@ -126,5 +126,5 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def _first(told: list[str]) -> str:
-    return ", ".join(told[:NAMED]) + (f" and {len(told) - NAMED} more" if len(told) > NAMED else "")
+def _first(texts: list[str]) -> str:
+    return ", ".join(texts[:NAMED]) + (f" and {len(texts) - NAMED} more" if len(texts) > NAMED else "")

@@ -1,6 +1,5 @@
-"""An architecture's name to a model, freshly initialised or with weights from a file."""
+"""Registry of architectures: build a model by its name, with initial weights or weights from a file."""
 
-import difflib
 import functools
 import hashlib
 import math
@@ -9,26 +8,26 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import nn
 
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.models import pretrained, torchvision_models
 from fedh2l_mpi.models.zoo import ZOO
 from fedh2l_mpi.runtime import paths
 from fedh2l_mpi.runtime.plugins import load_class
 
-# What a model raises that does not fit the images; torchvision's say so by assertions.
+# Exceptions of a model that does not fit the images; torchvision's models raise AssertionError.
 _MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
 
 
 def build(name: str, channels: int, side: int, classes: int, seed: int, weights: str | None = None) -> nn.Module:
-    """A model on the CPU whose weights depend on `seed`, and on the file of pretrained ones, alone.
+    """Build a model on the CPU; its weights depend only on `seed` and on the file of pretrained weights.
 
     Parameters
     ----------
     name : str
-        A name of the zoo, `torchvision:NAME`, or `package.module:Class`; the class is called with `channels`, `side`
+        A name of the zoo, `torchvision:NAME`, or `package.module:Class`. The class is called with `channels`, `side`
         and `classes` and must map float32 images (B, channels, side, side) to logits (B, classes).
     seed : int
-        Of the initialisation; the global generator is left as it was.
+        Seed of the initial weights; the global generator is restored.
     weights : str, optional
         Path of a state dict that replaces the initial weights, except those of a final classifier for another number
         of classes.
@@ -43,7 +42,7 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
         torch.manual_seed(seed)
         try:
             model = kind(channels=channels, side=side, classes=classes)
-        except UserError:  # a ValueError too, and says already what is wrong
+        except UserError:  # it is a ValueError as well, and its message is final
             raise
         except _MISFITS as error:
             raise UserError(
@@ -51,30 +50,29 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
                 f"{error}"
             ) from error
         if not isinstance(model, nn.Module):
-            raise UserError(f"models: {name!r} gave a {type(model).__name__}, must be a torch.nn.Module")
-        # Still under the seed: lazy modules draw their weights in their first forward pass.
+            raise UserError(f"models: {name!r} returns a {type(model).__name__}. It must return a torch.nn.Module.")
+        # Lazy modules draw their weights in their first forward pass, so it runs under the seed as well.
         _check_output(name, model, (2, channels, side, side), (2, classes))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError(f"models: {name!r} has no parameter to train")
+        raise UserError(f"models: {name!r} has no trainable parameter.")
     if weights is not None:
         pretrained.load(model, name, weights, classes)
     return model
 
 
 def check_weights(weights: Iterable[str], architectures: Collection[str]) -> None:
-    """Raise `UserError` if `weights`, a map by architecture, has a key that is none of the run's architectures."""
+    """Raise `UserError` if a key of `weights` is none of the run's architectures."""
+    known = sorted(set(architectures))
     for name in weights:
-        if name not in architectures:
-            near = difflib.get_close_matches(name, architectures, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+        if name not in known:
             raise UserError(
-                f"weights: got a file for {name!r}; architectures of this run: "
-                f"{', '.join(sorted(set(architectures)))}{hint}"
+                f"weights: got a file for {name!r}, which this run does not train. "
+                f"Architectures: {', '.join(known)}{did_you_mean(name, known)}."
             )
 
 
 def weights_digest(weights: Mapping[str, str]) -> bytes:
-    """SHA-256 of the files, by architecture: ranks on several nodes may see other files at one path."""
+    """Return the SHA-256 of the files by architecture, because nodes may have different files at the same path."""
     sha = hashlib.sha256()
     for name, path in sorted(weights.items()):
         sha.update(name.encode() + b"\0")
@@ -85,7 +83,7 @@ def weights_digest(weights: Mapping[str, str]) -> bytes:
 
 @torch.no_grad()
 def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: tuple[int, ...]) -> None:
-    # In eval mode: no running statistic moves.
+    # Eval mode leaves the running statistics unchanged.
     model.eval()
     given = torch.linspace(-1, 1, math.prod(images)).view(images)
     before = given.clone()
@@ -95,17 +93,20 @@ def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: 
         raise UserError(f"models: {name!r} fails on images of shape {images}: {error}") from error
     if not isinstance(got, torch.Tensor) or tuple(got.shape) != logits:
         shape = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
-        raise UserError(f"models: {name!r} maps images {images} to {shape}, must be logits {logits}")
+        raise UserError(f"models: {name!r} maps images {images} to {shape}. It must map them to logits {logits}.")
     if not torch.equal(given, before):
-        # Test images are shared by all participants of a rank: the next one would see what this one has left.
-        raise UserError(f"models: {name!r} changes the images it is given; its first operation must not be in place")
+        # All participants of a rank share the test images, so the next one would see changed images.
+        raise UserError(
+            f"models: {name!r} changes the images that it is given. Its first operation must not work in place."
+        )
     if name in ZOO or name.startswith(torchvision_models.PREFIX):
         return
-    # Random numbers that nobody has seeded would depend on who is hosted together, as would a memory of earlier images.
+    # Unseeded random numbers, or a memory of earlier images, would make results depend on which participants share a
+    # rank.
     if not torch.allclose(model(given), got, rtol=0.0, atol=0.0, equal_nan=True):
         raise UserError(
-            f"models: {name!r} gives the same images other logits in a second pass in eval mode, where it must neither "
-            "draw random numbers nor change; as for dropout, ask self.training"
+            f"models: {name!r} returns different logits for the same images in a second pass in eval mode. In eval "
+            "mode it must neither draw random numbers nor change. Check self.training first, as dropout does."
         )
 
 
@@ -118,11 +119,9 @@ def _kind(name: str) -> Callable[..., nn.Module]:
 def _users_own(name: str) -> type[nn.Module]:
     module_name, colon, class_name = name.partition(":")
     if not colon or not module_name or not class_name:
-        near = difflib.get_close_matches(name, ZOO, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(
-            f"models: got {name!r}; known: {', '.join(ZOO)}, torchvision:NAME, or your own as "
-            f"package.module:Class{hint}"
+            f"models: got {name!r}. Known: {', '.join(ZOO)}, torchvision:NAME, or your own as "
+            f"package.module:Class{did_you_mean(name, ZOO)}."
         )
     kind: type[nn.Module] = load_class("models", name)
     return kind

@@ -55,7 +55,7 @@ class ResNet8(nn.Module):
 
 
 class _BasicBlock(nn.Module):
-    """As `_Residual`, its parts under the names that published ResNet-18 weights carry."""
+    """A `_Residual` whose parts have the names of published ResNet-18 weights."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -78,10 +78,11 @@ class _BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """ResNet-18; 11,689,512 parameters for images of more than 64 pixels, 3 channels and 1000 classes.
 
-    Images of up to 64 pixels enter by one 3 x 3 convolution at full resolution, as is usual for CIFAR, because the
-    original's stem, a 7 x 7 convolution and a max-pooling, both of stride 2, would leave little of them. Initial
-    weights are PyTorch's default, not the paper's; parameters are named as in torchvision, so that weights published
-    for its `resnet18` load where the stem is the original's.
+    Images of up to 64 pixels enter through one 3 x 3 convolution at full resolution, as is usual for CIFAR. The
+    original stem, a 7 x 7 convolution and a max-pooling, both of stride 2, would leave little of them.
+
+    Initial weights are PyTorch's default instead of the paper's. Parameters are named as in torchvision, so weights
+    published for its `resnet18` load into models with the original stem.
 
     Source: table 1, 18 layers.
     """

@@ -1,6 +1,5 @@
-"""torchvision's classifiers by name, imported only when one is asked for: `torchvision:resnet18`."""
+"""torchvision's classifiers by name, such as `torchvision:resnet18`; torchvision is imported only for them."""
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -11,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 
 PREFIX = "torchvision:"
 
-# Auxiliary classifiers change what the model returns while training; without them it is logits, as everywhere.
+# With auxiliary classifiers, a model in training returns more than logits; they are left out.
 _PLAIN = {"aux_logits": False, "init_weights": True}
-# Parts of a published file that belong to those classifiers.
+# Prefixes of these classifiers' entries in a published file.
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
-# Published DenseNets say norm.1 where the model says norm1. Source: torchvision.models.densenet._load_state_dict.
+# Published DenseNets have norm.1 where the model has norm1. Source: torchvision.models.densenet._load_state_dict.
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 
 
 def build(name: str, channels: int, side: int, classes: int) -> nn.Module:
-    """One of torchvision's classifiers with fresh weights.
+    """Build one of torchvision's classifiers with initial weights.
 
-    Images of one channel are repeated to the three that its first convolution takes. Vision transformers and MaxViT
-    are made for `side`; others take any side that survives their poolings.
+    Images of one channel are repeated to the three that its first convolution needs. Vision transformers and MaxViT are
+    built for `side`; the others accept any side that is large enough for their poolings.
 
     Parameters
     ----------
@@ -37,20 +36,20 @@ def build(name: str, channels: int, side: int, classes: int) -> nn.Module:
     Raises
     ------
     UserError
-        If torchvision is missing or does not fit torch, the name is unknown, or there are neither 1 nor 3 channels.
+        If torchvision is missing or does not match torch, the name is unknown, or there are neither 1 nor 3 channels.
     """
     models = _torchvision_models(name)
     kind = name.removeprefix(PREFIX)
     known = models.list_models(module=models)
     if kind not in known:
-        near = difflib.get_close_matches(kind, known, n=3)
-        hint = f" (did you mean {' or '.join(repr(PREFIX + one) for one in near)}?)" if near else ""
         raise UserError(
-            f"models: got {name!r}; torchvision {_version()} has {len(known)} classifiers, "
-            f"torchvision:{known[0]} to torchvision:{known[-1]}{hint}"
+            f"models: got {name!r}. Known: the {len(known)} classifiers of torchvision {_version()}, "
+            f"torchvision:{known[0]} to torchvision:{known[-1]}{did_you_mean(kind, known, PREFIX)}."
         )
     if channels not in (1, 3):
-        raise UserError(f"models: {name!r} takes images of 3 channels, or of 1 to be repeated; the data has {channels}")
+        raise UserError(
+            f"models: {name!r} needs images of 3 channels, or of 1 channel that is repeated. The data have {channels}."
+        )
     options: dict[str, Any] = {}
     if kind in _AUXILIARY:
         options = dict(_PLAIN)
@@ -60,13 +59,13 @@ def build(name: str, channels: int, side: int, classes: int) -> nn.Module:
         options = {"input_size": (side, side)}
     model: nn.Module = models.get_model(kind, weights=None, num_classes=classes, **options)
     if channels == 1:
-        # A hook, not a module around the model: parameters keep the names that published weights carry.
+        # A module around the model would rename its parameters, and published weights would not load; a hook does not.
         model.register_forward_pre_hook(_repeat_grey)
     return model
 
 
 def as_built(name: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a published file under the names of the model that `build` makes, without auxiliary parts."""
+    """Rename the entries of a published file as in the model that `build` returns, and drop auxiliary parts."""
     kind = name.removeprefix(PREFIX)
     if kind.startswith("densenet"):
         return {_DENSENET.sub(r"\1\2", key): value for key, value in entries.items()}
@@ -79,15 +78,15 @@ def _repeat_grey(_model: nn.Module, images: tuple[Tensor]) -> tuple[Tensor]:
 
 def _torchvision_models(name: str) -> ModuleType:
     if importlib.util.find_spec("torchvision") is None:
-        raise UserError(f"models: {name!r} needs torchvision: pip install 'fedh2l_mpi[vision]'")
+        raise UserError(f"models: {name!r} needs torchvision. Install it: pip install 'fedh2l_mpi[vision]'")
     try:
         return importlib.import_module("torchvision.models")
-    # Its compiled part meets another torch than it was made for, and fails with whatever that leads to.
+    # A torchvision that was compiled for a different torch can fail with any exception.
     except Exception as error:
         raise UserError(
             f"models: {name!r}: torchvision {_version()} (made for {_made_for()}) cannot be imported with torch "
-            f"{torch.__version__}: {type(error).__name__}: {error}; install the two together, from one source and both "
-            "for the CPU or both for the same CUDA"
+            f"{torch.__version__}: {type(error).__name__}: {error}. Install the two together, from one source, both "
+            "for the CPU or both for the same CUDA."
         ) from error
 
 
@@ -99,7 +98,7 @@ def _version() -> str:
 
 
 def _made_for() -> str:
-    """The torch that torchvision's metadata asks for."""
+    """Return the version of torch that torchvision's metadata requires."""
     try:
         needs = importlib.metadata.requires("torchvision") or []
     except importlib.metadata.PackageNotFoundError:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class _Attention(nn.Module):
-    """Softmax attention of every token to every token, several heads.
+    """Softmax attention of every token to every token, with several heads.
 
-    Written out rather than taken from a fused kernel: with so few tokens it costs the same, and sums in one fixed
-    order on every device and in both training and evaluation.
+    It is written out instead of using a fused kernel. It costs the same with this few tokens, and it sums in one fixed
+    order on every device, in training and in evaluation.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -25,7 +25,7 @@ class _Attention(nn.Module):
         batch, tokens, width = x_BTE.shape
         split = self.into(x_BTE).view(batch, tokens, 3, self.heads, width // self.heads)
         query_BATD, key_BATD, value_BATD = split.permute(2, 0, 3, 1, 4)
-        # The smaller factor is scaled: tokens times width before, not tokens times tokens after.
+        # Scaling the queries (tokens x width) is cheaper than scaling the scores (tokens x tokens).
         scores_BATT = (query_BATD * (width // self.heads) ** -0.5) @ key_BATD.transpose(-2, -1)
         mixed_BATD = scores_BATT.softmax(dim=-1) @ value_BATD
         return self.out(mixed_BATD.transpose(1, 2).reshape(batch, tokens, width))
@@ -47,9 +47,10 @@ class _Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Four pre-norm blocks, 64 wide with 4 heads, over at most 8 x 8 patches, learned positions and a class token.
 
-    The patch follows from the side: the smallest power of two, 2 at least, that makes no more than 8 patches along a
-    side (2 pixels for 8, 4 for 28 and 32, 8 for 64, 32 for 224); a side that it does not divide is padded with zeros.
-    Far below the paper's smallest (12 blocks, 768 wide); hidden layers are 2 instead of 4 times the width, and there
+    The patch is the smallest power of two, at least 2, that makes at most 8 patches along a side: 2 pixels for a side
+    of 8, 4 for 28 and 32, 8 for 64, 32 for 224. A side that it does not divide is padded with zeros.
+
+    The paper's smallest model has 12 blocks, 768 wide. Hidden layers here are 2 instead of 4 times the width, and there
     is no dropout.
 
     Source: Dosovitskiy et al., "An image is worth 16x16 words", 2021, section 3.1, equations 1 to 4.
@@ -63,7 +64,7 @@ class VisionTransformer(nn.Module):
         while patch * self.MOST_PATCHES < side:
             patch *= 2
         patches = -(-side // patch)
-        # Symmetric: a pixel too many on the far side is less than a patch, and is left out by the convolution.
+        # Padding is symmetric; a pixel too many on the far side is less than a patch, so the convolution drops it.
         padding = (patches * patch - side + 1) // 2
         self.embedding = nn.Conv2d(channels, self.WIDTH, patch, stride=patch, padding=padding)
         self.class_token = nn.Parameter(torch.zeros(1, 1, self.WIDTH))

@@ -1,11 +1,12 @@
-"""Small convolutional layers on a CPU that see a minibatch as one image, as wide as all of its images together.
+"""Small convolutional layers on a CPU that treat a minibatch as one image, as wide as all its images together.
 
-PyTorch's kernels work along channels, which fill a vector register (16 numbers of float32) or leave it partly idle, and
-start anew for every image. Few channels on small images gain from another order in memory, in which the pixels of all
-images at one position are neighbours: a convolution there is one of a single wide image by a kernel that is dilated by
-the number of images, and pooling sees as many channels as all images have together. Every sum has the terms that it
-has image by image. LeNet-5's steps take 0.8 of the time, its forward passes 0.6; from 16 channels on, gradients of
-dilated kernels cost more than that saves.
+PyTorch's kernels work along channels and start again for every image. Fewer channels than a vector register holds (16
+numbers of float32) leave it partly idle. In the wide layout, the pixels of all images at one position are neighbours.
+A convolution is then one convolution of a single wide image, with a kernel dilated by the number of images. Pooling
+sees as many channels as all images have together. Every sum has the same terms as image by image.
+
+LeNet-5's steps take 0.8 of the time, and its forward passes 0.6. From 16 channels on, the gradients of dilated kernels
+cost more than the layout saves.
 
 Shape letters: B minibatch, K channels, H, W pixels.
 """
@@ -17,12 +18,12 @@ from torch.nn import functional
 
 
 def forward(layers: Iterable[nn.Module], images_BKHW: Tensor) -> Tensor:
-    """What the layers make of the images one after the other: (B, K', H', W'), a view.
+    """Apply the layers to the images; return a view (B, K', H', W').
 
     Parameters
     ----------
     layers : iterable of nn.Module
-        `nn.Conv2d` of stride 1, padded with zeros, `nn.MaxPool2d(2)`, and what takes each number alone, like `nn.ReLU`.
+        `nn.Conv2d` of stride 1, padded with zeros; `nn.MaxPool2d(2)`; and element-wise layers such as `nn.ReLU`.
     """
     wide_HWBK = images_BKHW.permute(2, 3, 0, 1).contiguous()
     for layer in layers:

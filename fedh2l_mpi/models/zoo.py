@@ -1,7 +1,7 @@
 """The built-in architectures, sized to the input's channels and side; each maps images to logits.
 
-Shape letters: B minibatch, K channels, H side, C classes. Max-pooling stands before ReLU: the two commute, and ReLU
-then has a quarter of the work.
+Shape letters: B minibatch, K channels, H side, C classes. Max-pooling comes before ReLU, because the two commute and
+ReLU then has a quarter of the work.
 """
 
 from itertools import islice
@@ -43,10 +43,10 @@ class LeNet5(nn.Module):
 
     def __init__(self, channels: int, side: int, classes: int) -> None:
         super().__init__()
-        # 28 pixels are padded to the 32 of the original; images too small for its second layer are padded there too.
+        # 28 pixels are padded to the original's 32. Images too small for the second layer are padded there as well.
         first, second = (0 if side >= 32 else 2), (0 if side >= 20 else 2)
         after = ((side + 2 * first - 4) // 2 + 2 * second - 4) // 2
-        # ReLU in place would change a view of what pooling returned, which costs autograd two copies.
+        # ReLU in place would change a view of the pooling's result, and autograd would make two copies.
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=first),
             nn.MaxPool2d(2),

@@ -277,7 +277,7 @@ def test_a_gpu_without_bfloat16_is_refused_by_name(monkeypatch, has_it):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
     mixed_precision.refuse_without_hardware(torch.device("cpu"))
-    says = r"optimizer.precision: got 'bfloat16', which cuda:1 \(Old GPU\) has no arithmetic for; use float32"
+    says = r"optimizer.precision: got 'bfloat16', but cuda:1 \(Old GPU\) has no arithmetic for it\. Use float32"
     with nullcontext() if has_it else pytest.raises(UserError, match=says):
         mixed_precision.refuse_without_hardware(torch.device("cuda:1"))
 

@@ -198,15 +198,15 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert build("users_models:Good", 1, 8, 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     for name, says in {
-        "users_models:WrongShape": r"\(2, 11\), must be logits \(2, 10\)",
+        "users_models:WrongShape": r"\(2, 11\)\. It must map them to logits \(2, 10\)",
         "users_models:WrongArguments": "cannot be built",
-        "users_models:not_a_model": "gave a int",
-        "users_models:NothingToLearn": "has no parameter to train",
+        "users_models:not_a_model": "returns a int",
+        "users_models:NothingToLearn": "has no trainable parameter",
         ".users_models:Good": "cannot import .users_models",
         "users_models:Missing": "has no Missing",
         "no_such_module:Model": "cannot import no_such_module",
         "lenet": "did you mean 'lenet5'",
-        "users_models:": "known: mlp",
+        "users_models:": "Known: mlp",
     }.items():
         with pytest.raises(UserError, match=says):
             build(name, 1, 8, 10, seed=0)
@@ -257,15 +257,15 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_shape(tmp_path):
     theirs = build("mlp", 1, 8, 10, seed=1).state_dict()
     missing = {key: value for key, value in theirs.items() if key != "layers.3.bias"}
     for content, says in [
-        (missing, r"weights\.mlp: .*1 missing: layers\.3\.bias \(64,\)$"),
-        ({**theirs, "extra": torch.zeros(3)}, r"1 unexpected: extra \(3,\)$"),
+        (missing, r"weights\.mlp: .*1 missing: layers\.3\.bias \(64,\)\.$"),
+        ({**theirs, "extra": torch.zeros(3)}, r"1 unexpected: extra \(3,\)\.$"),
         # Other images: the first layer differs, and no classifier is meant.
-        (build("mlp", 1, 12, 10, seed=1).state_dict(), r"layers\.1\.weight \(128, 144\), must be \(128, 64\)$"),
+        (build("mlp", 1, 12, 10, seed=1).state_dict(), r"layers\.1\.weight \(128, 144\), must be \(128, 64\)\.$"),
         # The classifier of a wider network differs in more than its classes.
-        ({**theirs, "layers.5.weight": torch.zeros(9, 65)}, r"layers\.5\.weight \(9, 65\), must be \(10, 64\)$"),
-        (build("cnn", 1, 8, 10, seed=1).state_dict(), r"2 missing: .*; 12 unexpected: .* and 8 more; 3 of another"),
-        ([1, 2], "holds a list, must be a state dict"),
-        ({}, "holds a dict, must be a state dict"),
+        ({**theirs, "layers.5.weight": torch.zeros(9, 65)}, r"layers\.5\.weight \(9, 65\), must be \(10, 64\)\.$"),
+        (build("cnn", 1, 8, 10, seed=1).state_dict(), r"2 missing: .*; 12 unexpected: .* and 8 more; 3 of a different"),
+        ([1, 2], r"holds a list\. It must hold a state dict"),
+        ({}, r"holds a dict\. It must hold a state dict"),
         ({"layers": 3}, "'layers': int"),
         (nn.Linear(2, 2), r"cannot be read as weights \(UnpicklingError\): it is damaged, or holds more than tensors"),
     ]:
@@ -282,7 +282,7 @@ def test_only_one_module_may_differ_by_the_number_of_classes(tmp_path, monkeypat
     )
     monkeypatch.syspath_prepend(tmp_path)
     path = _saved(tmp_path, build("two_heads:Two", 1, 8, 9, seed=0).state_dict())
-    with pytest.raises(UserError, match=r"6 of another shape: 1\.weight \(9, 64\), must be \(10, 64\)"):
+    with pytest.raises(UserError, match=r"6 of a different shape: 1\.weight \(9, 64\), must be \(10, 64\)"):
         build("two_heads:Two", 1, 8, 10, seed=0, weights=path)
 
 
@@ -294,8 +294,8 @@ def test_a_missing_or_damaged_file_of_weights_is_the_users_to_mend(tmp_path):
         with pytest.raises(UserError, match=r"weights\.mlp: .*weights\.pt' cannot be read as weights"):
             build("mlp", 1, 8, 10, seed=0, weights=path)
     for nowhere, says in [
-        (str(tmp_path), "is no file"),
-        (str(tmp_path / "no.pt"), "is no file"),
+        (str(tmp_path), "is not a file"),
+        (str(tmp_path / "no.pt"), "is not a file"),
         ("~nobody_here/w.pt", "but ~nobody_here has no home folder"),
         ("/" + 300 * "a", "File name too long"),
     ]:
@@ -309,7 +309,7 @@ def test_a_file_of_weights_that_the_disk_does_not_give_is_not_called_damaged(tmp
 
     path = _saved(tmp_path, build("mlp", 1, 8, 10, seed=1).state_dict())
     monkeypatch.setattr(torch, "load", fails)
-    with pytest.raises(UserError, match=r"weights\.mlp: .* cannot be read: Permission denied$"):
+    with pytest.raises(UserError, match=r"weights\.mlp: .* cannot be read: Permission denied\.$"):
         build("mlp", 1, 8, 10, seed=0, weights=path)
 
 
@@ -320,7 +320,7 @@ def test_a_file_of_weights_that_the_disk_does_not_give_is_not_called_damaged(tmp
         (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "a tensor of torch.qint8"),
         (lambda w: w.to("meta"), "a tensor of no values"),
         (lambda w: w.to(torch.complex64), "a tensor of torch.complex64"),
-        (lambda w: w > 0, r"6 of another kind: layers\.1\.weight torch.bool, must be of floating point"),
+        (lambda w: w > 0, r"6 of a different kind: layers\.1\.weight torch.bool, must be floating point"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -332,7 +332,7 @@ def test_weights_that_are_not_plain_numbers_are_refused(tmp_path, change, says):
 
 def test_weights_for_an_architecture_that_is_not_in_the_run_are_refused():
     check_weights({"cnn": "a.pt"}, ["mlp", "cnn", "mlp"])
-    with pytest.raises(UserError, match=r"got a file for 'lenet'; .* lenet5, mlp \(did you mean 'lenet5'\?\)"):
+    with pytest.raises(UserError, match=r"got a file for 'lenet', .* lenet5, mlp \(did you mean 'lenet5'\?\)"):
         check_weights({"lenet": "a.pt"}, ("mlp", "lenet5", "mlp"))
 
 
@@ -342,7 +342,7 @@ class InPlace(nn.Sequential):
 
 
 def test_a_model_that_changes_its_images_is_refused():
-    with pytest.raises(UserError, match="changes the images it is given; its first operation must not be in place"):
+    with pytest.raises(UserError, match=r"changes the images that it is given\. Its first operation must not work in place"):
         build(f"{__name__}:InPlace", 1, 8, 10, seed=0)
 
 
@@ -355,7 +355,7 @@ class Noisy(nn.Sequential):
 
 
 def test_a_model_that_draws_random_numbers_in_evaluation_is_refused():
-    with pytest.raises(UserError, match="other logits in a second pass in eval mode, where it must neither draw"):
+    with pytest.raises(UserError, match=r"different logits .* in a second pass in eval mode\. In eval mode it must neither draw"):
         build(f"{__name__}:Noisy", 1, 8, 10, seed=0)
 
 
