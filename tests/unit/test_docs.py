@@ -1,120 +1,24 @@
-"""README and docs: their blocks run, their paths, links and keys exist, and they print what they show.
+"""README and docs name paths, links and keys that exist, and agree with the program.
 
-The fenced blocks of a page run in order, in one folder. A comment on the line above a block changes that:
-
-- `<!-- test: skip, REASON -->`: the block does not run.
-- `<!-- test: with WORDS -->`: every run that the block starts gets these words, such as `--set rounds=2`.
-- `<!-- test: file NAME -->`: the block is the content of this file.
-- `<!-- test: output -->`: the shell block before it prints these lines, apart from their numbers.
+Their blocks are run in `tests/mpi/test_pages.py`.
 """
 
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 from helpers.four_rounds import THREE, write
-from helpers.launching import OPENMPI_ENVIRONMENT, ROOT, mpich, own_launcher_folder
+from helpers.launching import ROOT
+from helpers.pages import blocks, run_command
 
 import fedh2l_mpi
-from fedh2l_mpi import metrics
 from fedh2l_mpi.config.keys import as_page, describe_keys
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
-LANGUAGES_THAT_RUN = ("sh", "python")
 # Made by the reader, or a placeholder.
 NOT_IN_THE_REPOSITORY = {"jobs/env.sh"}
-needs_api = pytest.mark.skipif(not hasattr(fedh2l_mpi, "run"), reason="fedh2l_mpi.run is not there yet")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, text, and what the comment above it asks."""
-
-    language: str
-    text: str
-    asked: str
-
-    def runs(self) -> bool:
-        return self.language in LANGUAGES_THAT_RUN and not self.asked.startswith(("skip", "file"))
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    fenced = r"(?:^<!-- test: (?P<asked>.*?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$"
-    for found in re.finditer(fenced, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        yield Block(found["language"], found["text"], found["asked"] or "")
-
-
-def run_page(page: Path, folder: Path) -> None:
-    """Run the blocks of a page in a folder that has `configs/`, as in the repository."""
-    (folder / "configs").symlink_to(ROOT / "configs")
-    printed, session = "", ""
-    for block in [*blocks(page), Block("end", "", "")]:
-        # Python blocks that follow each other are the cells of one session.
-        if session and block.language != "python":
-            _run([sys.executable, "-c", session], folder)
-            session = ""
-        if block.asked.startswith("file "):
-            (folder / block.asked.removeprefix("file ")).write_text(block.text)
-        elif block.asked == "output":
-            missing = [line for line in shape(block.text) if line not in shape(printed)]
-            assert not missing, f"{page.name} shows lines that are not printed: {missing}\n{printed}"
-        elif block.runs() and block.language == "python":
-            session += block.text
-        elif block.runs():
-            printed = _run(["bash", "-e", "-c", shell(block)], folder)
-
-
-def shell(block: Block) -> str:
-    """The commands of a block, with the words asked for, and without mpirun where there is none."""
-    text = block.text
-    if block.asked.startswith("with "):
-        a_run = r"python -m fedh2l_mpi (?=-|\S+\.yaml|\\\n)"
-        text = re.sub(a_run, lambda found: found[0] + block.asked.removeprefix("with ") + " ", text)
-    return text if mpich() else re.sub(r"^mpirun .*$", "", text, flags=re.MULTILINE)
-
-
-def shape(text: str) -> list[str]:
-    """Lines of a table without their numbers, sizes and rules."""
-    plain = [re.sub(r"[KMG]iB", "B", re.sub(r"[\d.,]+", "#", line)) for line in text.splitlines()]
-    return [" ".join(line.split()) for line in plain if re.search(r"\w", line)]
-
-
-def _run(command: list[str], folder: Path) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environ = {**os.environ, **OPENMPI_ENVIRONMENT, **own_launcher_folder(), "MPLBACKEND": "Agg", "PATH": path}
-    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(folder)])
-    ended = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=200)
-    assert ended.returncode == 0, f"{command[-1]}\n{ended.stdout}\n{ended.stderr}"
-    return ended.stdout
-
-
-@needs_api
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/notebook.md"])
-def test_the_blocks_of_a_page_run_and_print_what_it_shows(name, tmp_path):
-    run_page(ROOT / name, tmp_path)
-
-
-@needs_api
-def test_the_examples_of_a_method_a_model_and_data_of_ones_own_are_short_and_learn(tmp_path):
-    page = ROOT / "docs" / "extending.md"
-    run_page(page, tmp_path)
-    example = next(block for block in blocks(page) if block.asked == "file my_methods.py")
-    assert len(example.text.splitlines()) <= 30
-    boldest = metrics.read(tmp_path / "runs" / "boldest" / "metrics.h5")
-    assert (boldest["bytes_sent"] == 2 * (48 + 4 + 4 * 288 * 10)).all()
-    # Alone, participants reach 0.58 in this many rounds.
-    assert boldest["accuracy_all"][-1].mean() > 0.7
-    for run in ("net", "warm"):
-        names = metrics.read(tmp_path / "runs" / run / "metrics.h5")["architecture"].tolist()
-        assert names == [b"my_models:Net", b"cnn"] * 2
-    assert len(metrics.read(tmp_path / "runs" / "pictures" / "metrics.h5")["domain"]) == 2
 
 
 def test_the_example_of_reading_runs_draws_and_compares(tmp_path):
@@ -123,7 +27,7 @@ def test_the_example_of_reading_runs_draws_and_compares(tmp_path):
         write(tmp_path / "runs" / "methods" / method, THREE, overrides=[f"method.name={method}"])
     example = next(block.text for block in blocks(ROOT / "docs" / "analysis.md") if block.language == "python")
     assert "open_runs" in example
-    assert "fedh2l         0.666667" in _run([sys.executable, "-c", example], tmp_path)
+    assert "fedh2l         0.666667" in run_command([sys.executable, "-c", example], tmp_path)
     assert (tmp_path / "by_architecture.png").stat().st_size > 5_000
 
 

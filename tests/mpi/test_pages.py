@@ -1,0 +1,32 @@
+"""The blocks of README, quickstart, notebook and extending run, learn, and print what the pages show."""
+
+import pytest
+from helpers.launching import ROOT
+from helpers.pages import blocks, run_page
+
+import fedh2l_mpi
+from fedh2l_mpi import metrics
+
+needs_api = pytest.mark.skipif(not hasattr(fedh2l_mpi, "run"), reason="fedh2l_mpi.run is not there yet")
+
+
+@needs_api
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/notebook.md"])
+def test_the_blocks_of_a_page_run_and_print_what_it_shows(name, tmp_path):
+    run_page(ROOT / name, tmp_path)
+
+
+@needs_api
+def test_the_examples_of_a_method_a_model_and_data_of_ones_own_are_short_and_learn(tmp_path):
+    page = ROOT / "docs" / "extending.md"
+    run_page(page, tmp_path)
+    example = next(block for block in blocks(page) if block.asked == "file my_methods.py")
+    assert len(example.text.splitlines()) <= 30
+    boldest = metrics.read(tmp_path / "runs" / "boldest" / "metrics.h5")
+    assert (boldest["bytes_sent"] == 2 * (48 + 4 + 4 * 288 * 10)).all()
+    # Alone, participants reach 0.58 in this many rounds.
+    assert boldest["accuracy_all"][-1].mean() > 0.7
+    for run in ("net", "warm"):
+        names = metrics.read(tmp_path / "runs" / run / "metrics.h5")["architecture"].tolist()
+        assert names == [b"my_models:Net", b"cnn"] * 2
+    assert len(metrics.read(tmp_path / "runs" / "pictures" / "metrics.h5")["domain"]) == 2
