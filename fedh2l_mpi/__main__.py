@@ -1,4 +1,4 @@
-"""`python -m fedh2l_mpi`: hand over to the program; before that, share what it imports if that is asked for."""
+"""`python -m fedh2l_mpi`: share imports if the user asked for it, then run the main program."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from fedh2l_mpi.runtime import shared_imports
 def main() -> None:
     """Run the command line of this process and exit."""
     _open_closed_streams()
-    # Looked for before anything is imported that could be shared; the program reads the command line in earnest.
+    # Sharing begins before the shared modules are imported. The main program parses the command line later.
     parent = shared_imports.begin(_is_run) if shared_imports.OPTION in sys.argv[1:] else None
     from fedh2l_mpi.cli import main as program
 
@@ -17,13 +17,13 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Have a standard stream that was closed (`>&-`) lead nowhere.
+    """Connect a standard stream that was closed (`>&-`) to the null device.
 
-    The next file to be opened would get its number, and what a library prints with it.
+    Otherwise the next opened file would get the stream's number, and the text that a library prints.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            # The lowest number that is free is this stream's. Children are to have it, too.
+            # The lowest free number is this stream's. Children inherit it.
             null = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(null, True)
             setattr(sys, name, os.fdopen(null, "r" if name == "stdin" else "w", encoding="utf-8"))

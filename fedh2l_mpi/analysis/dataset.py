@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.run import Run, find, look_at, unique_names
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, SCALES
+from fedh2l_mpi.runtime.libraries import require
 
 if TYPE_CHECKING:
     import xarray
@@ -43,7 +44,7 @@ def open_run(path: str | Path) -> "xarray.Dataset":
     UserError
         If there is nothing to show, or xarray is missing.
     """
-    require_xarray("open_run")
+    require("xarray", "open_run")
     run = look_at(Path(path))
     opened = of_run(run)
     opened.set_close(run.close)
@@ -70,7 +71,7 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
     UserError
         If a pattern leads to no run, a file cannot be read, an array is unknown, or xarray is missing.
     """
-    xarray = require_xarray("open_runs")
+    xarray = require("xarray", "open_runs")
     names = [name for name in DIMENSIONS if name not in LABELS and "edge" not in DIMENSIONS[name]]
     chosen = names if only is None else only
     left_out = [name for name in DIMENSIONS if name not in LABELS and name not in chosen]
@@ -97,7 +98,7 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
 
 def of_run(run: Run) -> "xarray.Dataset":
     """A run that is open already, as `open_run` gives it; closing the dataset leaves it open."""
-    xarray = require_xarray("a dataset")
+    xarray = require("xarray", "dataset")
     from xarray.core.indexing import LazilyIndexedArray
 
     lazy = _lazy_array_type()
@@ -115,15 +116,6 @@ def attributes_of(run: Run) -> dict[str, str | int]:
     """The file's attributes, and what became of the run and is wrong with the file."""
     told: dict[str, str | int] = {"state": run.state, "state_text": str(run.condition)}
     return {**run.metrics.attributes, **told, "problems": "\n".join(run.problems)}
-
-
-def require_xarray(who: str) -> Any:
-    """The module, or a UserError that says how to get it."""
-    try:
-        import xarray
-    except ImportError:
-        raise UserError(f"{who} needs xarray: pip install 'fedh2l_mpi[analysis]'") from None
-    return xarray
 
 
 def _lazy_array_type() -> Callable[[Run, str], Any]:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.dataset import attributes_of, of_run, require_xarray
+from fedh2l_mpi.analysis.dataset import attributes_of, of_run
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
+from fedh2l_mpi.runtime.libraries import require
 
 # Rows of a table that are in memory at a time; a round of many participants and domains may have more.
 BLOCK_ROWS = 2**16
@@ -111,11 +112,8 @@ def _cells(column: NDArray[Any]) -> list[Any]:
 
 
 def _to_parquet(run: Run, folder: Path) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError("export to parquet needs pyarrow: pip install 'fedh2l_mpi[parquet]'") from None
+    pyarrow = require("pyarrow", "--to parquet")
+    require("pyarrow.parquet", "--to parquet")
     types = {"i": pyarrow.int64(), "f": pyarrow.float64(), "S": pyarrow.string()}
 
     def write(table: _Table) -> int:
@@ -143,11 +141,8 @@ def _to_parquet(run: Run, folder: Path) -> None:
 
 
 def _to_netcdf(run: Run, file: Path) -> None:
-    xarray = require_xarray("export to netcdf")
-    try:
-        import h5netcdf  # noqa: F401
-    except ImportError:
-        raise UserError("export to netcdf needs h5netcdf: pip install 'fedh2l_mpi[analysis]'") from None
+    xarray = require("xarray", "--to netcdf")
+    require("h5netcdf", "--to netcdf")
     dataset = of_run(run)
     arrays = {name: dataset[name].variable for name in dataset.data_vars}
     xarray.Dataset(coords=dataset.coords).to_netcdf(file, engine="h5netcdf")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedh2l_mpi.analysis.outcome import spread
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.libraries import require
 
 # From a seed to what its run came to; NaN where that is not known.
 BySeed = Mapping[int, float]
@@ -65,9 +65,6 @@ def best(groups: Sequence[BySeed], higher_is_better: bool, confidence: float) ->
 
 
 def _quantile(degrees: int, probability: float) -> float:
-    try:
-        # Not scipy.stats, which takes a second to import.
-        from scipy.special import stdtrit
-    except ImportError:
-        raise UserError("intervals need scipy: pip install 'fedh2l_mpi[analysis]'") from None
-    return float(stdtrit(degrees, probability))
+    # scipy.special, because scipy.stats needs a second to import.
+    special = require("scipy.special", "confidence intervals", "analysis")
+    return float(special.stdtrit(degrees, probability))

@@ -1,91 +1,58 @@
-"""The commands that look at runs on disk: their options, and what they call. No torch, no MPI, one process."""
+"""Commands that read finished or running runs from disk: report, plot, compare, watch, export, validate.
+
+They need no torch, no MPI and one process.
+"""
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from fedh2l_mpi.cli.options import Parser, new_parser
+from fedh2l_mpi.cli.command import Command, Context
+from fedh2l_mpi.cli.options import Parser
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
 
 if TYPE_CHECKING:
     from fedh2l_mpi.analysis.run import Run
 
-RUN = "run directory or metrics file, also of a run that is running, was killed, or is damaged"
+RUN = "run directory or metrics file; the run may be finished, running, killed or damaged"
 RUNS = "run directories, metrics files, folders that hold runs, or globs"
-MANY_EPILOG = "exit codes: 0 done, 2 a mistake in what was asked"
-VALIDATE_EPILOG = "exit codes: 0 sound, 1 not, 2 a mistake in what was asked"
-
-
-@dataclass(frozen=True)
-class OfflineCommand:
-    """One of COMMANDS, with its options."""
-
-    name: str
-    options: argparse.Namespace
-
-
-@dataclass(frozen=True)
-class _Kind:
-    meaning: str
-    add_options: Callable[[Parser], None]
-    execute: Callable[[argparse.Namespace], int]
-    epilog: str = MANY_EPILOG
-
-
-def parse(name: str, words: Sequence[str], speaks: bool) -> OfflineCommand:
-    """The options of a command.
-
-    Raises
-    ------
-    UserError
-        If they are wrong.
-    """
-    kind = COMMANDS[name]
-    made = new_parser(f"python -m fedh2l_mpi {name}", kind.meaning, speaks, kind.epilog)
-    kind.add_options(made)
-    return OfflineCommand(name, made.parse_args(words))
-
-
-def execute(command: OfflineCommand) -> int:
-    """Do what was asked, and the exit code."""
-    return COMMANDS[command.name].execute(command.options)
 
 
 def _report_options(made: Parser) -> None:
     made.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
     made.add_argument(
-        "--baseline", type=Path, metavar="RUN", help="a run that gains are told over, such as independent"
+        "--baseline", type=Path, metavar="RUN", help="run to compute gains against, such as a run of independent"
     )
     made.add_argument(
         "--format",
         choices=["terminal", "markdown", "csv", "json"],
         default="terminal",
-        help="csv: a line per participant, numbers in full (default: terminal)",
+        help="format (default: terminal); csv has a line per participant, with all digits",
     )
     made.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
-    made.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with plots and tables")
+    made.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page with plots and tables")
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import report
     from fedh2l_mpi.analysis import run as runs
     from fedh2l_mpi.analysis.summary import summarise
 
     with contextlib.ExitStack() as opened:
         baseline = opened.enter_context(_looked_at(options.baseline)) if options.baseline else None
-        # All forms but CSV have a place for what is wrong.
-        tells = options.format == "csv"
+        # CSV is the only format without a place for problems.
+        prints_problems = options.format == "csv"
         paths = runs.find(options.runs)
         looked: list[Run] = []
         summaries = []
         for path, name in zip(paths, runs.unique_names(paths), strict=True):
             with contextlib.ExitStack() as alone:
-                # A page asks its runs for more; else one file at a time is open, for a system allows only so many.
-                run = (alone if options.html is None else opened).enter_context(_looked_at(path, tells))
+                # A page reads its runs later. Otherwise one file at a time is open, because systems limit their number.
+                run = (alone if options.html is None else opened).enter_context(_looked_at(path, prints_problems))
                 looked += [] if options.html is None else [run]
                 summaries.append(replace(summarise(run, baseline), name=name))
         if options.html is not None:
@@ -121,28 +88,30 @@ def _plot_options(made: Parser) -> None:
         metavar="NAME",
         help="overview (default), curves, domains, bytes, graph, phases, conflict, reliability, or all; repeatable",
     )
-    made.add_argument("--format", choices=["png", "svg", "pdf"], help="kind of file (default: by --out, or png)")
+    made.add_argument(
+        "--format", choices=["png", "svg", "pdf"], help="format of the file (default: the ending of --out, or png)"
+    )
     made.add_argument(
         "--width",
         type=_width,
         metavar="MM",
-        help="width [mm], or column (85) or page (175): those of a paper (default: what suits the figure)",
+        help="width [mm], or column (85) or page (175) of a paper (default: the figure's own)",
     )
     made.add_argument(
         "--out",
         type=Path,
         metavar="PATH",
-        help="file, or folder for several figures (default: beside the metrics file)",
+        help="file, or folder for several figures (default: next to the metrics file)",
     )
 
 
-def _plot(options: argparse.Namespace) -> int:
+def _plot(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import figures
 
     names = options.figures or ["overview"]
     named = options.out.suffix.removeprefix(".").lower() if options.out else ""
     if named in figures.ENDINGS and options.format not in (None, named):
-        raise UserError(f"--format: got {options.format!r}, but --out ends in .{named}; give one of them")
+        raise UserError(f"--format: got {options.format!r}, but --out ends in .{named}. Fix: give one of the two.")
     with _looked_at(options.run) as run:
         plotted = figures.plot(run, names, options.out, options.format or "png", options.width)
     for path in plotted.files:
@@ -155,26 +124,37 @@ def _plot(options: argparse.Namespace) -> int:
 def _compare_options(made: Parser) -> None:
     made.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
     made.add_argument("--by", action="append", default=[], metavar="KEY", help="group by this config key (repeatable)")
-    made.add_argument("--ignore", action="append", default=[], metavar="KEY", help="do not group by it (repeatable)")
+    made.add_argument(
+        "--ignore", action="append", default=[], metavar="KEY", help="do not group by this key (repeatable)"
+    )
     made.add_argument(
         "--measure",
         dest="measures",
         action="append",
         metavar="FIELD",
-        help="a column: accuracy_own, accuracy_all, accuracy_worst, bytes_sent, calibration_error... (repeatable)",
+        help="column: accuracy_own, accuracy_all, accuracy_worst, bytes_sent, calibration_error... (repeatable)",
     )
     made.add_argument(
-        "--baseline", metavar="GROUP", help="group that others are compared to (default: independent, or the first)"
+        "--baseline", metavar="GROUP", help="group that the others are compared to (default: independent, or the first)"
     )
     made.add_argument(
-        "--confidence", type=float, default=0.95, metavar="LEVEL", help="of the intervals, between 0 and 1 (0.95)"
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="LEVEL",
+        help="confidence level of the intervals, between 0 and 1 (0.95)",
     )
-    made.add_argument("--format", choices=["terminal", "markdown", "csv", "latex"], default="terminal")
+    made.add_argument(
+        "--format",
+        choices=["terminal", "markdown", "csv", "latex"],
+        default="terminal",
+        help="format (default: terminal)",
+    )
     made.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
     made.add_argument("--plot", type=Path, metavar="FILE", help="draw the groups' curves: .png, .svg or .pdf")
 
 
-def _compare(options: argparse.Namespace) -> int:
+def _compare(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import compare
     from fedh2l_mpi.analysis import run as runs
 
@@ -193,19 +173,23 @@ def _compare(options: argparse.Namespace) -> int:
     if options.plot is not None:
         for note in compare.plot(compared, options.plot):
             print(f"note: {note}", file=sys.stderr)
-        # Not into the text on standard output, which may be CSV for another program.
+        # Standard output may be CSV for another program, so the line goes to standard error.
         print(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
     return 0
 
 
 def _watch_options(made: Parser) -> None:
-    made.add_argument("run", type=Path, metavar="RUN", help="run directory or metrics file; it may not be there yet")
+    made.add_argument("run", type=Path, metavar="RUN", help="run directory or metrics file, which may appear later")
     made.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="S", help="seconds between looks, more if they are slow (2)"
+        "--interval",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="seconds between updates (2); longer if reading is slow",
     )
 
 
-def _watch(options: argparse.Namespace) -> int:
+def _watch(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import watch
 
     with contextlib.suppress(KeyboardInterrupt):
@@ -216,12 +200,17 @@ def _watch(options: argparse.Namespace) -> int:
 def _export_options(made: Parser) -> None:
     made.add_argument("run", type=Path, metavar="RUN", help=RUN)
     made.add_argument(
-        "--to", required=True, choices=["csv", "parquet", "netcdf"], help="csv and parquet: a folder of tidy tables"
+        "--to",
+        required=True,
+        choices=["csv", "parquet", "netcdf"],
+        help="format; csv and parquet make a folder of tidy tables",
     )
-    made.add_argument("--out", type=Path, metavar="PATH", help="folder or file to make (default: beside the file)")
+    made.add_argument(
+        "--out", type=Path, metavar="PATH", help="folder or file to make (default: next to the metrics file)"
+    )
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import export
 
     with _looked_at(options.run) as run:
@@ -235,7 +224,7 @@ def _validate_options(made: Parser) -> None:
     made.add_argument("--quiet", action="store_true", help="print errors only")
 
 
-def _validate(options: argparse.Namespace) -> int:
+def _validate(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import run as runs
     from fedh2l_mpi.analysis import validation
 
@@ -247,30 +236,9 @@ def _validate(options: argparse.Namespace) -> int:
     return 0 if sound else EXIT_FAULT
 
 
-COMMANDS = {
-    "report": _Kind(
-        "What ran, how well every participant does, what it cost, what looks wrong.", _report_options, _report
-    ),
-    "plot": _Kind("Draw a run, at the width of a paper's column or page.", _plot_options, _plot),
-    "compare": _Kind(
-        "Group runs by what differs in their configs: mean and spread over seeds, paired differences with intervals.",
-        _compare_options,
-        _compare,
-    ),
-    "watch": _Kind("Follow a running run in its metrics file; does not disturb it.", _watch_options, _watch),
-    "export": _Kind("A run as tables for R, pandas and others: long and tidy.", _export_options, _export),
-    "validate": _Kind(
-        "Check a metrics file: schema, units, gaps, ranges, consistency, digests, h5dump.",
-        _validate_options,
-        _validate,
-        VALIDATE_EPILOG,
-    ),
-}
-
-
 @contextlib.contextmanager
-def _looked_at(path: Path, tells: bool = True) -> Iterator["Run"]:
-    """A run, closed in the end; what is wrong with its file is printed, unless the command itself `tells`."""
+def _looked_at(path: Path, prints_problems: bool = True) -> Iterator["Run"]:
+    """Open a run, and close it in the end. Print the problems of its file if `prints_problems`."""
     from fedh2l_mpi.analysis import run as runs
 
     run = runs.look_at(path)
@@ -278,7 +246,7 @@ def _looked_at(path: Path, tells: bool = True) -> Iterator["Run"]:
         yield run
     finally:
         run.close()
-        for problem in run.problems if tells else ():
+        for problem in run.problems if prints_problems else ():
             print(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
 
 
@@ -319,3 +287,87 @@ def _seconds(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be from 0.1 to 3600 s")
     return seconds
+
+
+COMMANDS = (
+    Command(
+        name="report",
+        arguments="RUN...",
+        summary="report accuracy, cost and problems",
+        meaning="Report the config, the accuracy of every participant, the cost, and problems.",
+        examples=(
+            ("Report a run, with its gains over another", "{program} report runs/a --baseline runs/b"),
+            ("Make one page with all runs in a folder", "{program} report runs --html report.html"),
+        ),
+        add_options=_report_options,
+        execute=_report,
+    ),
+    Command(
+        name="plot",
+        arguments="RUN",
+        summary="draw figures for a paper",
+        meaning="Draw figures of a run, as wide as a column or page of a paper.",
+        examples=(
+            ("Draw the overview next to the metrics file", "{program} plot runs/a"),
+            (
+                "Draw the learning curves as wide as a column",
+                "{program} plot runs/a --figure curves --width column --out curves.pdf",
+            ),
+        ),
+        add_options=_plot_options,
+        execute=_plot,
+    ),
+    Command(
+        name="compare",
+        arguments="RUN...",
+        summary="compare groups of runs",
+        meaning="Group runs by the keys in which their configs differ. Print the mean and spread\n"
+        "over seeds, and paired differences with confidence intervals.",
+        examples=(
+            ("Compare all runs in a folder", "{program} compare runs"),
+            (
+                "Compare methods, and draw their curves",
+                "{program} compare runs/a runs/b --by method.name --plot methods.png",
+            ),
+        ),
+        add_options=_compare_options,
+        execute=_compare,
+    ),
+    Command(
+        name="watch",
+        arguments="RUN",
+        summary="follow a running run",
+        meaning="Follow a running run in its metrics file, without disturbing it.",
+        examples=(
+            ("Follow a run until it ends", "{program} watch runs/a"),
+            ("Look once in 30 seconds", "{program} watch runs/a --interval 30"),
+        ),
+        add_options=_watch_options,
+        execute=_watch,
+    ),
+    Command(
+        name="export",
+        arguments="RUN --to FORMAT",
+        summary="write csv, parquet or netcdf",
+        meaning="Write a run as long, tidy tables for R, pandas and other programs.",
+        examples=(
+            ("Write a folder of CSV tables", "{program} export runs/a --to csv"),
+            ("Write a file for xarray", "{program} export runs/a --to netcdf --out a.nc"),
+        ),
+        add_options=_export_options,
+        execute=_export,
+    ),
+    Command(
+        name="validate",
+        arguments="RUN...",
+        summary="check metrics files",
+        meaning="Check metrics files: schema, units, gaps, ranges, consistency, digests, h5dump.",
+        examples=(
+            ("Check a run", "{program} validate runs/a"),
+            ("Check all runs in a folder, and print errors only", "{program} validate runs --quiet"),
+        ),
+        add_options=_validate_options,
+        execute=_validate,
+        exit_codes="Exit codes: 0 sound, 1 not sound, 2 a mistake in the request.",
+    ),
+)

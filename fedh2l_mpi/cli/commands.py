@@ -1,90 +1,89 @@
-"""Commands of `python -m fedh2l_mpi`: which one the first word names, and what it does."""
+"""The list of commands: read a command line, and execute the command that it names."""
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedh2l_mpi.cli import analysis, doctor, pack, plan, run, slurm, sweep
+from fedh2l_mpi.cli.command import Command, Context, program
+from fedh2l_mpi.cli.options import Parser, new_parser
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.launch.slurm.request import SlurmCommand
 from fedh2l_mpi.lifecycle.signals import Signals
-from fedh2l_mpi.runtime.world import World, connect
+from fedh2l_mpi.runtime.world import World
 
-Command = (
-    run.RunCommand
-    | analysis.OfflineCommand
-    | pack.PackCommand
-    | sweep.SweepCommand
-    | doctor.DoctorCommand
-    | plan.PlanCommand
-    | SlurmCommand
-)
-NAMES = (*analysis.COMMANDS, "pack", "sweep", "doctor", "plan", "slurm")
+# In the order of the main help.
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (*analysis.COMMANDS, sweep.COMMAND, pack.COMMAND, doctor.COMMAND, plan.COMMAND, slurm.COMMAND)
+}
 
 
-def parse(arguments: Sequence[str], speaks: bool = True) -> Command:
-    """The command line as a Command; `--help` prints if `speaks`, and exits.
+@dataclass(frozen=True)
+class Request:
+    """A command with the options that were asked for, and the words they were read from."""
+
+    command: Command
+    options: argparse.Namespace
+    words: tuple[str, ...]
+
+
+def parse(arguments: Sequence[str], speaks: bool = True) -> Request:
+    """Read a command line; `--help` prints if `speaks`, and exits.
 
     Raises
     ------
     UserError
-        If the options are wrong.
+        If there is no such command, or its options are wrong.
     """
-    words = list(arguments)
-    if words[:1] and words[0] in analysis.COMMANDS:
-        return analysis.parse(words[0], words[1:], speaks)
-    if words[:1] == ["pack"]:
-        return pack.parse(words[1:], speaks)
-    if words[:1] == ["sweep"]:
-        return sweep.parse(words[1:], speaks)
-    if words[:1] == ["doctor"]:
-        return doctor.parse(words[1:], speaks)
-    if words[:1] == ["plan"]:
-        return plan.parse(words[1:], speaks)
-    if words[:1] == ["slurm"]:
-        return slurm.parse(words[1:], speaks)
-    if words and words[0].isalpha() and not Path(words[0]).exists():
-        hint = did_you_mean(words[0], NAMES) or f"; commands: {', '.join(NAMES)}"
+    words = tuple(arguments)
+    command = COMMANDS.get(words[0]) if words else None
+    if command is not None:
+        words = words[1:]
+    elif words and words[0].isalpha() and not Path(words[0]).exists():
+        hint = did_you_mean(words[0], [*COMMANDS]) or f". Commands: {', '.join(COMMANDS)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
-    return run.parse(words, speaks)
+    else:
+        command = run.COMMAND
+    options = parser(command, speaks).parse_args(list(words))
+    command.check(options)
+    return Request(command, options, words)
 
 
-def is_run(command: Command) -> bool:
-    """Whether the command runs a simulation."""
-    return isinstance(command, run.RunCommand) and not (command.check or command.keys)
+def parser(command: Command, speaks: bool = True) -> Parser:
+    """Return a parser of the command's options."""
+    meaning = command.meaning
+    if command is run.COMMAND:
+        heads = {f"{each.name} {each.arguments}": each.summary for each in COMMANDS.values()}
+        width = max(map(len, heads))
+        lines = [f"  {head:{width}}  {summary}" for head, summary in heads.items()]
+        meaning = "\n".join([meaning, "", "Commands, each with a --help of its own:", "", *lines])
+    made = new_parser(f"{program()} {command.name}".rstrip(), meaning, speaks, command.epilog)
+    command.add_options(made)
+    return made
 
 
-def needs_world(command: Command) -> bool:
-    """Whether the command runs on all ranks together; the others are for one process, without MPI."""
-    return is_run(command) or isinstance(command, doctor.DoctorCommand)
+def is_run(request: Request) -> bool:
+    """Return True if the request runs a simulation."""
+    return request.command is run.COMMAND and needs_world(request)
 
 
-def world_of(command: Command) -> World:
-    """The world that the command runs in. **Collective** where it runs on all ranks together.
+def needs_world(request: Request) -> bool:
+    """Return True if all ranks execute the request together. One process executes any other request, without MPI."""
+    return request.command.together(request.options)
+
+
+def world_of(request: Request) -> World:
+    """Return the world that executes the request. **Collective** if all ranks execute it together.
 
     Raises
     ------
     UserError
-        If the ranks cannot meet; `doctor` tells that on its page instead.
+        If the ranks cannot meet; `doctor` reports that on its page instead.
     """
-    if isinstance(command, doctor.DoctorCommand):
-        from fedh2l_mpi.launch.doctor import examine
-
-        return examine.connect_ranks()
-    return connect() if needs_world(command) else World(None)
+    return request.command.connect() if needs_world(request) else World(None)
 
 
-def execute(command: Command, world: World, signals: Signals | None = None) -> int:
-    """Do what was asked, and the exit code. **Collective** for `doctor` and for a run, which `signals` may stop."""
-    if isinstance(command, run.RunCommand):
-        return run.execute(command, world, signals)
-    if isinstance(command, doctor.DoctorCommand):
-        return doctor.execute(command, world)
-    if isinstance(command, sweep.SweepCommand):
-        return sweep.execute(command)
-    if isinstance(command, analysis.OfflineCommand):
-        return analysis.execute(command)
-    if isinstance(command, SlurmCommand):
-        return slurm.execute(command)
-    if isinstance(command, plan.PlanCommand):
-        return plan.execute(command)
-    return pack.execute(command)
+def execute(request: Request, world: World, signals: Signals | None = None) -> int:
+    """Do the work and return the exit code. **Collective** for `doctor` and for a run, which `signals` may stop."""
+    return request.command.execute(request.options, Context(request.words, world, signals))

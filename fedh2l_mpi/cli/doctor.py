@@ -1,38 +1,49 @@
 """`doctor`: check whether a run would work on this machine."""
 
-from dataclasses import dataclass
+import argparse
 
-from fedh2l_mpi.cli.options import add_set, new_parser
+from fedh2l_mpi.cli.command import Command, Context
+from fedh2l_mpi.cli.options import Parser, add_set
 from fedh2l_mpi.runtime.world import World
 
-DOCTOR_EPILOG = """\
-exit codes: 0 a run would work, 1 it would not, 2 a mistake in what was asked"""
+MEANING = """\
+Check whether a run would work here, and print one page with a fix for each
+problem: versions, launcher, cores, GPUs and the file system; between ranks also
+timed messages and clocks. Start it the way the run will be started."""
 
 
-@dataclass(frozen=True)
-class DoctorCommand:
-    """Look whether a run would work here."""
-
-    config: str | None
-    overrides: tuple[str, ...]
-    out: str | None
-
-
-def parse(words: list[str], speaks: bool) -> DoctorCommand:
-    meaning = (
-        "One page that says whether a run would work here, each failure with its fix: versions, launcher, cores,\n"
-        "GPUs, the file system, and between ranks timed messages and clocks. Start it as the run will be started."
-    )
-    parser = new_parser("python -m fedh2l_mpi doctor", meaning, speaks, DOCTOR_EPILOG)
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="whose devices, data and messages to try")
+def _add_options(parser: Parser) -> None:
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file whose devices, data and messages to try")
     add_set(parser, "the config")
-    parser.add_argument("--out", metavar="DIR", help="where runs will be (default: runs, or here); left as it was")
-    options = parser.parse_args(words)
-    return DoctorCommand(options.config, tuple(options.overrides), options.out)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for runs, which is left unchanged (default: runs, or this folder)"
+    )
 
 
-def execute(command: DoctorCommand, world: World) -> int:
-    """Print the page, and the exit code. **Collective.**"""
+def _connect() -> World:
     from fedh2l_mpi.launch.doctor import examine
 
-    return examine.examine(world, command.config, command.overrides, command.out)
+    return examine.connect_ranks()
+
+
+def _execute(options: argparse.Namespace, context: Context) -> int:
+    from fedh2l_mpi.launch.doctor import examine
+
+    return examine.examine(context.world, options.config, tuple(options.overrides), options.out)
+
+
+COMMAND = Command(
+    name="doctor",
+    arguments="[CONFIG]",
+    summary="check whether a run would work here",
+    meaning=MEANING,
+    examples=(
+        ("Check this machine for runs of one process", "{program} doctor"),
+        ("Check the messages of 4 ranks, and a config", "mpirun -n 4 {program} doctor configs/digits_ring.yaml"),
+    ),
+    add_options=_add_options,
+    execute=_execute,
+    exit_codes="Exit codes: 0 a run would work, 1 it would not, 2 a mistake in the request.",
+    together=lambda options: True,
+    connect=_connect,
+)

@@ -1,4 +1,4 @@
-"""The program of every process: do what the command line asks; end the whole job if any rank fails."""
+"""Main program of every process: execute the command line, and end the whole job if any rank fails."""
 
 import contextlib
 import faulthandler
@@ -23,7 +23,7 @@ from fedh2l_mpi.errors import (
     UserError,
 )
 from fedh2l_mpi.lifecycle.signals import Signals
-from fedh2l_mpi.runtime import processes
+from fedh2l_mpi.runtime import libraries, processes
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.shared_imports import ParentProcess
 from fedh2l_mpi.runtime.world import World
@@ -37,76 +37,85 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
     Parameters
     ----------
     parent : ParentProcess or None
-        Who has started this process; None: its parent.
+        The process that started this one; None: its parent.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A folder's name need not be text, and is printed all the same; standard error is so anyway.
+        # A folder's name need not be text, and is printed all the same. Standard error replaces such bytes already.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # kill -USR2 prints where a hanging rank is; Python's own handlers do not run inside a blocked MPI call.
+    # kill -USR2 prints the place where a rank hangs, because Python's own handlers do not run in a blocked MPI call.
     faulthandler.register(signal.SIGUSR2)
-    # Before the ranks have met, each finds the same mistake or prints the same text: one of them speaks.
+    # Before the ranks meet, all of them find the same mistake or print the same text, so only the first prints.
     launch = Launch.from_environment(os.environ)
     is_first = launch.rank == 0
     try:
         command = commands.parse(sys.argv[1:], speaks=is_first)
         if not commands.needs_world(command) and not is_first:
             sys.exit(0)
-        # From here on, what would end this process asks it to stop in order.
+        # From here on, a signal that would end this process asks it to stop in order.
         signals = Signals(parent) if commands.is_run(command) else None
         if signals is not None:
-            # Before MPI and torch start threads, which do as the one that starts them.
+            # MPI and torch start threads that inherit this setting, so it comes first.
             processes.take_long_turns()
         world = commands.world_of(command)
     except UserError as error:
         _say(str(error), speaks=is_first)
         if not is_first:
-            # A launcher ends the job when its first process leaves with an error: let that be the one that has spoken.
+            # A launcher ends the job when the first process fails. The rank that prints must be that process.
             time.sleep(SILENT_RANKS_STAY_S)
         sys.exit(EXIT_USER)
     try:
         code = commands.execute(command, world, signals)
     except UserError as error:
-        _say(str(error), speaks=world.rank == 0 or not error.agreed)
-        if world.comm is not None and not error.agreed:
-            world.abort(EXIT_USER)
-        sys.exit(EXIT_USER)
+        _leave(error, world)
     except (LateRankError, DivergedError) as error:
         _say(f"{world}, {world.at}: {error}")
         world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`... --keys | head`).
+        # The reader of the output has closed it (`... --keys | head`).
         processes.discard_output()
         world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
     except OSError as error:
         if commands.needs_world(command) or error.filename is None:
             _end_after(error, world)
-        # A path that cannot be looked at: of a name that is too long, in a folder that may not be entered.
-        _say(f"{error.filename!s}: {error.strerror}; name another one")
+        # The path's name is too long, or its folder may not be entered.
+        _say(f"{error.filename!s}: {error.strerror}. Fix: name another path.")
         sys.exit(EXIT_USER)
     except KeyboardInterrupt:
-        # Whoever interrupts twice, or a launcher that signals every process of ours, means the same.
+        # A user who interrupts twice, or a launcher that signals every process, asks for the same end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say(f"{world}, {world.at}: interrupted")
         world.abort(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if mistake := libraries.missing(error):
+            _leave(mistake, world)
+        _end_after(error, world)
     except BaseException as error:
         _end_after(error, world)
     sys.exit(code)
 
 
 def is_run(arguments: Sequence[str]) -> bool:
-    """Whether these arguments, without a mistake, ask for a run."""
+    """Return True if these arguments ask for a run and have no mistake."""
     try:
         return commands.is_run(commands.parse(arguments, speaks=False))
     except (UserError, SystemExit):
         return False
 
 
+def _leave(error: UserError, world: World) -> NoReturn:
+    """Print a mistake and exit; end the job unless all ranks have found the same mistake."""
+    _say(str(error), speaks=world.rank == 0 or not error.agreed)
+    if world.comm is not None and not error.agreed:
+        world.abort(EXIT_USER)
+    sys.exit(EXIT_USER)
+
+
 def _end_after(error: BaseException, world: World) -> None:
-    """Tell of an error that nobody expected, and end the job: a rank that just left would leave the others waiting."""
-    # sys.exit() from inside a run, too, is such an error, be it with code 0.
+    """Print an unexpected error and end the job. If this rank only exited, the others would wait for ever."""
+    # sys.exit() inside a run counts as an unexpected error, even with code 0.
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
     if type(error).__module__.startswith("mpi4py") and (dead := world.dead_ranks(patience_s=2.0)):
-        # The one that MPI fails on is not the one to blame.
+        # MPI fails on a rank that is not to blame, so the message names the dead ones.
         have = "have" if len(dead) > 1 else "has"
         _say(f"{world}, {world.at}: MPI failed, because {' and '.join(dead)} {have} died: killed, or out of memory")
     else:
@@ -115,9 +124,9 @@ def _end_after(error: BaseException, world: World) -> None:
 
 
 def _say(message: str, speaks: bool = True) -> None:
-    """Print an error, and leave it in the rank's log where there is one."""
+    """Print an error, and write it into the rank's log if there is one."""
     if speaks:
-        # Who cannot be told must not keep us from what follows: the log, and the end of the job.
+        # A closed standard error must not prevent the next steps: the log, and the end of the job.
         with contextlib.suppress(OSError, ValueError):
             print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
         log = logging.getLogger("fedh2l_mpi")

@@ -1,4 +1,4 @@
-"""How every command's options are read: mistakes are told as the user's, and one rank of many speaks."""
+"""Read a command's options: a mistake raises UserError, and one rank of many prints."""
 
 import argparse
 from typing import Any, NoReturn
@@ -16,12 +16,12 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
-        """Told like any other mistake of the user's."""
+        """Raise UserError instead of exiting."""
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def new_parser(program: str, description: str, speaks: bool, epilog: str | None = None) -> Parser:
-    """A parser whose description and epilog keep their lines."""
+    """Return a parser whose description and epilog keep their lines."""
     made = Parser(
         prog=program,
         description=description,
@@ -34,7 +34,7 @@ def new_parser(program: str, description: str, speaks: bool, epilog: str | None 
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """Read a whole number from 1."""
     number = int(text) if text.isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number >= 1")
@@ -42,7 +42,7 @@ def positive(text: str) -> int:
 
 
 def add_set(parser: Parser, whose: str) -> None:
-    """The option `--set`, whose values end up in `overrides`."""
+    """Add the option `--set`, whose values are stored in `overrides`."""
     parser.add_argument(
         "--set",
         dest="overrides",

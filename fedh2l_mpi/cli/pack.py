@@ -1,58 +1,56 @@
 """`pack`: make one HDF5 file from folders of photographs."""
 
-from dataclasses import dataclass
+import argparse
 from pathlib import Path
 
-from fedh2l_mpi.cli.options import new_parser
+from fedh2l_mpi.cli.command import Command, Context
+from fedh2l_mpi.cli.options import Parser
+
+MEANING = """\
+Decode, resize and crop the photographs of ROOT/<domain>/<class>/ into one HDF5
+file, for `data.name: pack`. Unreadable photographs are skipped and listed. OUT
+appears only when it is complete."""
 
 
-@dataclass(frozen=True)
-class PackCommand:
-    """Make one file of a folder of photographs."""
-
-    root: Path
-    out: Path
-    layout: str
-    side: int
-    grey: bool
-    workers: int | None
-    strict: bool
-    quiet: bool
-
-
-def parse(words: list[str], speaks: bool) -> PackCommand:
-    meaning = (
-        "Decode, resize and crop the photographs of ROOT/<domain>/<class>/ into one HDF5 file, for data.name: pack.\n"
-        "Unreadable ones are skipped and listed. OUT appears only when it is complete."
-    )
-    parser = new_parser("python -m fedh2l_mpi pack", meaning, speaks)
+def _add_options(parser: Parser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of <domain>/<class>/*.{jpg,jpeg,png,bmp,webp}")
     parser.add_argument("out", type=Path, metavar="OUT", help="HDF5 file to make; must not exist")
-    parser.add_argument("--layout", default="domains", metavar="NAME", help="domains, the only one there is (default)")
+    parser.add_argument("--layout", default="domains", metavar="NAME", help="layout of ROOT: domains (default)")
     parser.add_argument("--side", type=int, default=224, metavar="S", help="side of the square images [pixels] (224)")
     parser.add_argument("--grey", action="store_true", help="one channel instead of three")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: the CPUs at hand)")
-    parser.add_argument("--strict", action="store_true", help="end at the first unreadable picture, with no file")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    options = parser.parse_args(words)
-    return PackCommand(**vars(options))
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: the available CPUs)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable photograph, without a file")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
 
 
-def execute(command: PackCommand) -> int:
-    """Write the file and print what is in it; the exit code."""
+def _execute(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.data import pack_writer
 
-    with pack_writer.progress_bar(command.quiet) as progress:
+    with pack_writer.progress_bar(options.quiet) as progress:
         packed = pack_writer.pack(
-            command.root,
-            command.out,
-            command.layout,
-            command.side,
-            command.grey,
-            command.workers,
-            command.strict,
+            options.root,
+            options.out,
+            options.layout,
+            options.side,
+            options.grey,
+            options.workers,
+            options.strict,
             progress,
         )
-    if not command.quiet:
+    if not options.quiet:
         print(packed.report())
     return 0
+
+
+COMMAND = Command(
+    name="pack",
+    arguments="ROOT OUT",
+    summary="make one file from folders of photographs",
+    meaning=MEANING,
+    examples=(
+        ("Pack the folders PACS/photo/dog/, PACS/sketch/dog/ and so on", "{program} pack PACS pacs.h5"),
+        ("Make small grey images on 4 processes", "{program} pack PACS small.h5 --side 32 --grey --workers 4"),
+    ),
+    add_options=_add_options,
+    execute=_execute,
+)

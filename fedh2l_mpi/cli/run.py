@@ -1,16 +1,18 @@
 """Run a config from the command line: the options, and what is printed before and after the rounds."""
 
+import argparse
 import json
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedh2l_mpi.cli.options import add_set, new_parser
-from fedh2l_mpi.config import Config
-from fedh2l_mpi.config.keys import describe_keys
+from fedh2l_mpi import __version__
+from fedh2l_mpi.cli import completion
+from fedh2l_mpi.cli.command import SCRIPT, Command, Context
+from fedh2l_mpi.cli.options import Parser, add_set
+from fedh2l_mpi.config import Config, keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import run_config
 from fedh2l_mpi.lifecycle.run_config import MODES, Mode
@@ -22,32 +24,18 @@ from fedh2l_mpi.runtime.world import World
 if TYPE_CHECKING:
     from fedh2l_mpi.run_directory import RunDirectory
 
-DESCRIPTION = """\
-Simulate FedH2L: participants with unlike models and unlike data learn from each other's posteriors on a seed set.
+MEANING = """\
+Simulate FedH2L: participants with different models and different data learn from
+each other's posteriors on a shared seed set.
 
-Without CONFIG the built-in default runs: scikit-learn's digits, one rotation per participant, on a ring.
-Under mpirun or srun the ranks share the participants; a single process hosts them all, with the same numbers.
-
-Other first words are commands; each has a --help of its own:
-
-  report RUN...          what ran, how well everyone does, what it cost; --html: one page with everything
-  plot RUN               figures for a paper
-  compare RUN...         groups of runs: mean, spread, paired differences with intervals
-  watch RUN              follows a running run
-  export RUN --to KIND   csv, parquet or netcdf
-  validate RUN...        checks metrics files
-  sweep SWEEP.yaml       runs many and compares them
-  pack FOLDER OUT.h5     makes one file of photographs
-  doctor [CONFIG]        says whether a run would work here, alone or under mpirun and srun
-  plan CONFIG --ranks N  what a run would take, before asking for a cluster
-  slurm CONFIG           prints a batch job for Slurm"""
-EPILOG = """\
-exit codes: 0 done or stopped in order, 2 a mistake in what was asked, 1 a fault, 86 a rank was late, 130 interrupted"""
+Without CONFIG, the built-in default runs: scikit-learn's digits, one rotation per
+participant, on a ring. Under mpirun or srun, the ranks share the participants. A
+single process hosts all of them, and computes the same numbers."""
 
 
 @dataclass(frozen=True)
 class RunCommand:
-    """Run the config, or only look at it."""
+    """Options of a run."""
 
     config: str | None
     overrides: tuple[str, ...]
@@ -55,21 +43,17 @@ class RunCommand:
     resume: Mode
     trace: Path | None
     check: bool
-    keys: bool
     quiet: bool
     share_imports: bool
 
 
-def parse(words: Sequence[str], speaks: bool = True) -> RunCommand:
-    """The options of a run.
-
-    Raises
-    ------
-    UserError
-        If they are wrong.
-    """
-    parser = new_parser("python -m fedh2l_mpi", DESCRIPTION, speaks, EPILOG)
+def _add_options(parser: Parser) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file; every key has a default")
+    add_flags(parser)
+
+
+def add_flags(parser: Parser) -> None:
+    """Add all options of a run; CONFIG is a positional argument, and no option."""
     add_set(parser, "the config")
     parser.add_argument("--out", metavar="DIR", help="run directory (default: runs/<config>-<time>)")
     parser.add_argument(
@@ -77,50 +61,107 @@ def parse(words: Sequence[str], speaks: bool = True) -> RunCommand:
         choices=MODES,
         default="never",
         metavar="{" + ",".join(MODES) + "}",
-        help="whether a run in DIR is gone on with from its newest checkpoint: never (default); auto: if there is one; "
-        "require: or else it is a mistake. Without CONFIG, that run's own is used",
+        help="resume from the newest checkpoint in DIR: never (default), auto (if there is one), require (fail if "
+        "there is none). Without CONFIG, the config stored in DIR is used",
     )
     parser.add_argument(
         "--trace",
         type=Path,
         metavar="FILE",
-        help="write the run's timeline for Perfetto or chrome://tracing: what every rank did, when. Messages end there "
-        "when their rank sees that all are complete, its own sends, too: it looks after each participant's local phase "
-        "and while it waits, so they may have arrived earlier. FILE must be new, or the timeline of the run that is "
-        "gone on with. A killed run's is in DIR/trace, a file for each rank",
+        help="write a timeline of every rank for Perfetto or chrome://tracing. FILE must be new, or the timeline of "
+        "the run that is resumed. A killed run leaves a file per rank in DIR/trace. A message ends when its rank sees "
+        "that all messages are complete, its own sends included. The rank looks after each participant's local phase "
+        "and while it waits, so the message may have arrived earlier",
     )
     parser.add_argument(
-        "--check", action="store_true", help="validate config, data and graph, tell memory and traffic; train nothing"
+        "--check",
+        action="store_true",
+        help="check config, data and graph; print memory and traffic; do not train",
     )
-    parser.add_argument("--keys", action="store_true", help="list every key of the config with default and meaning")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="WORD",
+        help="print every key of the config with its default, range and meaning; with WORD only a section such as "
+        "method or data.partition, or the keys that have WORD in their name or meaning",
+    )
+    parser.add_argument(
+        "--schema",
+        action="store_true",
+        help="print the config's JSON Schema, with which an editor completes and checks a YAML file",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
         shared_imports.OPTION,
         action="store_true",
-        help="import torch and the rest once on every node, not once for every rank: a quicker start, less memory",
+        help="import torch and other libraries once per node instead of once per rank, for a faster start with less "
+        "memory",
     )
-    options = parser.parse_args(list(words))
+    parser.add_argument(
+        "--print-completion",
+        choices=completion.SHELLS,
+        metavar="{" + ",".join(completion.SHELLS) + "}",
+        help=f"print a script with which a shell completes {SCRIPT}'s commands and options",
+    )
+    parser.add_argument("--version", action="version", version=f"fedh2l_mpi {__version__}", help="print the version")
+
+
+def _other_work(options: argparse.Namespace) -> str:
+    """Return the option that asks for something other than a run; empty if there is none."""
+    asked = {
+        "--check": options.check,
+        "--keys": options.keys is not None,
+        "--schema": options.schema,
+        "--print-completion": options.print_completion is not None,
+    }
+    return next((name for name, is_given in asked.items() if is_given), "")
+
+
+def _check(options: argparse.Namespace) -> None:
     if options.resume != "never" and options.out is None:
-        raise UserError(f"--resume {options.resume}: needs --out, the directory of the run to go on with")
-    if options.trace is not None and (options.check or options.keys):
-        raise UserError(f"--trace: there is nothing to write it of with {'--check' if options.check else '--keys'}")
-    return RunCommand(**{**vars(options), "overrides": tuple(options.overrides)})
+        raise UserError(f"--resume {options.resume}: needs the directory of the run to resume. Fix: give --out DIR.")
+    if options.trace is not None and (other := _other_work(options)):
+        raise UserError(f"--trace: {other} runs nothing, so there is no timeline. Fix: leave out one of the two.")
 
 
-def execute(command: RunCommand, world: World, signals: Signals | None = None) -> int:
-    """Do what the options ask for. **Collective** for a run, which `signals` may stop."""
-    if command.keys:
-        _print_keys()
-    elif command.check:
-        launch = Launch.from_environment(os.environ)
-        config = _config(command).resolved(launch.size, launch.launched)
-        from fedh2l_mpi.planning import check
-        from fedh2l_mpi.runtime import terminal
-
-        terminal.open_console().print(check.check(config), highlight=False, soft_wrap=True)
+def _execute(options: argparse.Namespace, context: Context) -> int:
+    if options.print_completion is not None:
+        print(completion.script(options.print_completion))
+    elif options.schema:
+        print(json.dumps(keys.json_schema(), indent=2, ensure_ascii=False))
+    elif options.keys is not None:
+        _print_keys(options.keys)
     else:
-        _run(command, world, signals)
+        command = RunCommand(
+            options.config,
+            tuple(options.overrides),
+            options.out,
+            options.resume,
+            options.trace,
+            options.check,
+            options.quiet,
+            options.share_imports,
+        )
+        if command.check:
+            _print_check(command)
+        else:
+            _run(command, context.world, context.signals)
     return 0
+
+
+def _print_check(command: RunCommand) -> None:
+    launch = Launch.from_environment(os.environ)
+    config = _config(command).resolved(launch.size, launch.launched)
+    from fedh2l_mpi.planning import check
+    from fedh2l_mpi.runtime import terminal
+
+    terminal.open_console().print(check.check(config), highlight=False, soft_wrap=True)
+
+
+def _print_keys(word: str) -> None:
+    for key in keys.select_keys(word or None):
+        print(f"{key.name}: {json.dumps(key.default)}\n    {key.allowed}\n    {key.meaning}")
 
 
 def _config(command: RunCommand) -> Config:
@@ -205,7 +246,22 @@ def _ignore(round_index: int, table: object) -> None:
     """Follows a run where nobody looks."""
 
 
-def _print_keys() -> None:
-    for key in describe_keys():
-        default = json.dumps(key.default)
-        print(f"{key.name}: {default}\n    {key.allowed}\n    {key.meaning}")
+COMMAND = Command(
+    name="",
+    arguments="[CONFIG]",
+    summary="run a config",
+    meaning=MEANING,
+    examples=(
+        ("Run a ready config in one process", "{program} configs/digits_ring.yaml --out runs/a"),
+        (
+            "Run it on 4 ranks, with another seed",
+            "mpirun -n 4 {program} configs/digits_ring.yaml --set seed=1 --out runs/b",
+        ),
+    ),
+    add_options=_add_options,
+    execute=_execute,
+    check=_check,
+    exit_codes="Exit codes: 0 done or stopped in order, 1 a fault, 2 a mistake in the request, 86 a rank\n"
+    "was late, 130 interrupted.",
+    together=lambda options: not _other_work(options),
+)

@@ -28,7 +28,7 @@ from fedh2l_mpi.data import photo_decoding
 from fedh2l_mpi.data.photo_folder import Picture, Tree, scan
 from fedh2l_mpi.data.sources import LARGEST_SIDE
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime import paths
+from fedh2l_mpi.runtime import libraries, paths
 
 LAYOUTS = ("domains",)
 # Bytes of a picture's row beside its pixels, at most: labels, digests and a long path.
@@ -128,7 +128,7 @@ def pack(
         If what was asked cannot be done; no file is left then.
     """
     if importlib.util.find_spec("PIL") is None:
-        raise UserError("pack: needs Pillow to decode pictures: pip install 'fedh2l_mpi[vision]'")
+        raise UserError(f"pack: Pillow is not installed. Fix: {libraries.fix('PIL')}.")
     if layout not in LAYOUTS:
         raise UserError(f"--layout: got {layout!r}; known: {', '.join(LAYOUTS)}")
     if not 1 <= side <= LARGEST_SIDE:

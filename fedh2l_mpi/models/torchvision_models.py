@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError, did_you_mean
+from fedh2l_mpi.runtime import libraries
 
 PREFIX = "torchvision:"
 
@@ -78,7 +79,7 @@ def _repeat_grey(_model: nn.Module, images: tuple[Tensor]) -> tuple[Tensor]:
 
 def _torchvision_models(name: str) -> ModuleType:
     if importlib.util.find_spec("torchvision") is None:
-        raise UserError(f"models: {name!r} needs torchvision. Install it: pip install 'fedh2l_mpi[vision]'")
+        raise UserError(f"models: {name!r}: torchvision is not installed. Fix: {libraries.fix('torchvision')}.")
     try:
         return importlib.import_module("torchvision.models")
     # A torchvision that was compiled for a different torch can fail with any exception.

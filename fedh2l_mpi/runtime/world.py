@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
+from fedh2l_mpi.runtime import libraries
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
 
@@ -256,7 +257,7 @@ def connect(environ: Mapping[str, str] = os.environ) -> World:
         # mpi4py raises RuntimeError with many lines if it finds no MPI library, so print the first line only.
         raise UserError(
             f"{launch.launcher} started {launch.size} processes, but mpi4py or its MPI library cannot be loaded "
-            f"({str(error).partition(chr(10))[0]}). Install it: pip install 'fedh2l_mpi[mpi]'"
+            f"({str(error).partition(chr(10))[0]}). Fix: {libraries.fix('mpi4py')}."
         ) from None
     if MPI.COMM_WORLD.size != launch.size:
         vendor = MPI.get_vendor()[0]

@@ -26,6 +26,7 @@ from fedh2l_mpi.analysis.figures.style import (
 )
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.libraries import missing
 from fedh2l_mpi.runtime.units import size
 
 if TYPE_CHECKING:
@@ -166,8 +167,9 @@ def _by_forces(graph: "networkx.Graph", is_connected: bool) -> NDArray[np.float6
             start = dict(enumerate(_circle(range(len(graph)), len(graph))))
             turns = 50 if len(graph) <= 5 * FEW else 15
             positions = networkx.spring_layout(graph, pos=start, seed=0, iterations=turns)
-    except ImportError:
-        raise UserError("the graph needs SciPy: pip install 'fedh2l_mpi[analysis]'") from None
+    except ImportError as error:
+        # NetworkX imports SciPy for its layouts.
+        raise missing(error, "--figure graph", "analysis") or error from None
     return np.array([positions[i] for i in range(len(graph))])
 
 

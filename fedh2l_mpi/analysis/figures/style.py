@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.libraries import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,10 +91,9 @@ def house_style() -> Iterator[None]:
     UserError
         If matplotlib is missing.
     """
-    try:
-        import matplotlib.style
-    except ImportError:
-        raise UserError("a figure needs matplotlib: pip install 'fedh2l_mpi[analysis]'") from None
+    require("matplotlib", "figures")
+    import matplotlib.style
+
     with matplotlib.style.context(["default", SETTINGS]):
         yield
 

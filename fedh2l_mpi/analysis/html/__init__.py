@@ -27,6 +27,7 @@ from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.summary import Summary
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import FIELDS
+from fedh2l_mpi.runtime.libraries import require
 from fedh2l_mpi.runtime.units import size
 
 HERE = Path(__file__).parent
@@ -111,11 +112,7 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
 
 def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     """The page as text."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError:
-        raise UserError("the page needs jinja2: pip install 'fedh2l_mpi[analysis]'") from None
+    jinja2, Markup = require("jinja2", "--html"), require("markupsafe", "--html").Markup
     room = matrix.CELLS // len(runs)
     matrices = [matrix.of_run(run, room) for run in runs]
     scale, colours = matrix.scale_of(matrices), matrix.palette()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, warning
 from fedh2l_mpi.lifecycle import provenance
+from fedh2l_mpi.runtime import libraries
 
 MISSING = "not installed"
 # MPI is not initialised here, because on a login node this may end the process.
@@ -16,7 +17,7 @@ _ASK_MPI = (
     "from mpi4py import MPI; vendor, version = MPI.get_vendor(); print(vendor, '.'.join(map(str, version)))"
 )
 _INSTALL = {
-    "torch": "pip install 'fedh2l_mpi[run]'",
+    "torch": libraries.fix("torch"),
     "h5py": "pip install h5py",
     "numpy": "pip install numpy",
 }
@@ -80,11 +81,11 @@ def _mpi(versions: Mapping[str, str], needs_mpi: bool) -> Finding:
     alone = "" if needs_mpi else ", so each run here is a single process"
     if versions["mpi4py"] == MISSING:
         return report(
-            "MPI", f"mpi4py is not installed{alone}", "pip install 'fedh2l_mpi[mpi]', or [site-mpi] for a cluster's MPI"
+            "MPI", f"mpi4py is not installed{alone}", f"{libraries.fix('mpi4py')}, or [site-mpi] for a cluster's MPI"
         )
     if versions["mpi"] == "none":
         text = f"mpi4py {versions['mpi4py']} finds no MPI library to load{alone}"
-        return report("MPI", text, "load the cluster's MPI module, or pip install 'fedh2l_mpi[mpi]'")
+        return report("MPI", text, f"load the cluster's MPI module, or {libraries.fix('mpi4py')}")
     return good("MPI", f"{versions['mpi']}, mpi4py {versions['mpi4py']}")
 
 

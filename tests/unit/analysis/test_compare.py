@@ -520,5 +520,8 @@ def test_comparing_needs_neither_torch_nor_mpi_nor_matplotlib_and_scipy_only_for
 
 def test_without_scipy_the_message_says_what_to_install(three_methods, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.special", None)
-    with pytest.raises(UserError, match=r"intervals need scipy: pip install 'fedh2l_mpi\[analysis\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"intervals: scipy is not installed. Fix: install the extra \[analysis\], as in pip install '.\[analysis",
+    ):
         render(compare(three_methods), "terminal")

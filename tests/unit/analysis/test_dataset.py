@@ -194,4 +194,5 @@ def test_importing_it_loads_no_library_of_tables_or_files():
         "except ValueError as error: print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.stdout == "open_run needs xarray: pip install 'fedh2l_mpi[analysis]'\n", ended.stderr
+    fix = "Fix: install the extra [analysis], as in pip install '.[analysis]' from a checkout."
+    assert ended.stdout == f"open_run: xarray is not installed. {fix}\n", ended.stderr

@@ -177,9 +177,21 @@ def test_what_is_there_stays_and_what_fails_leaves_nothing(run_path, tmp_path, t
 @pytest.mark.parametrize(
     ("to", "missing", "told"),
     [
-        ("parquet", "pyarrow", r"needs pyarrow: pip install 'fedh2l_mpi\[parquet\]'"),
-        ("netcdf", "xarray", r"needs xarray: pip install 'fedh2l_mpi\[analysis\]'"),
-        ("netcdf", "h5netcdf", r"needs h5netcdf: pip install 'fedh2l_mpi\[analysis\]'"),
+        (
+            "parquet",
+            "pyarrow",
+            r"pyarrow is not installed. Fix: install the extra \[parquet\], as in pip install '.\[parquet\]' from",
+        ),
+        (
+            "netcdf",
+            "xarray",
+            r"xarray is not installed. Fix: install the extra \[analysis\], as in pip install '.\[analysis\]' from",
+        ),
+        (
+            "netcdf",
+            "h5netcdf",
+            r"h5netcdf is not installed. Fix: install the extra \[analysis\], as in pip install '.\[analysis\]' from",
+        ),
     ],
 )
 def test_a_missing_library_is_named_with_how_to_get_it(run_path, tmp_path, monkeypatch, to, missing, told):

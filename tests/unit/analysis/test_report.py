@@ -18,8 +18,9 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import compare as comparing
 from fedh2l_mpi.analysis import html, report, summary, watch
 from fedh2l_mpi.analysis import run as runs
-from fedh2l_mpi.cli import analysis
+from fedh2l_mpi.cli import commands
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.world import World
 
 NAN = np.nan
 
@@ -179,7 +180,7 @@ def test_the_commands_say_where_they_wrote_and_what_is_wrong(tmp_path):
 
 def said(capsys, *words):
     """What a command wrote to standard output and to standard error."""
-    assert analysis.execute(analysis.parse(words[0], list(map(str, words[1:])), True)) == 0
+    assert commands.execute(commands.parse(list(map(str, words))), World(None)) == 0
     return capsys.readouterr()
 
 

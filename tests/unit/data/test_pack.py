@@ -297,7 +297,9 @@ def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
         assert re.search(r"some [\d,]+ bytes are needed, but its disk has 1,000 free", refused(tree, tmp_path / "b.h5"))
     with monkeypatch.context() as patched:
         patched.setattr(pack_writer.importlib.util, "find_spec", lambda name: None)
-        assert "pip install 'fedh2l_mpi[vision]'" in refused(tree, tmp_path / "b.h5")
+        assert "install the extra [vision], as in pip install '.[vision]' from a checkout" in refused(
+            tree, tmp_path / "b.h5"
+        )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS", "empty", "out.h5"]
 
 

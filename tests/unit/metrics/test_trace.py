@@ -91,7 +91,7 @@ def test_a_file_that_exists_or_cannot_be_made_is_refused_before_the_run_has_a_di
     with pytest.raises(UserError, match=r"out\.json is first written as .*out\.json\.new, which already exists"):
         timeline.check(tmp_path / "out.json", RunDirectory(tmp_path / "run"), resumes=False)
     assert unfinished.read_text() == "somebody's"
-    with pytest.raises(UserError, match="--trace: there is nothing"):
+    with pytest.raises(UserError, match="--trace: --check runs nothing"):
         commands.parse(["--check", "--trace", "out.json"])
 
 

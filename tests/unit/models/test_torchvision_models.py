@@ -57,7 +57,8 @@ def own_modules():
 def test_without_torchvision_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(
-        UserError, match=r"'torchvision:resnet18' needs torchvision\. Install it: pip install 'fedh2l_mpi\[vision\]'"
+        UserError,
+        match=r"'torchvision:resnet18': torchvision is not installed. Fix: install the extra \[vision\], as in pip",
     ):
         build("torchvision:resnet18", 3, 32, 7, seed=0)
 

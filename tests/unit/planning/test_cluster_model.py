@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fedh2l_mpi.cli import commands, plan
+from fedh2l_mpi.cli import commands
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import cluster_model
 from fedh2l_mpi.planning.cluster_model import ClusterModel, Rows, Steps
@@ -125,15 +125,15 @@ NETWORK = ["--latency", "2us", "--bandwidth", "25GB/s"]
         (["--latency", "2us", "--bandwidth", "0GB/s"], "--bandwidth: got '0GB/s', must be more than 0"),
         (["--latency", "2us"], "--bandwidth: is missing"),
         (["--bandwidth", "25GB/s"], "--latency: is missing"),
-        (["--speedup", "20"], "--speedup: is of a cluster"),
+        (["--speedup", "20"], "--speedup: describes a cluster"),
         ([*NETWORK, "--speedup", "0"], "--speedup: got '0', must be a number > 0"),
         ([*NETWORK, "--speedup", "nan"], "--speedup: got 'nan', must be a number > 0"),
-        ([*NETWORK, "--no-calibration"], "--latency: a round on a cluster is told from timed steps"),
+        ([*NETWORK, "--no-calibration"], "--latency: a round on a cluster is estimated from timed steps"),
     ],
 )
 def test_mistakes_in_what_a_cluster_is_are_told(words, message):
     with pytest.raises(UserError) as error:
-        plan.parse(["--ranks", "4", *words], speaks=False)
+        commands.parse(["plan", "--ranks", "4", *words], speaks=False)
     assert message in str(error.value)
 
 

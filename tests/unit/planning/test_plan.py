@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from fedh2l_mpi.cli import commands
-from fedh2l_mpi.cli import plan as command_line
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.participant import Participant
@@ -173,7 +172,7 @@ def test_data_that_do_not_suffice_are_told_and_planned_all_the_same(capsys):
 )
 def test_mistakes_are_told_by_their_key(words, message):
     with pytest.raises(UserError) as error:
-        command_line.execute(command_line.parse([*words, "--no-calibration"], speaks=False))
+        commands.execute(commands.parse(["plan", *words, "--no-calibration"], speaks=False), World(None))
     assert message in str(error.value)
 
 

@@ -63,7 +63,8 @@ def test_an_mpi_library_that_cannot_be_loaded_is_told_in_a_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "mpi4py", WithoutLibrary("mpi4py"))
     with pytest.raises(
-        UserError, match=r"started 2 processes, but .*\(cannot load MPI library\)\. Install it: pip install"
+        UserError,
+        match=r"started 2 processes, but .*\(cannot load MPI library\). Fix: install the extra \[mpi\], as",
     ):
         connect({"PMI_SIZE": "2", "PMI_RANK": "0"})
 

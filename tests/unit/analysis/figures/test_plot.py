@@ -19,8 +19,9 @@ from fedh2l_mpi.analysis import figures
 from fedh2l_mpi.analysis.figures import domains, graph, overlay, phases, reliability, style, traffic
 from fedh2l_mpi.analysis.outcome import Outcome
 from fedh2l_mpi.analysis.run import Run
-from fedh2l_mpi.cli import analysis
+from fedh2l_mpi.cli import commands
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.world import World
 
 NAN = np.nan
 
@@ -293,7 +294,7 @@ def test_what_cannot_be_asked_for_is_told(run, tmp_path):
     with pytest.raises(UserError, match="got 'grahp'; known: "):
         figures.plot(run, ["all", "grahp"], tmp_path / "all")
     with pytest.raises(UserError, match="--format: got 'svg', but --out ends in .png"):
-        analysis.execute(analysis.parse("plot", ["run", "--format", "svg", "--out", "x.PNG"], True))
+        commands.execute(commands.parse(["plot", "run", "--format", "svg", "--out", "x.PNG"]), World(None))
     with pytest.raises(UserError, match="got 20 mm, must be from 60 to 500"):
         figures.draw(run, "graph", 20)
     with pytest.raises(UserError, match=r"got ending 'docx', must be png, svg, pdf"):

@@ -90,7 +90,8 @@ def test_a_missing_package_is_a_failure_with_its_fix(name):
     found = software.findings({**VERSIONS, name: software.MISSING}, needs_mpi=False)
     bad = [line for line in found if line.level in BAD]
     assert [line.level for line in bad] == [Level.FAILURE]
-    assert bad[0].text.startswith("not installed. Fix: pip install")
+    fix = "install the extra [run], as in pip install '.[run]'" if name == "torch" else f"pip install {name}"
+    assert bad[0].text.startswith(f"not installed. Fix: {fix}")
 
 
 def test_a_package_that_does_not_load_is_a_failure(monkeypatch):
@@ -106,7 +107,7 @@ def test_a_package_that_does_not_load_is_a_failure(monkeypatch):
 def test_without_mpi_only_a_single_process_would_work(needs_mpi, level, missing):
     line = software.findings({**VERSIONS, **missing}, needs_mpi)[-1]
     assert (line.what, line.level) == ("MPI", level)
-    assert "pip install 'fedh2l_mpi[" in line.text
+    assert "install the extra [mpi], as in pip install '.[mpi]' from a checkout" in line.text
 
 
 def test_ranks_with_other_versions_are_told_with_their_hosts():
@@ -577,10 +578,10 @@ def test_what_is_not_installed_is_told_on_the_page_and_not_by_a_traceback(tmp_pa
     assert ended.stderr == ""
     words = " ".join(ended.stdout.split())
     for says in (
-        "FAIL PyTorch not installed. Fix: pip install 'fedh2l_mpi[run]'",
+        "FAIL PyTorch not installed. Fix: install the extra [run], as in pip install '.[run]' from a checkout",
         "FAIL NumPy not installed. Fix: pip install numpy",
         "FAIL h5py not installed. Fix: pip install h5py",
-        "warn MPI mpi4py is not installed, so each run here is a single process. Fix: pip install 'fedh2l_mpi[mpi]'",
+        "warn MPI mpi4py is not installed, so each run here is a single process. Fix: install the extra [mpi]",
         "FAIL HDF5 cannot be tried",
         "FAIL config the default config cannot be tried",
         "a run would not work here: 5 failures",

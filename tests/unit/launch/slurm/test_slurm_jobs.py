@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import pytest
 from helpers.launching import ROOT
 
-from fedh2l_mpi.cli import slurm
+from fedh2l_mpi.cli import commands, slurm
 from fedh2l_mpi.config.comparison import what_counts
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.slurm import script as job
 from fedh2l_mpi.launch.slurm.request import request
+from fedh2l_mpi.runtime.world import World
 
 READY = sorted((ROOT / "jobs").glob("*.sbatch"))
 DIGITS = str(ROOT / "configs" / "digits_ring.yaml")
@@ -25,7 +26,8 @@ SMALL = [DIGITS, "--ranks-per-node", "2", "--time", "1h", "--mpi", "pmi2", "--el
 
 def made(*words: str) -> str:
     """The job that these options give."""
-    return job.render(request(slurm.parse(list(words))))
+    asked = commands.parse(["slurm", *words])
+    return job.render(request(slurm.command_of(asked.options, asked.words)))
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.name)
@@ -144,13 +146,13 @@ def test_gpus_that_would_be_idle_for_many_elements_are_told_of_once(tmp_path, ca
 
 def test_a_file_that_exists_is_not_overwritten(tmp_path, capsys):
     out = tmp_path / "a job.sbatch"
-    command = slurm.parse([*SMALL, "--out", str(out)])
-    assert slurm.execute(command) == 0
+    command = commands.parse(["slurm", *SMALL, "--out", str(out)])
+    assert commands.execute(command, World(None)) == 0
     assert capsys.readouterr().err == f"job: sbatch '{out}'\n"
     # The file itself says how it was made, without where it was put.
     assert f"slurm {shlex.join(SMALL)}\n" in out.read_text()
     with pytest.raises(UserError, match="exists already"):
-        slurm.execute(command)
+        commands.execute(command, World(None))
 
 
 # What a job decides. `srun` writes the status that a run would leave; `scontrol` notes what it is told.
