@@ -101,7 +101,7 @@ def test_whoever_is_killed_takes_all_along(tmp_path, any_mpi, victim):
     assert process.returncode != 0
     assert "Traceback" not in said
     if victim == "the server":
-        assert "the process that imported for this node has ended, and pid" in said
+        assert "the import server of this node has ended, and pid" in said
     all_are_gone(out)
     assert status.read(out / "status").state == "failed"
 

@@ -1,11 +1,11 @@
-"""`--share-imports`: one import of torch and the rest for all ranks of a node, instead of one for each.
+"""`--share-imports`: import torch and the other libraries once per node, instead of once per rank.
 
-Every process that the launcher started stays behind as a small *proxy*: it hands all that makes it that process
-(arguments, environment, open files, CPUs) to a child of one *import server* on the node, which has imported everything
-once and, being single-threaded, can be forked. The child is the rank; the proxy passes on the signals that it gets, and
-ends as the rank ends. Nobody is left behind: a rank dies with its proxy and with the server.
+One *import server* per node imports everything. It is single-threaded, so it can be forked safely. Every process that
+the launcher started becomes a small *proxy*. The proxy sends its state (arguments, environment, open files, CPUs) to
+the server, which forks a child with this state: the rank. The proxy forwards its signals to the rank, and exits with
+the rank's exit status. A rank is killed if its proxy or the server ends, so no process is left over.
 
-Everything here needs the standard library only, and little of it: sixteen proxies would pay for more sixteen times.
+These modules import little, and only from the standard library, because every proxy needs that memory.
 """
 
 import os
@@ -18,37 +18,37 @@ from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 OPTION = "--share-imports"
 
 
-# Of a server that ends before it answers: it may just have seen its last rank end, or have been killed.
+# A server may end before it answers, because its last rank has just ended or it was killed. Then try again.
 ATTEMPTS = 3
 
 
 def begin(is_run: Callable[[], bool]) -> ParentProcess:
-    """Where this process comes from; it is a rank with everything imported if the node's imports can be shared.
+    """Share the imports of this node if possible, and return the parent of this process.
 
-    Returns in ranks only: what the launcher has started never returns if it becomes a proxy.
+    It returns in ranks only. A process of the launcher that becomes a proxy never returns.
 
     Parameters
     ----------
     is_run : callable
-        Whether the command line asks for a run, and not for something that a process does alone.
+        Returns True if the command line asks for a run, and not for a command of a single process.
     """
     if not sys.platform.startswith("linux"):
-        return ParentProcess(refused="that needs Linux")
+        return ParentProcess(refused="this needs Linux")
     ranks = rendezvous.ranks_on_node(os.environ)
     if ranks is None:
         known = ", ".join(rendezvous.KNOWN_BY)
-        return ParentProcess(refused=f"nothing in the environment tells how many ranks are on this node ({known})")
+        return ParentProcess(refused=f"the environment does not say how many ranks are on this node ({known})")
     if ranks == 1:
         return ParentProcess()
     if rendezvous.long_addresses_are_cut(os.environ):
         return ParentProcess(
-            refused="under srun --mpi=pmi2 on several nodes, ranks of MPICH might not find each other then"
+            refused="under srun --mpi=pmi2 on several nodes, ranks of MPICH may fail to find each other"
         )
     if bound := [name for name in rendezvous.BINDS_THREADS if name in os.environ]:
-        return ParentProcess(refused=f"{bound[0]} is set, by which a library binds threads when it is loaded; unset it")
+        return ParentProcess(refused=f"{bound[0]} is set, so libraries bind threads when they are loaded. Unset it.")
     if rendezvous.parent_is_a_rank(os.environ):
         return ParentProcess(
-            refused=f"pid {os.getppid()}, such as a script, starts this rank and stays; let it exec python"
+            refused=f"pid {os.getppid()}, such as a script, started this rank and waits. Use `exec python` there."
         )
     for _ in range(ATTEMPTS):
         try:
@@ -57,7 +57,7 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
             return ParentProcess(refused=str(error))
         if listener is not None:
             if os.fork() == 0:
-                # Nothing of this rank's may stay open in the server: launchers wait for the last one who holds it.
+                # Launchers wait until all copies of their pipes are closed, so the server must close this rank's files.
                 connection.close()
                 return server.serve(listener, ranks, is_run)
             listener.close()
@@ -65,7 +65,7 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
         connection.close()
         if answer is not None:
             return ParentProcess(refused=answer)
-    return ParentProcess(refused="the process that was to import for this node ended before it could be asked")
+    return ParentProcess(refused="the import server of this node ended before it answered")
 
 
 __all__ = ["OPTION", "ParentProcess", "begin"]

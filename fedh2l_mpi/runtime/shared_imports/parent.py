@@ -1,4 +1,4 @@
-"""Who started a rank, as far as it matters to it: the launcher, or a proxy in between."""
+"""Parent of a rank: the launcher, or a proxy between the launcher and the rank."""
 
 import os
 
@@ -6,14 +6,14 @@ from fedh2l_mpi.runtime.processes import stat_fields
 
 
 class ParentProcess:
-    """Of this process.
+    """Process that started this one.
 
     Parameters
     ----------
     proxy, launcher : int
-        Process that stands in for this one, and the one that has started that; 0 if there is none in between.
+        Pid of the proxy, and of the launcher that started the proxy; 0 if there is no proxy.
     refused : str
-        Why imports are not shared although it was asked for; empty if they are, or if there is nothing to say.
+        Reason why imports are not shared although the user asked for it; empty if there is none.
     """
 
     def __init__(self, proxy: int = 0, launcher: int = 0, refused: str = "") -> None:
@@ -27,11 +27,11 @@ class ParentProcess:
 
     @property
     def launcher_is_gone(self) -> bool:
-        """Whether the process that started this one has ended: nobody would end the ranks any more."""
+        """True if the launcher has ended, so that it can no longer end the ranks."""
         if not self.proxy:
             return os.getppid() != self._launcher
         try:
             return int(stat_fields(self.proxy)[1]) != self._launcher
         except OSError:
-            # Without its proxy this process is about to be killed.
+            # The proxy has ended, so the kernel is about to kill this process.
             return True

@@ -1,4 +1,7 @@
-"""All that makes a process the rank that its launcher started, given from the proxy to the server's child."""
+"""Capture the state of a proxy, send it to the import server, and restore it in the server's child.
+
+The state is everything that makes a process the rank that its launcher started.
+"""
 
 import array
 import contextlib
@@ -15,7 +18,7 @@ from typing import Any
 
 from fedh2l_mpi.runtime.shared_imports.rendezvous import DEVICES
 
-# The kernel takes 253 in a message.
+# The kernel allows 253 files in a message.
 FILES_AT_ONCE = 250
 LENGTH = struct.Struct("!Q")
 STREAMS = ("stdin", "stdout", "stderr")
@@ -26,14 +29,14 @@ ProcessState = dict[str, Any]
 
 
 class PeerGoneError(Exception):
-    """The other end has gone before it had said everything."""
+    """The other end closed the connection before it sent everything."""
 
 
 def capture() -> ProcessState:
-    """What this process is made of, as JSON can hold it; its open files are named, and sent beside it."""
+    """Return the state of this process as JSON values. Open files are listed by number, and sent separately."""
     files = []
     for number in [int(name) for name in os.listdir("/proc/self/fd")]:
-        # The one that listed them is gone; what this program has opened itself does not survive an exec.
+        # The descriptor of the listing itself is closed by now. Files that Python opened are not inheritable.
         with contextlib.suppress(OSError):
             if os.get_inheritable(number):
                 files.append(number)
@@ -53,7 +56,7 @@ def capture() -> ProcessState:
 
 
 def devices() -> ProcessState:
-    """Which GPUs this process is told of, and which device files it may open: a cgroup forbids the others."""
+    """Return the environment's GPU variables, and the GPU device files that this process's cgroup lets it open."""
     found = {name: os.environ[name] for name in DEVICES if name in os.environ}
     opened = []
     for folder, beginnings in DEVICE_FOLDERS.items():
@@ -66,18 +69,18 @@ def devices() -> ProcessState:
 
 
 def send(connection: socket.socket, facts: ProcessState) -> None:
-    """Hand `facts`, the files named in them, and the working directory over.
+    """Send the state, the files listed in it, and the working directory.
 
     Raises
     ------
     ConnectionError
-        If the other end has gone.
+        If the other end has closed the connection.
     OSError
-        If the kernel passes something not on, such as more files than a user may have under way.
+        If the kernel refuses to pass a file, for example because too many files are in transit.
     """
     text = json.dumps(facts).encode()
     connection.sendall(LENGTH.pack(len(text)) + text)
-    # A directory that is gone has no path any more.
+    # Send the directory itself, because a removed directory has no path.
     directory = os.open(".", os.O_PATH | os.O_CLOEXEC)
     numbers = [*facts["files"], directory]
     try:
@@ -89,19 +92,19 @@ def send(connection: socket.socket, facts: ProcessState) -> None:
 
 
 def receive(connection: socket.socket) -> tuple[ProcessState, list[int]]:
-    """What `send` sent: facts, and numbers of this process for the files in their order, the directory last.
+    """Receive what `send` sent: the state, and descriptors of the files in their order, the directory last.
 
     Raises
     ------
     PeerGoneError
-        If the other end closes, or says nothing for as long as `connection` waits.
+        If the other end closes the connection, or sends nothing within the timeout of `connection`.
     """
     (size,) = LENGTH.unpack(_exactly(connection, LENGTH.size))
     facts = json.loads(_exactly(connection, size))
     received: list[int] = []
     while len(received) < len(facts["files"]) + 1:
         try:
-            # One byte at a time: files come with the byte that they were sent with.
+            # Receive one byte at a time, because files arrive with the byte with which they were sent.
             got, rights, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(FILES_AT_ONCE * 4))
         except OSError:
             got, rights = b"", []
@@ -117,7 +120,7 @@ def receive(connection: socket.socket) -> tuple[ProcessState, list[int]]:
 
 
 def restore(facts: ProcessState, received: list[int]) -> None:
-    """Become the process that `facts` are of, with its files, not its CPUs; every other file of ours is closed."""
+    """Give this process the received state except the CPUs, and close every other file."""
     directory = received[-1]
     os.fchdir(directory)
     _place_files(facts["files"], received[:-1])
@@ -138,7 +141,7 @@ def restore(facts: ProcessState, received: list[int]) -> None:
 
 
 def close_files(keep: tuple[int, ...] = ()) -> None:
-    """Close every open file of this process but these."""
+    """Close every open file of this process except these."""
     for number in [int(name) for name in os.listdir("/proc/self/fd")]:
         if number not in keep:
             with contextlib.suppress(OSError):
@@ -146,7 +149,7 @@ def close_files(keep: tuple[int, ...] = ()) -> None:
 
 
 def rename_process(name: str) -> str:
-    """The name that `ps` and `top` show of this process so far; from now on, `name`."""
+    """Set the name that `ps` and `top` show for this process, and return the old name."""
     with open("/proc/self/comm", "r+") as comm:
         before = comm.read().strip()
         comm.seek(0)
@@ -155,9 +158,9 @@ def rename_process(name: str) -> str:
 
 
 def _place_files(wanted: list[int], received: list[int]) -> None:
-    """Give received files the numbers that they had, and close all others."""
+    """Give the received files their original numbers, and close all other files."""
     above = max([0, *received, *wanted]) + 1
-    # Out of the way first: one's number may be another's place.
+    # Move the files to high numbers first, because the number of one may be the target of another.
     moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, above) for number in received]
     close_files(keep=tuple(moved))
     for number, source in zip(wanted, moved, strict=True):
@@ -166,7 +169,7 @@ def _place_files(wanted: list[int], received: list[int]) -> None:
 
 
 def _stream(stream: Any) -> ProcessState | None:
-    """How a standard stream encodes and buffers; None if there is none."""
+    """Return the encoding and buffering of a standard stream; None if there is no stream."""
     if stream is None:
         return None
     return {
@@ -179,7 +182,7 @@ def _stream(stream: Any) -> ProcessState | None:
 
 
 def _opened(number: int, how: ProcessState | None) -> Any:
-    """A standard stream over file `number`, as Python makes them at its start."""
+    """Create a standard stream over file `number`, like Python does at start-up."""
     if how is None:
         return None
     mode = "r" if number == 0 else "w"
@@ -200,7 +203,7 @@ def _opened(number: int, how: ProcessState | None) -> Any:
 
 
 def _fresh_random_numbers() -> None:
-    """No two ranks draw the same from the global generators; the program itself draws from none of them."""
+    """Seed the global generators afresh, so that no two ranks share their numbers. The program uses none of them."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

@@ -1,6 +1,6 @@
-"""What a proxy and the server say to each other once a rank has been handed over.
+"""Protocol between a proxy and the import server after the proxy has sent its state.
 
-The proxy sends the numbers of the signals that it gets, a byte each; the server answers in words.
+The proxy sends the numbers of the signals that it receives, one byte each. The server answers with messages.
 """
 
 import contextlib
@@ -11,29 +11,29 @@ from collections.abc import Iterator
 
 # A kind, then the length of a text that follows, or a number.
 HEAD = struct.Struct("!cq")
-# With the rank's pid; with the status that it ended with; with why.
+# The number is the rank's pid (STARTED) or its exit status (ENDED). The text of the other two is the reason.
 STARTED, ENDED, NOT_SHARED, FAULT = b"S", b"E", b"N", b"F"
 WITH_TEXT = (NOT_SHARED, FAULT)
 Message = tuple[bytes, int, str]
 NOTHING: Message = (b"", 0, "")
 
-# Those that a fault of the process itself raises, and those that mean its own children or its window.
+# Signals that are not forwarded: faults of the process itself, and signals about its own children or window.
 OWN = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 OWN |= {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG, signal.SIGPIPE, signal.SIGXFSZ}
 STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 
 
 def forwarded_signals() -> list[int]:
-    """The signals that a proxy passes on to its rank.
+    """Return the signals that a proxy forwards to its rank.
 
-    Not those whose handler was installed from C, such as by a profiler that was loaded before Python: Python calls it
-    None, and cannot put it back.
+    Signals with a handler installed from C, for example by a profiler, are left out. Python shows such a handler as
+    None, and cannot restore it.
     """
     return [number for number in signal.valid_signals() - OWN if signal.getsignal(number) is not None]
 
 
 def send(connection: socket.socket, kind: bytes, what: int | str) -> None:
-    """Say a word, with its number or its text, to a proxy; one that has gone does not hear it."""
+    """Send a message with a number or a text to a proxy. Nothing happens if the proxy has ended."""
     text = what.encode() if isinstance(what, str) else b""
     number = len(text) if isinstance(what, str) else what
     with contextlib.suppress(OSError):
@@ -41,7 +41,7 @@ def send(connection: socket.socket, kind: bytes, what: int | str) -> None:
 
 
 def parse_messages(received: bytearray) -> Iterator[Message]:
-    """Kind, number and text of every word that has been received to its end; it is then no longer in `received`."""
+    """Yield kind, number and text of every complete message in `received`, and remove it from there."""
     while len(received) >= HEAD.size:
         kind, number = HEAD.unpack_from(received)
         end = HEAD.size + (number if kind in WITH_TEXT else 0)

@@ -1,4 +1,4 @@
-"""What stays of a process that the launcher started: it passes signals on to its rank, and ends as that ends."""
+"""Proxy: the process that the launcher started. It forwards signals to its rank, and exits like the rank."""
 
 import contextlib
 import os
@@ -14,65 +14,65 @@ from fedh2l_mpi.runtime.shared_imports import process_state, protocol
 from fedh2l_mpi.runtime.shared_imports.process_state import ProcessState
 from fedh2l_mpi.runtime.shared_imports.protocol import Message
 
-# As `ps` and `top` show it.
+# The name that `ps` and `top` show.
 NAME = "fedh2l-proxy"
 
 
 def run_as_proxy(connection: socket.socket, facts: ProcessState) -> str | None:
-    """Have the server fork this rank, and stand in for it until it ends: then this process has ended, too.
+    """Let the server fork this rank, and act as its proxy until it ends. Then this process exits, too.
 
-    Returns only if imports cannot be shared, why, or None if the server has ended without a word. This process is as it
-    was then, has got the signals that were sent to it meanwhile, and has to be the rank itself.
+    It returns only if imports cannot be shared: the reason, or None if the server ended without an answer. Then this
+    process is unchanged, has received the signals sent meanwhile, and must run the rank itself.
     """
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    # Before the handlers: none may go unheard in between.
-    wakes = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    wakeup_in, wakeup_out = socket.socketpair()
+    wakeup_out.setblocking(False)
+    # Set the wake-up file before the handlers; otherwise a signal in between would be lost.
+    wakes = signal.set_wakeup_fd(wakeup_out.fileno(), warn_on_full_buffer=False)
     caught = [number for number in protocol.forwarded_signals() if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, _noted) for number in caught}
+    before = {number: signal.signal(number, _do_nothing) for number in caught}
     owed = bytearray()
-    said = _said(connection, heard, owed)
-    kind, number, text = _answer(connection, facts, said)
+    messages = _receive_messages(connection, wakeup_in, owed)
+    kind, number, text = _answer(connection, facts, messages)
     if kind == protocol.STARTED:
         process_state.rename_process(NAME)
-        # The rank has them now; who waits for the last to close one must not wait for us.
-        process_state.close_files(keep=(2, connection.fileno(), heard.fileno(), told.fileno()))
-        _end_with(number, said)
-    # What comes from here on waits until it is answered as before.
+        # The rank has these files now. Close them here, because launchers wait until all copies are closed.
+        process_state.close_files(keep=(2, connection.fileno(), wakeup_in.fileno(), wakeup_out.fileno()))
+        _exit_like(number, messages)
+    # Block signals that arrive from here on until the old handlers are back.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, caught)
     for caught_number, handler in before.items():
         signal.signal(caught_number, handler)
     signal.set_wakeup_fd(wakes)
-    told.close()
-    while numbers := heard.recv(4096):
+    wakeup_out.close()
+    while numbers := wakeup_in.recv(4096):
         owed += numbers
-    heard.close()
+    wakeup_in.close()
     for owed_number in set(owed):
         os.kill(os.getpid(), owed_number)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return text if kind == protocol.NOT_SHARED else None
 
 
-def _answer(connection: socket.socket, facts: ProcessState, said: Iterator[Message]) -> Message:
-    """What the server says when this rank is handed over to it; in its place, why that has not been possible."""
+def _answer(connection: socket.socket, facts: ProcessState, messages: Iterator[Message]) -> Message:
+    """Send this rank's state to the server, and return its answer, or the reason why sending failed."""
     try:
         process_state.send(connection, facts)
     except ConnectionError:
         return protocol.NOTHING
     except OSError as error:
-        # Not waited for: the server cannot answer before it has everything, or sees the end of the connection.
-        return protocol.NOT_SHARED, 0, f"this rank's files cannot be handed over: {error.strerror}"
-    return next(said, protocol.NOTHING)
+        # Return at once, because the server cannot answer before it has received everything.
+        return protocol.NOT_SHARED, 0, f"this rank's files cannot be sent to the import server: {error.strerror}"
+    return next(messages, protocol.NOTHING)
 
 
-def _end_with(rank: int, said: Iterator[Message]) -> NoReturn:
-    """Wait until the rank ends, and end as it did: the launcher is to see what it would have seen."""
-    kind, status, text = next(said, protocol.NOTHING)
+def _exit_like(rank: int, messages: Iterator[Message]) -> NoReturn:
+    """Wait until the rank ends, and exit with its status, so that the launcher sees the rank's own end."""
+    kind, status, text = next(messages, protocol.NOTHING)
     if kind != protocol.ENDED:
-        _fail(text or f"the process that imported for this node has ended, and pid {rank} with it")
+        _fail(text or f"the import server of this node has ended, and pid {rank} with it")
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        # The rank has left a core if one was wanted.
+        # The rank has written a core dump if the user wanted one, so the proxy must write none.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
@@ -81,24 +81,25 @@ def _end_with(rank: int, said: Iterator[Message]) -> NoReturn:
     os._exit(code)
 
 
-def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> Iterator[Message]:
-    """What the server says, one by one; meanwhile, signals are passed on to it.
+def _receive_messages(connection: socket.socket, wakeup_in: socket.socket, owed: bytearray) -> Iterator[Message]:
+    """Yield the server's messages, and forward signals to it meanwhile.
 
-    Those that this process has not acted on itself are added to `owed`: without a rank, they mean this process.
+    Signals that this process has not handled itself are added to `owed`. If there will be no rank, they are for this
+    process.
     """
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    poll.register(heard, select.POLLIN)
+    poll.register(wakeup_in, select.POLLIN)
     received = bytearray()
     while True:
         ready = {number for number, _ in poll.poll()}
-        if heard.fileno() in ready:
-            numbers = heard.recv(4096)
+        if wakeup_in.fileno() in ready:
+            numbers = wakeup_in.recv(4096)
             with contextlib.suppress(OSError):
                 connection.sendall(numbers)
             owed += bytes(number for number in numbers if number not in protocol.STOPS)
             if any(number in protocol.STOPS for number in numbers):
-                # As a process that does not catch it would; whoever continues us continues the rank, too.
+                # Stop like a process without a handler. SIGCONT to the proxy is forwarded to the rank.
                 os.kill(os.getpid(), signal.SIGSTOP)
         if connection.fileno() in ready:
             try:
@@ -112,11 +113,11 @@ def _said(connection: socket.socket, heard: socket.socket, owed: bytearray) -> I
 
 
 def _fail(text: str) -> NoReturn:
-    """End with an error."""
+    """Print an error, and exit."""
     with contextlib.suppress(OSError):
         os.write(2, f"fedh2l_mpi: error: {text}\n".encode())
     os._exit(EXIT_FAULT)
 
 
-def _noted(number: int, frame: object) -> None:
-    """The wake-up file has it."""
+def _do_nothing(number: int, frame: object) -> None:
+    """Do nothing: the signal is in the wake-up file."""

@@ -1,8 +1,8 @@
-"""Where the processes of one node that can share imports find each other, and who founds the server.
+"""Rendezvous of the processes of a node that can share imports: connect to the import server, or start it.
 
-They share what cannot be handed over from process to process: the launcher that started them, the user, the Python and
-its options, what libraries read when they are loaded, limits. The digest of all that is the name of an abstract Unix
-socket, which vanishes with its holder and can be bound by one process only.
+Processes can share imports if everything is equal that cannot be sent to another process: the launcher, the user, the
+Python and its options, the variables that libraries read when they are loaded, and the limits. The digest of all these
+is the name of an abstract Unix socket. Only one process can bind it, and it vanishes with that process.
 """
 
 import contextlib
@@ -19,39 +19,39 @@ from collections.abc import Mapping
 
 from fedh2l_mpi.runtime.processes import stat_fields
 
-# How many ranks of the job are on this node, by launcher, most specific first; srun's is a list of nodes.
+# Variables of the launchers with the number of ranks on this node, most specific first. srun's lists all nodes.
 KNOWN_BY = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE")
-# Any of these says that there are several processes.
+# If one of these is more than 1, the launcher started several processes.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE", "FLUX_JOB_SIZE")
-# Libraries bind threads to CPUs by these as soon as they are loaded, and a rank's CPUs are not the server's.
+# With these variables, libraries bind threads to CPUs when they are loaded, but a rank's CPUs differ from the server's.
 BINDS_THREADS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-# Which GPUs a process sees may differ between the ranks of a node.
+# The visible GPUs may differ between the ranks of a node.
 DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-# Beginnings of variables that Python or a library reads once, when it is loaded.
+# Prefixes of variables that Python or a library reads once, when it is loaded.
 READ_AT_LOAD = (
     *("PYTHON", "VIRTUAL_ENV", "LD_", "PATH", "HOME", "LANG", "LC_", "TZ", "MALLOC_", "GLIBC_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "DNNL_", "ONEDNN_", "NPY_", "NUMPY_"),
     *("TORCH", "PYTORCH_", "ATEN_", "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "HSA_"),
     *("HDF5_", "H5PY_", "MPI4PY_"),
 )
-# Lines of /proc/self/status that a process cannot hand over.
+# Lines of /proc/self/status with properties that a process cannot send to another.
 KEPT_IN_STATUS = ("Umask", "Groups", "CapEff", "NoNewPrivs", "Seccomp", "Mems_allowed_list")
 NAMESPACES = ("mnt", "net", "ipc", "pid", "user", "uts")
 PATIENCE_S = 20.0
 
 
 class CannotShareError(Exception):
-    """Why this process cannot share imports with others."""
+    """This process cannot share imports with others; the text is the reason."""
 
 
 def ranks_on_node(environ: Mapping[str, str]) -> int | None:
-    """How many ranks of this job the launcher started on this node; 1 without a launcher, None if it does not say."""
+    """Return the number of ranks on this node; 1 without a launcher, None if the launcher does not report it."""
     for name in KNOWN_BY[:-1]:
         if environ.get(name, "").isdigit():
             return int(environ[name])
     tasks, node = environ.get(KNOWN_BY[-1], ""), environ.get("SLURM_NODEID", "")
     if tasks and node.isdigit():
-        # Such as 4(x2),3: two nodes with four tasks, one with three.
+        # For example 4(x2),3: two nodes with four tasks, and one with three.
         counts: list[int] = []
         for part in tasks.split(","):
             count, _, times = part.rstrip(")").partition("(x")
@@ -62,37 +62,38 @@ def ranks_on_node(environ: Mapping[str, str]) -> int | None:
 
 
 def long_addresses_are_cut(environ: Mapping[str, str]) -> bool:
-    """Whether ranks of MPICH would find each other only if little has been imported before MPI begins.
+    """Return True if Slurm's PMI may cut the addresses by which forked ranks of MPICH find each other.
 
-    To ranks on other nodes, MPICH 5 publishes the 4 KiB of memory in which its address of some 500 bytes begins, with
-    zeros written short. Slurm's PMI cuts every message at 1 KiB: enough for the memory of a process that has just
-    begun, often too little for that of a forked one. The PMI of MPICH's own mpirun cuts nothing.
+    MPICH 5 publishes the 4 KiB of memory at its address (some 500 bytes), in which zeros are compressed. Slurm's PMI
+    cuts every message at 1 KiB. This is enough for the memory of a new process, but often too little for that of a
+    forked one. The PMI of MPICH's own mpirun cuts nothing.
     """
     by_slurm = "PMI_FD" in environ and "MPI_LOCALNRANKS" not in environ
     return by_slurm and environ.get("SLURM_STEP_NUM_NODES", "1") != "1"
 
 
 def parent_is_a_rank(environ: Mapping[str, str]) -> bool:
-    """Whether the launcher started this process's parent: every rank then has one of its own, and no other to meet.
+    """Return True if the launcher started this process's parent, such as a script.
 
-    Launchers tell only what they start how many ranks are on a node.
+    Then every rank has its own parent, so the ranks cannot find each other. The check uses a variable that launchers
+    set only for the processes that they start.
     """
     known = next((f"{name}={environ[name]}" for name in KNOWN_BY if name in environ), None)
     try:
         with open(f"/proc/{os.getppid()}/environ", "rb") as parents:
             return known is not None and known.encode() in parents.read().split(b"\0")
     except OSError:
-        # Of another user, as Slurm's launcher is.
+        # The parent belongs to another user, like Slurm's launcher.
         return False
 
 
 def find_address() -> bytes:
-    """The address at which this process and those that can share imports with it meet.
+    """Return the socket address for this process and all that can share imports with it.
 
     Raises
     ------
     CannotShareError
-        If the launcher cannot be seen.
+        If the launcher's process is not visible.
     """
     launcher = os.getppid()
     try:
@@ -101,7 +102,7 @@ def find_address() -> bytes:
             kept = [line for line in status if line.partition(":")[0] in KEPT_IN_STATUS]
     except OSError as error:
         raise CannotShareError(
-            f"{error.filename} cannot be read ({error.strerror}), as in a PID namespace without the launcher"
+            f"{error.filename} cannot be read ({error.strerror}), for example in a PID namespace without the launcher"
         ) from None
     loads = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD) and name not in DEVICES}
     alike = [
@@ -116,12 +117,18 @@ def find_address() -> bytes:
 
 
 def connect_or_listen(address: bytes) -> tuple[socket.socket | None, socket.socket]:
-    """A connection to the server, and the socket that it is to listen on if this process has to found it.
+    """Connect to the import server. If there is none, also return the socket on which this process must start it.
+
+    Returns
+    -------
+    listener : socket or None
+        None if the server exists already.
+    connection : socket
 
     Raises
     ------
     CannotShareError
-        If another user holds the address, or nobody answers.
+        If another user has bound the address, or the server does not answer.
     """
     begin = time.monotonic()
     while time.monotonic() - begin < PATIENCE_S:
@@ -137,33 +144,33 @@ def connect_or_listen(address: bytes) -> tuple[socket.socket | None, socket.sock
             connection.close()
             if error.errno != errno.EADDRINUSE:
                 raise CannotShareError(f"no Unix socket can be bound: {error.strerror}") from None
-            # Another process was faster, and listens in a moment.
+            # Another process was faster, and will listen in a moment.
             time.sleep(0.002)
             continue
         listener.listen(4096)
-        # Before there is a server: it ends with its last connection, so that it needs a first.
+        # Connect before the server starts, because it ends with its last connection.
         connection.connect(address)
         return listener, connection
-    raise CannotShareError(f"the process that imports for this node did not answer within {PATIENCE_S:g} s")
+    raise CannotShareError(f"the import server of this node did not answer within {PATIENCE_S:g} s")
 
 
 def check_peer(connection: socket.socket) -> socket.socket:
-    """The connection, if the process at its other end is this user's.
+    """Return the connection if the process at its other end belongs to this user.
 
     Raises
     ------
     CannotShareError
-        If it is another's.
+        If it belongs to another user.
     """
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid != os.geteuid():
         connection.close()
-        raise CannotShareError(f"a process of user {uid} is at the address where this node's ranks meet")
+        raise CannotShareError(f"a process of user {uid} has bound the address of this node's import server")
     return connection
 
 
 def _memory_policy() -> str:
-    """On which memory nodes this process's memory is put: bound by numactl or srun, it stays so."""
+    """Return the NUMA policy of this process's memory, which numactl or srun may have set."""
     try:
         with open("/proc/self/numa_maps") as maps:
             return maps.readline().split()[1]

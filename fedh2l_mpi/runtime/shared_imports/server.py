@@ -1,4 +1,4 @@
-"""The process that imports everything once on a node, and is forked into the ranks."""
+"""Import server: the process that imports everything once on a node, and forks the ranks."""
 
 import contextlib
 import gc
@@ -14,7 +14,7 @@ from fedh2l_mpi.runtime.shared_imports import process_state, protocol, rendezvou
 from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 from fedh2l_mpi.runtime.shared_imports.process_state import ProcessState
 
-# What the ranks of a run would import one after the other. Not mpi4py.MPI: that joins the job, as one rank.
+# The modules that a rank of a run imports. mpi4py.MPI is left out because importing it joins the job as a rank.
 MODULES = (
     *("torch", "h5py", "mpi4py", "rich.console", "rich.progress", "rich.table", "networkx", "ctypes"),
     *("fedh2l_mpi.cli.main", "fedh2l_mpi.runtime.terminal", "fedh2l_mpi.lifecycle.start", "fedh2l_mpi.run_directory"),
@@ -26,31 +26,31 @@ MODULES = (
     ),
     *("fedh2l_mpi.metrics.writer", "fedh2l_mpi.analysis.report", "fedh2l_mpi.analysis.run"),
 )
-# Libraries make their threads at once if they are to have several; a process with threads cannot be forked safely.
+# Libraries start several threads at import otherwise, and a process with threads cannot be forked safely.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# A proxy sends all that it has to say at once.
+# Longest wait for a proxy's state, which it sends at once.
 HANDOVER_S = 10.0
-# Processes that a launcher starts together are not farther apart.
+# A launcher starts its processes within this time.
 LATE_MS = 5000
 PR_SET_PDEATHSIG = 1
-# As `ps` and `top` show it.
+# The name that `ps` and `top` show.
 NAME = "fedh2l-imports"
 
 
 def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> ParentProcess:
-    """Import, then fork a rank for every proxy that asks, tell it how the rank ended, and end with the last.
+    """Import everything, fork a rank for every proxy, report each rank's exit status, and end with the last rank.
 
-    Returns in the ranks only.
+    It returns in the ranks only.
 
     Parameters
     ----------
     proxies : int
-        How many are to be expected.
+        Number of proxies to expect.
     is_run : callable
-        Whether the command line asks for a run.
+        Returns True if the command line asks for a run.
     """
     name = process_state.rename_process(NAME)
-    # A terminal's Ctrl-C means the proxies, and reaches the ranks through them.
+    # A new session, because Ctrl-C in a terminal is for the proxies, which forward it to the ranks.
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1):
@@ -61,18 +61,18 @@ def serve(listener: socket.socket, proxies: int, is_run: Callable[[], bool]) -> 
     try:
         refused = _import_everything() if is_run() else "there is no run"
     except Exception as error:
-        # Such as of a library that torch misses. Ranks import for themselves then, and meet it where it can be told.
+        # For example, torch misses a library. Then the ranks import by themselves, and report the error.
         refused = f"importing fails with {type(error).__name__}: {error}"
     os.dup2(null, 2)
     server = _Server(listener, proxies, refused)
     try:
         rank = server.run()
     except BaseException:
-        server.report_failure(f"the process that imports for this node failed:\n{traceback.format_exc().rstrip()}")
+        server.report_failure(f"the import server of this node failed:\n{traceback.format_exc().rstrip()}")
         os._exit(1)
     if rank is None:
         os._exit(0)
-    # Now: closed later, by whoever collects garbage, they would close files of the rank's.
+    # Close the sockets now; closed later by the garbage collector, their numbers may belong to files of the rank.
     listener.close()
     server.close()
     return _become(rank, name)
@@ -84,9 +84,9 @@ class _Rank:
     Attributes
     ----------
     connection : socket or None
-        To the proxy; None when that has gone.
+        Connection to the proxy; None after the proxy has ended.
     pid : int
-        Of the rank; 0 when that has ended.
+        Process of the rank; 0 after it has ended.
     """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
@@ -94,13 +94,13 @@ class _Rank:
         self.pid = pid
 
     def say(self, kind: bytes, number: int) -> None:
-        """Tell the proxy, unless it has gone."""
+        """Send a message to the proxy, unless it has ended."""
         if self.connection is not None:
             protocol.send(self.connection, kind, number)
 
 
 class _Server:
-    """Its ranks, and what it does for them."""
+    """The server's loop, and its ranks."""
 
     def __init__(self, listener: socket.socket, proxies: int, refused: str) -> None:
         self._listener, self._proxies, self._refused = listener, proxies, refused
@@ -108,22 +108,23 @@ class _Server:
         self._devices: ProcessState | None = None
 
     def run(self) -> tuple[ProcessState, list[int]] | None:
-        """In a rank, what it is to become; None in the server, when the last rank has ended."""
-        heard, told = socket.socketpair()
-        told.setblocking(False)
-        signal.signal(signal.SIGCHLD, _noted)
-        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        """Serve until the last rank has ended, and return None. In a forked rank, return the state to restore."""
+        wakeup_in, wakeup_out = socket.socketpair()
+        wakeup_out.setblocking(False)
+        signal.signal(signal.SIGCHLD, _do_nothing)
+        signal.set_wakeup_fd(wakeup_out.fileno(), warn_on_full_buffer=False)
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
-        poll.register(heard, select.POLLIN)
+        poll.register(wakeup_in, select.POLLIN)
         served = 0
-        # Whoever comes after the last rank has ended founds a server anew; who is refused must not.
+        # A proxy that comes after the last rank has ended starts a new server. If imports are refused, this server
+        # answers all proxies instead, so that none of them starts another one.
         while self._ranks or not served or (self._refused and served < self._proxies):
             ready = {number for number, _ in poll.poll(None if self._ranks or not served else LATE_MS)}
             if not ready:
                 break
-            if heard.fileno() in ready:
-                heard.recv(4096)
+            if wakeup_in.fileno() in ready:
+                wakeup_in.recv(4096)
                 self._reap()
             for rank in self._ranks:
                 if rank.connection is not None and rank.connection.fileno() in ready:
@@ -142,14 +143,14 @@ class _Server:
                 rank.connection.close()
 
     def report_failure(self, text: str) -> None:
-        """Last words: the first proxy prints them."""
+        """Report this server's failure to all proxies. Only the first one gets the text, and prints it."""
         for rank in self._ranks:
             if rank.connection is not None:
                 protocol.send(rank.connection, protocol.FAULT, text)
                 text = ""
 
     def _accept(self, poll: select.poll) -> tuple[ProcessState, list[int]] | None:
-        """Fork a rank for the next proxy; what it is to become, in the rank."""
+        """Fork a rank for the next proxy. Return the state to restore in the rank, and None in the server."""
         connection, _ = self._listener.accept()
         connection.settimeout(HANDOVER_S)
         try:
@@ -161,7 +162,7 @@ class _Server:
             protocol.send(connection, protocol.NOT_SHARED, why)
             connection.close()
         else:
-            # Signals wait until the child has a rank's answers to them.
+            # Block signals until the child has restored the rank's signal handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             parent = os.getpid()
             pid = os.fork()
@@ -180,19 +181,22 @@ class _Server:
         return None
 
     def _unlike(self, facts: ProcessState) -> str:
-        """Why a child of this process cannot be that rank, or an empty text; this process then has the rank's CPUs."""
+        """Return why a child of this process cannot be that rank, or an empty text.
+
+        If it can, this process takes the rank's CPUs, which the child inherits.
+        """
         if self._devices is None:
             self._devices = facts["devices"]
         if facts["devices"] != self._devices:
-            return f"this rank sees {facts['devices']}, and the one that was first here sees {self._devices}"
+            return f"this rank sees {facts['devices']}, but the first rank on this node sees {self._devices}"
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, facts["cpus"])
         if sorted(os.sched_getaffinity(0)) != facts["cpus"]:
-            return f"this rank has CPUs {facts['cpus']}, which the process that imports for the node may not use"
+            return f"this rank has CPUs {facts['cpus']}, which the import server of this node may not use"
         return ""
 
     def _listen(self, rank: _Rank, connection: socket.socket, poll: select.poll) -> None:
-        """Pass a proxy's signals on; if it has gone, its rank goes at once."""
+        """Forward a proxy's signals to its rank. If the proxy has ended, kill the rank at once."""
         try:
             numbers = connection.recv(4096)
         except OSError:
@@ -204,11 +208,11 @@ class _Server:
             numbers = bytes([signal.SIGKILL])
         for number in numbers:
             if rank.pid:
-                # The default of the others has no effect where no shell watches the group of processes.
+                # Send SIGSTOP, because the other stop signals have no effect in a process group without a shell.
                 os.kill(rank.pid, signal.SIGSTOP if number in protocol.STOPS else number)
 
     def _reap(self) -> None:
-        """Tell the proxies of ranks that have ended."""
+        """Report the exit status of ranks that have ended to their proxies."""
         for rank in [rank for rank in self._ranks if rank.pid]:
             pid, status = os.waitpid(rank.pid, os.WNOHANG)
             if pid:
@@ -217,30 +221,30 @@ class _Server:
 
 
 def _import_everything() -> str:
-    """Import what ranks need; why this process must not be forked, or an empty text."""
+    """Import what ranks need. Return why this process must not be forked, or an empty text."""
     before = os.environ.copy()
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     gc.disable()
     files = set(os.listdir("/proc/self/fd"))
     for name in MODULES:
-        # A rank says by itself what it misses.
+        # Ignore missing modules, because the rank that needs one reports it.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     for name in ONE_THREAD:
         os.environ.pop(name, None)
     os.environ.update(before)
-    # Pages with objects stay shared as long as nobody looks through them for garbage.
+    # Garbage collection writes to all objects, so freeze them; otherwise their memory pages are no longer shared.
     gc.collect()
     gc.freeze()
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        return f"importing makes {threads - 1} threads, and a process with threads cannot be forked safely"
+        return f"importing starts {threads - 1} threads, and a process with threads cannot be forked safely"
     if len(os.listdir("/proc/self/fd")) > len(files):
-        return "importing leaves files open, which ranks would share"
+        return "importing leaves files open, and the ranks would share them"
     return ""
 
 
 def _become(rank: tuple[ProcessState, list[int]], name: str) -> ParentProcess:
-    """Be the rank that a proxy has handed over."""
+    """Turn this process into the rank whose state a proxy sent."""
     facts, received = rank
     gc.enable()
     process_state.rename_process(name)
@@ -249,7 +253,7 @@ def _become(rank: tuple[ProcessState, list[int]], name: str) -> ParentProcess:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Ask the kernel to kill this process when its parent ends."""
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -257,5 +261,5 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _noted(number: int, frame: object) -> None:
-    """The wake-up file has it."""
+def _do_nothing(number: int, frame: object) -> None:
+    """Do nothing: the signal is in the wake-up file."""

@@ -181,7 +181,9 @@ def test_ranks_that_a_script_of_their_own_starts_import_for_themselves(tmp_path)
     script = ["sh", "-c", '"$@"; exit $?', "sh"]
     code, said, _ = ended(begin(tmp_path, is_run="    return False", starts_with=script))
     assert code == 0
-    assert re.search(r"not shared: pid \d+, such as a script, starts this rank and stays; let it exec python", said)
+    assert re.search(
+        r"not shared: pid \d+, such as a script, started this rank and waits\. Use `exec python` there", said
+    )
 
 
 # Far more files under way between processes than one without privileges may have; the limit is the user's.
@@ -199,7 +201,7 @@ while {under_way}:
 
 
 def test_a_rank_that_cannot_be_handed_over_goes_on_at_once_and_keeps_nobody_waiting(tmp_path):
-    why = "this rank's files cannot be handed over: Too many references: cannot splice"
+    why = "this rank's files cannot be sent to the import server: Too many references: cannot splice"
     first = begin(tmp_path, is_run="    return False", before=TOO_MANY_FILES.format(under_way=True))
     assert ended(first, timeout=server.HANDOVER_S - 1) == (0, REFUSED + why, "")
     # Neither for that server nor for one that it founds itself.
