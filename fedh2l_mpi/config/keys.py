@@ -71,6 +71,9 @@ python -m fedh2l_mpi --check mine.yaml               # check a config without tr
 python -m fedh2l_mpi --schema > fedh2l_mpi.json      # a JSON Schema, for editors
 ```
 
+An editor that knows YAML schemas completes and checks a config whose first line is
+`# yaml-language-server: $schema=fedh2l_mpi.json`.
+
 This page is generated: `python -m fedh2l_mpi.config.keys > docs/configuration.md`.
 """
 
