@@ -27,7 +27,7 @@ class Score:
     Attributes
     ----------
     calibration_3K : float64 (3, K)
-        From `calibration_bins`.
+        Result of `calibration_bins`.
     """
 
     accuracy: float
@@ -43,7 +43,7 @@ def evaluate(participant: Participant, tests_D: Sequence[Labelled], own_domain: 
     tests_D : sequence of Labelled
         Each domain's test set.
     own_domain : int
-        The domain of the participant's private data; -1 if they are of all domains.
+        The domain of the participant's private data; -1 if they belong to all domains.
     """
     scores = [score(participant, test) for test in tests_D]
     accuracy_D = [one.accuracy for one in scores]
@@ -82,7 +82,7 @@ def score(participant: Participant, samples: Labelled) -> Score:
 
 
 def _logits(participant: Participant, samples: Labelled) -> Tensor:
-    """Scores (N, C) of labelled samples, whose images are normalised piece by piece."""
+    """Return the logits (N, C) of labelled samples; images are normalised piece by piece to save memory."""
     participant.model.eval()
     size = participant.forward_size
     starts = range(0, len(samples), size)
@@ -90,7 +90,7 @@ def _logits(participant: Participant, samples: Labelled) -> Tensor:
 
 
 def calibration_bins(logits_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
-    """Number of samples, sum of confidences and number of hits in each bin, float64 (3, K).
+    """Return the number of samples, the sum of confidences and the number of hits in each bin, float64 (3, K).
 
     Bin k of K holds the confidences in (k/K, (k+1)/K].
     """
@@ -102,7 +102,9 @@ def calibration_bins(logits_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:
 
 
 def expected_calibration_error(bins_3K: NDArray[np.float64]) -> float:
-    """Mean over samples of |accuracy - confidence| of their bin, from 0 to 1; bins as from `calibration_bins`.
+    """Return the mean over samples of |accuracy - confidence| of their bin, from 0 to 1.
+
+    `bins_3K` is a result of `calibration_bins`.
 
     Source: Naeini, Cooper, Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", 2015.
     """
@@ -111,7 +113,7 @@ def expected_calibration_error(bins_3K: NDArray[np.float64]) -> float:
 
 
 def reliability(bins_3K: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of the samples, mean confidence and accuracy of each bin, (3, K); an empty bin has NaN for both means."""
+    """Return the share of samples, mean confidence and accuracy of each bin, (3, K); means of an empty bin are NaN."""
     count_K = bins_3K[0]
     samples_K = np.where(count_K > 0, count_K, np.nan)
     return np.stack([count_K / count_K.sum(), bins_3K[1] / samples_K, bins_3K[2] / samples_K])

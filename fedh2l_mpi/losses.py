@@ -1,4 +1,4 @@
-"""The losses: one function for each formula, all in nats.
+"""Losses: one function for each formula, all in nats.
 
 Shape letters: B minibatch, C classes, N neighbours.
 """
@@ -11,7 +11,9 @@ from torch.nn import functional
 
 
 def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the minibatch of -log softmax(own_logits)[class], in nats; of several participants' (G, B, C), (G,).
+    """Return the mean over the minibatch of -log softmax(own_logits)[class], in nats.
+
+    Logits (G, B, C) of several participants give one loss each, (G,).
 
     Parameters
     ----------
@@ -24,33 +26,38 @@ def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(own_logits_BC, targets)
     each = functional.cross_entropy(own_logits_BC.flatten(0, 1), targets.flatten(0, 1), reduction="none")
     mean_G = each.view(own_logits_BC.shape[:2]).mean(dim=-1)
-    # The gradient is that of each participant alone, but this mean is rounded in another way than theirs.
+    # The gradient equals that of each participant alone, but this mean is rounded differently, so the value comes from
+    # single products.
     pairs = zip(own_logits_BC.detach(), targets, strict=True)
     exact_G = torch.stack([functional.cross_entropy(own, target) for own, target in pairs])
     return exact_G + (mean_G - mean_G.detach())
 
 
 def posteriors(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax(logits / T): each row sums to 1."""
+    """Return softmax(logits / T); each row sums to 1."""
     return (logits_BC / temperature).softmax(dim=-1)
 
 
 def forward_kl(own_log_BC: Tensor, theirs_NBC: Tensor) -> Tensor:
-    """KL(neighbour || own) of each neighbour and sample, (N, B), in nats: what a neighbour finds likely, I should."""
-    # xlogy, not p * log p: a one-hot posterior has zeros, and 0 * log 0 is NaN.
+    """Return KL(neighbour || own) of each neighbour and sample, (N, B), in nats.
+
+    It is large where a neighbour finds a class likely and the own model does not.
+    """
+    # A one-hot posterior has zeros: p * log p would be NaN there, while xlogy is 0.
     return (torch.xlogy(theirs_NBC, theirs_NBC) - theirs_NBC * own_log_BC).sum(dim=-1)
 
 
 def reverse_kl(own_log_BC: Tensor, theirs_NBC: Tensor) -> Tensor:
-    """KL(own || neighbour) of each neighbour and sample, (N, B), in nats: own may choose one of a neighbour's modes.
+    """Return KL(own || neighbour) of each neighbour and sample, (N, B), in nats.
 
-    A neighbour's zeros count as `FLOOR`, or a one-hot neighbour would be infinitely far.
+    It lets the own model concentrate on one of the classes that a neighbour finds likely. A neighbour's zeros count as
+    `FLOOR`, because otherwise the distance to a one-hot neighbour would be infinite.
     """
     return (own_log_BC.exp() * (own_log_BC - theirs_NBC.clamp(min=FLOOR).log())).sum(dim=-1)
 
 
 def jensen_shannon(own_log_BC: Tensor, theirs_NBC: Tensor) -> Tensor:
-    """Mean of the divergences of neighbour and own from their mean, (N, B), in nats; log 2 at most.
+    """Return the mean of the divergences of neighbour and own from their mean, (N, B), in nats; at most log 2.
 
     Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
     """
@@ -76,30 +83,30 @@ def mutual_distillation(
     divergence: str = "forward_kl",
     weights_NB: Tensor | None = None,
 ) -> Tensor:
-    """Mean over neighbours and samples of a divergence, KL(neighbour || own) by default, in nats; 0 without neighbours.
+    """Return the mean of a divergence over neighbours and samples, in nats; 0 without neighbours.
 
-    A mean over neighbours, not a sum: the weight of distillation must not grow with the degree. The caller scales by
-    the squared temperature, which keeps the gradient's size independent of T.
+    A sum over neighbours would make the weight of distillation grow with the degree, so this is a mean. The caller
+    scales by the squared temperature, which keeps the gradient's size independent of T.
 
     Parameters
     ----------
     own_logits_BC : float tensor (B, C)
         Scores before softmax; gradients flow through these only.
     theirs_NBC : float tensor (N, B, C)
-        Neighbours' posteriors at the same temperature, rows summing to 1. For several participants, (N, G, B, C) with
-        own logits (G, B, C) gives (G,).
+        Neighbours' posteriors at the same temperature, rows summing to 1. Several participants' (N, G, B, C) with own
+        logits (G, B, C) give (G,).
     temperature : float
         T, applied to `own_logits_BC`.
     divergence : str
-        A name of DIVERGENCES.
+        A name of DIVERGENCES; KL(neighbour || own) by default.
     weights_NB : float tensor (N, B)
-        Of each neighbour on each sample, summing to 1 over neighbours; None: all alike.
+        Weight of each neighbour on each sample, summing to 1 over neighbours; None: equal weights.
 
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, for T squared; Zhang et al.,
     "Deep mutual learning", 2018, for peers as each other's teachers.
     """
     if len(theirs_NBC) == 0:
-        # Not a constant: an unlabelled seed set without neighbours still needs a (vanishing) gradient.
+        # An unlabelled seed set without neighbours still needs a gradient, which is zero; a constant would have none.
         return own_logits_BC[..., :0, :].sum(dim=(-2, -1))
     own_log_BC = (own_logits_BC / temperature).log_softmax(dim=-1)
     apart_NB = DIVERGENCES[divergence](own_log_BC, theirs_NBC.detach())
@@ -109,7 +116,7 @@ def mutual_distillation(
 
 
 def logit_distance(own_logits_BC: Tensor, consensus_BC: Tensor) -> Tensor:
-    """Mean absolute difference of logits.
+    """Return the mean absolute difference of logits.
 
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019.
     """

@@ -1,4 +1,4 @@
-"""Random transformations of images, on tensors, every random number from a generator that the caller gives.
+"""Random transformations of image tensors; all random numbers come from a generator that the caller passes.
 
 The same generator state gives the same images on every rank. Shape letters: N images, K channels, H height, W width.
 """
@@ -17,17 +17,17 @@ Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Affine:
-    """Each image shifted, turned and resized a little; what comes in from outside has the image's darkest value.
+    """Shift, turn and resize each image a little; pixels from outside the image get its darkest value.
 
     Attributes
     ----------
     rotation_deg : float
-        Largest turn either way [degrees].
+        Largest turn in either direction [degrees].
     scale : float
-        Largest change of size either way, as a share.
+        Largest change of size in either direction, as a share.
     shift : float
-        Largest shift along each axis, as a share of the image's side, before the turn, which shares it out between
-        the axes anew, and the change of size.
+        Largest shift along each axis, as a share of the image's side. The shift comes before the turn and the change
+        of size, so the turn distributes it between the axes again.
     """
 
     rotation_deg: float = 15.0
@@ -35,11 +35,11 @@ class Affine:
     shift: float = 0.05
 
     def __call__(self, images_NKHW: Tensor, draw: np.random.Generator) -> Tensor:
-        """New images (N, K, H, W); the draws do not depend on the images."""
+        """Return new images (N, K, H, W); the draws do not depend on the images."""
         count = len(images_NKHW)
         angle = np.radians(draw.uniform(-self.rotation_deg, self.rotation_deg, count))
         size = draw.uniform(1 - self.scale, 1 + self.scale, count)
-        # The grid spans -1 to 1: a shift by the whole side is 2.
+        # The grid spans -1 to 1, so a shift by the whole side is 2.
         shift = 2 * draw.uniform(-self.shift, self.shift, (count, 2))
         cos, sin = np.cos(angle) / size, np.sin(angle) / size
         rows = np.stack([np.stack([cos, -sin, shift[:, 0]], axis=1), np.stack([sin, cos, shift[:, 1]], axis=1)], axis=1)
@@ -49,17 +49,17 @@ class Affine:
 
 @dataclass(frozen=True)
 class Photo:
-    """Random resized crop, horizontal flip and a little colour, as usual for photographs.
+    """Crop and resize each image at random, flip it horizontally and change its colour, as is usual for photographs.
 
-    Colour is changed on normalised values: brightness by adding, contrast about the image's mean, saturation about the
-    mean of its channels, each by up to `colour` either way.
+    Colour changes apply to normalised values: brightness is added, contrast scales about the image's mean, saturation
+    about the mean of its channels. Each changes by up to `colour` in either direction.
 
     Attributes
     ----------
     area : float
         Smallest share of the image's area that a crop keeps.
     ratio : float
-        Largest ratio of a crop's sides, either way.
+        Largest ratio of a crop's longer side to its shorter side.
     colour : float
         Largest change of brightness, contrast and saturation.
     """
@@ -69,12 +69,12 @@ class Photo:
     colour: float = 0.2
 
     def __call__(self, images_NKHW: Tensor, draw: np.random.Generator) -> Tensor:
-        """New images (N, K, H, W); the draws do not depend on the images."""
+        """Return new images (N, K, H, W); the draws do not depend on the images."""
         count = len(images_NKHW)
         side = np.sqrt(draw.uniform(self.area, 1.0, count))
         stretch = np.exp(draw.uniform(-math.log(self.ratio), math.log(self.ratio), count) / 2)
         width, height = np.minimum(side * stretch, 1.0), np.minimum(side / stretch, 1.0)
-        # A crop of half the width has its middle within half the width of the grid's middle.
+        # A crop of half the width has its centre within half the width of the grid's centre.
         right = draw.uniform(-1, 1, count) * (1 - width)
         down = draw.uniform(-1, 1, count) * (1 - height)
         flip = np.where(draw.random(count) < 0.5, -1.0, 1.0)
@@ -96,7 +96,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "affine": Affine(
 
 
 def _sampled(images_NKHW: Tensor, rows_N23: np.ndarray, padding: str) -> Tensor:
-    """Each image looked up where its affine map takes the pixels of the result; channels last, like the data."""
+    """Sample each image at the positions to which its affine map moves the result's pixels; return channels last."""
     maps = torch.from_numpy(rows_N23).to(images_NKHW)
     grid = affine_grid(maps, list(images_NKHW.shape), align_corners=False)
     sampled = grid_sample(images_NKHW, grid, mode="bilinear", padding_mode=padding, align_corners=False)

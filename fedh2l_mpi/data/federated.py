@@ -1,4 +1,4 @@
-"""The data of a run: who holds what (indices, on every rank) and the tensors of the participants hosted here.
+"""The data of a run: the plan of who holds which rows, on every rank, and the tensors of the participants hosted here.
 
 Shape letters: N samples, T test samples of a domain, C classes, P participants, D domains, K channels, H, W pixels.
 """
@@ -25,7 +25,7 @@ PIECE = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """Who holds which rows: the same on every rank, and small however many participants there are."""
+    """Rows of every participant, of the seed set and of the tests; equal on every rank, and without any image."""
 
     config: Config
     source: Source
@@ -43,39 +43,39 @@ class Plan:
 
     @property
     def seed_samples_per_round(self) -> int:
-        """S, the seed samples of a round."""
+        """Number of seed samples of a round, S."""
         return self.config.seed_set.samples_per_round or len(self.seed)
 
     @property
     def domain_names(self) -> list[str]:
-        """The data's own, or such as `rotated 15 deg`; one per domain."""
+        """Name of every domain: the data's own, or one such as `rotated 15 deg`."""
         if self.source.domains is not None:
             return list(self.source.domains.names)
         return [f"rotated {angle:g} deg" for angle in rotations(self.config.data.partition)]
 
     def own_domain(self, participant: int) -> int:
-        """The participant's domain; -1 where it holds a mix of all."""
+        """Return the participant's domain, or -1 if it holds a mix of all domains."""
         return own_domain(participant, self.config.data.partition, self.domains)
 
     def label_histogram(self) -> NDArray[np.int64]:
-        """int64 (P, C): each participant's private training samples of each class."""
+        """Count each participant's private training samples of each class, int64 (P, C)."""
         labels = self.source.train.labels
         return np.stack(
             [np.bincount(labels[share.private.rows], minlength=self.classes) for share in self.shares]
         ).astype(np.int64)
 
     def image_bytes(self) -> int:
-        """Size of one image as it is held in memory: float32, photographs uint8 [bytes]."""
+        """Return the size of one image in memory [bytes]: float32, or uint8 for photographs."""
         return self.source.image_bytes
 
 
 def plan(config: Config, source: Source) -> Plan:
-    """Deal the rows of `source` to participants, seed set and tests.
+    """Distribute the rows of `source` to participants, seed set and tests.
 
     Raises
     ------
     UserError
-        If the data do not suffice for what the config asks.
+        If the data do not suffice for the config.
     """
     natural, labels = source.domains, source.train.labels
     if natural is None:
@@ -91,8 +91,8 @@ def plan(config: Config, source: Source) -> Plan:
     pooled = Samples.join(share.seed for share in shares)
     if len(pooled) == 0:
         raise UserError(
-            f"seed_set.share: {config.seed_set.share} gives an empty seed set; "
-            f"the smallest participant has {min(len(share.private) for share in shares)} private samples"
+            f"seed_set.share: {config.seed_set.share} gives an empty seed set. "
+            f"The smallest participant has {min(len(share.private) for share in shares)} private samples. Raise it."
         )
     cap = config.seed_set.max_samples
     if cap is not None and len(pooled) > cap:
@@ -101,29 +101,30 @@ def plan(config: Config, source: Source) -> Plan:
     wanted = config.seed_set.samples_per_round
     if wanted is not None and wanted > len(pooled):
         raise UserError(
-            f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples; "
-            "take fewer (null: all), or raise seed_set.share"
+            f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples. "
+            "Use fewer (null: all), or raise seed_set.share."
         )
     return Plan(config, source, shares, pooled, tests)
 
 
 def _test_rows(config: Config, available: int) -> NDArray[np.int64]:
-    # Not from the run's seed: runs that differ in seed only are tested on the same samples.
+    # The run's seed has no part in this, so that runs that differ only in their seed have the same test samples.
     wanted = config.evaluation.test_samples_per_domain or available
     if wanted > available:
         raise UserError(
-            f"evaluation.test_samples_per_domain: got {wanted}, but {config.data.name} has {available} test samples"
+            f"evaluation.test_samples_per_domain: got {wanted}, but {config.data.name} has {available} test samples. "
+            "Use fewer (null: all)."
         )
     return np.sort(generator(0, Purpose.TEST_SAMPLES).permutation(available)[:wanted])
 
 
 def _capped(rows: Rows, domain: int, natural: NaturalDomains, config: Config) -> Samples:
-    """A domain's test rows, as many as the config wants; drawn as in `_test_rows`."""
+    """Draw as many of a domain's test rows as the config wants; the run's seed has no part in it."""
     wanted = config.evaluation.test_samples_per_domain or len(rows)
     if wanted > len(rows):
         raise UserError(
             f"evaluation.test_samples_per_domain: got {wanted}, but domain {natural.names[domain]!r} has {len(rows)} "
-            "test samples; take fewer (null: all), or raise data.test_share"
+            "test samples. Use fewer (null: all), or raise data.test_share."
         )
     chosen = np.sort(generator(0, Purpose.TEST_SAMPLES, domain).permutation(rows)[:wanted])
     return Samples(chosen, np.full(wanted, domain))
@@ -131,9 +132,9 @@ def _capped(rows: Rows, domain: int, natural: NaturalDomains, config: Config) ->
 
 @dataclass(frozen=True)
 class Federation:
-    """The tensors held on this rank, all on its device.
+    """The tensors of this rank, all on its device.
 
-    `private` and `validation` have the hosted participants only; `tests` has every domain's test set, in order.
+    `private` and `validation` contain the hosted participants only; `tests` contains every domain's test set, in order.
     """
 
     private: dict[int, Labelled]
@@ -143,9 +144,18 @@ class Federation:
 
 
 def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool = False) -> Federation:
-    """Read, rotate, normalise and place on `device` what the `hosted` participants need, in one pass over each file.
+    """Read the samples of the `hosted` participants in one pass over each file; rotate, normalise and move them.
 
-    `pooled` gives everyone everybody's private data, as one set that all participants of this rank share.
+    Parameters
+    ----------
+    plan : Plan
+        The rows of every participant.
+    hosted : iterable of int
+        Participants of this rank.
+    device : torch.device
+        Where the tensors are placed.
+    pooled : bool
+        Give every participant the private data of all, as one set that the participants of this rank share.
     """
     hosted, config = list(hosted), plan.config
     private = [plan.shares[participant].private for participant in hosted]
@@ -163,7 +173,7 @@ def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool =
 
 
 def _read(plan: Plan, table: ImageTable, parts: list[Samples], device: torch.device) -> list[Labelled]:
-    """The samples of each part; of images that are turned, from one pass over the table's file."""
+    """Read the samples of each part; images that are rotated come from one pass over the table's file."""
     labels = [torch.from_numpy(table.labels[part.rows]).to(device) for part in parts]
     normalisation = Normalisation.of(plan.source, device)
     if plan.source.domains is not None:
@@ -177,25 +187,25 @@ def _read(plan: Plan, table: ImageTable, parts: list[Samples], device: torch.dev
 
 
 def _stored(plan: Plan, table: ImageTable, rows: Rows, device: torch.device) -> Tensor:
-    """`rows` of the table as they are, uint8 (N, K, H, W)."""
+    """Read `rows` of the table unchanged, uint8 (N, K, H, W)."""
     source, order = plan.source, np.argsort(rows, kind="stable")
     shape = (len(rows), source.channels, source.side, source.side)
     stored = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
-    # In pieces, and in the order of the file: host memory holds a piece beside what the device holds.
+    # Reading in pieces, in the order of the file, keeps only one piece in host memory next to the device's copy.
     for piece in np.split(order, range(PIECE, len(order), PIECE)):
         stored[torch.from_numpy(piece).to(device)] = torch.from_numpy(table.images(rows[piece])).to(device)
     return stored
 
 
 def _turned(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -> Tensor:
-    """Rows of `pixels` as float32 (N, K, H, W): scaled, turned to their domains, normalised, channels last."""
+    """Return rows of `pixels` as float32 (N, K, H, W): scaled, rotated to their domains, normalised, channels last."""
     source, angles = plan.source, rotations(plan.config.data.partition)
     normalisation = Normalisation.of(source, torch.device("cpu"))
     shape = (len(rows), source.channels, source.side, source.side)
     prepared = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
     for domain in np.unique(domains):
         of_domain = np.flatnonzero(domains == domain)
-        # In pieces: large temporary arrays would stay with the process as holes in its heap.
+        # Large temporary arrays would remain in the process as holes in its heap, so images are rotated in pieces.
         for piece in np.split(of_domain, range(PIECE, len(of_domain), PIECE)):
             images = torch.from_numpy(pixels[rows[piece]]).to(torch.float32).div_(source.full_scale)
             images = rotate(images, angles[domain])

@@ -1,4 +1,4 @@
-"""Labelled images on a device, and how they become what a model sees.
+"""Labelled images on a device, and their normalisation to a model's input.
 
 Shape letters: N samples, K channels, H, W pixels.
 """
@@ -13,7 +13,7 @@ from fedh2l_mpi.data.sources import Source
 
 @dataclass(frozen=True)
 class Normalisation:
-    """From stored values to what a model sees, `(value / full_scale - mean) / std`; float32 (K, 1, 1) on one device."""
+    """Normalise stored values to a model's input, `(value / full_scale - mean) / std`; float32 (K, 1, 1) each."""
 
     full_scale: Tensor
     mean: Tensor
@@ -21,7 +21,7 @@ class Normalisation:
 
     @staticmethod
     def of(source: Source, device: torch.device) -> "Normalisation":
-        """The one that belongs to a data set."""
+        """Return the normalisation of a data set, on a device."""
         full_scale, mean, std = (
             torch.tensor(value, dtype=torch.float32, device=device).reshape(-1, 1, 1)
             for value in (source.full_scale, source.mean, source.std)
@@ -29,8 +29,8 @@ class Normalisation:
         return Normalisation(full_scale, mean, std)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 (N, K, H, W), channels last, of uint8 or float32 images."""
-        # Channels last is the order in which convolutions are fastest on a CPU, and no slower on a GPU.
+        """Return uint8 or float32 images as float32 (N, K, H, W), channels last."""
+        # Convolutions on a CPU are fastest with channels last, and on a GPU no slower.
         scaled = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
         return scaled.div_(self.full_scale).sub_(self.mean).div_(self.std)
 
@@ -42,10 +42,10 @@ class Labelled:
     Attributes
     ----------
     images : float32 or uint8 (N, K, H, W), channels last
-        Normalised float32, or as they are stored: photographs would take four times the memory as float32.
+        Normalised float32, or stored uint8, because photographs would need four times the memory as float32.
     labels : int64 (N,)
     normalisation : Normalisation or None
-        What `inputs` does to uint8 images; None where they are normalised already.
+        Normalisation that `inputs` applies to uint8 images; None if the images are already normalised.
     """
 
     images: Tensor
@@ -56,6 +56,6 @@ class Labelled:
         return len(self.labels)
 
     def inputs(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """What a model sees of `rows`: float32 (rows, K, H, W), normalised, channels last."""
+        """Return a model's input for `rows`: float32 (rows, K, H, W), normalised, channels last."""
         images = self.images[rows]
         return images if self.normalisation is None else self.normalisation(images)

@@ -1,10 +1,12 @@
-"""A pack: photographs of natural domains in one HDF5 file, read by row. pack_writer.py writes it.
+"""Reader of a pack: photographs of natural domains in one HDF5 file, read by row. `pack_writer` writes it.
 
 Schema 1. `image` uint8 (N, K, S, S) is stored contiguously, so a row is one seek and one read. `label` and `domain`
-int64 (N,) index `class_name` and `domain_name`. `source` (N,) is each picture's path below the packed folder,
-`source_sha256` of its file, `image_sha256` of its row of `image`. `skipped` and `skipped_reason` name the pictures that
-could not be read. Strings are UTF-8 of a fixed length. The attribute `digest` covers side, channels and all arrays, the
-images through `image_sha256`: opening a pack proves everything but the images, and reading a row proves the row.
+int64 (N,) index `class_name` and `domain_name`. `source` (N,) is each picture's path below the packed folder.
+`source_sha256` is the digest of its file, `image_sha256` that of its row of `image`. `skipped` and `skipped_reason`
+name the pictures that could not be read. Strings are UTF-8 of a fixed length.
+
+The attribute `digest` covers side, channels and all arrays; images are covered through `image_sha256`. Opening a pack
+checks everything except the images, and reading a row checks this row.
 
 Shape letters: N rows, K channels, S side.
 """
@@ -40,8 +42,10 @@ ARRAYS = {
     "skipped_reason": "why it could not be read",
 }
 HOW_TO_MAKE = "python -m fedh2l_mpi pack FOLDER OUT.h5 makes one of FOLDER/<domain>/<class>/*.jpg"
+REPAIR = "Copy the pack again, or make a new one."
 PIECE = 1 << 16
-# By channels: ImageNet's, on which pretrained weights were trained, and what they give for its luminance.
+# Mean and deviation by number of channels: ImageNet's, with which pretrained weights were trained, and those of its
+# luminance.
 NORMALISATION = {
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     1: ((0.459,), (0.226,)),
@@ -49,14 +53,14 @@ NORMALISATION = {
 
 
 def digest(file: h5py.File) -> str:
-    """SHA-256 over the content of a pack: two packs of the same pictures at the same size have the same."""
+    """Return the SHA-256 of a pack's content; packs of the same pictures at the same size have equal digests."""
     image = file["image"]
     sha = hashlib.sha256(repr((FORMAT, SCHEMA_VERSION, image.shape, image.dtype.str)).encode())
     for name in ARRAYS:
         if name != "image":
             array = file[name]
             sha.update(repr((name, array.shape, array.dtype.str)).encode())
-            # In pieces: the paths of half a million pictures are not to be held by every rank.
+            # Reading in pieces spares every rank the paths of half a million pictures.
             for first in range(0, len(array), PIECE):
                 sha.update(array[first : first + PIECE].tobytes())
     return sha.hexdigest()
@@ -64,7 +68,7 @@ def digest(file: h5py.File) -> str:
 
 @dataclass(frozen=True)
 class PackTable:
-    """The images of a pack; the file is open only while rows are read."""
+    """The images of a pack; its file is open only while rows are read."""
 
     path: Path
     labels: NDArray[np.int64]
@@ -72,10 +76,10 @@ class PackTable:
     shape: tuple[int, int, int]
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """As in ImageTable; neighbouring rows are read at once, in the order of the file."""
+        """Return the images of `rows`, uint8 (len(rows), K, S, S); neighbouring rows are read together."""
         ordered, where = np.unique(rows, return_inverse=True)
         pixels = np.empty((len(ordered), *self.shape), dtype=np.uint8)
-        # Where a run of neighbouring rows ends and the next one begins.
+        # Bounds of the groups of neighbouring rows.
         bounds = [0, *(np.flatnonzero(np.diff(ordered) != 1) + 1).tolist(), len(ordered)] if len(ordered) else [0]
         with _opened(self.path) as file:
             for begin, end in itertools.pairwise(bounds):
@@ -83,17 +87,17 @@ class PackTable:
                 file["image"].read_direct(pixels, source, np.s_[begin:end])
         for row, image in zip(ordered, pixels, strict=True):
             if hashlib.sha256(image.data).hexdigest().encode() != self.image_sha256[row]:
-                raise UserError(f"{self.path}: the image in row {row} is damaged; copy the pack anew, or make it again")
+                raise UserError(f"{self.path}: the image in row {row} is damaged. {REPAIR}")
         return pixels if np.array_equal(where, np.arange(len(rows))) else pixels[where]
 
     def verify(self) -> None:
-        """Read every image."""
+        """Read and check every image."""
         for piece in np.split(np.arange(len(self.labels)), range(256, len(self.labels), 256)):
             self.images(piece)
 
 
 def open_pack(root: str | None) -> Source:
-    """The pack at `root`; training and test are one table, which the config's `data.test_share` splits.
+    """Open the pack at `root`; training and test are one table, which the config's `data.test_share` splits.
 
     Parameters
     ----------
@@ -103,23 +107,23 @@ def open_pack(root: str | None) -> Source:
     Raises
     ------
     UserError
-        If there is no such file, or it is no pack, or damaged.
+        If there is no such file, or it is not a pack, or it is damaged.
     """
     path = _path(root)
     with _opened(path) as file:
         _check_format(path, file)
         missing = [name for name in ARRAYS if name not in file]
         if missing:
-            raise UserError(f"{path}: a damaged pack: it has no {', '.join(missing)}")
+            raise UserError(f"{path}: the pack is damaged: it has no {', '.join(missing)}. {REPAIR}")
         if file.attrs["digest"] != digest(file).encode():
-            raise UserError(f"{path}: a damaged pack: its digest does not fit; copy it anew, or make it again")
+            raise UserError(f"{path}: the pack is damaged: its digest does not match its content. {REPAIR}")
         labels, domains = file["label"][()], file["domain"][()]
         count, channels, side, _ = file["image"].shape
         names = [_text(name) for name in file["domain_name"][()]]
         table = PackTable(path, labels, file["image_sha256"][()], (channels, side, side))
         classes = len(file["class_name"])
     if count == 0:
-        raise UserError(f"{path}: a pack without images")
+        raise UserError(f"{path}: the pack has no images. Make a new one.")
     mean, std = NORMALISATION[channels]
     natural = NaturalDomains(tuple(names), domains)
     return Source("pack", classes, channels, side, 255.0, mean, std, train=table, test=table, domains=natural)
@@ -128,34 +132,36 @@ def open_pack(root: str | None) -> Source:
 def _path(root: str | None) -> Path:
     where, path = located(root, "pack.h5", f"the path of a pack ({HOW_TO_MAKE})")
     if paths.is_folder(where, path):
-        raise UserError(f"{where}: {path} is a folder, must be a pack: python -m fedh2l_mpi pack {path} OUT.h5")
+        raise UserError(f"{where}: {path} is a folder. Make a pack of it: python -m fedh2l_mpi pack {path} OUT.h5")
     if not paths.is_file(where, path):
-        raise UserError(f"{where}: there is no file {path}; it must be a pack ({HOW_TO_MAKE})")
+        raise UserError(f"{where}: there is no file {path}. It must be a pack: {HOW_TO_MAKE}.")
     return path
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file; every way in which reading can fail becomes a UserError."""
+    """Open the file; any error in reading it becomes a UserError."""
     try:
-        # A pack never changes once it has its name, and some cluster file systems cannot lock.
+        # A pack never changes once it has its name, so it needs no lock, which some cluster file systems lack.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except UserError:
         raise
     # HDF5 has no error of its own for a damaged file.
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read as a pack, incomplete or damaged: {error}") from None
+        raise UserError(f"{path}: cannot be read as a pack. It is incomplete or damaged: {error}") from None
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
     got = file.attrs.get("format")
     if got != FORMAT.encode():
-        what = f"its format is {_text(got)!r}" if isinstance(got, bytes) else "it does not say what it is"
-        raise UserError(f"{path}: an HDF5 file, but not a pack: {what} ({HOW_TO_MAKE})")
+        why = f"its format is {_text(got)!r}" if isinstance(got, bytes) else "it has no attribute `format`"
+        raise UserError(f"{path}: an HDF5 file, but not a pack: {why}. {HOW_TO_MAKE}.")
     schema = file.attrs.get("schema_version")
     if schema != SCHEMA_VERSION:
-        raise UserError(f"{path}: has schema {schema}, this version reads schema {SCHEMA_VERSION}; make the pack again")
+        raise UserError(
+            f"{path}: has schema {schema}, but this version reads schema {SCHEMA_VERSION}. Make a new pack."
+        )
 
 
 def _text(value: bytes) -> str:

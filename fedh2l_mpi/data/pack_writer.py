@@ -1,7 +1,7 @@
-"""Makes a pack (see pack_reader.py) of a folder of photographs: decoded by worker processes, written by one.
+"""Writer of a pack (see `pack_reader`): worker processes decode photographs, one process writes them.
 
-The rows do not depend on the number of workers, and no more than a few batches of images are ever in memory. The file
-gets its name when it is complete: until then it is OUT.partial-<pid>.
+The rows do not depend on the number of workers, and only a few batches of images are in memory at a time. The file is
+OUT.partial-<pid> until it is complete; then it gets its name.
 
 Shape letters: N rows, K channels, S side.
 """
@@ -31,9 +31,9 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import libraries, paths
 
 LAYOUTS = ("domains",)
-# Bytes of a picture's row beside its pixels, at most: labels, digests and a long path.
-BESIDE = 1024
-# Unreadable pictures that are listed on the screen; the file has all of them.
+# Most bytes that a picture's row needs in addition to its pixels: labels, digests and a long path.
+EXTRA = 1024
+# Number of unreadable pictures that the report lists; the file lists all of them.
 LISTED = 5
 
 Progress = Callable[[int, int], None]
@@ -41,7 +41,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written.
+    """Summary of a pack that was written.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Packed:
     enlarged : int
         Images whose shorter side was smaller than `side`.
     repeated : int
-        Images whose pixels are those of an earlier one.
+        Images whose pixels equal those of an earlier image.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Packed:
     digest: str
 
     def report(self) -> str:
-        """A few lines for a person."""
+        """Summarise the pack in a few lines."""
         count, channels, side, _ = self.shape
         lines = [
             f"pack: {self.path}",
@@ -79,15 +79,15 @@ class Packed:
             lines.append(f"{self.enlarged:,} were smaller than {side} x {side} and were enlarged")
         if self.repeated:
             lines.append(
-                f"{self.repeated:,} repeat another image's pixels: copies may be trained on and tested on; remove them "
-                "if that matters"
+                f"{self.repeated:,} repeat another image's pixels. Copies may be in training and in test data; remove "
+                "them if that matters."
             )
         if self.tree.ignored:
             lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.tree.ignored.items())))
         if self.skipped:
             lines.append(f"skipped {len(self.skipped):,} unreadable; the file's `skipped` lists them all:")
             lines += [f"  {source}: {reason}" for source, reason in self.skipped[:LISTED]]
-        # Not every name is text that a terminal or a log can be given.
+        # Names that are not text would break a terminal or a log.
         return _encoded("\n".join(lines)).decode(errors="replace")
 
 
@@ -110,31 +110,31 @@ def pack(
     out : Path
         File to make; must not exist.
     layout : str
-        `domains`, the only one there is.
+        `domains`, the only layout.
     side : int
-        S, of the square images [pixels]: a picture's middle square, resized.
+        Side S of the images [pixels]; a picture's middle square is resized to it.
     grey : bool
-        One channel, the luminance, instead of red, green and blue.
+        Store one channel, the luminance, instead of red, green and blue.
     workers : int or None
-        Processes that decode; None: as many as the CPUs this process may use.
+        Number of processes that decode; None: one for every CPU that this process may use.
     strict : bool
-        Whether an unreadable picture is an error instead of being skipped.
+        Raise an error for an unreadable picture instead of skipping it.
     progress : callable or None
-        Called with the pictures done and all there are.
+        Called with the number of finished pictures and the number of all pictures.
 
     Raises
     ------
     UserError
-        If what was asked cannot be done; no file is left then.
+        If the pack cannot be made; then no file remains.
     """
     if importlib.util.find_spec("PIL") is None:
         raise UserError(f"pack: Pillow is not installed. Fix: {libraries.fix('PIL')}.")
     if layout not in LAYOUTS:
-        raise UserError(f"--layout: got {layout!r}; known: {', '.join(LAYOUTS)}")
+        raise UserError(f"--layout: got {layout!r}. Known: {', '.join(LAYOUTS)}.")
     if not 1 <= side <= LARGEST_SIDE:
-        raise UserError(f"--side: got {side}, must be 1 to {LARGEST_SIDE} pixels")
+        raise UserError(f"--side: got {side}. Allowed: 1 to {LARGEST_SIDE} pixels.")
     if workers is not None and workers < 1:
-        raise UserError(f"--workers: got {workers}, must be >= 1")
+        raise UserError(f"--workers: got {workers}. Use 1 or more.")
     _check_out(out)
     tree = scan(root)
     shape = (len(tree.pictures), 1 if grey else 3, side, side)
@@ -146,19 +146,19 @@ def pack(
         packed = _describe(partial, out, tree, written, side)
         _publish(partial, out)
     except (OSError, RuntimeError) as error:
-        # HDF5 raises both for a write that failed, with the system's words in the text.
+        # HDF5 raises either for a failed write, with the system's error text in the message.
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "pack: a worker process was killed, perhaps for want of memory; try with fewer --workers"
+                "pack: a worker process was killed, perhaps because memory ran out. Use fewer --workers."
             ) from None
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-            raise UserError(f"{out}: no space left on the disk; {_needed(shape)} are needed") from None
+            raise UserError(f"{out}: no space left on the disk. The pack needs {_needed(shape)}.") from None
         if isinstance(error, OSError):
-            raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
         raise
     finally:
         for path in (partial, spare):
-            # What cannot be removed, such as a name too long to be made, must not hide why we are here.
+            # A failure to remove a file, such as one with a name that is too long, would hide the original error.
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
     return packed
@@ -166,7 +166,7 @@ def pack(
 
 @dataclass(frozen=True)
 class _Written:
-    """What belongs to the rows that were written."""
+    """Facts about the rows that were written, and about skipped pictures."""
 
     kept: list[Picture]
     source_sha256: list[str]
@@ -203,8 +203,8 @@ def _write_images(
                     source_sha256.append(str(source))
                 elif strict:
                     raise UserError(
-                        f"{tree.root / picture.source}: cannot be read as a picture: {reason}; mend or remove it, or "
-                        "leave out --strict to skip such pictures"
+                        f"{tree.root / picture.source}: cannot be read as a picture: {reason}. Fix or remove it, or "
+                        "omit --strict to skip such pictures."
                     )
                 else:
                     skipped.append((picture.source, reason))
@@ -218,16 +218,16 @@ def _write_images(
     if empty := sorted(set(range(len(tree.domains))) - {picture.domain for picture in kept}):
         source, reason = next(one for one in skipped if one[0].startswith(tree.domains[empty[0]] + "/"))
         raise UserError(
-            f"{tree.root / tree.domains[empty[0]]}: no picture can be read; the first is {source}: {reason}"
+            f"{tree.root / tree.domains[empty[0]]}: no picture can be read. The first is {source}: {reason}."
         )
     if skipped:
-        # A contiguous array cannot shrink, and how many pictures are sound is known only now.
+        # A contiguous array cannot shrink, and the number of readable pictures is known only now.
         _shorten(partial, spare, len(kept))
     return written
 
 
 def _shorten(partial: Path, spare: Path, rows: int) -> None:
-    """Leave the first `rows` images of the file only."""
+    """Keep only the first `rows` images of the file."""
     with h5py.File(partial, "r") as longer, h5py.File(spare, "x", libver=("v110", "v110")) as file:
         old = longer["image"]
         new = file.create_dataset("image", shape=(rows, *old.shape[1:]), dtype="u1")
@@ -239,7 +239,7 @@ def _shorten(partial: Path, spare: Path, rows: int) -> None:
 
 
 def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int) -> Packed:
-    """Add everything but the images to the file."""
+    """Add everything except the images to the file."""
     import PIL
 
     kept, skipped = written.kept, written.skipped
@@ -290,25 +290,26 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
 
 def _check_out(out: Path) -> None:
     if os.path.lexists(out):
-        raise UserError(f"{out}: exists already; give another name, or remove it")
+        raise UserError(f"{out}: exists already. Give a different name, or remove it.")
     if not paths.is_folder("pack", out.parent):
-        raise UserError(f"{out}: its folder {out.parent} does not exist; make it, or give another name")
+        raise UserError(f"{out}: its folder {out.parent} does not exist. Make it, or give a different name.")
 
 
 def _check_space(out: Path, shape: tuple[int, int, int, int]) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < shape[0] * int(np.prod(shape[1:])):
         raise UserError(
-            f"{out}: {_needed(shape)} are needed, but its disk has {free:,} free; give another disk or a smaller --side"
+            f"{out}: the pack needs {_needed(shape)}, but its disk has {free:,} free. Use another disk or a smaller "
+            "--side."
         )
 
 
 def _needed(shape: tuple[int, int, int, int]) -> str:
-    return f"some {shape[0] * (int(np.prod(shape[1:])) + BESIDE):,} bytes"
+    return f"about {shape[0] * (int(np.prod(shape[1:])) + EXTRA):,} bytes"
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Give the complete file its name, when it is on the disk."""
+    """Rename the complete file to its final name once it is on the disk."""
     for path in (partial, partial.parent):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -320,23 +321,23 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 def _cpus() -> int:
-    """CPUs that this process may use, which a batch system makes fewer than the machine has."""
+    """Return the number of CPUs that this process may use; a batch system may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
-    """UTF-8 of a fixed length that holds the longest."""
+    """Encode texts as UTF-8 of a fixed length that fits the longest."""
     return np.array([_encoded(value) for value in values], dtype=np.bytes_)
 
 
 def _encoded(value: str) -> bytes:
-    # A file's name need not be UTF-8: its bytes are kept.
+    # The bytes of a file's name are stored unchanged, because they need not be UTF-8.
     return value.encode(errors="surrogateescape")
 
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """For `pack`: a bar where standard output is a terminal, nothing elsewhere."""
+    """Show a progress bar if standard output is a terminal."""
     if quiet or not sys.stdout.isatty():
         yield _ignore
         return
@@ -349,4 +350,4 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
 
 
 def _ignore(done: int, total: int) -> None:
-    """Follows the work where nobody looks."""
+    """Ignore the progress."""

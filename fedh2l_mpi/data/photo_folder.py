@@ -1,6 +1,6 @@
-"""Photographs in folders: which there are, and each as a square array.
+"""Photographs in folders: find them, and decode each to a square array.
 
-Pillow is imported where a picture is decoded: it is an extra of the package, needed for nothing else.
+Pillow is imported where a picture is decoded, because it is an optional dependency that nothing else needs.
 
 Shape letters: K channels, S side.
 """
@@ -21,7 +21,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import paths
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-# What Pillow may take a file for, whatever its name says: not every format it knows is safe to open.
+# Formats that Pillow may recognise in a file of any name; some others that it knows are not safe to open.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 
@@ -35,14 +35,14 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """What a folder of the layout `domains` holds.
+    """Contents of a folder of the layout `domains`.
 
     Attributes
     ----------
     pictures : list of Picture
-        By domain, class and file name.
+        Sorted by domain, class and file name.
     ignored : Counter
-        From what was passed over to how often.
+        Number of ignored entries by kind.
     """
 
     root: Path
@@ -53,16 +53,16 @@ class Tree:
 
 
 def scan(root: Path) -> Tree:
-    """What is under `root`, sorted; no picture is opened.
+    """List the pictures under `root`, sorted; no picture is opened.
 
     Raises
     ------
     UserError
         If there are no pictures at `<domain>/<class>/<picture>`.
     """
-    where = f"{root}: must be a folder of <domain>/<class>/<picture>, pictures ending in {', '.join(SUFFIXES)}"
+    where = f"{root}: must be a folder of <domain>/<class>/<picture>, with pictures ending in {', '.join(SUFFIXES)}"
     if not paths.is_folder("pack", root):
-        raise UserError(f"{where}; it {'is a file' if paths.is_file('pack', root) else 'does not exist'}")
+        raise UserError(f"{where}. It {'is a file' if paths.is_file('pack', root) else 'does not exist'}.")
     ignored: Counter[str] = Counter()
     found: dict[str, dict[str, list[str]]] = {}
     try:
@@ -72,11 +72,11 @@ def scan(root: Path) -> Tree:
                 if names:
                     found.setdefault(domain, {})[label] = names
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+        raise UserError(f"{error.filename}: cannot be listed: {error.strerror}.") from None
     if not found:
         misplaced = ignored["pictures not in <domain>/<class>"]
-        hint = f"; {misplaced} pictures lie higher up: a folder for their domain is missing" if misplaced else ""
-        raise UserError(f"{where}; it has none there{hint}")
+        hint = f" {misplaced} pictures lie higher up: a folder for their domain is missing." if misplaced else ""
+        raise UserError(f"{where}. It has none there.{hint}")
     domains = sorted(found)
     classes = sorted({label for labels in found.values() for label in labels})
     number = {label: index for index, label in enumerate(classes)}
@@ -90,7 +90,7 @@ def scan(root: Path) -> Tree:
 
 
 def _folders(folder: Path, ignored: Counter[str]) -> list[str]:
-    """Names of the folders in a folder; what else is there is counted."""
+    """Return the names of the folders in a folder; count everything else."""
     names = []
     for entry in _visible(folder, ignored):
         if _is_folder(entry):
@@ -102,7 +102,7 @@ def _folders(folder: Path, ignored: Counter[str]) -> list[str]:
 
 
 def _pictures(folder: Path, ignored: Counter[str]) -> list[str]:
-    """Names of the pictures in a folder, sorted; what else is there is counted."""
+    """Return the sorted names of the pictures in a folder; count everything else."""
     names = []
     for entry in _visible(folder, ignored):
         if _is_folder(entry):
@@ -117,13 +117,13 @@ def _pictures(folder: Path, ignored: Counter[str]) -> list[str]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    # A link to itself, or into a folder that is closed to us.
+    # A link can lead to itself, or into a folder without permission.
     except OSError:
         return False
 
 
 def _is_file_or_broken(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere is a picture that cannot be read; a pipe would never end."""
+    """Return True for a file, and for a broken link, which is an unreadable picture; a pipe would never end."""
     try:
         return stat.S_ISREG(entry.stat().st_mode)
     except OSError:
@@ -131,7 +131,7 @@ def _is_file_or_broken(entry: os.DirEntry[str]) -> bool:
 
 
 def _visible(folder: Path, ignored: Counter[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name; what is hidden is counted instead."""
+    """Return the entries of a folder, sorted by name; count hidden ones instead."""
     with os.scandir(folder) as entries:
         every = sorted(entries, key=lambda entry: entry.name)
     visible = [entry for entry in every if not entry.name.startswith(".")]
@@ -144,7 +144,7 @@ def _is_named_a_picture(entry: os.DirEntry[str]) -> bool:
 
 
 def decode(raw: bytes, channels: int, side: int) -> tuple[NDArray[np.uint8], bool]:
-    """The middle square of a picture, resized: uint8 (K, S, S), C order, and whether it was enlarged.
+    """Decode the middle square of a picture and resize it.
 
     Parameters
     ----------
@@ -154,22 +154,28 @@ def decode(raw: bytes, channels: int, side: int) -> tuple[NDArray[np.uint8], boo
         3: red, green, blue; 1: luminance.
     side : int
         S.
+
+    Returns
+    -------
+    uint8 (K, S, S), C order, and bool
+        The pixels, and True if they were enlarged.
     """
     from PIL import Image, ImageOps
 
     if not raw:
         raise ValueError("an empty file")
-    # Pillow warns of odd metadata and of large pictures (twice as large, it refuses); the pixels are sound.
+    # Pillow warns about odd metadata and large pictures, and refuses pictures twice as large. Where it only warns, the
+    # pixels are correct.
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(raw), formats=FORMATS) as opened:
         picture: Image.Image = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):
-            # 16 bits of grey: converting would clip all but the darkest 256 values to white.
+            # Converting 16 bits of grey would clip all but the darkest 256 values to white.
             picture = Image.fromarray((np.asarray(picture, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
         picture = picture.convert("RGB" if channels == 3 else "L")
         width, height = picture.size
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
-        # Only the square is resized: of a picture a thousand times as wide as high, the rest would fill the memory.
+        # Only the square is resized, because the rest of a very wide picture could fill the memory.
         box = (left, top, left + short, top + short)
         square = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
     pixels = np.asarray(square, dtype=np.uint8).reshape(side, side, channels)
@@ -177,9 +183,9 @@ def decode(raw: bytes, channels: int, side: int) -> tuple[NDArray[np.uint8], boo
 
 
 def why_unreadable(error: Exception) -> str:
-    """Why a picture cannot be read, the same words in every run."""
+    """Return the reason for which a picture cannot be read, in the same words in every run."""
     if type(error).__name__ == "UnidentifiedImageError":
-        # Its text has the address of an object.
+        # Its text contains the address of an object, which differs between runs.
         return f"not a picture of {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

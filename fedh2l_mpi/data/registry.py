@@ -1,11 +1,11 @@
-"""A data set's name to its reader."""
+"""Registry of data sets: open one by its name."""
 
 from fedh2l_mpi.data import sources
 from fedh2l_mpi.data.sources import Source
 
 
 def open_source(name: str, root: str | None) -> Source:
-    """The data set that the config names.
+    """Open the data set that the config names.
 
     Raises
     ------
@@ -13,7 +13,7 @@ def open_source(name: str, root: str | None) -> Source:
         If a file is missing or damaged.
     """
     if name == "pack":
-        # h5py's 11 MiB are for the ranks that need them.
+        # Only ranks that read a pack should pay for h5py's 11 MiB.
         from fedh2l_mpi.data.pack_reader import open_pack
 
         return open_pack(root)

@@ -1,4 +1,4 @@
-"""Readers: labelled images by row, from scikit-learn's digits and from IDX files.
+"""Readers of labelled images by row: scikit-learn's digits, and IDX files.
 
 Shape letters: N rows, C channels, H height, W width.
 """
@@ -30,18 +30,18 @@ class ImageTable(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """int64 (N,), class of every row."""
+        """Class of every row, int64 (N,)."""
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 (len(rows), C, H, W), in the order of `rows`."""
+        """Return the images of `rows` in their order, uint8 (len(rows), C, H, W)."""
 
     def verify(self) -> None:
-        """Read all images once; a UserError if the file is damaged."""
+        """Read all images once; raise UserError if the file is damaged."""
 
 
 @dataclass(frozen=True)
 class NaturalDomains:
-    """Domains that data come with: their names, and the domain of every row, int64 (N,)."""
+    """Domains of data that have their own: their names, and the domain of every row, int64 (N,)."""
 
     names: tuple[str, ...]
     of_row: NDArray[np.int64]
@@ -49,15 +49,15 @@ class NaturalDomains:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: a training and a test table of square images, and how to bring pixels to zero mean, unit variance.
+    """A data set: a training and a test table of square images, with the mean and deviation of their pixels.
 
-    A pixel becomes `(value / full_scale - mean) / std`.
+    A pixel is normalised to `(value / full_scale - mean) / std`.
 
     Attributes
     ----------
     mean, std : float, or a tuple with one for each channel
     domains : NaturalDomains or None
-        None: the data have no domains of their own, rotations stand in for them. Otherwise `train` and `test` are one
+        None: the data have no domains of their own, so rotations replace them. Otherwise `train` and `test` are one
         table, which the config's `data.test_share` splits.
     """
 
@@ -74,18 +74,18 @@ class Source:
 
     @property
     def image_bytes(self) -> int:
-        """Size of one image as it is held in memory: float32, photographs uint8 [bytes]."""
+        """Size of one image in memory [bytes]: float32, or uint8 for photographs."""
         return (4 if self.domains is None else 1) * self.channels * self.side**2
 
     @property
     def input_bytes(self) -> int:
-        """Size of one image as a model sees it, float32 [bytes]."""
+        """Size of one image as a model's input, float32 [bytes]."""
         return 4 * self.channels * self.side**2
 
 
 @dataclass(frozen=True)
 class ArrayTable:
-    """A table that is already in memory."""
+    """A table in memory."""
 
     labels: NDArray[np.int64]
     pixels: NDArray[np.uint8]
@@ -94,25 +94,25 @@ class ArrayTable:
         return self.pixels[rows]
 
     def verify(self) -> None:
-        """Nothing can be wrong with it."""
+        """Do nothing: the table is in memory already."""
 
 
 def digits() -> Source:
-    """The 1,797 handwritten digits of 8 x 8 pixels that ship inside scikit-learn (UCI, Alpaydin and Kaynak).
+    """Read the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn includes (UCI, Alpaydin and Kaynak).
 
-    They come without a training and a test part: every fifth sample is a test sample, whatever the run's seed.
+    They have no training and test part. Every fifth sample is a test sample, for any seed of the run.
     """
-    # The table is read from the installed package's file: importing sklearn.datasets would cost every rank 1.9 CPU
-    # seconds and 130 MiB (SciPy, joblib, pandas) for 1,797 lines of text. A test holds it equal to load_digits().
+    # The table is read from the installed package's file. Importing sklearn.datasets would cost every rank 1.9 CPU
+    # seconds and 130 MiB (SciPy, joblib, pandas) for 1,797 lines of text. A test compares it with load_digits().
     package = importlib.util.find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
-        raise UserError("data.name: 'digits' needs scikit-learn, which carries the images: pip install scikit-learn")
+        raise UserError("data.name: 'digits' needs scikit-learn, which has the images. Fix: pip install scikit-learn")
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     try:
         with gzip.open(path, "rt", newline="") as text:
             table = np.array([[int(float(cell)) for cell in row] for row in csv.reader(text)], dtype=np.int64)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read scikit-learn's digits: {error}") from None
+        raise UserError(f"{path}: scikit-learn's digits cannot be read: {error}") from None
     pixels, labels = table[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, 64]
     is_test = np.arange(len(labels)) % 5 == 4
     train, test = (ArrayTable(labels[part], pixels[part]) for part in (~is_test, is_test))
@@ -133,12 +133,12 @@ NORMALISATION = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}
 
 
 def located(root: str | None, usual: str, wanted: str) -> tuple[str, Path]:
-    """How messages call the place of the data, and that place: `data.root`, or where that is null `$FEDH2L_DATA/usual`.
+    """Return a name for messages and the path of the data: `data.root`, or `$FEDH2L_DATA/usual` if that is null.
 
     Parameters
     ----------
     wanted : str
-        What `data.root` must be, for whoever has given neither.
+        Description of `data.root` for the message if neither is given.
 
     Raises
     ------
@@ -149,13 +149,13 @@ def located(root: str | None, usual: str, wanted: str) -> tuple[str, Path]:
     if root is not None:
         return "data.root", paths.expand_home("data.root", root)
     if base is None:
-        raise UserError(f"data.root: got null and FEDH2L_DATA is not set; give {wanted}")
+        raise UserError(f"data.root: got null, and FEDH2L_DATA is not set. Give {wanted}.")
     where = f"data.root (null, so $FEDH2L_DATA/{usual})"
     return where, paths.expand_home(where, Path(base, usual))
 
 
 def idx(name: str, root: str | None) -> Source:
-    """MNIST or a data set in its format: four IDX files, plain or gzipped, in one folder.
+    """Open MNIST or a data set in its format: four IDX files, plain or gzipped, in one folder.
 
     Parameters
     ----------
@@ -166,11 +166,11 @@ def idx(name: str, root: str | None) -> Source:
     """
     where, folder = located(root, name, f"the folder of the IDX files ({WHERE_TO_GET[name]})")
     if not paths.is_folder(where, folder):
-        raise UserError(f"{where}: {folder} is not a folder; it must hold the IDX files ({WHERE_TO_GET[name]})")
+        raise UserError(f"{where}: {folder} is not a folder. It must contain the IDX files ({WHERE_TO_GET[name]}).")
     tables = {part: _idx_table(folder, name, *files) for part, files in IDX_PARTS.items()}
     sides = {table.side for table in tables.values()}
     if len(sides) != 1:
-        raise UserError(f"data.root: {folder}: training and test images differ in size: {sorted(sides)}")
+        raise UserError(f"data.root: {folder}: training and test images differ in size: {sorted(sides)}.")
     classes = 1 + max(int(table.labels.max()) for table in tables.values())
     mean, std = NORMALISATION[name]
     return Source(name, classes, 1, sides.pop(), 255.0, mean, std, train=tables["train"], test=tables["test"])
@@ -178,14 +178,17 @@ def idx(name: str, root: str | None) -> Source:
 
 @dataclass(frozen=True)
 class IdxTable:
-    """Images in an IDX file, streamed: only the rows asked for are ever held."""
+    """Images in an IDX file; reading streams the file and keeps only the requested rows."""
 
     path: Path
     labels: NDArray[np.int64]
     side: int
 
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """As in ImageTable; one pass over the whole file, since only its end tells whether it is sound."""
+        """Return the images of `rows`, uint8 (len(rows), 1, H, W).
+
+        Each call reads the whole file, because only its end shows whether it is complete.
+        """
         order = np.argsort(rows, kind="stable")
         picked = np.empty((len(rows), 1, self.side, self.side), dtype=np.uint8)
         chunk = max(1, PIECE_BYTES // self.side**2)
@@ -203,7 +206,7 @@ class IdxTable:
         return picked
 
     def verify(self) -> None:
-        """One pass over the file, whatever rows are asked for."""
+        """Read the whole file once, which checks it."""
         self.images(np.zeros(1, dtype=np.int64))
 
 
@@ -216,12 +219,12 @@ def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> I
         labels = np.frombuffer(_read_exactly(file, label_count, labels_path), dtype=np.uint8).astype(np.int64)
         _check_end(file, labels_path)
     if count != label_count or count == 0:
-        raise UserError(f"{images_path}: has {count} images, but {labels_path} has {label_count} labels")
+        raise UserError(f"{images_path}: has {count} images, but {labels_path} has {label_count} labels.")
     if height != width:
-        raise UserError(f"{images_path}: images are {height} x {width} pixels, must be square")
-    # A header can claim what no memory holds, or pixels that no file lacks.
+        raise UserError(f"{images_path}: images are {height} x {width} pixels. They must be square.")
+    # A damaged header can claim images that exceed any memory, or images without pixels.
     if not 1 <= height <= LARGEST_SIDE:
-        raise UserError(f"{images_path}: images are {height} pixels wide, must be 1 to {LARGEST_SIDE}")
+        raise UserError(f"{images_path}: images are {height} pixels wide. Allowed: 1 to {LARGEST_SIDE}.")
     return IdxTable(images_path, labels, height)
 
 
@@ -229,34 +232,34 @@ def _find(folder: Path, file: str, name: str) -> Path:
     for candidate in (folder / file, folder / f"{file}.gz"):
         if paths.is_file("data.root", candidate):
             return candidate
-    raise UserError(f"data.root: {folder} has neither {file} nor {file}.gz ({WHERE_TO_GET[name]})")
+    raise UserError(f"data.root: {folder} has neither {file} nor {file}.gz. Source: {WHERE_TO_GET[name]}.")
 
 
 @contextmanager
 def _open_idx(path: Path) -> Iterator[BinaryIO]:
-    """The uncompressed bytes of an IDX file; every way in which reading can fail becomes a UserError."""
+    """Open the uncompressed bytes of an IDX file; any error in reading them becomes a UserError."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             yield cast(BinaryIO, file)
     except EOFError:
-        raise UserError(f"{path}: ends before its gzip stream does (an incomplete download?)") from None
+        raise UserError(f"{path}: ends before its gzip stream. Download it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a sound gzip file: {error}") from None
+        raise UserError(f"{path}: the gzip file is damaged: {error}. Download it again.") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from None
 
 
 def _read_exactly(file: BinaryIO, size: int, path: Path) -> bytes:
     content = file.read(size)
     if len(content) != size:
-        raise UserError(f"{path}: ends {size - len(content)} bytes too early (an incomplete download?)")
+        raise UserError(f"{path}: ends {size - len(content)} bytes too early. Download it again.")
     return content
 
 
 def _check_end(file: BinaryIO, path: Path) -> None:
-    # Only at its end does a gzip stream tell whether what was read is what had been written.
+    # The checksum at the end of a gzip stream is verified only when the end is read.
     if file.read(1):
-        raise UserError(f"{path}: is longer than its header says")
+        raise UserError(f"{path}: is longer than its header says. Download it again.")
 
 
 def _idx_header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
@@ -264,6 +267,6 @@ def _idx_header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
     if zeros != 0 or kind != 0x08 or got != dimensions:
         raise UserError(
             f"{path}: not an IDX file of unsigned bytes with {dimensions} dimensions "
-            f"(its first bytes are {struct.pack('>HBB', zeros, kind, got).hex()})"
+            f"(its first bytes are {struct.pack('>HBB', zeros, kind, got).hex()})."
         )
     return struct.unpack(f">{dimensions}I", _read_exactly(file, 4 * dimensions, path))

@@ -202,7 +202,7 @@ def test_unreadable_pictures_are_skipped_and_listed(tree, tmp_path):
     # The rows after a gap are still those of their pictures.
     assert np.array_equal(content["image"][-1], expected(tree / content["source"][-1].decode()))
     # Nothing of the skipped ones is left in the file.
-    assert (tmp_path / "out.h5").stat().st_size < content["image"].nbytes + 106 * pack_writer.BESIDE
+    assert (tmp_path / "out.h5").stat().st_size < content["image"].nbytes + 106 * pack_writer.EXTRA
     assert "skipped 4 unreadable" in result.report()
     assert f"{spoilt[1]}: an empty file" in result.report()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS", "out.h5"]
@@ -262,7 +262,7 @@ def test_images_of_the_same_pixels_are_counted(tree, tmp_path):
     for copy in ("photo/dog/copy.jpg", "sketch/elephant/copy.jpg"):
         (tree / copy).write_bytes((tree / "photo/dog/pic_000.jpg").read_bytes())
     result = pack_writer.pack(tree, tmp_path / "two.h5", side=SIDE, workers=1)
-    assert "2 repeat another image's pixels: copies may be trained on and tested on" in result.report()
+    assert "2 repeat another image's pixels. Copies may be in training and in test data" in result.report()
 
 
 def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
@@ -274,27 +274,27 @@ def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
 
     out = tmp_path / "out.h5"
     assert "nothing: must be a folder of <domain>/<class>/<picture>" in refused(tmp_path / "nothing", out)
-    assert "it does not exist" in refused(tmp_path / "nothing", out)
-    assert "it is a file" in refused(tree / "photo/dog/pic_000.jpg", out)
+    assert "It does not exist" in refused(tmp_path / "nothing", out)
+    assert "It is a file" in refused(tree / "photo/dog/pic_000.jpg", out)
     assert "30 pictures lie higher up" in refused(tree / "photo", out)
     (tmp_path / "empty").mkdir()
-    assert "it has none there" in refused(tmp_path / "empty", out)
+    assert "It has none there" in refused(tmp_path / "empty", out)
     assert "its folder" in refused(tree, tmp_path / "nowhere" / "out.h5")
     assert "cannot look at" in refused(tree, tmp_path / ("a" * 300) / "out.h5")
     assert "File name too long" in refused(tmp_path / ("a" * 300), out)
     # The name would do, but not with what a file is called until it is complete.
     assert "cannot be written: " in refused(tree, tmp_path / ("o" * 250))
-    assert "--side: got 0, must be 1 to 4096" in refused(tree, out, side=0)
+    assert "--side: got 0. Allowed: 1 to 4096" in refused(tree, out, side=0)
     assert "--workers: got 0" in refused(tree, out, workers=0)
-    assert "--layout: got 'coco'; known: domains" in refused(tree, out, layout="coco")
+    assert "--layout: got 'coco'. Known: domains" in refused(tree, out, layout="coco")
     for path in (tree / "sketch").rglob("*.jpg"):
         path.write_bytes(b"")
-    assert "sketch: no picture can be read; the first is sketch/dog/pic_000.jpg: an empty file" in refused(tree, out)
+    assert "sketch: no picture can be read. The first is sketch/dog/pic_000.jpg: an empty file" in refused(tree, out)
     out.write_bytes(b"mine")
     assert "exists already" in refused(tree, out)
     with monkeypatch.context() as patched:
         patched.setattr(pack_writer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-        assert re.search(r"some [\d,]+ bytes are needed, but its disk has 1,000 free", refused(tree, tmp_path / "b.h5"))
+        assert re.search(r"needs about [\d,]+ bytes, but its disk has 1,000 free", refused(tree, tmp_path / "b.h5"))
     with monkeypatch.context() as patched:
         patched.setattr(pack_writer.importlib.util, "find_spec", lambda name: None)
         assert "install the extra [vision], as in pip install '.[vision]' from a checkout" in refused(
@@ -308,7 +308,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pack_writer.os, "fsync", full)
-    with pytest.raises(UserError, match="out.h5: no space left on the disk; some"):
+    with pytest.raises(UserError, match=r"out.h5: no space left on the disk\. The pack needs about"):
         pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS"]
 
@@ -395,9 +395,9 @@ def test_the_command_makes_a_pack_and_tells_of_it(tree, tmp_path, capsys):
 
 def test_a_missing_pack_says_how_to_make_one(tmp_path, tree, monkeypatch):
     monkeypatch.delenv("FEDH2L_DATA", raising=False)
-    with pytest.raises(UserError, match="data.root: got null and FEDH2L_DATA is not set; .*fedh2l_mpi pack FOLDER"):
+    with pytest.raises(UserError, match=r"data.root: got null, and FEDH2L_DATA is not set\. .*fedh2l_mpi pack FOLDER"):
         open_source("pack", None)
-    with pytest.raises(UserError, match="PACS is a folder, must be a pack: python -m fedh2l_mpi pack"):
+    with pytest.raises(UserError, match=r"PACS is a folder\. Make a pack of it: python -m fedh2l_mpi pack"):
         open_source("pack", str(tree))
     monkeypatch.setenv("FEDH2L_DATA", str(tmp_path))
     with pytest.raises(UserError, match=rf"\$FEDH2L_DATA/pack.h5\): there is no file {tmp_path}/pack.h5"):
@@ -420,13 +420,13 @@ def test_a_foreign_or_damaged_file_is_refused(packed, tmp_path):
     whole = packed.read_bytes()
     assert "cannot be read as a pack" in says(None, b"no HDF5")
     assert "truncated" in says(None, whole[: len(whole) // 2])
-    assert "not a pack: it does not say what it is" in says(lambda file: file.attrs.pop("format"))
+    assert "not a pack: it has no attribute `format`" in says(lambda file: file.attrs.pop("format"))
     assert "its format is 'fedh2l_mpi metrics'" in says(
         lambda file: file.attrs.create("format", np.bytes_(metrics.FORMAT.encode()))
     )
-    assert "has schema 2, this version reads schema 1" in says(lambda file: file.attrs.modify("schema_version", 2))
-    assert "a damaged pack: it has no label" in says(lambda file: file.pop("label"))
-    assert "its digest does not fit" in says(lambda file: file["label"].write_direct(np.full(110, 2)))
+    assert "has schema 2, but this version reads schema 1" in says(lambda file: file.attrs.modify("schema_version", 2))
+    assert "the pack is damaged: it has no label" in says(lambda file: file.pop("label"))
+    assert "its digest does not match" in says(lambda file: file["label"].write_direct(np.full(110, 2)))
     assert "incomplete or damaged" in says(lambda file: file.attrs.pop("digest"))
     where = whole.index(arrays(packed)["image"][57].tobytes())
     flipped = whole[: where + 9] + bytes([whole[where + 9] ^ 1]) + whole[where + 10 :]
