@@ -1,4 +1,4 @@
-"""Records metrics.json anew: `python tests/golden/record.py [CASE]...`, after a change that is meant to move numbers.
+"""Record metrics.json again: `python tests/golden/record.py [CASE]...`, after a change that is meant to move numbers.
 
 A case's overrides stay as they are in the file; say in the commit why its numbers moved.
 """

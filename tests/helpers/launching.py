@@ -19,7 +19,7 @@ from fedh2l_mpi import metrics
 ROOT = Path(__file__).resolve().parents[2]
 # In the log of a rank that shares its imports.
 SHARES = "--share-imports: a copy of a process with all imports; the launcher knows it as pid "
-# What Open MPI needs as root, and with more ranks than cores; MPICH needs nothing.
+# Open MPI needs these as root and with more ranks than cores; MPICH needs nothing.
 OPENMPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -54,7 +54,7 @@ def openmpi() -> Mpi | None:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a launched program ended."""
+    """End of a launched program."""
 
     code: int
     out: str
@@ -147,7 +147,7 @@ def wait_for(what: str, found: Callable[[], object], patience_s: float = 30) -> 
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Two metrics files are of the same numbers, to the last bit; but for who computed them, and how fast."""
+    """Assert that two metrics files hold the same bits, except who computed them and how fast."""
     # Not above: a test looks at what a rank has loaded.
     import h5py
 

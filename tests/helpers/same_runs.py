@@ -1,4 +1,4 @@
-"""Whether two runs are the same run: every row of the metrics file, every weight in the last checkpoint."""
+"""Compare two runs: every row of the metrics file, every weight in the last checkpoint."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def leaves(value: object, name: str = "") -> dict[str, bytes]:
 
 
 def assert_same_run(one: Path, other: Path, rounds: int) -> None:
-    """Bit for bit, but for times and for who computed it."""
+    """Assert that the runs are the same bit for bit, except times and who computed them."""
     a, b = (metrics.read(RunDirectory(out).metrics) for out in (one, other))
     assert len(a["round"]) == rounds
     for name in a.arrays:

@@ -56,7 +56,7 @@ def wait_until(what: str, holds: Callable[[], object], timeout: float = 40.0, po
 
 @contextlib.contextmanager
 def shared_memory_removed() -> Iterator[None]:
-    """Takes away what killed ranks of MPICH leave: it has the job's number, which a Slurm set up anew gives again."""
+    """Remove what killed ranks of MPICH leave: it has the job's number, which a new Slurm gives again."""
     before = set(Path("/dev/shm").glob("mpich_shm_*"))
     yield
     remove_shared_memory(but=before)
@@ -163,7 +163,7 @@ class Job:
 
 
 def _can_start(facts: Mapping[str, str]) -> bool:
-    """Whether a job was requeued long enough ago: a node refuses what it was told to kill in the same second."""
+    """Return whether a job was requeued long enough ago: a node refuses a job that it killed in the same second."""
     requeued = datetime.datetime.fromisoformat(facts["SubmitTime"])
     return datetime.datetime.now() - requeued > datetime.timedelta(seconds=2)
 

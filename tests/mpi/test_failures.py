@@ -141,11 +141,11 @@ def test_a_full_disk_ends_the_job_and_what_was_finished_can_be_read(tmp_path, sm
     assert said.state == "failed"
     assert "No space left on device" in said.reason
     result = metrics.read(out / "metrics.h5")
-    # The rank that fails may tell of an older checkpoint than rank 0 has made since.
+    # The rank that fails may name an older checkpoint than the newest of rank 0.
     made = [int(path.name.partition("-")[2]) for path in (out / "checkpoints").iterdir() if path.suffix != ".tmp"]
     assert result.rounds >= max(made) >= said.checkpoint
     assert not np.isnan(result["loss_private"]).any()
-    # With room again, the run goes on from what it has.
+    # With room again, the run resumes.
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     going_on = ["--out", str(out), "--set", f"rounds={result.rounds + 5}", "--resume", "require", "--quiet"]
     ended = launch(going_on, ranks=ranks)

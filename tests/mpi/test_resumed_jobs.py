@@ -1,4 +1,4 @@
-"""Jobs that are stopped, killed and gone on with: real mpiruns, real signals, and at the end the unbroken run."""
+"""Jobs that are stopped, killed and resumed: real mpiruns, real signals, and the numbers of the unbroken run."""
 
 import os
 import random
@@ -32,13 +32,13 @@ GOSSIP = [*FAST, "models=[mlp]", "method.name=d_psgd"]
 
 
 def arguments(out: Path, settings: list[str], rounds: int, *more: str) -> list[str]:
-    """For a run that goes on with what is in `out`."""
+    """Arguments of a run that resumes from `out`."""
     words = [word for setting in [*settings, f"rounds={rounds}"] for word in ("--set", setting)]
     return [*words, "--out", str(out), *more]
 
 
 def begin(out: Path, settings: list[str], rounds: int, ranks: int, mpi: Mpi | None = None) -> subprocess.Popen[str]:
-    """A job that goes on with a run, begun; it has done a round when this returns."""
+    """Start a job that resumes a run; return after its first round."""
     mpi = mpi or mpich()
     if mpi is None:
         pytest.skip("no mpirun on this machine")
@@ -111,7 +111,7 @@ def test_killed_at_any_time_and_resumed_is_unbroken_bit_for_bit(tmp_path, settin
         assert code != 0, (said, errors)
         assert state_soon(out).state == "failed"
         result = metrics.read(RunDirectory(out).metrics)
-        # A round is told of after its flush: all that were told of are there, and none is half there.
+        # A round is reported after its flush, so all reported rounds are there and none is half there.
         told = [
             int(line.split(" of 100000 rounds")[0].split()[-1]) for line in said.splitlines() if " of 100000 " in line
         ]

@@ -1,4 +1,4 @@
-"""A participant, FedH2L's phases, and the traps that a learner can fall into."""
+"""A participant, FedH2L's phases, and mistakes that training code often makes."""
 
 import copy
 from contextlib import nullcontext

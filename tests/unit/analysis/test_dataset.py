@@ -64,7 +64,7 @@ def test_opening_reads_labels_alone_and_a_selection_what_was_selected(tmp_path, 
     reads.clear()
     with open_run(tmp_path / "run") as run:
         repr(run)
-        # Of a run that was not closed, the last rounds' times tell whether it goes on.
+        # The last rounds' times show whether a run that was not closed is still running.
         assert set(reads) <= {"round", *labels(), *metrics.TIMINGS}
         reads.clear()
         assert run.accuracy.isel(round=-1, participant=0).shape == (2,)

@@ -1,4 +1,4 @@
-"""Codecs: sizes by arithmetic, errors within what is told, posteriors that stay posteriors."""
+"""Codecs: sizes by arithmetic, errors within their bounds, posteriors that stay posteriors."""
 
 import math
 from decimal import Decimal

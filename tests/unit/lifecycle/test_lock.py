@@ -1,4 +1,4 @@
-"""One process at a time on a run: who holds it, and which locks are stale."""
+"""Locks of runs: one process at a time, its name, and stale locks."""
 
 import errno
 import hashlib

@@ -26,7 +26,7 @@ def test_each_takes_all_alike_and_their_parts_add_up():
 
 
 def test_the_divergence_from_the_mean_has_the_gradient_of_the_mean_divergence():
-    # KL(p || q) is linear in p but for p's own entropy, which has no gradient.
+    # KL(p || q) is linear in p except for p's own entropy, which has no gradient.
     theirs = torch.rand(3, 2, 2).softmax(-1)
     gradients = []
     for kind in ("each", "mean"):

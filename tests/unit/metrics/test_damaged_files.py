@@ -1,4 +1,4 @@
-"""Whatever became of a metrics file, it is told in a line, and what can be shown is shown."""
+"""Damaged metrics files: one line names the damage, and everything readable is shown."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import reader, robust_open
 
-# In a process of its own, which a damaged file may crash or stop for ever; the last seed told is the culprit.
+# In a process of its own, which a damaged file may crash or stop for ever; the last seed printed is the culprit.
 FUZZ = """
 import faulthandler, os, random, sys
 from pathlib import Path

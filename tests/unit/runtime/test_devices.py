@@ -113,7 +113,7 @@ def test_isolated_tasks_are_recognised_by_their_different_gpus():
 
 
 def test_one_gpu_that_several_ranks_see_is_refused_by_its_uuid_and_its_node_named():
-    # Counts cannot tell this from isolated tasks: one visible device and four ranks in both.
+    # Counts look the same as with isolated tasks: one visible device and four ranks in both.
     slots = seated([4, 4], [1, 1])
     assert choose_devices(DevicesConfig(), slots) == ["cuda:0"] * 8
     uuids = [f"GPU-{rank}" for rank in range(4)] + ["GPU-z"] * 4
@@ -229,7 +229,7 @@ def test_cuda_is_not_touched_for_the_cpu(monkeypatch):
 
 
 class OneOf:
-    """A world of several ranks, seen from rank 0, in which the others hold what they are told to."""
+    """A world of several ranks, seen from rank 0, in which the others hold the given values."""
 
     def __init__(self, slots: list[RankSlot], uuids: list[str]) -> None:
         self.rank, self.host, self._others = 0, "n1", [slots, uuids]

@@ -1,4 +1,4 @@
-"""Hosting and launchers: no MPI needed, only what a rank would see."""
+"""Hosting and launchers, from what a rank would see; no MPI is needed."""
 
 import io
 import os

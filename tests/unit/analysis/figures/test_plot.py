@@ -1,4 +1,4 @@
-"""Figures: the numbers in them worked out by hand, nothing cut off, what cannot be drawn told."""
+"""Figures: the numbers in them worked out by hand, nothing cut off, and a reason where nothing can be drawn."""
 
 import re
 import subprocess

@@ -155,7 +155,7 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path, capsys):
         commands.execute(command, World(None))
 
 
-# What a job decides. `srun` writes the status that a run would leave; `scontrol` notes what it is told.
+# Decisions of a job. `srun` writes the status that a run would leave; `scontrol` records its arguments.
 
 PROGRAM = """#!/bin/bash
 [ "$1" = --mpi=none ] && exit

@@ -14,7 +14,7 @@ SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a sweep file, beside a base config with a method of its own."""
+    """Write a sweep file, next to a base config with its own method."""
     (tmp_path / "base.yaml").write_text(
         "rounds: 7\nmethod: {name: fedh2l, local_steps: 3, mutual_steps: 4, combine: sum}\n"
     )
