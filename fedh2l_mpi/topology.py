@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.config import RANDOM_KINDS, TopologyConfig
+from fedh2l_mpi.config import TopologyConfig
+from fedh2l_mpi.config.topology import (
+    Complete,
+    EdgeList,
+    ErdosRenyi,
+    RandomGraph,
+    RandomRegular,
+    Ring,
+    SmallWorld,
+    Star,
+)
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
 from fedh2l_mpi.runtime import paths
@@ -91,14 +101,14 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
     UserError
         If the kind does not exist for this number of participants, or `tries` draws were not connected.
     """
-    if config.kind == "edge_list":
-        return _read_edges(paths.expand_home("topology.path", str(config.path)), participants, config.connected)
+    if isinstance(config, EdgeList):
+        return _read_edges(paths.expand_home("topology.path", config.path), participants, config.connected)
     if participants == 1:
         return Graph(1, [])
-    if config.kind == "ring":
+    if isinstance(config, Ring):
         return Graph(participants, ((i, (i + 1) % participants) for i in range(participants)))
     check_fits(config, participants)
-    if config.kind not in RANDOM_KINDS:
+    if not isinstance(config, RandomGraph):
         return Graph(participants, _fixed(config, participants).edges)
     for attempt in range(config.tries):
         graph = _random(config, participants, generator(seed, Purpose.TOPOLOGY, drawing, attempt))
@@ -113,9 +123,9 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
 def _fixed(config: TopologyConfig, participants: int) -> "networkx.Graph":
     import networkx
 
-    if config.kind == "complete":
+    if isinstance(config, Complete):
         return networkx.complete_graph(participants)
-    if config.kind == "star":
+    if isinstance(config, Star):
         return networkx.star_graph(participants - 1)
     rows = max(side for side in range(1, int(participants**0.5) + 1) if participants % side == 0)
     grid = networkx.grid_2d_graph(rows, participants // rows, periodic=True)
@@ -123,17 +133,19 @@ def _fixed(config: TopologyConfig, participants: int) -> "networkx.Graph":
     return networkx.relabel_nodes(grid, {node: number for number, node in enumerate(sorted(grid))})
 
 
-def _random(config: TopologyConfig, participants: int, generator: np.random.Generator) -> "networkx.Graph":
+def _random(config: RandomGraph, participants: int, generator: np.random.Generator) -> "networkx.Graph":
     import networkx
 
-    if config.kind == "random_regular" and config.degree is not None:
+    if isinstance(config, RandomRegular):
         if config.degree > _dense(participants):
             missing = participants - 1 - config.degree
             return networkx.complement(networkx.random_regular_graph(missing, participants, seed=generator))
         return networkx.random_regular_graph(config.degree, participants, seed=generator)
-    if config.kind == "erdos_renyi":
+    if isinstance(config, ErdosRenyi):
         return networkx.gnp_random_graph(participants, config.probability, seed=generator)
-    return networkx.watts_strogatz_graph(participants, config.degree, config.probability, seed=generator)
+    if isinstance(config, SmallWorld):
+        return networkx.watts_strogatz_graph(participants, config.degree, config.probability, seed=generator)
+    raise TypeError(f"topology.kind: no way to draw {config.kind!r}")
 
 
 def _dense(participants: int) -> float:
@@ -153,10 +165,12 @@ def _connected(graph: "networkx.Graph") -> bool:
 
 def check_fits(config: TopologyConfig, participants: int) -> None:
     """Raise `UserError` if a graph of this kind does not exist for this number of participants."""
+    if not isinstance(config, RandomRegular | SmallWorld):
+        return
     degree = config.degree
-    if degree is not None and degree >= participants:
+    if degree >= participants:
         raise UserError(f"topology.degree: got {degree}, must be less than the number of participants, {participants}")
-    if config.kind == "random_regular" and degree is not None:
+    if isinstance(config, RandomRegular):
         if degree * participants % 2:
             raise UserError(
                 f"topology.degree: got {degree} for {participants} participants; degree times participants must be "
@@ -167,7 +181,7 @@ def check_fits(config: TopologyConfig, participants: int) -> None:
                 f"topology.degree: got {degree}, with which {participants} participants cannot be connected; "
                 "take 2 or more, or set topology.connected to false"
             )
-    if config.kind == "small_world" and degree is not None and (degree < 2 or degree % 2):
+    if isinstance(config, SmallWorld) and (degree < 2 or degree % 2):
         raise UserError(f"topology.degree: got {degree}, must be even and at least 2 for small_world")
 
 

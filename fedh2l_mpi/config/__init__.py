@@ -1,6 +1,6 @@
-"""The configuration: validated and immutable; every field has a unit, a range and one line of meaning.
+"""The configuration: validated, immutable sections; every key has a unit, a range and one line of meaning.
 
-Every room may import it.
+Every room may import it, except `losses`, `rng` and `errors`.
 """
 
 from typing import Annotated
@@ -11,20 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
-from fedh2l_mpi.config.method import (
-    METHOD_KEYS,
-    RANDOM_KINDS,
-    EvaluationConfig,
-    MethodConfig,
-    OptimizerConfig,
-    TopologyConfig,
-)
+from fedh2l_mpi.config.method import EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.config.section import Count, Section
+from fedh2l_mpi.config.topology import TopologyConfig
 from fedh2l_mpi.errors import UserError
 
 __all__ = [
-    "METHOD_KEYS",
-    "RANDOM_KINDS",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -43,20 +35,25 @@ __all__ = [
 
 
 class Config(Section):
-    """A whole run. Every default together is the built-in run of scikit-learn's digits on a ring."""
+    """Configuration of a run. The defaults are the built-in run: scikit-learn's digits on a ring."""
 
-    participants: Count | None = Field(None, description="P; null: as many as MPI ranks, 4 without mpirun")
-    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(0, description="of every random stream of the run")
+    participants: Count | None = Field(
+        None, description="P, number of participants; null: the number of MPI ranks, or 4 without mpirun"
+    )
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = Field(
+        0, description="seed of every random stream of the run"
+    )
     rounds: Count = Field(40, description="communication rounds [rounds]")
     data: DataConfig = DataConfig()
     seed_set: SeedSetConfig = SeedSetConfig()
     models: tuple[str, ...] | dict[int, str] = Field(
         ("lenet5", "mlp", "cnn"),
-        description="architectures: a list cycled over the participants, or a map from every participant to one; "
-        "lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, torchvision:NAME or package.module:Class",
+        description="architectures: a list that is repeated over the participants, or a map with the architecture of "
+        "each; known: lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, torchvision:NAME or your own as "
+        "package.module:Class",
     )
     weights: dict[str, str] = Field(
-        {}, description="pretrained weights: a map from an architecture to the file of its state dict"
+        {}, description="pretrained weights: a map from architectures to files with their state dict"
     )
     topology: TopologyConfig = TopologyConfig()
     method: MethodConfig = MethodConfig()
@@ -81,14 +78,14 @@ class Config(Section):
         return models
 
     def resolved(self, ranks: int, launched: bool) -> "Config":
-        """This config with the number of participants filled in.
+        """Return this config with the number of participants filled in.
 
         Parameters
         ----------
         ranks : int
             MPI processes of the run.
         launched : bool
-            Whether an MPI launcher started them; a single process without one hosts 4 participants.
+            True if an MPI launcher started them; a single process without one hosts 4 participants.
 
         Raises
         ------
@@ -98,16 +95,16 @@ class Config(Section):
         participants = self.participants or (ranks if launched else 4)
         if ranks > participants:
             raise UserError(
-                f"participants: the config has {participants}, but mpirun started {ranks} ranks; "
-                f"use -n {participants} or fewer"
+                f"participants: the config has {participants}, but mpirun started {ranks} ranks. "
+                f"Fix: use -n {participants} or fewer."
             )
         if isinstance(self.models, dict):
             missing = sorted(set(range(participants)) - set(self.models))
             strange = sorted(set(self.models) - set(range(participants)))
             if missing or strange:
                 raise UserError(
-                    f"models: a map must name participants 0 to {participants - 1}, each once; "
-                    f"missing: {missing or 'none'}, unknown: {strange or 'none'}"
+                    f"models: a map must name participants 0 to {participants - 1}, each once. "
+                    f"Missing: {missing or 'none'}, unknown: {strange or 'none'}."
                 )
         return self.model_copy(update={"participants": participants})
 
@@ -119,11 +116,11 @@ class Config(Section):
         return self.participants
 
     def architecture(self, participant: int) -> str:
-        """Name of `participant`'s architecture."""
+        """Return the name of a participant's architecture."""
         if isinstance(self.models, dict):
             return self.models[participant]
         return self.models[participant % len(self.models)]
 
     def to_yaml(self) -> str:
-        """The whole config as YAML text that loads back to an equal config."""
+        """Return the config as YAML text that loads back to an equal config."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)

@@ -1,4 +1,4 @@
-"""A config as flat settings by dotted keys, and which of them make two runs different."""
+"""Compare configs as flat settings by dotted keys: find the settings that make two runs different."""
 
 import hashlib
 import json
@@ -9,19 +9,19 @@ from typing import Any
 from fedh2l_mpi.config import Config
 
 Settings = Mapping[str, Any]
-# Keys that older runs do not have, and what those runs did; an absent key reads as null, which needs no word here.
+# Keys that files of older runs lack, with the value that those runs had; an absent key counts as null otherwise.
 ADDED = {"exchange.codec": "float32", "optimizer.precision": "float32"}
-# Where and how fast a run runs, how it is secured, and when it ends.
+# Keys without influence on the numbers: place, speed, checkpoints and end of a run.
 NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
-# What a run that is gone on with may have otherwise, too: how long it is, and where its data lie.
+# Keys that may also change on resume: the number of rounds and the location of the data.
 MAY_CHANGE = ("rounds", "data.root")
-# A job that copies a pack to its nodes' own disks has it in the folder `<SCRATCH><job>/<COPY_OF>/`, by its whole path.
+# A job that copies a pack to its nodes' disks keeps the pack's whole path, below `<SCRATCH><job>/<COPY_OF>/`.
 SCRATCH, COPY_OF = "fedh2l_mpi-", "copy-of"
 _COPY = re.compile(rf".*/{SCRATCH}[^/]+/{COPY_OF}/", re.DOTALL)
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections by dotted keys; an empty one stays as it is."""
+    """Return nested sections as one mapping by dotted keys; an empty section is kept as a value."""
     keys: dict[str, Any] = {}
     for key, value in section.items():
         inner = isinstance(value, Mapping) and value
@@ -30,41 +30,44 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def what_counts(settings: Settings) -> dict[str, Any]:
-    """The settings that a run's numbers depend on: all but where and how fast it ran."""
-    # A pack is the data itself; the folder of a public data set only says where a copy of it lies.
+    """Return the settings that change a run's numbers: all settings except those of its place and speed."""
+    # A pack is the data itself, but the folder of a public data set is only the place of a copy, so it does not count.
     elsewhere = () if settings.get("data.name") == "pack" else ("data.root",)
     ignored = (*NEVER_COUNT, *elsewhere)
     if isinstance(settings.get("data.root"), str):
-        # The job's number makes it no other pack.
+        # Drop the job's folder, because a copy is the same pack.
         settings = {**settings, "data.root": _COPY.sub("", settings["data.root"], count=1)}
-    # An empty section says as much as an absent one.
-    told = {**settings, **{key: value for key, value in ADDED.items() if key not in settings}}
-    return {key: value for key, value in told.items() if not key.startswith(ignored) and value != {}}
+    # Drop empty sections, because they mean the same as absent ones.
+    complete = {**settings, **{key: value for key, value in ADDED.items() if key not in settings}}
+    return {key: value for key, value in complete.items() if not key.startswith(ignored) and value != {}}
 
 
 def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
-    """Dotted keys that make two runs different, with both values; where and how fast they run does not."""
+    """Return the dotted keys that make two runs different, with both values."""
     a, b = what_counts(flat(ours.model_dump())), what_counts(flat(theirs.model_dump()))
     return [(key, a.get(key), b.get(key)) for key in a | b if a.get(key) != b.get(key)]
 
 
 def what_must_stay(config: Config) -> dict[str, Any]:
-    """The settings that a run keeps when it is gone on with: its numbers so far depend on them.
+    """Return the settings that a resumed run keeps, because its numbers so far depend on them.
 
-    Not how many rounds there will be, and not where data lie: of the data, the seed set and everybody's counts of
-    labels are compared by a digest.
+    The number of rounds and the location of the data may change. The data themselves are compared by a digest of the
+    seed set and of all participants' label counts.
     """
     counted = what_counts(flat(config.model_dump()))
     return {key: value for key, value in counted.items() if key not in MAY_CHANGE}
 
 
 def unusual(config: Config) -> dict[str, Any]:
-    """What must stay and is not the default, as JSON has it: a later version's new keys change nothing of old runs."""
+    """Return the settings that must stay and are not the default, as JSON values.
+
+    Defaults are left out, so that a later version's new keys do not change the settings of old runs.
+    """
     usual = what_must_stay(Config())
     found = {key: value for key, value in what_must_stay(config).items() if usual.get(key) != value}
     return dict(json.loads(json.dumps(found)))
 
 
 def digest(config: Config) -> str:
-    """SHA-256, in hexadecimal, of `unusual`."""
+    """Return the SHA-256 of `unusual`, in hexadecimal."""
     return hashlib.sha256(json.dumps(unusual(config), sort_keys=True).encode()).hexdigest()

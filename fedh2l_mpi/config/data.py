@@ -1,150 +1,205 @@
-"""Who learns from what: data, their partition, the seed set."""
+"""Data, their partition and the seed set: one class of options per data set, kind of partition and kind of views."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config.section import Count, Number, Section, Share, Switch, check_kind_keys, fill
+from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Number, Share, Switch, problem, refuse
 
-# Rotations of data that have no domains of their own.
+Alpha = Annotated[
+    float,
+    Field(gt=0.0, le=1e6, description="concentration of the Dirichlet distribution; smaller is more skewed"),
+    NO_SWITCH,
+]
+# The rotation of data that have no domains of their own.
 DOMAINS, ROTATION_STEP_DEG = 4, 20.0
+ROTATION = ("domains", "rotation_step_deg")
 
 
-class PartitionConfig(Section):
-    """Who holds which training samples."""
+class PartitionConfig(KindSection):
+    """Section `data.partition`: which participant holds which training samples.
 
-    kind: Literal["domains", "dirichlet", "shards", "quantity", "iid"] = Field(
+    The two keys of the rotation are null only for data that have domains of their own.
+    """
+
+    kind: str = Field(
         "domains",
-        description="domains: equal IID shares, participant i holds domain i mod domains; dirichlet, shards: "
-        "label skew; quantity: unequal sizes; iid: equal shares, every domain mixed in each",
+        description="domains: equal IID shares, and participant i holds domain i mod D; dirichlet, shards: skewed "
+        "labels; quantity: unequal sizes; iid: equal shares of every domain",
     )
     domains: Count | None = Field(
-        None, description="number of domains D (rotations, 4); 1 leaves the images as they are; a pack has its own"
+        DOMAINS, description="D, number of domains made by rotation; with 1, images are unchanged; not for a pack"
     )
-    rotation_step_deg: Number | None = Field(
-        None,
-        ge=-180.0,
-        le=180.0,
-        description="domain d is rotated by d times this angle (20) [degrees, counter-clockwise]; not for a pack",
+    rotation_step_deg: Annotated[float, Field(ge=-180.0, le=180.0), NO_SWITCH] | None = Field(
+        ROTATION_STEP_DEG,
+        description="domain d is rotated by d times this angle [degrees, counter-clockwise]; not for a pack",
     )
     samples_per_participant: Count | None = Field(
-        None, description="training samples per participant (mean for kind quantity), seed share included; null: all"
-    )
-    alpha: Number | None = Field(
         None,
-        gt=0.0,
-        le=1e6,
-        description="Dirichlet concentration, dirichlet (0.5) and quantity (1.0); smaller is more skewed",
-    )
-    shards_per_participant: Count | None = Field(
-        None, description="label-sorted shards dealt to each participant, kind shards (2)"
+        description="training samples of each participant, its part of the seed set included; quantity: their mean; "
+        "null: all samples are dealt",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        return {key: value for key, value in raw.items() if value is not None or key not in ROTATION}
+
     @model_validator(mode="after")
-    def _keys_of_kind(self) -> "PartitionConfig":
-        check_kind_keys(
-            self,
-            {"dirichlet": {"alpha": 0.5}, "quantity": {"alpha": 1.0}, "shards": {"shards_per_participant": 2}},
-        )
-        domains, step = (
-            self.domains or DOMAINS,
-            ROTATION_STEP_DEG if self.rotation_step_deg is None else self.rotation_step_deg,
-        )
-        if abs((domains - 1) * step) >= 180.0:
-            raise PydanticCustomError(
-                "rotation_range",
-                "{key}: {domains} domains of {step} degrees reach {total}, must be under 180 (a 6 turned round is a 9)",
-                {"key": "rotation_step_deg", "domains": domains, "step": step, "total": (domains - 1) * step},
-            )
+    def _domains_are_apart(self) -> "PartitionConfig":
+        if self.domains is not None and self.rotation_step_deg is not None:
+            total = (self.domains - 1) * self.rotation_step_deg
+            if abs(total) >= 180.0:
+                step = self.rotation_step_deg
+                text = f"{self.domains} domains of {step} degrees reach {total}, must be under 180"
+                refuse(problem("rotation_step_deg", step, f"{text} (a 6 turned round is a 9)"))
         return self
 
 
-class DataConfig(Section):
-    """Where the samples come from."""
+class DomainPartition(PartitionConfig, kind="domains"):
+    """Equal IID shares, each of one domain."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "pack"] = Field(
+
+class DirichletPartition(PartitionConfig, kind="dirichlet"):
+    """Equal sizes; the class proportions of each participant are drawn."""
+
+    alpha: Alpha = 0.5
+
+
+class ShardPartition(PartitionConfig, kind="shards"):
+    """Shards of samples sorted by label, dealt at random."""
+
+    shards_per_participant: Count = Field(2, description="label-sorted shards that each participant receives")
+
+
+class QuantityPartition(PartitionConfig, kind="quantity"):
+    """IID shares of unequal sizes."""
+
+    alpha: Alpha = 1.0
+
+
+class IidPartition(PartitionConfig, kind="iid"):
+    """Equal shares; each sample is seen in a random domain."""
+
+
+class DataConfig(KindSection):
+    """Section `data`: where the samples come from."""
+
+    kind_key = "name"
+    noun = "data set"
+
+    name: str = Field(
         "digits", description="data set; pack: photographs in one HDF5 file, made by `python -m fedh2l_mpi pack`"
     )
     root: str | None = Field(
-        None, description="folder of the IDX files, or the pack; null: $FEDH2L_DATA/<name>. digits needs none"
-    )
-    test_share: Number | None = Field(
-        None, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed (0.2)"
+        None, description="folder of the IDX files, or path of the pack; null: $FEDH2L_DATA/<name>; not for digits"
     )
     augmentation: Literal["none", "affine", "photo"] = Field(
         "none",
-        description="of private minibatches, drawn anew for each: affine (rotation, scale, shift: see views), photo "
-        "(random resized crop, flip, colour)",
+        description="random transformation of every private minibatch: affine (rotation, scale, shift: see "
+        "seed_set.views) or photo (random resized crop, flip, colour)",
     )
     partition: PartitionConfig = PartitionConfig()
 
+    @classmethod
+    def unused_key(cls, key: str, kind: str) -> str:
+        """Reason why this data set refuses a key of others."""
+        return f"{kind!r} has its own test part" if key == "test_share" else super().unused_key(key, kind)
+
+
+class Digits(DataConfig, kind="digits"):
+    """Handwritten digits of scikit-learn, 8 x 8 pixels."""
+
     @model_validator(mode="after")
-    def _keys_of_name(self) -> "DataConfig":
-        if self.name == "digits" and self.root is not None:
-            raise PydanticCustomError(
-                "unused_key",
-                "root: got {root}, but digits ship with scikit-learn; set it to null",
-                {"root": repr(self.root)},
-            )
-        if self.name != "pack":
-            if self.test_share is not None:
-                raise PydanticCustomError(
-                    "unused_key",
-                    "test_share: got {value}, but {name} has its own test part; set it to null",
-                    {"value": self.test_share, "name": repr(self.name)},
-                )
-            # A copy: the section may be the default that all configs share.
-            partition = self.partition.model_copy()
-            fill(partition, domains=DOMAINS, rotation_step_deg=ROTATION_STEP_DEG)
-            object.__setattr__(self, "partition", partition)
-            return self
-        for key in ("domains", "rotation_step_deg"):
-            value = getattr(self.partition, key)
-            if value is not None:
-                raise PydanticCustomError(
-                    "unused_key",
-                    "partition.{key}: got {value}, but a pack brings its own domains; set it to null",
-                    {"key": key, "value": value},
-                )
-        fill(self, test_share=0.2)
+    def _needs_no_files(self) -> "Digits":
+        if self.root is not None:
+            text = f"got {self.root!r}, but digits ship with scikit-learn. Fix: set it to null."
+            refuse(problem("root", self.root, text))
         return self
 
 
-class SeedSetConfig(Section):
-    """The small labelled set that every participant holds and on which posteriors are exchanged."""
+class Mnist(DataConfig, kind="mnist"):
+    """MNIST, 28 x 28 pixels, in IDX files."""
 
-    share: Share = Field(0.2, description="share of every participant's samples that goes to the seed set")
-    max_samples: Count | None = Field(2000, description="cap on the pooled seed set [samples]; null: none")
+
+class FashionMnist(DataConfig, kind="fashion_mnist"):
+    """Fashion-MNIST, 28 x 28 pixels, in IDX files."""
+
+
+class Pack(DataConfig, kind="pack"):
+    """Photographs of several domains in one HDF5 file."""
+
+    test_share: Number = Field(
+        0.2, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed"
+    )
+
+    @model_validator(mode="after")
+    def _brings_its_domains(self) -> "Pack":
+        given = {key: getattr(self.partition, key) for key in ROTATION if key in self.partition.model_fields_set}
+        problems = [
+            problem(f"partition.{key}", value, f"got {value}, but a pack brings its own domains. Fix: set it to null.")
+            for key, value in given.items()
+            if value is not None
+        ]
+        if problems:
+            refuse(*problems)
+        # A copy, because the section may be the default that all configs share.
+        partition = self.partition.model_copy(update=dict.fromkeys(ROTATION))
+        object.__setattr__(self, "partition", partition)
+        return self
+
+
+class SeedSetConfig(KindSection):
+    """Section `seed_set`: the small labelled set that all participants hold and on which they exchange posteriors."""
+
+    kind_key = "views"
+    noun = "views"
+
+    share: Share = Field(0.2, description="share of each participant's samples that goes into the seed set")
+    max_samples: Count | None = Field(2000, description="largest size of the seed set [samples]; null: no limit")
     samples_per_round: Count | None = Field(
-        None, description="seed samples S drawn for a round's exchange [samples]; null: the whole seed set"
+        None, description="S, seed samples drawn for the exchange of a round [samples]; null: the whole seed set"
     )
-    labelled: Switch = Field(True, description="whether the seed labels are used; false drops the seed cross-entropy")
-    views: Literal["none", "affine", "mixup", "both", "photo"] = Field(
+    labelled: Switch = Field(True, description="use the seed labels; false: no cross-entropy on the seed set")
+    views: str = Field(
         "affine",
-        description="how a round's seed samples are transformed, the same for every participant: affine (rotation, "
-        "scale, shift), mixup (of pairs), both, photo (crop, flip, colour)",
+        description="transformation of a round's seed samples, the same for every participant: affine (rotation, "
+        "scale, shift), mixup (of pairs), both, or photo (crop, flip, colour)",
     )
-    view_rotation_deg: Number | None = Field(
-        None, ge=0.0, le=180.0, description="largest turn either way, affine and both (15) [degrees]"
+
+
+class NoViews(SeedSetConfig, kind="none"):
+    """Seed samples as they are."""
+
+
+class AffineViews(SeedSetConfig, kind="affine"):
+    """Random rotation, scale and shift."""
+
+    view_rotation_deg: Number = Field(
+        15.0, ge=0.0, le=180.0, description="largest rotation in either direction [degrees]"
     )
-    view_scale: Number | None = Field(
-        None, ge=0.0, lt=1.0, description="largest change of size either way, affine and both (0.1)"
-    )
-    view_shift: Number | None = Field(
-        None,
+    view_scale: Number = Field(0.1, ge=0.0, lt=1.0, description="largest change of size in either direction")
+    view_shift: Number = Field(
+        0.05,
         ge=0.0,
         lt=1.0,
-        description="largest shift along each axis before turn and scale, affine and both (0.05) [of the image's side]",
-    )
-    mixup_alpha: Number | None = Field(
-        None, gt=0.0, le=1e3, description="a pair's weights are Beta(alpha, alpha), mixup and both (0.4)"
+        description="largest shift along each axis, before rotation and scale [share of the image's side]",
     )
 
-    @model_validator(mode="after")
-    def _keys_of_views(self) -> "SeedSetConfig":
-        affine: dict[str, object] = {"view_rotation_deg": 15.0, "view_scale": 0.1, "view_shift": 0.05}
-        mixup: dict[str, object] = {"mixup_alpha": 0.4}
-        uses = {"affine": affine, "mixup": mixup, "both": {**affine, **mixup}}
-        check_kind_keys(self, uses, kind_key="views")
-        return self
+
+class MixupViews(SeedSetConfig, kind="mixup"):
+    """Mixtures of pairs of samples."""
+
+    mixup_alpha: Number = Field(
+        0.4, gt=0.0, le=1e3, description="the weights of a pair are drawn from Beta(alpha, alpha)"
+    )
+
+
+class BothViews(AffineViews, MixupViews, kind="both"):
+    """Affine views, then mixtures of pairs."""
+
+
+class PhotoViews(SeedSetConfig, kind="photo"):
+    """Random crop, flip and colour."""

@@ -1,4 +1,7 @@
-"""How a run is carried out, secured and ended: nothing here moves a number, but threads, codecs and skipped rows."""
+"""Execution of a run: exchange, devices, checkpoints, end.
+
+Only the number of threads, the codec and skipped rows change the run's numbers.
+"""
 
 import re
 from typing import Annotated, Literal
@@ -6,50 +9,80 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config.section import Count, Natural, Number, Section, Switch, check_kind_keys
+from fedh2l_mpi.config.section import (
+    LARGEST,
+    NO_SWITCH,
+    Count,
+    KindSection,
+    Natural,
+    Number,
+    Section,
+    Switch,
+    problem,
+    refuse,
+)
 
 _A_TIME = "must be a time of more than 0, such as 5400, 1:30:00, 90m or 2h"
 
 
-class ExchangeConfig(Section):
-    """Messages between neighbours and between ranks."""
+class ExchangeConfig(KindSection):
+    """Section `exchange`: messages between neighbours and between ranks."""
 
-    codec: Literal["float32", "float16", "bfloat16", "uint8", "top_k"] = Field(
+    kind_key = "codec"
+    noun = "codec"
+
+    codec: str = Field(
         "float32",
-        description="how neighbours' arrays are sent: as they are (float32), in half the bytes (float16, bfloat16); "
-        "posteriors only: log p in steps of 1/16 nat, a byte each (uint8), or the largest of each row (top_k)",
+        description="wire format of the arrays that neighbours exchange: unchanged (float32), half the bytes (float16, "
+        "bfloat16), or for posteriors only: log p in steps of 1/16 nat, one byte each (uint8), or the largest entries "
+        "of each row (top_k)",
     )
-    top_k: Count | None = Field(
-        None, description="how many of a row's posteriors are sent, top_k; the others share the rest evenly"
-    )
-    skip_below: Number | None = Field(
+    skip_below: Annotated[float, Field(ge=0.0), NO_SWITCH] | None = Field(
         None,
-        ge=0.0,
-        description="a row is not sent again while none of its numbers is further than this from what the neighbours "
-        "hold; 0.0: only the same row; null: all are sent; posteriors and logits need seed_set.views=none and "
+        description="send a row again only if an entry differs by more than this from the copy that the neighbours "
+        "hold; 0.0 skips equal rows only; null: send every row; posteriors and logits need seed_set.views=none and "
         "seed_set.samples_per_round=null",
     )
-    deadline_s: Number = Field(300.0, gt=0.0, le=1e9, description="longest wait for a rank before the run is ended [s]")
+    deadline_s: Number = Field(
+        300.0, gt=0.0, le=1e9, description="longest wait for another rank, after which the run ends with an error [s]"
+    )
 
-    @model_validator(mode="after")
-    def _keys_of_codec(self) -> "ExchangeConfig":
-        check_kind_keys(self, {"top_k": {"top_k": ...}}, "codec")
-        return self
+
+class Float32Exchange(ExchangeConfig, kind="float32"):
+    """Entries as they are, 4 bytes each."""
+
+
+class Float16Exchange(ExchangeConfig, kind="float16"):
+    """Entries in 2 bytes, as IEEE half precision."""
+
+
+class BFloat16Exchange(ExchangeConfig, kind="bfloat16"):
+    """Entries in 2 bytes, with float32's range."""
+
+
+class UInt8Exchange(ExchangeConfig, kind="uint8"):
+    """Logarithms of posteriors, one byte each."""
+
+
+class TopKExchange(ExchangeConfig, kind="top_k"):
+    """The largest posteriors of each row."""
+
+    top_k: Count = Field(description="posteriors of each row that are sent; the others share the rest evenly")
 
 
 class DevicesConfig(Section):
-    """Where the arithmetic runs."""
+    """Section `devices`: devices and threads of the arithmetic."""
 
-    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where a device is visible, else CPU")
-    threads: Count = Field(1, description="intra-op threads of a rank; other counts give other last bits")
+    kind: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if a device is visible, else CPU")
+    threads: Count = Field(1, description="CPU threads per rank; changing it changes the last bits of results")
     batching: Literal["off", "like"] = Field(
         "off",
-        description="like: participants of a rank with like models that are chains of linear layers step together; "
-        "the same numbers, sooner",
+        description="like: participants of a rank whose models are equal chains of linear layers train as one batch, "
+        "which gives the same numbers in less time",
     )
-    share: Switch = Field(False, description="whether several ranks of a node may use one GPU")
+    share: Switch = Field(False, description="let several ranks of a node use one GPU")
     map: tuple[Natural, ...] | None = Field(
-        None, description="device of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
+        None, description="GPU of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
     )
 
     @field_validator("batching", mode="before")
@@ -61,36 +94,37 @@ class DevicesConfig(Section):
     @model_validator(mode="after")
     def _map_of_cuda(self) -> "DevicesConfig":
         if self.kind == "cpu" and self.map is not None:
-            raise PydanticCustomError(
-                "unused_key", "map: got {map}, but kind 'cpu' does not use it; set it to null", {"map": list(self.map)}
-            )
+            text = f"got {list(self.map)}, but kind 'cpu' does not use it. Fix: set it to null."
+            refuse(problem("map", self.map, text))
         return self
 
 
 class CheckpointConfig(Section):
-    """What a killed run can go on from."""
+    """Section `checkpoint`: the states from which a run resumes."""
 
     every: Count | None = Field(
-        10, description="rounds between checkpoints [rounds]; null: only on request, when stopped, and at the end"
+        10,
+        description="rounds from one checkpoint to the next [rounds]; null: only on request, when the run is stopped, "
+        "and at the end",
     )
-    keep: Annotated[int, Field(strict=True, ge=2, le=2**31)] = Field(
-        2, description="newest checkpoints that are kept; two at least, as the newest may turn out to be damaged"
+    keep: Annotated[int, Field(strict=True, ge=2, le=LARGEST)] = Field(
+        2, description="number of newest checkpoints to keep; at least two, because the newest may be damaged"
     )
 
 
 class RunConfig(Section):
-    """When a run ends."""
+    """Section `run`: the time limit of a run."""
 
     max_wall: float | str | None = Field(
         None,
-        description="stop in order, with a checkpoint, before this time since the start: seconds, or as H:MM:SS, 90m "
-        "or 2h; null: no limit",
+        description="stop with a checkpoint before this much time has passed since the start: seconds, H:MM:SS, 90m or "
+        "2h; null: no limit",
     )
 
     @field_validator("max_wall", mode="before")
     @classmethod
     def _is_a_time(cls, value: object) -> object:
-        # Before the union is tried, which would tell of each of its branches.
+        # Checked before the union is tried, because the union would report a mistake for each of its branches.
         try:
             if isinstance(value, bool) or not isinstance(value, int | float | str | None):
                 raise ValueError(_A_TIME)
@@ -107,12 +141,12 @@ class RunConfig(Section):
 
 
 def parse_seconds(text: str) -> float:
-    """A time such as `1:30:00`, `1-12:00:00`, `90m`, `2h` or `45.5` in seconds.
+    """Return a time such as `1:30:00`, `1-12:00:00`, `90m`, `2h` or `45.5` in seconds.
 
     Raises
     ------
     ValueError
-        If it is none of these, or not more than 0.
+        If the text is not such a time, or the time is not more than 0.
     """
     with_unit = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     with_colons = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text.strip())

@@ -1,47 +1,84 @@
-"""Every key of the config file in words: what it is called, what it may be, what it means."""
+"""Every key of the config file: its default, allowed values and meaning, as text and as JSON Schema for editors."""
 
 import json
-import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic.fields import FieldInfo
 
 from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.config.section import LARGEST, KindSection, all_fields, allows_null, is_section, users
 from fedh2l_mpi.errors import UserError, did_you_mean
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# Whole numbers are bounded so that products fit in 64 bits; nobody comes near, so texts do not mention it.
+UNBOUNDED = LARGEST
+OWN_CLASS = "package.module:Class"
 
-class Key(typing.NamedTuple):
-    """One key of the config file."""
+
+class Key(NamedTuple):
+    """One key of the config file.
+
+    Attributes
+    ----------
+    name : str
+        Dotted name.
+    default : object
+        Default value. For a key of some kinds only, a text such as `dirichlet: 0.5; quantity: 1.0`, or the value if
+        all these kinds have the same.
+    allowed : str
+        Allowed values.
+    meaning : str
+        Meaning, with the unit in brackets.
+    used_by : tuple of str
+        Kinds of the section that have the key; empty if all have it.
+    """
 
     name: str
     default: Any
     allowed: str
     meaning: str
+    used_by: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kinds = f"\n    used by: {', '.join(self.used_by)}" if self.used_by else ""
+        return f"{self.name}: {self.default_text}\n    {self.allowed}\n    {self.meaning}{kinds}"
+
+    @property
+    def default_text(self) -> str:
+        """Default as it stands in a file, or the defaults of the kinds."""
+        return self.default if isinstance(self.default, Defaults) else json.dumps(self.default)
+
+
+class Defaults(str):
+    """Text of defaults that differ from kind to kind."""
 
 
 def describe_keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
-    """Every key of the config file in its order: dotted name, default, allowed values, meaning with unit."""
-    schema = section.model_json_schema()["properties"]
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from describe_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield Key(f"{prefix}{name}", field.default, _allowed(schema[name]), field.description or "")
+    """Yield every key of the config file, in the order of the file."""
+    for name, field in all_fields(section).items():
+        if is_section(field.annotation):
+            yield from describe_keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+            continue
+        kinds = users(section, name) or _users_own(section, name)
+        allowed = _allowed(_value_schema(section, name, field))
+        yield Key(f"{prefix}{name}", _default(field, kinds), allowed, field.description or "", tuple(kinds))
 
 
 def select_keys(wanted: str | None = None) -> list[Key]:
-    """Keys of a section, a single key, or every key whose name, meaning or words contain a text; None: all keys.
+    """Return the keys of a section, a single key, or all keys with a word in their name, allowed values or meaning.
 
     Raises
     ------
     UserError
-        If nothing contains the text.
+        If no key matches.
     """
     keys = list(describe_keys())
     if wanted is None:
         return keys
     text = wanted.strip().lower().rstrip(".")
-    inside = [key for key in keys if key.name == text or key.name.startswith(f"{text}.")]
-    found = inside or [key for key in keys if text in f"{key.name}\n{key.allowed}\n{key.meaning}".lower()]
+    found = [key for key in keys if key.name == text or key.name.startswith(f"{text}.")]
+    found = found or [key for key in keys if text in str(key).lower()]
     if not found:
         sections = dict.fromkeys(key.name.rpartition(".")[0] for key in keys if "." in key.name)
         known = [*sections, *(key.name for key in keys)]
@@ -53,9 +90,99 @@ def select_keys(wanted: str | None = None) -> list[Key]:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the config file: editors complete and check a YAML file with it."""
-    schema = Config.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "fedh2l_mpi config"}
+    """Return the JSON Schema (draft 2020-12) of the config file, with which editors complete and check a YAML file."""
+    return {"$schema": DIALECT, "title": "Configuration of fedh2l_mpi", **_section_schema(Config)}
+
+
+def _section_schema(section: type[Section]) -> dict[str, Any]:
+    properties = {}
+    for name, field in all_fields(section).items():
+        if is_section(field.annotation):
+            properties[name] = _section_schema(field.annotation)  # type: ignore[arg-type]
+            continue
+        kinds = users(section, name) or _users_own(section, name)
+        schema = _value_schema(section, name, field)
+        if kinds and not allows_null(field):
+            schema = _or_null(schema)
+        default, meaning = _default(field, kinds), field.description or ""
+        if isinstance(default, Defaults):
+            meaning += f" (default {default})"
+        elif default is not ...:
+            schema["default"] = default
+        meaning += f" [used by {', '.join(kinds)}]" if kinds else ""
+        properties[name] = {**schema, "description": meaning}
+    text = (section.__doc__ or "").strip().splitlines()[0]
+    schema = {"description": text, "type": "object", "properties": properties, "additionalProperties": False}
+    rules = _rules_of_kinds(section)
+    return {**schema, "allOf": rules} if rules else schema
+
+
+def _rules_of_kinds(section: type[Section]) -> list[dict[str, Any]]:
+    """Rules of a section with kinds: null for other kinds' keys, and the keys that a kind needs."""
+    if not issubclass(section, KindSection):
+        return []
+    every, rules = all_fields(section), []
+    for name, kind in section.kinds.items():
+        condition: dict[str, Any] = {"properties": {section.kind_key: {"const": name}}}
+        if name != section.default_kind():
+            condition["required"] = [section.kind_key]
+        then: dict[str, Any] = {}
+        others = [key for key in every if key not in kind.model_fields]
+        needed = [key for key, field in kind.model_fields.items() if field.is_required()]
+        if others or needed:
+            then["properties"] = {key: {"type": "null"} for key in others}
+            then["properties"] |= {key: {"not": {"type": "null"}} for key in needed}
+        if needed:
+            then["required"] = needed
+        if then:
+            rules.append({"if": condition, "then": then})
+    return rules
+
+
+def _users_own(section: type[Section], name: str) -> dict[str, FieldInfo]:
+    """The key that only a method of the user's own has."""
+    if name in section.model_fields or not issubclass(section, KindSection):
+        return {}
+    return {cls.kind_name: cls.model_fields[name] for cls in section.classes() if name in cls.model_fields}
+
+
+def _default(field: FieldInfo, kinds: Mapping[str, FieldInfo]) -> Any:
+    """Default value; `...` if the key must be given, and a text where kinds differ."""
+    values = {name: _plain(one) for name, one in kinds.items()} or {"": _plain(field)}
+    shown = {name: "must be given" if value is ... else json.dumps(value) for name, value in values.items()}
+    if len(set(shown.values())) == 1:
+        only = next(iter(values.values()))
+        return Defaults("must be given") if only is ... else only
+    most = max(shown.values(), key=list(shown.values()).count)
+    others = [f"{name}: {text}" for name, text in shown.items() if text != most]
+    return Defaults("; ".join([most, *others]))
+
+
+def _plain(field: FieldInfo) -> Any:
+    return ... if field.is_required() else list(field.default) if isinstance(field.default, tuple) else field.default
+
+
+def _value_schema(section: type[Section], name: str, field: FieldInfo) -> dict[str, Any]:
+    """JSON Schema of a key's value, without default and description."""
+    if issubclass(section, KindSection) and name == section.kind_key:
+        words: dict[str, Any] = {"enum": list(section.kinds)}
+        has_own = len(section.classes()) > len(section.kinds)
+        return {"anyOf": [words, {"type": "string", "pattern": "^[^:]+:[^:]+$"}]} if has_own else words
+    schema = section_of(section, name).model_json_schema()["properties"][name]
+    return {key: value for key, value in schema.items() if key not in ("title", "default", "description")}
+
+
+def section_of(section: type[Section], name: str) -> type[Section]:
+    """Return the section itself, or the first class of a kind that has the key."""
+    if name in section.model_fields or not issubclass(section, KindSection):
+        return section
+    return next(kind for kind in section.classes() if name in kind.model_fields)
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if "enum" in schema:
+        return {"enum": [*schema["enum"], None]}
+    return {**schema, "type": [schema["type"], "null"]}
 
 
 PAGE_HEAD = """\
@@ -89,23 +216,51 @@ def as_page() -> str:
             f"\n## {section or 'The run'}\n\n| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n"
         )
         for key in keys:
-            default = f"`{json.dumps(key.default)}`"
-            cells = (f"`{key.name}`", default, key.allowed, key.meaning)
+            kinds = f" (used by: {', '.join(key.used_by)})" if key.used_by else ""
+            cells = (f"`{key.name}`", f"`{key.default_text}`", key.allowed, key.meaning + kinds)
             page.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return "".join(page)
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:
-    """What a value may be, in words, from its JSON schema."""
+    """Allowed values in words, from their JSON Schema."""
     if "anyOf" in schema:
         return " or ".join(_allowed(one) for one in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         return ", ".join(schema.get("enum", [schema.get("const")]))
-    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    bounds = " and ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
+    if "pattern" in schema:
+        return f"your own as {OWN_CLASS}"
+    if schema["type"] == "array":
+        return _list(schema)
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
-    kinds |= {"array": "list", "object": "map", "null": "null"}
-    return f"{kinds[schema['type']]} {bounds}".strip()
+    kinds |= {"object": "map", "null": "null"}
+    return f"{kinds[schema['type']]} {_range(schema)}".strip()
+
+
+def _list(schema: Mapping[str, Any]) -> str:
+    """A list in words: its length, if it is fixed, and its items."""
+    if "prefixItems" in schema:
+        items = [_allowed(item) for item in schema["prefixItems"]]
+        alike = f"each {items[0]}" if len(set(items)) == 1 else ", ".join(items)
+        return f"list of {len(items)}, {alike}"
+    return f"list of {_allowed(schema['items'])}"
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """Range of a number in words: `from 0 to 1`, `>= 1`, `> 0 and < 1`."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if high is not None and high >= UNBOUNDED and schema["type"] == "integer":
+        high = None
+    if low is not None and high is not None:
+        return f"from {_number(low)} to {_number(high)}"
+    bounds = {">=": low, ">": schema.get("exclusiveMinimum"), "<=": high, "<": schema.get("exclusiveMaximum")}
+    if schema["type"] == "integer" and (bounds["<"] or 0) >= UNBOUNDED:
+        del bounds["<"]
+    return " and ".join(f"{sign} {_number(bound)}" for sign, bound in bounds.items() if bound is not None)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""A YAML file and dotted overrides to a Config; every mistake told by its dotted key, what was got, what is allowed."""
+"""Load a Config from a YAML file and dotted overrides.
+
+The message about a mistake has its dotted key, the value that was given, and the allowed values.
+"""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -13,16 +17,17 @@ from pydantic_core import ErrorDetails
 
 from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config.keys import describe_keys
+from fedh2l_mpi.config.section import all_fields, is_section
 from fedh2l_mpi.errors import UserError, did_you_mean
 
 S = typing.TypeVar("S", bound=Section)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error instead of a silent last-one-wins."""
+    """PyYAML's safe loader, except that a key given twice is an error instead of a silent last-one-wins."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, not when it is constructed: by then a merge may have put another mapping's keys in.
+        # Check here, because a merge may add another mapping's keys before the mapping is constructed.
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key_node, _ in node.value:
@@ -39,7 +44,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (AttributeError, LookupError):
-            # PyYAML takes it that a text fits the tag that somebody wrote before it.
+            # PyYAML assumes that a value fits the tag that the file puts before it, and fails without a line number.
             tag, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
             raise yaml.MarkedYAMLError(
                 problem=f"got {node.value!r} in line {line}, must be a value of !!{tag}"
@@ -47,19 +52,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The config in a YAML file, with dotted overrides put over it; without a file, the built-in default.
+    """Return the config of a YAML file, changed by dotted overrides; without a file, the built-in default.
 
     Parameters
     ----------
     path : path or None
         A YAML file.
     overrides : sequence of str
-        Items like `"topology.degree=3"`; the value is read as YAML.
+        Items such as `"topology.degree=3"`; the value is read as YAML.
 
     Raises
     ------
     UserError
-        If the file cannot be read or parsed, or a value is wrong; the message has one line for each mistake.
+        If the file cannot be read or parsed, or a value is wrong. The message has one line per mistake.
     """
     raw = read_yaml(Path(path)) if path is not None else {}
     for item in overrides:
@@ -68,19 +73,19 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def validate(section: type[S], raw: object, where: str = "") -> S:
-    """What was read, as a section of which every value has been checked.
+    """Return a section made of what was read, with every value checked.
 
     Parameters
     ----------
     section : type
-        `Config`, or the section that another file holds.
+        `Config`, or the section that another file contains.
     where : str
-        Put before the message, such as the file's name and a colon.
+        Start of the message, such as the file's name and a colon.
 
     Raises
     ------
     UserError
-        If a value is wrong; the message has one line for each mistake.
+        If a value is wrong. The message has one line per mistake.
     """
     try:
         return section.model_validate(raw)
@@ -90,18 +95,18 @@ def validate(section: type[S], raw: object, where: str = "") -> S:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, nothing checked but that it is one.
+    """Return the mapping in a YAML file, without any check of its keys and values.
 
     Raises
     ------
     UserError
-        If the file cannot be read or parsed, gives a key twice, or holds something else.
+        If the file cannot be read or parsed, gives a key twice, or does not contain a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        beside = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1)
+        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f" (did you mean {path.with_name(near[0])}?)" if near else ""
         raise UserError(f"{path}: cannot read the config: {error.strerror}{hint}") from None
     except UnicodeDecodeError:
@@ -118,12 +123,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_override(item: str) -> tuple[str, Any]:
-    """An item like `"topology.degree=3"` as its dotted key and its value.
+    """Split an item such as `"topology.degree=3"` into its dotted key and its value.
 
     Raises
     ------
     UserError
-        If it does not look like that, or the value is not YAML.
+        If the item has another form, or the value is not YAML.
     """
     key, equals, text = item.partition("=")
     key = key.strip()
@@ -136,19 +141,19 @@ def parse_override(item: str) -> tuple[str, Any]:
 
 
 def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
-    """Put a value under its dotted key into what was read from a file; `said` names the request in the message.
+    """Set a value by its dotted key in what was read from a file; `said` names the request in messages.
 
     Raises
     ------
     UserError
-        If what the key leads through is a value, not a section.
+        If a part of the key before the last is a value, not a section.
     """
     *parents, last = key.split(".")
     for parent in parents:
         inner = {} if raw.get(parent) is None else raw[parent]
         if not isinstance(inner, dict):
             raise UserError(f"{said}: {parent} is a value, not a section")
-        # A copy: by YAML's anchors, two sections of a file may be one object.
+        # Copy, because two sections of a file may be one object by YAML's anchors.
         raw[parent] = dict(inner)
         raw = raw[parent]
     raw[last] = value
@@ -163,52 +168,42 @@ _BOUNDS = {
 
 
 def _explain(detail: ErrorDetails, root: type[Section]) -> str:
-    """One pydantic error as `dotted.key: got value, what is allowed`."""
+    """Return one pydantic error as `dotted.key: got value, allowed values`."""
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
-    parts, annotation = _place(detail["loc"], root)
+    parts, section = _place(detail["loc"], root)
     where = ".".join(parts)
+    if kind == "problem":
+        return f"{where}: {detail['msg']}"
     if kind == "extra_forbidden":
-        known = list(annotation.model_fields)
+        known = list(all_fields(section))
         keys = describe_keys() if root is Config else ()
         everywhere = [key.name for key in keys if key.name.split(".")[-1] == parts[-1]]
         hint = did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
         return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
     if kind == "literal_error":
-        known = _words(annotation)
+        known = re.findall("'([^']*)'", context["expected"])
         return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{did_you_mean(got, known)}"
     if kind in _BOUNDS:
         key, text = _BOUNDS[kind]
         return f"{where}: got {got!r}, {text.format(context[key])}"
-    if kind in ("unused_key", "needed_key", "rotation_range"):
-        return f"{where}.{detail['msg']}" if where else detail["msg"]
-    if kind == "unknown_name":
-        return f"{where}: {detail['msg']}"
     if kind == "model_type":
         return f"{where}: got {got!r}, must be a section of keys and values"
     return f"{where}: got {got!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str], Any]:
-    """Where pydantic found a mistake, as keys of the file; and what the last of them that is known may hold.
+def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str], type[Section]]:
+    """Return the place of a mistake as keys of the file, and the innermost section around it.
 
-    Pydantic adds names of its own: of the branch of a union, and `[key]` for the key of a map instead of its value.
+    Pydantic adds names of its own, which are left out: the branch of a union, and `[key]` for the key of a map.
     """
-    keys, rest = [], list(location)
+    keys, rest, section = [], list(location), root
     annotation: Any = root
-    while rest and isinstance(annotation, type) and issubclass(annotation, Section):
+    while rest and is_section(annotation):
+        section = annotation
         keys.append(str(rest.pop(0)))
-        field = annotation.model_fields.get(keys[-1])
-        if field is None:
-            break
-        annotation = field.annotation
+        field = all_fields(section).get(keys[-1])
+        annotation = None if field is None else field.annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         named = [branch for branch in typing.get_args(annotation) if branch is not types.NoneType]
         rest = rest[1:] if len(named) > 1 else rest
-    return keys + [str(part) for part in rest if part != "[key]"], annotation
-
-
-def _words(annotation: Any) -> list[str]:
-    """The words of every Literal in an annotation."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return list(typing.get_args(annotation))
-    return [word for inner in typing.get_args(annotation) for word in _words(inner)]
+    return keys + [str(part) for part in rest if part != "[key]"], section

@@ -1,10 +1,24 @@
-"""What every section of the configuration is: keys that are known, values that are checked once and never change."""
+"""Base classes of the configuration's sections: known keys only, each value checked once and never changed."""
 
+import inspect
 from collections.abc import Mapping
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, Any, ClassVar, NoReturn, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError, PydanticKnownError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
+
+from fedh2l_mpi.errors import did_you_mean
 
 
 def _refuse_switch(value: object) -> object:
@@ -13,56 +27,168 @@ def _refuse_switch(value: object) -> object:
     return value
 
 
-# Strict: `rounds: true` is no number, and `seed: "7"` no whole one. The bound keeps every product of two within int64.
-Count = Annotated[int, Field(strict=True, ge=1, le=2**31)]
-Natural = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+# Strict, so that `rounds: true` and `seed: "7"` are errors. The bound keeps a product of two counts within int64.
+LARGEST = 2**31
+Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
 Switch = Annotated[bool, Field(strict=True)]
-# Not strict: YAML takes `1e-4` for text.
-Number = Annotated[float, BeforeValidator(_refuse_switch)]
-Share = Annotated[Number, Field(ge=0.0, lt=1.0)]
+# Not strict, because YAML reads `1e-4` as text. Bounds stand before it, because JSON Schema loses them otherwise.
+NO_SWITCH = BeforeValidator(_refuse_switch)
+Number = Annotated[float, NO_SWITCH]
+Share = Annotated[float, Field(ge=0.0, lt=1.0), NO_SWITCH]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change after validation."""
+    """Part of the configuration. An unknown key is an error; values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def fill(section: Section, **defaults: object) -> None:
-    """Put a default where a key is null. A frozen section's own validators may still do so."""
-    for key, value in defaults.items():
-        if getattr(section, key) is None:
-            object.__setattr__(section, key, value)
+def problem(key: str, value: object, text: str) -> InitErrorDetails:
+    """Describe a problem of a key within a section; `text` follows the dotted key and a colon in the message."""
+    place = tuple(key.split("."))
+    return InitErrorDetails(type=PydanticCustomError("problem", "{text}", {"text": text}), loc=place, input=value)
 
 
-def check_kind_keys(section: Section, uses: Mapping[str, Mapping[str, object]], kind_key: str = "kind") -> Section:
-    """Refuse a key that the section's kind does not use, and fill in the defaults of the keys that it does.
+def refuse(*problems: InitErrorDetails) -> NoReturn:
+    """Raise the problems as one validation error."""
+    raise ValidationError.from_exception_data("config", list(problems))
 
-    Parameters
+
+class KindSection(Section):
+    """Section with keys that depend on its kind; every kind is a subclass, which alone defines its keys and defaults.
+
+    A subclass registers itself by `class Star(TopologyConfig, kind="star")`. A subclass without `kind` is a group of
+    keys that several kinds share. Validation picks the kind's class, so a checked section is an object of that class
+    and has only the keys of its kind. The section itself may be called like its kinds: `TopologyConfig(kind="star")`
+    is a `Star`.
+
+    In a file, null for a key of another kind is ignored, and null for a key of the own kind means its default. Dumps
+    contain the keys of all kinds, with null for those of other kinds, so files of all kinds have the same keys.
+
+    Attributes
     ----------
-    uses : mapping
-        From each kind to its own keys and their defaults; `...` as a default means the key must be given.
     kind_key : str
-        The key that holds the kind.
+        Name of the key that holds the kind; its default is the section's default kind.
+    noun : str
+        Word for the kind in messages.
+    kinds : dict
+        The class of every kind, by name.
+    kind_name : str
+        Name of the class's own kind; empty for the section itself and for groups of keys.
     """
-    kind: str = getattr(section, kind_key)
-    what = "method" if kind_key == "name" else kind_key
-    own = uses.get(kind, {})
-    for key in sorted({key for keys in uses.values() for key in keys}):
-        value = getattr(section, key)
-        if key not in own and value is not None:
-            users = ", ".join(sorted(k for k, keys in uses.items() if key in keys))
-            raise PydanticCustomError(
-                "unused_key",
-                "{key}: got {value}, but {what} {kind} does not use it (used by: {users}); remove it or set it to null",
-                {"key": key, "value": repr(value), "what": what, "kind": repr(kind), "users": users},
-            )
-        if key in own and value is None:
-            if own[key] is ...:
-                raise PydanticCustomError(
-                    "needed_key",
-                    "{key}: must be given for {what} {kind}",
-                    {"key": key, "what": what, "kind": repr(kind)},
-                )
-            fill(section, **{key: own[key]})
-    return section
+
+    kind_key: ClassVar[str] = "kind"
+    noun: ClassVar[str] = "kind"
+    kinds: ClassVar[dict[str, type[Any]]] = {}
+    kind_name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, kind: str = "", **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if kind:
+            cls.kinds[kind] = cls
+        elif KindSection in cls.__bases__:
+            cls.kinds = {}
+        cls.kind_name = kind or vars(cls).get("kind_name", "")
+
+    def __new__(cls, *_: Any, **keys: Any) -> Self:
+        """Create an object of the class of the kind that the keys name."""
+        chosen = cls if cls.kind_name else cls.class_of(keys.get(cls.kind_key, cls.default_kind()))
+        return super().__new__(chosen or cls)
+
+    @classmethod
+    def default_kind(cls) -> str:
+        """Name of the section's default kind."""
+        return str(cls.section().model_fields[cls.kind_key].default)
+
+    @classmethod
+    def section(cls) -> type["KindSection"]:
+        """The section that this class is a kind of."""
+        return next(base for base in cls.__mro__ if KindSection in base.__bases__)
+
+    @classmethod
+    def class_of(cls, kind: object) -> type[Any] | None:
+        """Class of a kind, or None if there is no such kind."""
+        return cls.kinds.get(kind) if isinstance(kind, str) else None
+
+    @classmethod
+    def classes(cls) -> list[type[Any]]:
+        """Classes of all kinds."""
+        return list(cls.kinds.values())
+
+    @classmethod
+    def unknown_kind(cls, kind: object) -> str:
+        """Text of the message about an unknown kind."""
+        return f"got {kind!r}; known: {', '.join(sorted(cls.kinds))}{did_you_mean(kind, list(cls.kinds))}"
+
+    @classmethod
+    def unused_key(cls, key: str, kind: str) -> str:
+        """Reason why this kind refuses a key of other kinds; it follows `got VALUE, but `."""
+        return f"{cls.noun} {kind!r} does not use it (used by: {', '.join(sorted(users(cls.section(), key)))})"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(raw, Mapping):
+            return handler(raw)
+        kind = raw.get(cls.kind_key, cls.kind_name or cls.default_kind())
+        chosen = cls.class_of(kind)
+        if chosen is None:
+            refuse(problem(cls.kind_key, kind, cls.unknown_kind(kind)))
+        if chosen is not cls:
+            if cls.kind_name:
+                refuse(problem(cls.kind_key, kind, f"got {kind!r}, must be {cls.kind_name!r} for {cls.__name__}"))
+            checked: Self = chosen.model_validate(raw)
+            return checked
+        return handler({**cls._own_keys(raw, kind), cls.kind_key: kind})
+
+    @classmethod
+    def _own_keys(cls, raw: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        """Keys for this kind's class: without nulls that only stand for another kind's key or for a default."""
+        common, every = cls.section().model_fields, all_fields(cls.section())
+        own, problems = {}, []
+        for key, value in raw.items():
+            mine = cls.model_fields.get(key)
+            if key in common or key not in every or (mine and (value is not None or allows_null(mine))):
+                own[key] = value
+            elif mine is None and value is not None:
+                text = f"got {value!r}, but {cls.unused_key(key, kind)}. Fix: remove it or set it to null."
+                problems.append(problem(key, value, text))
+        for key, field in cls.model_fields.items():
+            if field.is_required() and own.get(key) is None:
+                problems.append(problem(key, None, f"must be given for {cls.noun} {kind!r}"))
+        if problems:
+            refuse(*problems)
+        return own
+
+    @model_serializer(mode="plain")
+    def _all_keys(self) -> dict[str, Any]:
+        values = {key: getattr(self, key) for key in type(self).model_fields}
+        dumped = {key: value.model_dump() if isinstance(value, Section) else value for key, value in values.items()}
+        return {key: dumped.get(key) for key in all_fields(self.section())}
+
+
+def all_fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """Every key of a section, those of its kinds included, with the field of the first kind that has it."""
+    fields = dict(section.model_fields)
+    if issubclass(section, KindSection):
+        for kind in section.section().classes():
+            fields |= {key: field for key, field in kind.model_fields.items() if key not in fields}
+    return fields
+
+
+def users(section: type[Section], key: str) -> dict[str, FieldInfo]:
+    """Kinds that have a key of their own by this name, with its field; empty for a key that all kinds have."""
+    if key in section.model_fields or not issubclass(section, KindSection):
+        return {}
+    return {name: kind.model_fields[key] for name, kind in section.kinds.items() if key in kind.model_fields}
+
+
+def is_section(annotation: Any) -> bool:
+    """Tell whether a field holds a section instead of a value."""
+    return inspect.isclass(annotation) and issubclass(annotation, Section)
+
+
+def allows_null(field: FieldInfo) -> bool:
+    """Tell whether null is a value of a field."""
+    return NoneType in get_args(field.annotation)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.data.labelled import Labelled, Normalisation
 from fedh2l_mpi.data.partition import Rows, Samples, Share, kept_for_testing, own_domain, partition, partition_natural
 from fedh2l_mpi.data.rotation import rotate, rotations
@@ -78,13 +79,13 @@ def plan(config: Config, source: Source) -> Plan:
         If the data do not suffice for the config.
     """
     natural, labels = source.domains, source.train.labels
-    if natural is None:
+    if natural is None or not isinstance(config.data, Pack):
         domains = len(rotations(config.data.partition))
         shares = partition(labels, config, domains)
         originals = _test_rows(config, len(source.test.labels))
         tests = [Samples(originals, np.full(len(originals), domain)) for domain in range(domains)]
     else:
-        testing = kept_for_testing(labels, natural, config.data.test_share or 0.0)
+        testing = kept_for_testing(labels, natural, config.data.test_share)
         training = np.setdiff1d(np.arange(len(labels)), np.concatenate(testing))
         shares = partition_natural(labels, training, natural, config)
         tests = [_capped(rows, domain, natural, config) for domain, rows in enumerate(testing)]

@@ -3,13 +3,14 @@
 The same on every rank, because it depends on the labels, the config and the seed alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, PartitionConfig
+from fedh2l_mpi.config.data import DirichletPartition, QuantityPartition, ShardPartition
 from fedh2l_mpi.data.sources import NaturalDomains
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
@@ -183,14 +184,13 @@ def _deal(
             f"data.partition.samples_per_participant: {participants} participants with {each} samples each need "
             f"{each * participants}, the training data{where} have {len(labels)}"
         )
-    kinds: dict[str, Callable[[], list[Rows]]] = {
-        "domains": lambda: _equal(labels, participants, each, draw),
-        "iid": lambda: _equal(labels, participants, each, draw),
-        "quantity": lambda: _quantity(labels, participants, each, part.alpha or 1.0, draw),
-        "shards": lambda: _shards(labels, participants, each, part.shards_per_participant or 2, draw),
-        "dirichlet": lambda: _dirichlet(labels, participants, each, part.alpha or 0.5, draw),
-    }
-    return kinds[part.kind]()
+    if isinstance(part, QuantityPartition):
+        return _quantity(labels, participants, each, part.alpha, draw)
+    if isinstance(part, ShardPartition):
+        return _shards(labels, participants, each, part.shards_per_participant, draw)
+    if isinstance(part, DirichletPartition):
+        return _dirichlet(labels, participants, each, part.alpha, draw)
+    return _equal(labels, participants, each, draw)
 
 
 def _equal(labels: Rows, participants: int, each: int, draw: np.random.Generator) -> list[Rows]:

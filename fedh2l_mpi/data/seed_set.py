@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi.config import SeedSetConfig
+from fedh2l_mpi.config.data import AffineViews, MixupViews, PhotoViews
 from fedh2l_mpi.data.augmentation import Affine, Photo
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.rng import Purpose, generator
@@ -78,7 +79,11 @@ class SeedSet:
     def digest(self) -> bytes:
         """SHA-256 of samples, labels, their order and their views: equal digests mean the same seed set."""
         images, labels = self.samples.images, self.samples.labels
-        sha = hashlib.sha256(repr((tuple(images.shape), self.samples_per_round, self.classes, self.config)).encode())
+        # This text is in the digests of stored checkpoints; a key that is added later must not change it.
+        keys = ", ".join(f"{key}={value!r}" for key, value in self.config.model_dump().items())
+        shape = tuple(images.shape)
+        text = f"({shape}, {self.samples_per_round}, {self.classes}, SeedSetConfig({keys}))"
+        sha = hashlib.sha256(text.encode())
         sha.update(images.cpu().contiguous().numpy().data)
         sha.update(labels.cpu().numpy().data)
         # On the CPU, whatever the device: a GPU of another kind may round the last bit in another way.
@@ -102,14 +107,12 @@ class SeedSet:
         """The round's samples transformed as `seed_set.views` says."""
         config, draw = self.config, generator(self.seed, Purpose.SEED_VIEWS, seed.round)
         images, labels, targets = seed.images, seed.labels, seed.targets
-        if config.views in ("affine", "both"):
-            images = Affine(config.view_rotation_deg or 0.0, config.view_scale or 0.0, config.view_shift or 0.0)(
-                images, draw
-            )
-        if config.views == "photo":
+        if isinstance(config, AffineViews):
+            images = Affine(config.view_rotation_deg, config.view_scale, config.view_shift)(images, draw)
+        if isinstance(config, PhotoViews):
             images = Photo()(images, draw)
-        if config.views in ("mixup", "both"):
-            images, labels, targets = mixup(images, labels, self.classes, config.mixup_alpha or 1.0, draw)
+        if isinstance(config, MixupViews):
+            images, labels, targets = mixup(images, labels, self.classes, config.mixup_alpha, draw)
         return SeedRound(seed.round, images, labels, targets)
 
 

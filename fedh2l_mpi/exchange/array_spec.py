@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import ExchangeConfig
+from fedh2l_mpi.config.execution import TopKExchange
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import codecs
 from fedh2l_mpi.exchange.codecs import Codec
@@ -57,14 +58,14 @@ class ArraySpec:
         UserError
             If the config's codec is not for such an array.
         """
-        codec = codecs.build(config.codec, config.top_k)
+        codec = codecs.build(config)
         if codec.distributions_only and not self.sums_to_one:
             fitting = ", ".join(name for name, kind in codecs.KINDS.items() if not kind.distributions_only)
             raise UserError(
                 f"exchange.codec: got {codec.name!r}, which is for posteriors, but the method exchanges {self.name}, "
                 f"whose rows do not sum to 1; use one of {fitting}"
             )
-        if config.top_k is not None and config.top_k > self.columns:
+        if isinstance(config, TopKExchange) and config.top_k > self.columns:
             raise UserError(f"exchange.top_k: got {config.top_k}, must be <= {self.columns}, the number of classes")
         return replace(self, codec=codec, skip_below=config.skip_below)
 

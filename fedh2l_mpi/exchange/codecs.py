@@ -16,6 +16,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.config import ExchangeConfig
+from fedh2l_mpi.config.execution import TopKExchange
+
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -224,13 +227,9 @@ KINDS: dict[str, type[Codec]] = {kind.name: kind for kind in (Float32, Float16, 
 NAMES: dict[int, str] = {kind.number: kind.name for kind in KINDS.values()}
 
 
-def build(name: str, top_k: int | None = None) -> Codec:
-    """The codec of a name of KINDS; `top_k` needs its k."""
-    if name == TopK.name:
-        if top_k is None:
-            raise ValueError("top_k: must be given for the codec of that name")
-        return TopK(top_k)
-    return KINDS[name]()
+def build(config: ExchangeConfig) -> Codec:
+    """Return the codec that the section `exchange` names."""
+    return TopK(config.top_k) if isinstance(config, TopKExchange) else KINDS[config.codec]()
 
 
 def as_distributions(values_RC: Floats) -> Floats:

@@ -4,6 +4,7 @@
 """
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.config.method import CombineOptions
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.methods.d_psgd import DPsgd
@@ -44,7 +45,8 @@ def build(config: Config) -> Method:
     """
     name = config.method.name
     method = (METHODS.get(name) or _users_own(name))(config.method, config.seed_set.labelled)
-    if config.method.combine == "gem_neighbours" and not method.constrains_each_neighbour:
+    per_neighbour = isinstance(config.method, CombineOptions) and config.method.combine == "gem_neighbours"
+    if per_neighbour and not method.constrains_each_neighbour:
         raise UserError(
             f"method.combine: got 'gem_neighbours', but {name!r} makes no gradient for each neighbour; use "
             f"{', '.join(COMBINERS)} (a class that makes them says so by constrains_each_neighbour = True)"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.config import MethodConfig
+from fedh2l_mpi.config.method import CombineOptions, DistillationOptions, DPsgdOptions
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.exchange import ArraySpec, host_memory
@@ -105,8 +106,8 @@ class Method:
 
     @property
     def publishes_first(self) -> bool:
-        """Whether the exchange starts before the local phase, which then hides it, or after it."""
-        return self.config.publish != "after_local"
+        """True if the exchange starts before the local phase, which then hides it; False if it starts after it."""
+        return not isinstance(self.config, DistillationOptions | DPsgdOptions) or self.config.publish == "start"
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """The array that goes to the neighbours, float32 (rows, columns) in host memory.
@@ -138,9 +139,9 @@ class Method:
             participant.step(participant.gradient(participant.private_loss()))
 
     def combined_step(self, participant: Participant, g_private: Tensor, g_seed: Tensor) -> None:
-        """One step along the combination of the two gradients that `method.combine` names; `sum` where none."""
+        """Take one step along a combination of the two gradients: `method.combine`, or their sum without that key."""
         products = self._noted_products(participant, g_private, g_seed)
-        a, b = COMBINERS[self.config.combine or "sum"](products)
+        a, b = COMBINERS[self.config.combine if isinstance(self.config, CombineOptions) else "sum"](products)
         participant.step(g_private.mul_(a[..., None]).add_(g_seed.mul_(b[..., None])))
 
     def step_within_cone(self, participant: Participant, g_private: Tensor, g_terms: list[Tensor]) -> None:
@@ -163,10 +164,12 @@ class Method:
 class PosteriorMethod(Method):
     """A method whose participants publish their posteriors on the round's seed samples, and nothing else."""
 
+    config: DistillationOptions
+
     @property
     def temperature(self) -> float:
-        """T, of the posteriors that are published and of the own ones that are compared with them."""
-        return self.config.temperature or 1.0
+        """T of the published posteriors, and of the own posteriors that are compared with them."""
+        return self.config.temperature
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("posteriors", samples, classes, sums_to_one=True)

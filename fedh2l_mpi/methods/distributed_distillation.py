@@ -23,7 +23,7 @@ class DistributedDistillation(PosteriorMethod):
         """M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own), gradients plainly added."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
-        scale = (self.config.weight_kd or 0.0) * self.temperature**2
+        scale = self.config.weight_kd * self.temperature**2
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())
             own_logits_BC = participant.model(now.seed.images[rows_B])

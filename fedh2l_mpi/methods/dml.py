@@ -6,6 +6,7 @@ Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours
 from torch import Tensor
 
 from fedh2l_mpi import losses
+from fedh2l_mpi.config.method import DmlOptions
 from fedh2l_mpi.methods.base import PosteriorMethod, Round
 from fedh2l_mpi.participant import Participant
 
@@ -18,13 +19,14 @@ class DeepMutualLearning(PosteriorMethod):
     by their number (`weight_kd` = 1 / degree does that).
     """
 
+    config: DmlOptions
     trains_on_seed_set = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
-        scale = (self.config.weight_kd or 0.0) * self.temperature**2 * len(theirs_NSC)
+        scale = self.config.weight_kd * self.temperature**2 * len(theirs_NSC)
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             own_logits_BC = participant.model(now.seed.images[rows_B])
             distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
@@ -33,5 +35,5 @@ class DeepMutualLearning(PosteriorMethod):
             if self.labelled:
                 supervised = losses.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
                 participant.note("loss_seed", supervised)
-                loss = loss + (self.config.weight_ce or 0.0) * supervised
+                loss = loss + self.config.weight_ce * supervised
             participant.step(participant.gradient(loss))

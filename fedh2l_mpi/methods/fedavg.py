@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fedh2l_mpi.config.method import FedProxOptions
 from fedh2l_mpi.methods.base import ParameterMethod, Round
 from fedh2l_mpi.participant import Participant
 
@@ -42,6 +43,8 @@ class FedProx(FedAvg):
     Source: Li et al., "Federated optimization in heterogeneous networks", 2020.
     """
 
+    config: FedProxOptions
+
     def local_phase(self, participant: Participant, now: Round) -> None:
         """E + M steps on private minibatches, each gradient with mu (w - w_0) added."""
         participant.begin(now.index, phase=0)
@@ -49,4 +52,4 @@ class FedProx(FedAvg):
         last_average = weights.clone()
         for _ in range(self.config.local_steps + self.config.mutual_steps):
             gradient = participant.gradient(participant.private_loss())
-            participant.step(gradient.add_(weights - last_average, alpha=self.config.proximal or 0.0))
+            participant.step(gradient.add_(weights - last_average, alpha=self.config.proximal))

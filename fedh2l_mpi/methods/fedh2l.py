@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi import losses as objectives
-from fedh2l_mpi.config import MethodConfig
+from fedh2l_mpi.config.method import FedH2LOptions
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import teachers
 from fedh2l_mpi.methods.base import PosteriorMethod, Round
@@ -22,14 +22,15 @@ class FedH2L(PosteriorMethod):
     arXiv 2101.11296. Schedule and weights are this project's definition.
     """
 
+    config: FedH2LOptions
     trains_on_seed_set = True
     constrains_each_neighbour = True
     takes_batches = True
 
-    def __init__(self, config: MethodConfig, labelled: bool) -> None:
+    def __init__(self, config: FedH2LOptions, labelled: bool) -> None:
         super().__init__(config, labelled)
         # A teacher's weight, and a constraint for every neighbour, are found for one participant at a time.
-        alone = config.combine == "gem_neighbours" or config.teachers not in (None, "each", "mean")
+        alone = config.combine == "gem_neighbours" or config.teachers not in ("each", "mean")
         self.takes_batches = self.takes_batches and not alone
         if not labelled:
             if config.teachers == "seed_accuracy":
@@ -38,13 +39,13 @@ class FedH2L(PosteriorMethod):
                 raise UserError("method.warmup_rounds: needs seed labels, but seed_set.labelled is false")
 
     def exchanges_in(self, round_index: int) -> bool:
-        return round_index >= (self.config.warmup_rounds or 0)
+        return round_index >= self.config.warmup_rounds
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """M steps, each along a combination of the private and the seed gradient at the same weights."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
-        taught = teachers.choose(self.config.teachers or "each", theirs_NSC, now.seed.labels)
+        taught = teachers.choose(self.config.teachers, theirs_NSC, now.seed.labels)
         weight_kd = self.weight_kd(now.index)
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())
@@ -56,10 +57,10 @@ class FedH2L(PosteriorMethod):
 
     def weight_kd(self, round_index: int) -> float:
         """w_kd of a round: 0 in the warm-up, then rising linearly over the ramp to its value."""
-        since = round_index - (self.config.warmup_rounds or 0)
+        since = round_index - self.config.warmup_rounds
         if since < 0:
             return 0.0
-        return (self.config.weight_kd or 0.0) * min(1.0, (since + 1) / ((self.config.ramp_rounds or 0) + 1))
+        return self.config.weight_kd * min(1.0, (since + 1) / (self.config.ramp_rounds + 1))
 
     def _seed_losses(
         self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers, weight_kd: float
@@ -73,7 +74,7 @@ class FedH2L(PosteriorMethod):
         if self.labelled:
             supervised = objectives.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
             participant.note("loss_seed", supervised)
-            losses.append((self.config.weight_ce or 0.0) * supervised)
+            losses.append(self.config.weight_ce * supervised)
         minibatch = taught.on(rows_B)
         parts = minibatch.apart() if self.config.combine == "gem_neighbours" else [minibatch]
         distillations = [self._distillation(own_logits_BC, part) for part in parts]
@@ -82,5 +83,5 @@ class FedH2L(PosteriorMethod):
 
     def _distillation(self, own_logits_BC: Tensor, taught: Teachers) -> Tensor:
         return objectives.mutual_distillation(
-            own_logits_BC, taught.posteriors, self.temperature, self.config.divergence or "forward_kl", taught.weights
+            own_logits_BC, taught.posteriors, self.temperature, self.config.divergence, taught.weights
         )

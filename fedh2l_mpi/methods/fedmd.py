@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi import losses
+from fedh2l_mpi.config.method import FedMDOptions
 from fedh2l_mpi.exchange import ArraySpec, host_memory
 from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.participant import Participant
@@ -24,6 +25,7 @@ class FedMD(Method):
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019, algorithm 1.
     """
 
+    config: FedMDOptions
     trains_on_seed_set = True
     keeps_published = True
     all_steps_in = "mutual"
@@ -32,7 +34,7 @@ class FedMD(Method):
         return ArraySpec("logits", samples, classes)
 
     def exchanges_in(self, round_index: int) -> bool:
-        return round_index >= (self.config.warmup_rounds or 0)
+        return round_index >= self.config.warmup_rounds
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Logits on the round's seed samples, float32 (S, C), kept for the own part of the consensus."""

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fedh2l_mpi import losses
-from fedh2l_mpi.config import MethodConfig
+from fedh2l_mpi.config.method import SeedSupervisedOptions
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods.base import Method, Round
 from fedh2l_mpi.participant import Participant
@@ -15,10 +15,11 @@ class SeedSupervised(Method):
     It is FedH2L without distillation: the same samples, steps and combination of gradients.
     """
 
+    config: SeedSupervisedOptions
     trains_on_seed_set = True
     takes_batches = True
 
-    def __init__(self, config: MethodConfig, labelled: bool) -> None:
+    def __init__(self, config: SeedSupervisedOptions, labelled: bool) -> None:
         super().__init__(config, labelled)
         if not labelled:
             raise UserError(f"seed_set.labelled: got False, but method {config.name!r} learns from the seed labels")
@@ -30,5 +31,5 @@ class SeedSupervised(Method):
             g_private = participant.gradient(participant.private_loss())
             supervised = losses.cross_entropy(participant.model(now.seed.images[rows_B]), now.seed.targets[rows_B])
             participant.note("loss_seed", supervised)
-            g_seed = participant.gradient((self.config.weight_ce or 0.0) * supervised)
+            g_seed = participant.gradient(self.config.weight_ce * supervised)
             self.combined_step(participant, g_private, g_seed)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.config.topology import ErdosRenyi, RandomRegular
 from fedh2l_mpi.planning.traffic import Links, MessageSize, expected_links, links
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.topology import check_fits, draw
@@ -89,10 +90,9 @@ def _expected(config: Config, hosting: Hosting) -> Links | None:
     pairs = participants * (participants - 1) / 2
     if graph.kind == "complete" and pairs > DRAWN_EDGES:
         return expected_links(1.0, hosting)
-    probability = graph.probability or 0.0
-    if graph.kind == "erdos_renyi" and (pairs > DRAWN_PAIRS or pairs * probability > DRAWN_EDGES):
-        return expected_links(probability, hosting)
-    if graph.kind == "random_regular" and participants * (graph.degree or 0) / 2 > DRAWN_EDGES:
+    if isinstance(graph, ErdosRenyi) and (pairs > DRAWN_PAIRS or pairs * graph.probability > DRAWN_EDGES):
+        return expected_links(graph.probability, hosting)
+    if isinstance(graph, RandomRegular) and participants * graph.degree / 2 > DRAWN_EDGES:
         check_fits(graph, participants)
-        return expected_links((graph.degree or 0) / (participants - 1), hosting, graph.degree)
+        return expected_links(graph.degree / (participants - 1), hosting, graph.degree)
     return None

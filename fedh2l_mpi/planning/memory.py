@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, OptimizerConfig
+from fedh2l_mpi.config.method import CombineOptions
 from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning.traffic import Links, MessageSize, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -270,7 +271,7 @@ def _step_bytes(
         # Whoever has the most neighbours now, in a later graph it may be anybody.
         degree_R[:] = degree_R.max()
     vectors_R, passes = np.full_like(degree_R, STEP_VECTORS), 1
-    if config.method.combine == "gem_neighbours":
+    if isinstance(config.method, CombineOptions) and config.method.combine == "gem_neighbours":
         # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides. The
         # seed minibatch's forward pass, kept for all of these, lives on until the next one's.
         vectors_R, passes = 2 * (degree_R + 2) + 3, 2

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedh2l_mpi.config import ExchangeConfig
+from fedh2l_mpi.config.execution import TopKExchange
 from fedh2l_mpi.planning import requirements
 from fedh2l_mpi.planning.cluster_model import ClusterModel, Forecast
 from fedh2l_mpi.planning.overhead import OFF_MEDIAN, OFF_MOST, OFF_SHARED
@@ -82,7 +83,7 @@ def _who(told: RunPlan) -> RenderableType:
 
 def _codec(config: ExchangeConfig) -> str:
     """The codec, such as `top_k, k = 3`."""
-    return config.codec + (f", k = {config.top_k}" if config.top_k is not None else "")
+    return config.codec + (f", k = {config.top_k}" if isinstance(config, TopKExchange) else "")
 
 
 def _memory(told: RunPlan) -> RenderableType:

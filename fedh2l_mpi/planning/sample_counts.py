@@ -3,7 +3,9 @@
 import numpy as np
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.data import federated
+from fedh2l_mpi.data.rotation import rotations
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import requirements
@@ -24,8 +26,7 @@ def assume_counts(config: Config, source: Source) -> SampleCounts:
     Where the config asks for an equal part of too little, everyone is given one minibatch.
     """
     labels = len(source.train.labels)
-    share = config.data.test_share if source.domains is not None else None
-    training = labels if share is None else round(labels * (1 - share))
+    training = round(labels * (1 - config.data.test_share)) if isinstance(config.data, Pack) else labels
     each = config.data.partition.samples_per_participant or training // config.size
     seed, validation = _split(config, each)
     if each - seed - validation < 1:
@@ -52,7 +53,7 @@ def _split(config: Config, each: int) -> tuple[int, int]:
 
 def _tests(config: Config, source: Source) -> list[int]:
     wanted = config.evaluation.test_samples_per_domain
-    if source.domains is None:
-        return [wanted or len(source.test.labels)] * (config.data.partition.domains or 1)
+    if source.domains is None or not isinstance(config.data, Pack):
+        return [wanted or len(source.test.labels)] * len(rotations(config.data.partition))
     rows = np.bincount(source.domains.of_row, minlength=len(source.domains.names))
-    return [wanted or round((config.data.test_share or 0.0) * int(count)) for count in rows]
+    return [wanted or round(config.data.test_share * int(count)) for count in rows]

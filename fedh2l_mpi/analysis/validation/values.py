@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import Report
-from fedh2l_mpi.config import METHOD_KEYS, Config
+from fedh2l_mpi.config import Config, MethodConfig
 from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS
 
 # Memory that a block of rounds may take, all its arrays together.
@@ -220,7 +220,7 @@ def _see_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], row
         return lambda r, *place: f"{_place(name, rounds_R[r], place)}: got {values[(r, *place)]}, must be {expected}"
 
     always = list(ALWAYS)
-    if config is not None and config.method.name in METHOD_KEYS and config.method.local_steps:
+    if config is not None and config.method.name in MethodConfig.kinds and config.method.local_steps:
         always.append("loss_private")
     for name in always:
         if name in rows:

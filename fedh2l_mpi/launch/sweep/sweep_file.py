@@ -53,7 +53,7 @@ class TableConfig(Section):
         for name in columns:
             if name not in known:
                 raise PydanticCustomError(
-                    "unknown_name",
+                    "problem",
                     "got {name}; known: {known}{hint}",
                     {"name": repr(name), "known": ", ".join(known), "hint": did_you_mean(name, known)},
                 )

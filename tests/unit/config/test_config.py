@@ -1,14 +1,30 @@
 """Configuration: what is accepted, what is refused, and how clearly."""
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
 from helpers.launching import ROOT
+from pydantic import ValidationError
 
-from fedh2l_mpi.config import Config, Section, loading
+from fedh2l_mpi.config import (
+    Config,
+    DataConfig,
+    ExchangeConfig,
+    MethodConfig,
+    PartitionConfig,
+    Section,
+    SeedSetConfig,
+    TopologyConfig,
+    loading,
+)
 from fedh2l_mpi.config.keys import describe_keys
+from fedh2l_mpi.config.method import FedProxOptions
+from fedh2l_mpi.config.section import all_fields, is_section, users
+from fedh2l_mpi.config.topology import SmallWorld
 from fedh2l_mpi.errors import UserError
 
 CONFIGS = ROOT / "configs"
@@ -46,7 +62,7 @@ CONFIGS = ROOT / "configs"
         ("topology.degree=3", "topology.degree: got 3, but kind 'ring' does not use it .*remove it or set it to null"),
         ("topology.redraw_every=2", "topology.redraw_every: got 2, but kind 'ring' is not random"),
         ("topology.kind=edge_list", "topology.path: must be given for kind 'edge_list'"),
-        ("data.partition.alpha=1", "data.partition.alpha: got 1.0, but kind 'domains' does not use it"),
+        ("data.partition.alpha=1", "data.partition.alpha: got 1, but kind 'domains' does not use it"),
         ("data.partition.domains=10", "data.partition.rotation_step_deg: .* must be under 180"),
         ("optimizer.momentum=0.9", "optimizer.momentum: got 0.9, but adam does not use it"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
@@ -69,13 +85,14 @@ def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
     assert "\n" not in str(error.value)
 
 
-def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and annotation of everything in the config that is no section."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any, list[str]]]:
+    """Dotted key and annotation of everything in the config that is no section, and what makes a config have it."""
+    for name, field in all_fields(section).items():
+        if is_section(field.annotation):
             yield from fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field.annotation
+            continue
+        kinds = list(users(section, name)) or (["mine:Mine"] if name not in section.model_fields else [])
+        yield f"{prefix}{name}", field.annotation, [f"{prefix}{section.kind_key}={kinds[0]}"] if kinds else []
 
 
 def inside(annotation: Any) -> list[Any]:
@@ -83,22 +100,58 @@ def inside(annotation: Any) -> list[Any]:
     return [annotation, *(part for inner in get_args(annotation) for part in inside(inner))]
 
 
-WORDS = {key: kinds[-1] for key, of in fields(Config) if (kinds := [k for k in inside(of) if get_origin(k) is Literal])}
+def words() -> Iterator[Any]:
+    for key, of, settings in fields(Config):
+        if literals := [kind for kind in inside(of) if get_origin(kind) is Literal]:
+            yield pytest.param(key, get_args(literals[-1]), settings, id=key)
+    for section in (TopologyConfig, PartitionConfig, DataConfig, SeedSetConfig, ExchangeConfig):
+        name = {PartitionConfig: "data.partition", SeedSetConfig: "seed_set"}.get(
+            section, section.__name__.removesuffix("Config").lower()
+        )
+        yield pytest.param(f"{name}.{section.kind_key}", tuple(section.kinds), [], id=f"{name}.{section.kind_key}")
 
 
-@pytest.mark.parametrize("key", WORDS)
-def test_a_wrong_word_is_refused_with_all_the_words_that_are_known(key):
+@pytest.mark.parametrize(("key", "known", "settings"), list(words()))
+def test_a_wrong_word_is_refused_with_all_the_words_that_are_known(key, known, settings):
     with pytest.raises(UserError) as error:
-        loading.load(None, [f"{key}=wrong"])
-    assert str(error.value).startswith(f"{key}: got 'wrong'; known: {', '.join(sorted(get_args(WORDS[key])))}")
+        loading.load(None, [*settings, f"{key}=wrong"])
+    assert len(known) > 1
+    assert str(error.value).startswith(f"{key}: got 'wrong'; known: {', '.join(sorted(known))}")
 
 
-@pytest.mark.parametrize("key", [key for key, of in fields(Config) if float in inside(of)])
-def test_true_is_no_number(key):
+@pytest.mark.parametrize(
+    ("key", "settings"), [(key, settings) for key, of, settings in fields(Config) if float in inside(of)]
+)
+def test_true_is_no_number(key, settings):
     values = ("[true, 0.9]", "[0.9, true]") if key == "optimizer.betas" else ("true",)
     for value in values:
-        with pytest.raises(UserError, match=rf"^{key}\S*: got True"):
-            loading.load(None, [f"{key}={value}"])
+        with pytest.raises(UserError, match=rf"^{key}\S*: got True[;,] (input should be|must be)"):
+            loading.load(None, [*settings, f"{key}={value}"])
+
+
+def test_every_section_with_kinds_has_one_class_per_kind_and_its_own_keys_only():
+    config = loading.load(None, ["topology.kind=small_world", "method.name=fedprox"])
+    assert isinstance(config.topology, SmallWorld)
+    assert (config.topology.degree, config.topology.probability) == (4, 0.1)
+    assert isinstance(config.method, FedProxOptions)
+    assert not hasattr(config.method, "temperature")
+    assert config.method == MethodConfig(name="fedprox") == FedProxOptions()
+    with pytest.raises(ValidationError, match="must be 'fedprox' for FedProxOptions"):
+        FedProxOptions(name="fedh2l")
+
+
+def test_a_null_is_no_setting():
+    # Of a key of another kind it is ignored; of a key of the own kind it means the default.
+    nulls = ["method.name=dml", "method.combine=null", "method.temperature=null", "topology.degree=null"]
+    assert loading.load(None, nulls) == loading.load(None, ["method.name=dml"])
+    assert loading.load(None, ["data.partition.domains=null"]) == Config()
+    with pytest.raises(UserError, match="exchange.top_k: must be given for codec 'top_k'"):
+        loading.load(None, ["exchange.codec=top_k", "exchange.top_k=null"])
+
+
+def test_a_copy_keeps_its_kind():
+    for section in (MethodConfig(name="mine:Mine"), MethodConfig(name="fedavg"), TopologyConfig(kind="star")):
+        assert copy.deepcopy(section) == section == pickle.loads(pickle.dumps(section)) == section.model_copy()
 
 
 @pytest.mark.parametrize(
@@ -206,12 +259,12 @@ def test_participants_follow_the_ranks_unless_given(participants, ranks, launche
 
 
 def test_more_ranks_than_participants_are_refused_with_the_way_out():
-    with pytest.raises(UserError, match="the config has 3, but mpirun started 4 ranks; use -n 3 or fewer"):
+    with pytest.raises(UserError, match="the config has 3, but mpirun started 4 ranks. Fix: use -n 3 or fewer"):
         Config(participants=3).resolved(4, launched=True)
 
 
 def test_a_map_of_models_must_name_every_participant_once():
-    with pytest.raises(UserError, match=r"missing: \[1\], unknown: \[7\]"):
+    with pytest.raises(UserError, match=r"Missing: \[1\], unknown: \[7\]"):
         Config(participants=2, models={0: "mlp", 7: "cnn"}).resolved(1, launched=False)
     resolved = Config(participants=2, models={0: "mlp", 1: "cnn"}).resolved(1, launched=False)
     assert [resolved.architecture(index) for index in range(2)] == ["mlp", "cnn"]

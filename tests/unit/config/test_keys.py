@@ -8,7 +8,9 @@ import yaml
 from helpers.launching import ROOT
 from jsonschema import Draft202012Validator
 
+from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.keys import json_schema, select_keys
+from fedh2l_mpi.config.loading import validate
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.sweep import sweep_file
 
@@ -48,6 +50,15 @@ def test_the_schema_accepts_a_method_and_a_model_of_the_users_own():
         ({"method": {"temprature": 2.0}}, "method: .*'temprature' was unexpected"),
         ({"methods": {}}, "'methods' was unexpected"),
         ({"topology": {"kind": "rign"}}, "topology.kind: 'rign' is not one of"),
+        ({"method": {"temperature": 0}}, "method.temperature: 0 is less than the minimum of 0.01"),
+        ({"method": {"combine": "gme"}}, "method.combine: 'gme' is not one of"),
+        ({"method": {"name": "fedhl2"}}, "method.name: 'fedhl2' is not valid"),
+        ({"method": {"name": "fedavg", "temperature": 2.0}}, "method.temperature: 2.0 is not of type 'null'"),
+        ({"method": {"proximal": 0.1}}, "method.proximal: 0.1 is not of type 'null'"),
+        ({"topology": {"degree": 3}}, "topology.degree: 3 is not of type 'null'"),
+        ({"exchange": {"codec": "top_k"}}, "exchange: 'top_k' is a required property"),
+        ({"seed_set": {"share": 1.0}}, "seed_set.share: 1.0 is greater than or equal to the maximum of 1"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr: 0 is less than or equal to the minimum of 0"),
         ({"rounds": 0}, "rounds: 0 is less than the minimum of 1"),
         ({"rounds": "many"}, "rounds: 'many' is not of type 'integer'"),
         ({"optimizer": {"betas": [0.9, 0.99, 0.999]}}, "optimizer.betas: .*too long"),
@@ -56,6 +67,50 @@ def test_the_schema_accepts_a_method_and_a_model_of_the_users_own():
 def test_the_schema_refuses_a_wrong_config_by_its_key(config, says):
     (found,) = problems(config)
     assert re.search(says, found), found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": {"name": "fedavg", "temperature": None}},
+        {"method": {"name": "d_psgd", "publish": "start"}},
+        {"topology": {"kind": "small_world", "degree": None, "redraw_every": 3}},
+        {"topology": {"kind": "edge_list", "path": "edges.txt"}},
+        {"exchange": {"codec": "top_k", "top_k": 3, "skip_below": 0.0}},
+        {"models": {0: "mlp", 1: "torchvision:resnet18"}, "weights": {"mlp": "mlp.pt"}},
+        {"run": {"max_wall": "1:30:00"}, "devices": {"map": [0, 0]}},
+    ],
+)
+def test_the_schema_accepts_what_loads(config):
+    text = yaml.safe_dump(config)
+    assert problems(yaml.safe_load(text)) == []
+    validate(Config, yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "allowed", "used_by"),
+    [
+        ("method.temperature", 1.0, "number from 0.01 to 1000", ("fedh2l", "dml", "distributed_distillation")),
+        ("method.warmup_rounds", "0; fedmd: 5", "whole number >= 0", ("fedh2l", "fedmd")),
+        ("method.publish", '"start"; d_psgd: "after_local"', "start, after_local", None),
+        ("method.weight_kd", 1.0, "number from 0 to 1000000", None),
+        ("method.options", {}, "map", ("package.module:Class",)),
+        ("data.partition.alpha", "0.5; quantity: 1.0", "number > 0 and <= 1000000", ("dirichlet", "quantity")),
+        ("topology.path", "must be given", "text", ("edge_list",)),
+        ("topology.kind", "ring", None, ()),
+        ("seed_set.share", 0.2, "number >= 0 and < 1", ()),
+        ("optimizer.betas", [0.9, 0.999], "list of 2, each number >= 0 and < 1", ()),
+        ("exchange.skip_below", None, "number >= 0 or null", ()),
+        ("participants", None, "whole number >= 1 or null", ()),
+        ("seed", 0, "whole number >= 0", ()),
+        ("devices.batching", "off", "off, like", ()),
+    ],
+)
+def test_a_key_has_its_default_its_range_and_its_kinds(name, default, allowed, used_by):
+    (key,) = (key for key in select_keys() if key.name == name)
+    assert key.default == default
+    assert allowed in (None, key.allowed)
+    assert used_by in (None, key.used_by)
 
 
 def test_keys_are_selected_by_section_key_or_word():

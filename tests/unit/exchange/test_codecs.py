@@ -87,7 +87,7 @@ def test_random_arrays_of_random_shapes_keep_the_bound(name, k, seed):
 
 
 def test_uint8_keeps_every_ratio_and_raises_what_is_under_its_floor():
-    codec = codecs.build("uint8")
+    codec = codecs.build(ExchangeConfig(codec="uint8"))
     step, floor = codec.STEP, codec.FLOOR
     assert float(Decimal(-step).exp()) == codec.RATIO
     assert floor == pytest.approx(math.exp(-255 * step), rel=1e-12)
@@ -120,7 +120,7 @@ def test_half_precisions_are_those_of_torch_for_every_kind_of_number():
     values = bits.view(np.float32)
     values = np.concatenate([values, np.float32([0.0, -0.0, 1e-45, 65504.0, -65504.0, 1 + 2**-8, 1 + 3 * 2**-8])])
     for name, kind in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
-        codec = codecs.build(name)
+        codec = codecs.build(ExchangeConfig(codec=name))
         fitting = values[np.abs(values) <= codec.largest][None]
         assert codec.largest == torch.finfo(kind).max
         assert fitting.shape[1] > 10_000

@@ -8,7 +8,7 @@ from helpers.runs_in_process import run
 from fedh2l_mpi import methods, metrics
 from fedh2l_mpi.analysis import summary
 from fedh2l_mpi.analysis.run import look_at
-from fedh2l_mpi.config import ExchangeConfig, loading
+from fedh2l_mpi.config import ExchangeConfig, MethodConfig, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec, Exchange
 from fedh2l_mpi.exchange.message import Message
@@ -195,11 +195,9 @@ def test_rows_that_are_of_other_inputs_in_every_round_are_refused(overrides, say
     config = loading.load(None, ["exchange.skip_below=0.1", *overrides]).resolved(1, launched=False)
     with pytest.raises(UserError, match=says):
         methods.build(config)
-    parameters = config.model_copy(
-        update={"method": config.method.model_copy(update={"name": "d_psgd"}), "models": ("cnn",)}
-    )
+    parameters = config.model_copy(update={"method": MethodConfig(name="d_psgd"), "models": ("cnn",)})
     assert methods.build(parameters).shares_parameters
-    baseline = config.model_copy(update={"method": config.method.model_copy(update={"name": "independent"})})
+    baseline = config.model_copy(update={"method": MethodConfig(name="independent")})
     assert methods.build(baseline).array(None, 1, 1) is None
 
 

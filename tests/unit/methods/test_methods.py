@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedh2l_mpi import methods
-from fedh2l_mpi.config import METHOD_KEYS, EvaluationConfig, MethodConfig, OptimizerConfig, loading
+from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig, loading
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
@@ -51,7 +51,7 @@ def method(name: str, labelled: bool = True, **keys: object) -> Method:
 
 
 def test_every_method_of_the_config_exists_and_no_other():
-    assert set(METHODS) == set(METHOD_KEYS)
+    assert set(METHODS) == set(MethodConfig.kinds)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -353,10 +353,13 @@ def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint
     ("settings", "says"),
     [
         (["method.name=fedhl2"], "method.name: got 'fedhl2'; known: independent, .*did you mean 'fedh2l'"),
-        (["method.name=independent", "method.temperature=2"], "method.temperature: got 2.0, but method 'independent'"),
+        (["method.name=independent", "method.temperature=2"], "method.temperature: got 2, but method 'independent'"),
         (["method.name=dml", "method.combine=gem"], "method.combine: got 'gem', but method 'dml' does not use it"),
         (["method.name=pooled", "method.combine=gem_neighbours"], "gem_neighbours needs neighbours"),
-        (["method.options={a: 1}"], "method.options: are for your own method, not for 'fedh2l'"),
+        (
+            ["method.options={a: 1}"],
+            "method.options: got {'a': 1}, but options are for your own method, not for 'fedh2l'",
+        ),
     ],
 )
 def test_keys_that_a_method_does_not_use_are_refused_by_name(settings, says):

@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fedh2l_mpi import methods, metrics
-from fedh2l_mpi.config import Config, TopologyConfig, loading
+from fedh2l_mpi.config import Config, ExchangeConfig, TopologyConfig, loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
@@ -74,7 +74,8 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
 
 @pytest.mark.parametrize("codec", codecs.KINDS)
 def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
-    array = ArraySpec("posteriors", 20_000, 10, True, codecs.build(codec, 3), skip_below=0.01)
+    exchange = ExchangeConfig(codec=codec, top_k=3 if codec == "top_k" else None)
+    array = ArraySpec("posteriors", 20_000, 10, True, codecs.build(exchange), skip_below=0.01)
     posteriors = torch.full((20_000, 10), 0.1).numpy()
     rows = HeldRows(array, [0])
     tracemalloc.start()

@@ -65,7 +65,7 @@ def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write)
     )
     methods = [element.config.method for element in sweep.elements]
     assert labels(sweep) == ["fedh2l", "dml", "fedmd,warmup_rounds=2,local_steps=9"]
-    assert [method.combine for method in methods] == ["gem", None, None]
+    assert [method.model_dump()["combine"] for method in methods] == ["gem", None, None]
     assert [(method.local_steps, method.mutual_steps) for method in methods] == [(3, 4), (3, 4), (9, 4)]
     assert all(element.config.rounds == 7 for element in sweep.elements)
 
