@@ -1,6 +1,6 @@
-"""Read, summarise, compare and draw runs from their metrics files. Imports neither torch nor MPI.
+"""Read, summarise, compare, plot and export the metrics files of runs, without torch and MPI.
 
-`build` and every room above it may import it.
+Rooms from `build` upwards may import it.
 """
 
 from fedh2l_mpi.analysis.dataset import open_run, open_runs

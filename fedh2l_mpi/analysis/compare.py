@@ -1,4 +1,4 @@
-"""Runs from anywhere in one table: grouped by what differs in their configs, differences paired by seed.
+"""Compare runs in one table, grouped by the differences in their configs, with differences paired by seed.
 
 Shape letter: E evaluated rounds.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fedh2l_mpi.analysis import grouping, statistics, tables
-from fedh2l_mpi.analysis.finished_runs import Finished, finished, newest
+from fedh2l_mpi.analysis.finished_runs import FinishedRun, keep_newest, read_finished
 from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread
 from fedh2l_mpi.analysis.statistics import BySeed, Difference
 from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
@@ -27,22 +27,22 @@ from fedh2l_mpi.runtime.units import size
 
 MEASURES = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
 FORMATS = ("terminal", "markdown", "csv", "latex")
-# As in a batch log's other tables.
+# Columns of a table in a batch log.
 WIDTH_OF_A_LOG = 120
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seeds.
+    """Runs that differ in their seeds only.
 
     Attributes
     ----------
     label : str
-        Its name, from the settings that tell it from the other groups.
+        Name made of the settings that distinguish it from the other groups.
     settings : mapping
         These settings, by dotted key.
     outcomes : sequence of Outcome
-        In the order of their seeds, each seed once.
+        One outcome for each seed, in the order of seeds.
     """
 
     label: str
@@ -51,24 +51,24 @@ class Group:
     outcomes: Sequence[Outcome]
 
     def by_seed(self, measure: str) -> BySeed:
-        """What each seed came to."""
+        """Return the value of a measure for each seed."""
         return {outcome.seed: outcome.values[measure] for outcome in self.outcomes}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, and what there is to be said about them.
+    """Groups of runs, the measures to compare, and notes.
 
     Attributes
     ----------
     measures : sequence of str
         Fields of the metrics file.
     baseline : Group
-        One of the groups, to which the others are compared.
+        The group that the others are compared to.
     confidence : float
-        Of the intervals.
+        Confidence of the intervals.
     notes : sequence of str
-        What was left out and why, and what else makes the groups differ, a line each.
+        One line for each run that was left out, and for other differences between the groups.
     """
 
     groups: Sequence[Group]
@@ -78,11 +78,11 @@ class Comparison:
     notes: Sequence[str]
 
     def less_baseline(self, group: Group, measure: str) -> Difference:
-        """A group's difference to the baseline."""
+        """Return a group's difference to the baseline."""
         return statistics.difference(group.by_seed(measure), self.baseline.by_seed(measure), self.confidence)
 
     def best(self, measure: str) -> Group | None:
-        """The group that is better than every other, if the runs support that of any."""
+        """Return the group that is better than every other, or None if the runs do not show that of any."""
         higher = _higher_is_better(measure)
         if higher is None:
             return None
@@ -98,7 +98,7 @@ def compare(
     baseline: str | None = None,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Groups of finished runs, by the settings in which they differ; seeds, places and speeds make no groups.
+    """Group finished runs by the settings in which they differ, except seeds, locations and speeds.
 
     Parameters
     ----------
@@ -107,35 +107,35 @@ def compare(
     by : sequence of str
         Keys or sections of the config to group by instead.
     ignore : sequence of str
-        Keys or sections of the config to group by in no case.
+        Keys or sections of the config that never make groups.
     measures : sequence of str
         Fields of the metrics file.
     baseline : str or None
-        Label of the group to compare to; None: that of `independent`, if it is the only one, or else the first.
+        Label of the group to compare to; None: the group of method `independent`, if there is one only, else the first.
 
     Raises
     ------
     UserError
-        If a key, measure or group is not known, or no run is left.
+        If a key, measure or group is unknown, or no run is left.
     """
     if not 0.0 < confidence < 1.0:
-        raise UserError(f"--confidence: got {confidence:g}, must be between 0 and 1, such as 0.95")
+        raise UserError(f"--confidence: got {confidence:g}, must be between 0 and 1, such as 0.95.")
     for name in measures:
         if name not in UNITS:
-            raise UserError(f"--measure: got {name!r}; known: {', '.join(UNITS)}{did_you_mean(name, list(UNITS))}")
-    found, notes = finished(paths)
+            raise UserError(f"--measure: got {name!r}. Known: {', '.join(UNITS)}{did_you_mean(name, list(UNITS))}")
+    found, notes = read_finished(paths)
     if not found:
         lines = notes or ["no run was named"]
-        raise UserError("compare: no finished run to compare\n  " + "\n  ".join(lines))
+        raise UserError("compare: there is no finished run to compare.\n  " + "\n  ".join(lines))
     keys = _keys(found, by, ignore)
-    found, twice = newest(found, keys)
+    found, twice = keep_newest(found, keys)
     groups = _groups(found, keys)
     notes = [*notes, *twice, *_what_else_differs(found, keys, ignore), *_unknown(groups, measures)]
     return Comparison(groups, list(dict.fromkeys(measures)), _baseline(groups, baseline), confidence, notes)
 
 
 def render(comparison: Comparison, format: str) -> str:
-    """The comparison as text in one of FORMATS; the notes are not in it."""
+    """Return the comparison as text in one of FORMATS, without its notes."""
     if format == "csv":
         return _csv(comparison)
     if format == "terminal":
@@ -144,11 +144,11 @@ def render(comparison: Comparison, format: str) -> str:
         return "\n".join(map(tables.markdown, _tables(comparison, "Bold")))
     if format == "latex":
         return "\n".join([tables.LATEX_NEEDS, *map(tables.latex, _tables(comparison, "Bold"))])
-    raise UserError(f"--format: got {format!r}; known: {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
+    raise UserError(f"--format: got {format!r}. Known: {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
 
 
 def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
-    """Write the groups' learning curves, one over the other, and give a note on each group that is not drawn.
+    """Draw the learning curves of all groups into one figure; return a note for each group that is not drawn.
 
     Raises
     ------
@@ -161,35 +161,35 @@ def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
     lacking = [label for label, runs in runs_by_label.items() if not runs]
     if len(lacking) == len(runs_by_label):
         raise UserError(
-            "--plot: nothing to draw: in no group were all runs evaluated in the same round; group also by what makes "
-            "their rounds differ"
+            "--plot: there is nothing to draw, because no group has a round in which all of its runs were evaluated. "
+            "Group also by the key that makes their rounds differ."
         )
     plot_overlay(runs_by_label, title, out)
-    return [f"the runs of {label} were never all evaluated in the same round: not drawn" for label in lacking]
+    return [f"not drawn: {label} has no round in which all of its runs were evaluated" for label in lacking]
 
 
-def _keys(found: Sequence[Finished], by: Sequence[str], ignore: Sequence[str]) -> list[str]:
-    """The keys to group by."""
+def _keys(found: Sequence[FinishedRun], by: Sequence[str], ignore: Sequence[str]) -> list[str]:
+    """Return the keys to group by."""
     settings = [run.settings for run in found]
-    ignored = set(grouping.named(ignore, "--ignore", settings))
+    ignored = set(grouping.expand_keys(ignore, "--ignore", settings))
     if by:
-        asked = grouping.named(by, "--by", settings)
+        asked = grouping.expand_keys(by, "--by", settings)
         if grouping.SEED in asked:
-            raise UserError("--by seed: a group's numbers are means over its seeds; choose another key")
+            raise UserError("--by: got 'seed', but a group's numbers are means over its seeds. Choose another key.")
         for name in by:
-            if ignored.issuperset(grouping.named([name], "--by", settings)):
-                raise UserError(f"--by {name!r}: --ignore has it, too; give it to one of them")
+            if ignored.issuperset(grouping.expand_keys([name], "--by", settings)):
+                raise UserError(f"--by: got {name!r}, but --ignore has it, too. Give it to one of them only.")
         candidates = [key for key in grouping.differing(settings) if key in asked and key not in ignored]
-        # A key that was asked for stays; of a section, those that say something new.
-        return grouping.telling(settings, candidates, [key for key in candidates if key in by])
+        # A key that the user named stays; of a section that the user named, only distinguishing keys stay.
+        return grouping.distinguishing(settings, candidates, [key for key in candidates if key in by])
     candidates = [key for key in grouping.differing([run.counts for run in found]) if key not in ignored]
-    return grouping.telling(settings, candidates)
+    return grouping.distinguishing(settings, candidates)
 
 
-def _groups(found: Sequence[Finished], keys: Sequence[str]) -> list[Group]:
-    members: dict[tuple[str, ...], list[Finished]] = {}
+def _groups(found: Sequence[FinishedRun], keys: Sequence[str]) -> list[Group]:
+    members: dict[tuple[str, ...], list[FinishedRun]] = {}
     for run in found:
-        members.setdefault(grouping.place(run.settings, keys), []).append(run)
+        members.setdefault(grouping.group_key(run.settings, keys), []).append(run)
     runs = list(members.values())
     settings = [{key: group[0].settings.get(key) for key in keys} for group in runs]
     methods = [str(group[0].settings.get(grouping.METHOD, "all runs")) for group in runs]
@@ -202,14 +202,14 @@ def _groups(found: Sequence[Finished], keys: Sequence[str]) -> list[Group]:
     return [groups[number] for number in grouping.in_order(settings, keys)]
 
 
-def _what_else_differs(found: Sequence[Finished], keys: Sequence[str], ignore: Sequence[str]) -> list[str]:
-    """Notes on what differs beside the keys that make the groups, and may be what makes the difference."""
-    ignored = set(grouping.named(ignore, "--ignore", [run.settings for run in found]))
+def _what_else_differs(found: Sequence[FinishedRun], keys: Sequence[str], ignore: Sequence[str]) -> list[str]:
+    """Return notes on all other differences, which may also explain the groups' results."""
+    ignored = set(grouping.expand_keys(ignore, "--ignore", [run.settings for run in found]))
     members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in found:
         left = {key: value for key, value in run.counts.items() if key not in ignored}
-        members.setdefault(grouping.place(run.settings, keys), []).append(left)
-    within, between = grouping.hidden(list(members.values()), keys)
+        members.setdefault(grouping.group_key(run.settings, keys), []).append(left)
+    within, between = grouping.other_differences(list(members.values()), keys)
     notes = []
     if within:
         notes.append(f"runs of one group differ in {', '.join(within)}")
@@ -220,25 +220,23 @@ def _what_else_differs(found: Sequence[Finished], keys: Sequence[str], ignore: S
         "schemas of the file": sorted({str(run.schema) for run in found}),
     }.items():
         if len(values) > 1:
-            notes.append(
-                f"the runs are of {len(values)} {what} ({', '.join(values)}), between which numbers may have moved"
-            )
+            notes.append(f"the runs come from {len(values)} {what} ({', '.join(values)}), so their numbers may differ")
     return notes
 
 
 def _short(revision: str) -> str:
-    """A git revision as git abbreviates it."""
+    """Abbreviate a git revision."""
     commit, dash, dirty = revision.partition("-")
     return f"{commit[:7]}{dash}{dirty}" or "unknown"
 
 
 def _unknown(groups: Sequence[Group], measures: Sequence[str]) -> list[str]:
-    """A note for each measure that is not known of all runs of a group."""
+    """Return a note for each measure that some run of a group lacks."""
     notes = []
     for measure in measures:
         lacking = [group.label for group in groups if any(map(math.isnan, group.by_seed(measure).values()))]
         if lacking:
-            notes.append(f"{measure} is not known of all runs of {'; '.join(lacking)}")
+            notes.append(f"{measure} is unknown for some runs of {'; '.join(lacking)}")
     return notes
 
 
@@ -250,18 +248,18 @@ def _baseline(groups: Sequence[Group], asked: str | None) -> Group:
         if group.label == asked:
             return group
     known = [group.label for group in groups]
-    raise UserError(f"--baseline: got {asked!r}; groups: {'; '.join(known)}{did_you_mean(asked, known)}")
+    raise UserError(f"--baseline: got {asked!r}. Groups: {'; '.join(known)}{did_you_mean(asked, known)}")
 
 
 def _higher_is_better(measure: str) -> bool | None:
-    """None: neither is better."""
+    """Return True or False, or None if neither higher nor lower is better."""
     if measure.startswith("accuracy_"):
         return True
     return False if UNITS[measure] in ("byte", "s", "nats") or measure == "calibration_error" else None
 
 
 def _at_common_rounds(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The runs at the rounds in which all of them were evaluated, which may differ where keys are ignored."""
+    """Return the runs at the rounds in which all were evaluated; ignored keys may make these rounds differ."""
     common = functools.reduce(np.intersect1d, [run.rounds_E for run in outcomes])
     found = []
     for run in outcomes if len(common) else ():
@@ -282,7 +280,7 @@ def _percent(confidence: float) -> str:
 
 
 def _tables(comparison: Comparison, mark: str) -> list[Table]:
-    """Of all groups their values, and of all but the baseline their differences to it."""
+    """Return the table of all groups, and the table of differences to the baseline."""
     rows = {group.label: group.outcomes for group in comparison.groups}
     values = tables.table(rows, comparison.measures)
     first = len(values.headings) - len(comparison.measures)
@@ -290,9 +288,9 @@ def _tables(comparison: Comparison, mark: str) -> list[Table]:
     bold = {(comparison.groups.index(group), first + column) for column, group in enumerate(best) if group is not None}
     caption = [values.caption]
     settings = [group.settings for group in comparison.groups]
-    usual = grouping.usual(settings, list(settings[0]))
+    usual = grouping.common_values(settings, list(settings[0]))
     if usual:
-        caption.append(f"Where a row says nothing else: {grouping.label(usual)}.")
+        caption.append(f"Unless a row says otherwise: {grouping.label(usual)}.")
     summed = {"byte": "Bytes", "s": "Seconds"}
     caption += [
         f"{what} are summed over the rounds."
@@ -305,8 +303,8 @@ def _tables(comparison: Comparison, mark: str) -> list[Table]:
         if groups > 2:
             each += f": {_percent(comparison.confidence)} by Bonferroni over {groups - 1} comparisons"
         caption.append(
-            f"{mark}: better than every other group: the Student-t interval of its difference to each, paired by seed, "
-            f"excludes 0 ({each}){'' if bold else '; none is'}."
+            f"{mark}: better than every other group. The Student-t interval of its difference to each of them, paired "
+            f"by seed, excludes 0 ({each}).{'' if bold else ' No group is.'}"
         )
     found = [replace(values, caption="\n".join(caption), bold=bold)]
     return found if groups == 1 else [*found, _table_of_differences(comparison)]
@@ -323,15 +321,15 @@ def _table_of_differences(comparison: Comparison) -> Table:
     headings = ["", "pairs", *(HEADINGS.get(measure, measure) for measure in comparison.measures)]
     many = "numbers of pairs differ"
     if len(set(pairs)) == 1:
-        # Said once, not in every line.
+        # If all rows have the same number of pairs, the caption gives it instead of a column.
         del headings[1]
         rows = [[row[0], *row[2:]] for row in rows]
         many = f"{pairs[0]} pair{'' if pairs[0] == '1' else 's'}"
     some_lack = any(difference.pairs == 1 for row in by_group for difference in row)
     too_few = f" [{NOTHING}]: fewer than 2 pairs." if some_lack else ""
     caption = (
-        f"Mean of the differences seed by seed ({many}), and its Student-t interval of "
-        f"{_percent(comparison.confidence)}, each taken alone.{too_few}"
+        f"Mean of the differences seed by seed ({many}), with its Student-t interval of "
+        f"{_percent(comparison.confidence)}, not corrected for several comparisons.{too_few}"
     )
     return Table(f"Differences to {comparison.baseline.label}", headings, rows, caption)
 
@@ -345,7 +343,7 @@ def _cell(difference: Difference, measure: str) -> str:
         show = "{:+.3f}".format
     if math.isnan(difference.low):
         return f"{show(difference.mean)} [{NOTHING}]"
-    # Bytes often differ by the same for every seed.
+    # Bytes often differ by the same amount for all seeds, and an interval of width 0 would only take space.
     if units == "byte" and difference.low == difference.high:
         return show(difference.mean)
     return f"{show(difference.mean)} [{show(difference.low)}, {show(difference.high)}]"
@@ -356,7 +354,7 @@ def _signed_size(count: float) -> str:
 
 
 def _terminal(comparison: Comparison) -> str:
-    """Plain text; a table that is wider than the terminal goes on below, instead of being wrapped."""
+    """Return plain text; a table that is wider than the terminal is split, and its parts stand below each other."""
     width = shutil.get_terminal_size().columns if is_terminal() else WIDTH_OF_A_LOG
     parts = []
     for table in _tables(comparison, "*"):
@@ -366,7 +364,7 @@ def _terminal(comparison: Comparison) -> str:
 
 
 def _csv(comparison: Comparison) -> str:
-    """A line for each group, all numbers in full; empty: not known, or too few runs for it."""
+    """Return one CSV line for each group, with all digits; unknown numbers are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = list(comparison.groups[0].settings)

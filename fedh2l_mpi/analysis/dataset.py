@@ -1,4 +1,4 @@
-"""Runs as xarray datasets: labelled arrays, read when they are asked for.
+"""Show runs as xarray datasets: labelled arrays, read when they are used.
 
 Shape letters: N runs, P participants, D domains.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.run import Run, find, look_at, unique_names
+from fedh2l_mpi.analysis.run import Run, find, load_run, unique_names
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, SCALES
 from fedh2l_mpi.runtime.libraries import require
@@ -20,19 +20,19 @@ from fedh2l_mpi.runtime.libraries import require
 if TYPE_CHECKING:
     import xarray
 
-# What describes participants and domains, rather than being measured.
+# Arrays that describe participants and domains; all others are measured.
 LABELS = (*(field.name for field in PARTICIPANT_FIELDS), "domain_name")
 SCALE_FIELDS = {field.name: field for field in SCALES}
 UNKNOWN_TEXT = "?"
 
 
 def open_run(path: str | Path) -> "xarray.Dataset":
-    """A run as a dataset, of which nothing but coordinates has been read; also one that goes on, or is damaged.
+    """Open a run as a dataset and read its coordinates only. The run may still be running, or be damaged.
 
     Coordinates are `round`, `participant`, `domain`, `class`, `bin`, `edge`, `endpoint`, each participant's
-    `architecture`, `own_domain`, `rank`, `host` and so on, and `domain_name`. Attributes are those of the file, with
-    what became of the run as `state` (a word) and `state_text`, and what is wrong with the file as `problems`. What is
-    missing or damaged is NaN; an array of whole numbers whose damage shows when it is read turns into floats then.
+    `architecture`, `own_domain`, `rank`, `host` and so on, and `domain_name`. Attributes are those of the file, the
+    run's state as `state` (one word) and `state_text`, and the file's damage as `problems`. Missing or damaged values
+    are NaN. If reading an array of whole numbers reveals damage, the array becomes one of floats.
 
     Parameters
     ----------
@@ -42,27 +42,28 @@ def open_run(path: str | Path) -> "xarray.Dataset":
     Raises
     ------
     UserError
-        If there is nothing to show, or xarray is missing.
+        If no metrics file can be read, or xarray is missing.
     """
     require("xarray", "open_run")
-    run = look_at(Path(path))
-    opened = of_run(run)
+    run = load_run(Path(path))
+    opened = run_dataset(run)
     opened.set_close(run.close)
     return opened
 
 
 def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] | None = None) -> "xarray.Dataset":
-    """Runs as one dataset, stacked along the dimension `run`; whole in memory.
+    """Read runs into memory as one dataset, stacked along the dimension `run`.
 
-    Rounds, participants and so on are those of any run; what one run lacks is NaN. Coordinates along `run`: its name,
-    `state`, `seed`, and under its dotted name every key of the config in which the runs differ. Labels such as
-    `architecture` have the dimension `run` where runs differ in them. Graphs are left out: their edges are numbered in
-    each run anew (`open_run` has them); attribute `left_out` names what is.
+    The dataset has every round, participant and so on that any run has. Values that a run lacks are NaN. Coordinates
+    along `run` are its name, `state`, `seed`, and every config key in which the runs differ, by its dotted name.
+    Labels such as `architecture` have the dimension `run` only if the runs differ in them. Graphs are left out,
+    because each run numbers its edges on its own (`open_run` has them). The attribute `left_out` names all arrays
+    that were left out.
 
     Parameters
     ----------
     patterns : str, path, or sequence of them
-        Run directories, metrics files, folders that hold runs at any depth, or globs.
+        Run directories, metrics files, folders that contain runs at any depth, or globs.
     only : sequence of str or None
         Arrays to read; None: all.
 
@@ -77,27 +78,27 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
     left_out = [name for name in DIMENSIONS if name not in LABELS and name not in chosen]
     unknown = [name for name in chosen if name not in names]
     if unknown:
-        raise UserError(f"open_runs: no array {unknown[0]!r} to stack; known: {', '.join(names)}")
+        raise UserError(f"open_runs: there is no array {unknown[0]!r} to stack. Known: {', '.join(names)}.")
     given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
     runs: list[Run] = []
     try:
         for path in find([str(pattern) for pattern in given]):
-            runs.append(look_at(path))
-        places = {scale: _Places.of(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
-        arrays = {name: _stacked(name, runs, places) for name in chosen}
-        labels = {name: _stacked_label(name, runs, places) for name in LABELS}
+            runs.append(load_run(path))
+        axes = {scale: _Axis.from_runs(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
+        arrays = {name: _stacked(name, runs, axes) for name in chosen}
+        labels = {name: _stacked_label(name, runs, axes) for name in LABELS}
         by_run = _by_run(runs)
         attributes = _common_attributes(runs) | {"left_out": ", ".join(left_out)}
     finally:
         for run in runs:
             run.close()
-    scales = {name: (name, place.numbers, _described(name)) for name, place in places.items()}
+    scales = {name: (name, axis.numbers, _described(name)) for name, axis in axes.items()}
     by_run["run"] = ("run", np.array(unique_names([run.file for run in runs])), {"long_name": "name of the run"})
     return xarray.Dataset(arrays, {**scales, **labels, **by_run}, attributes)
 
 
-def of_run(run: Run) -> "xarray.Dataset":
-    """A run that is open already, as `open_run` gives it; closing the dataset leaves it open."""
+def run_dataset(run: Run) -> "xarray.Dataset":
+    """Return an open run as the dataset of `open_run`; closing the dataset does not close the run."""
     xarray = require("xarray", "dataset")
     from xarray.core.indexing import LazilyIndexedArray
 
@@ -113,18 +114,18 @@ def of_run(run: Run) -> "xarray.Dataset":
 
 
 def attributes_of(run: Run) -> dict[str, str | int]:
-    """The file's attributes, and what became of the run and is wrong with the file."""
-    told: dict[str, str | int] = {"state": run.state, "state_text": str(run.condition)}
-    return {**run.metrics.attributes, **told, "problems": "\n".join(run.problems)}
+    """Return the file's attributes, the run's state and the file's problems."""
+    state: dict[str, str | int] = {"state": run.state, "state_text": str(run.condition)}
+    return {**run.metrics.attributes, **state, "problems": "\n".join(run.problems)}
 
 
 def _lazy_array_type() -> Callable[[Run, str], Any]:
-    """A class, made here because its base is xarray's."""
+    """Define the class of lazy arrays here, because its base class belongs to xarray."""
     from xarray.backends import BackendArray
     from xarray.core import indexing
 
     class ArrayOfRun(BackendArray):
-        """An array of a run's file; its dtype is what the schema says, or float where it is known to be missing."""
+        """An array of a run's file, with the schema's dtype, or float if values are known to be missing."""
 
         def __init__(self, run: Run, name: str) -> None:
             self.metrics, self.name = run.metrics, name
@@ -151,50 +152,48 @@ def _label(run: Run, name: str) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class _Places:
-    """One axis of the stack: the numbers on it, ascending, and where those of each run are among them."""
+class _Axis:
+    """One axis of the stack: its numbers, ascending, and the positions of each run's numbers among them."""
 
     numbers: NDArray[np.int64]
     of_runs: Sequence[NDArray[np.int64]]
 
     @classmethod
-    def of(cls, scale: str, runs: Sequence[Run]) -> "_Places":
+    def from_runs(cls, scale: str, runs: Sequence[Run]) -> "_Axis":
         each = [run.metrics[scale] for run in runs]
         numbers = np.unique(np.concatenate(each))
         return cls(numbers, [np.searchsorted(numbers, own) for own in each])
 
 
-def _stacked(name: str, runs: Sequence[Run], places: Mapping[str, _Places]) -> tuple[Any, ...]:
-    """An array's dimensions, values and attributes."""
-    parts = _filled(name, runs, places, [run.metrics[name] for run in runs])
+def _stacked(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis]) -> tuple[Any, ...]:
+    """Return dimensions, values and attributes of an array of all runs."""
+    parts = _filled(name, runs, axes, [run.metrics[name] for run in runs])
     return ("run", *DIMENSIONS[name]), parts, _described(name)
 
 
-def _stacked_label(name: str, runs: Sequence[Run], places: Mapping[str, _Places]) -> tuple[Any, ...]:
-    values_N = _filled(name, runs, places, [_label(run, name) for run in runs])
+def _stacked_label(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis]) -> tuple[Any, ...]:
+    values_N = _filled(name, runs, axes, [_label(run, name) for run in runs])
     if (values_N == values_N[0]).all():
         return DIMENSIONS[name], values_N[0], _described(name)
     return ("run", *DIMENSIONS[name]), values_N, _described(name)
 
 
-def _filled(
-    name: str, runs: Sequence[Run], places: Mapping[str, _Places], each: Sequence[NDArray[Any]]
-) -> NDArray[Any]:
-    """The runs' own arrays in one; NaN (`?` for a text) where a run has nothing."""
+def _filled(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis], each: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Stack the arrays of all runs; fill with NaN (a text with `?`) what a run lacks."""
     dims = DIMENSIONS[name]
-    shape = (len(runs), *(len(places[dim].numbers) for dim in dims))
+    shape = (len(runs), *(len(axes[dim].numbers) for dim in dims))
     kind = np.result_type(*each)
     is_complete = all(own.shape == shape[1:] for own in each)
     if kind.kind != "U" and not is_complete:
         kind = np.result_type(kind, np.float64)
     stacked = np.full(shape, UNKNOWN_TEXT if kind.kind == "U" else 0 if is_complete else np.nan, kind)
     for i, own in enumerate(each):
-        stacked[i][np.ix_(*(places[dim].of_runs[i] for dim in dims))] = own
+        stacked[i][np.ix_(*(axes[dim].of_runs[i] for dim in dims))] = own
     return stacked
 
 
 def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
-    """What differs between the runs, as coordinates along `run`."""
+    """Return the config keys in which the runs differ, seed and state, as coordinates along `run`."""
     flat = [run.flat_config() for run in runs]
     taken = {"run", "state", *SCALE_FIELDS, *FIELDS}
     differing = [
@@ -214,7 +213,7 @@ def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _plain_values(values: Sequence[Any]) -> NDArray[Any]:
-    """Numbers as numbers, with NaN for none; anything else as the text that YAML has for it."""
+    """Return numbers as numbers, with NaN for None; return anything else as its YAML text."""
     if all(isinstance(value, bool) for value in values):
         return np.array(values)
     if any(value is not None for value in values) and all(
@@ -230,7 +229,7 @@ def _yaml(value: Any) -> str:
 
 
 def _common_attributes(runs: Sequence[Run]) -> dict[str, str | int]:
-    """Attributes that all runs share, and their problems."""
+    """Return the attributes that all runs share, and the problems of all runs."""
     each = [attributes_of(run) for run in runs]
     shared = {
         name: value

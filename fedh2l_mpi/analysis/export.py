@@ -1,4 +1,4 @@
-"""A run for other programs: long and tidy tables as CSV or Parquet, or labelled arrays as netCDF.
+"""Export a run for other programs: tidy tables as CSV or Parquet, or labelled arrays as netCDF.
 
 Shape letters: R rounds of a block, P participants, D domains, K confidence bins.
 """
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.dataset import attributes_of, of_run
+from fedh2l_mpi.analysis.dataset import attributes_of, run_dataset
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
 from fedh2l_mpi.runtime.libraries import require
 
-# Rows of a table that are in memory at a time; a round of many participants and domains may have more.
+# Rows of a table in memory at a time; one round of many participants and domains may have more.
 BLOCK_ROWS = 2**16
-# Arrays that are in memory at a time for netCDF; a larger one is alone.
+# Size of the arrays in memory at a time for netCDF; a larger array is written alone.
 BATCH_BYTES = 2**26
 ROUND = Field("round", "i8", "1", "round, from 0")
 PARTICIPANT = Field("participant", "i8", "1", "participant, from 0")
@@ -38,7 +38,7 @@ Block = Sequence[NDArray[Any]]
 
 @dataclass(frozen=True)
 class _Table:
-    """One kind of observation: a column for each field, and the rows as blocks of columns; texts as str."""
+    """Table of one kind of observation: a column for each field, and blocks of rows; texts are str."""
 
     name: str
     meaning: str
@@ -47,41 +47,41 @@ class _Table:
 
 
 def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
-    """Write a run in another format, and give the files that were written.
+    """Write a run in another format, and return the files that were written.
 
-    CSV and Parquet: a folder with a table for each kind of observation, `rounds`, `domains`, `participants`, `labels`,
-    `calibration` and `edges`, and `about.json` with the run's attributes, and units and meaning of every column. A row
-    of which nothing is known, such as that of a round without evaluation in `domains`, is left out; an unknown value is
-    an empty cell, in Parquet a null. Numbers are exact. netCDF: one file, as `open_run` shows it.
+    CSV and Parquet are a folder with one table for each kind of observation: `rounds`, `domains`, `participants`,
+    `labels`, `calibration` and `edges`. Its `about.json` has the run's attributes, and units and meaning of every
+    column. A row without any known value is left out, such as a round without evaluation in `domains`. An unknown
+    value is an empty cell, or a null in Parquet. Numbers are exact. netCDF is one file, as `open_run` shows the run.
 
     Parameters
     ----------
     to : {"csv", "parquet", "netcdf"}
     out : path or None
-        Folder or file to make; None: beside the metrics file, under its name.
+        Folder or file to make; None: next to the metrics file, with its name.
 
     Raises
     ------
     UserError
-        If it exists already or cannot be written, or the library that writes it is missing.
+        If `out` exists or cannot be written, or the library that writes the format is missing.
     """
     known: dict[str, Callable[[Run, Path], None]] = {"csv": _to_csv, "parquet": _to_parquet, "netcdf": _to_netcdf}
     if to not in known:
-        raise UserError(f"export: got {to!r}; known: {', '.join(known)}")
+        raise UserError(f"export: got the format {to!r}. Known: {', '.join(known)}.")
     if out is None:
         out = run.file.with_suffix(".nc") if to == "netcdf" else run.file.with_name(f"{run.file.stem}-{to}")
     if out.exists():
-        raise UserError(f"{out}: exists already; give another with --out, or remove it")
-    # Under another name until it is complete: what has the right name is whole.
+        raise UserError(f"{out}: it exists already. Choose another name with --out, or remove it.")
+    # The export has a temporary name until it is complete, so a file with the right name is always whole.
     growing = out.with_name(f"{out.name}.new-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         known[to](run, growing)
         growing.rename(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
     finally:
-        # Nothing is there any more unless it failed.
+        # The temporary name still exists only after a failure.
         shutil.rmtree(growing, ignore_errors=True)
         with contextlib.suppress(OSError):
             growing.unlink()
@@ -104,7 +104,7 @@ def _to_csv(run: Run, folder: Path) -> None:
 
 
 def _cells(column: NDArray[Any]) -> list[Any]:
-    """A column as Python's own values, whose text is exact; NaN as nothing."""
+    """Return a column as Python values, whose text is exact; NaN becomes an empty text."""
     values: list[Any] = column.tolist()
     if column.dtype.kind == "f" and np.isnan(column).any():
         return ["" if math.isnan(value) else value for value in values]
@@ -127,7 +127,7 @@ def _to_parquet(run: Run, folder: Path) -> None:
         schema = pyarrow.schema(columns)
         with pyarrow.parquet.ParquetWriter(folder / f"{table.name}.parquet", schema) as writer:
             for block in table.blocks():
-                # from_pandas: NaN becomes null.
+                # from_pandas=True turns NaN into null.
                 arrays = [
                     pyarrow.array(values, column.type, from_pandas=True)
                     for values, column in zip(block, columns, strict=True)
@@ -143,21 +143,21 @@ def _to_parquet(run: Run, folder: Path) -> None:
 def _to_netcdf(run: Run, file: Path) -> None:
     xarray = require("xarray", "--to netcdf")
     require("h5netcdf", "--to netcdf")
-    dataset = of_run(run)
+    dataset = run_dataset(run)
     arrays = {name: dataset[name].variable for name in dataset.data_vars}
     xarray.Dataset(coords=dataset.coords).to_netcdf(file, engine="h5netcdf")
-    # A few arrays at a time: xarray has in memory all that it is given at once.
+    # xarray loads all arrays of one call into memory, so each call gets only a few.
     for names in _batches(arrays):
-        # Damage that shows only when it is read turns whole numbers into floats, and the file must be told which.
+        # Reading may reveal damage, which turns whole numbers into floats; `compute` settles the type before writing.
         some = xarray.Dataset({name: arrays[name].compute() for name in names})
         compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in names if arrays[name].size}
         some.to_netcdf(file, mode="a", engine="h5netcdf", encoding=compressed)
-    # Last, because of what is wrong with the file.
+    # Attributes come last, because reading the arrays may reveal more problems.
     xarray.Dataset(attrs=attributes_of(run)).to_netcdf(file, mode="a", engine="h5netcdf")
 
 
 def _batches(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:
-    """Names of arrays that are small enough together, or one that is not."""
+    """Yield names of arrays that fit into BATCH_BYTES together, or of a single larger one."""
     batch: list[Any] = []
     for name, array in arrays.items():
         if batch and sum(arrays[other].nbytes for other in batch) + array.nbytes > BATCH_BYTES:
@@ -168,7 +168,7 @@ def _batches(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:
 
 
 def _write_about(run: Run, folder: Path, rows_by_table: Mapping[_Table, int]) -> None:
-    """What a person needs to know of the tables; last, since damage shows only when arrays are read."""
+    """Write the description of the tables. Call it last, because reading the arrays may reveal damage."""
     about = {
         "source": str(run.file.absolute()),
         "attributes": attributes_of(run),
@@ -182,7 +182,7 @@ def _write_about(run: Run, folder: Path, rows_by_table: Mapping[_Table, int]) ->
         },
     }
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    # A folder's name need not be UTF-8.
+    # A folder's name may contain bytes that are not UTF-8.
     (folder / "about.json").write_text(text, encoding="utf-8", errors="replace")
 
 
@@ -249,12 +249,12 @@ def _edges(run: Run) -> Iterator[Block]:
 
 
 def _long(run: Run, fields: Sequence[Field], known_only: bool = True) -> Iterator[Block]:
-    """Arrays of the same dimensions in long form: an index column for each dimension, then one for each array.
+    """Yield arrays of the same dimensions in long form: one index column per dimension, one column per array.
 
     Parameters
     ----------
     known_only : bool
-        Whether rows of which every value is NaN are left out.
+        True: leave out rows in which every value is NaN.
     """
     metrics = run.metrics
     dims = DIMENSIONS[fields[0].name]

@@ -1,4 +1,4 @@
-"""The finished runs among many, each with what is kept of it when its file has been closed; why others are left out."""
+"""Read the finished runs among many, and say why the others are left out. Their files are closed again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,26 +7,26 @@ from typing import Any
 
 from fedh2l_mpi.analysis import grouping
 from fedh2l_mpi.analysis.outcome import Outcome, read_outcome
-from fedh2l_mpi.analysis.run import Run, look_at
+from fedh2l_mpi.analysis.run import Run, load_run
 from fedh2l_mpi.config.comparison import what_counts
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished run.
 
     Attributes
     ----------
     name : str
-        Where it lies.
+        Path of its run directory or file.
     settings, counts : mapping
-        Its config by dotted keys: all of it, and what its numbers depend on, without the seed.
+        Config by dotted keys: all keys, and those that its numbers depend on, without the seed.
     started : str
-        Date and time, UTC, as text that sorts; empty if it is not known.
+        Date and time, UTC, as text that sorts; empty if unknown.
     schema : object
-        Of its file.
+        Schema version of its file.
     """
 
     name: str
@@ -37,31 +37,31 @@ class Finished:
     schema: object
 
 
-def finished(paths: Sequence[Path]) -> tuple[list[Finished], list[str]]:
-    """The runs that can be compared, each once, and a note for each that cannot."""
-    found: dict[Path, Finished] = {}
+def read_finished(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
+    """Return each run that can be compared once, and a note for each run that cannot."""
+    found: dict[Path, FinishedRun] = {}
     notes: dict[str, None] = {}
     for path in paths:
         try:
-            run = look_at(path)
+            run = load_run(path)
         except UserError as error:
-            notes[f"{error}: left out"] = None
+            notes[f"left out: {error}"] = None
             continue
         try:
             found.setdefault(run.file.resolve(), _finished(run))
         except UserError as error:
-            notes[f"{_name(run)}: {error}: left out"] = None
+            notes[f"left out: {_name(run)}: {error}"] = None
         finally:
             run.close()
     return list(found.values()), list(notes)
 
 
-def newest(runs: Sequence[Finished], keys: Sequence[str]) -> tuple[list[Finished], list[str]]:
-    """Of the runs with the same seed and the same settings under the keys the newest; a note for each other."""
-    kept: dict[tuple[object, ...], Finished] = {}
+def keep_newest(runs: Sequence[FinishedRun], keys: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
+    """Keep the newest of the runs with the same seed and the same values of the keys; return a note for each other."""
+    kept: dict[tuple[object, ...], FinishedRun] = {}
     notes = []
     for run in runs:
-        here = (*grouping.place(run.settings, keys), run.outcome.seed)
+        here = (*grouping.group_key(run.settings, keys), run.outcome.seed)
         other = kept.setdefault(here, run)
         if other is run:
             continue
@@ -69,13 +69,13 @@ def newest(runs: Sequence[Finished], keys: Sequence[str]) -> tuple[list[Finished
         kept[here] = newer
         differ = grouping.differing([older.counts, newer.counts])
         later = ", started later" if newer.started > older.started else ""
-        besides = f" (they differ in {', '.join(differ[:3])}{', …' if len(differ) > 3 else ''})" if differ else ""
-        notes.append(f"{older.name}: of the same group and seed as {newer.name}{later}{besides}: left out")
+        which = f" (they differ in {', '.join(differ[:3])}{', …' if len(differ) > 3 else ''})" if differ else ""
+        notes.append(f"left out: {older.name} has the group and seed of {newer.name}{later}{which}")
     return list(kept.values()), notes
 
 
-def _finished(run: Run) -> Finished:
-    """Raises UserError with what is wrong, without the run's name."""
+def _finished(run: Run) -> FinishedRun:
+    """Read a finished run; raise a UserError without its name if it cannot be compared."""
     if run.state != "complete":
         raise UserError(str(run.condition))
     attributes, evaluated_E = run.metrics.attributes, run.evaluated_E
@@ -83,7 +83,7 @@ def _finished(run: Run) -> Finished:
     if len(evaluated_E) and isinstance(attributes.get("seed"), int):
         outcome = read_outcome(run.metrics)
     schema = attributes.get("schema_version")
-    # What is known of another schema can still be compared; that is a note of its own.
+    # Runs of another schema can still be compared; a note of its own reports the schema.
     damage = [problem for problem in run.problems if schema == SCHEMA_VERSION or not problem.startswith("has schema")]
     if damage:
         raise UserError(f"damaged: {damage[0]}")
@@ -94,12 +94,13 @@ def _finished(run: Run) -> Finished:
     if outcome is None:
         raise UserError("damaged: attribute 'seed' is missing")
     settings = run.flat_config()
-    told = what_counts(settings)
-    counts = {key: value for key, value in told.items() if key != grouping.SEED}
-    # Groups are made by what counts: so that has the last word.
-    return Finished(_name(run), {**settings, **told}, counts, outcome, str(attributes.get("started", "")), schema)
+    result_keys = what_counts(settings)
+    counts = {key: value for key, value in result_keys.items() if key != grouping.SEED}
+    # Groups are made by the keys that change results, so their values replace those of the config.
+    started = str(attributes.get("started", ""))
+    return FinishedRun(_name(run), {**settings, **result_keys}, counts, outcome, started, schema)
 
 
 def _name(run: Run) -> str:
-    """The run directory, or the file where that has another name than usual."""
+    """Return the run directory, or the file if it does not have its usual name."""
     return str(run.file if run.name == run.file.stem else run.file.parent)

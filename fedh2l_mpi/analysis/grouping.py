@@ -1,5 +1,4 @@
-"""Which settings make runs different, and the shortest names that tell groups of runs apart.
-
+"""Find the settings in which runs differ, and the shortest labels that distinguish groups of runs.
 A run's settings are its resolved config by dotted keys, as `Run.flat_config` gives it. An absent key is null.
 """
 
@@ -11,21 +10,21 @@ from fedh2l_mpi.config.comparison import Settings
 from fedh2l_mpi.errors import UserError, did_you_mean
 
 METHOD, SEED = "method.name", "seed"
-# Keys whose value decides which other keys of their section are used at all; those that are not are null.
+# Keys whose value decides which other keys of their section are used; unused keys are null.
 SELECTORS = ("name", "kind", "views")
-# Longer values are shortened in a label.
+# Longest value in a label, in characters; longer ones are shortened.
 LONGEST_VALUE = 40
 
 
 def differing(runs: Sequence[Settings]) -> list[str]:
-    """Keys of which not all runs have the same value, in the config's order, but the method's name first."""
+    """Return the keys in which runs differ, in the config's order, except that the method's name comes first."""
     keys = dict.fromkeys(key for run in runs for key in run)
     found = [key for key in keys if len({repr(run.get(key)) for run in runs}) > 1]
     return sorted(found, key=lambda key: key != METHOD)
 
 
-def named(asked: Sequence[str], option: str, runs: Sequence[Settings]) -> list[str]:
-    """The keys that an option names, singly or by a section.
+def expand_keys(asked: Sequence[str], option: str, runs: Sequence[Settings]) -> list[str]:
+    """Return all keys that an option names, as single keys or as sections.
 
     Raises
     ------
@@ -37,21 +36,22 @@ def named(asked: Sequence[str], option: str, runs: Sequence[Settings]) -> list[s
     keys = []
     for name in asked:
         if name not in known and name not in sections:
-            raise UserError(f"{option} {name!r}: no run's config has this key{did_you_mean(name, [*known, *sections])}")
+            near = did_you_mean(name, [*known, *sections])
+            raise UserError(f"{option}: got {name!r}, but no run's config has this key{near}")
         keys += [key for key in known if key == name or key.startswith(f"{name}.")]
     return keys
 
 
-def telling(runs: Sequence[Settings], candidates: Sequence[str], kept: Sequence[str] = ()) -> list[str]:
-    """The candidates that are needed to tell apart all that differ in any of them, in their order.
+def distinguishing(runs: Sequence[Settings], candidates: Sequence[str], kept: Sequence[str] = ()) -> list[str]:
+    """Return the candidates, in their order, that are needed to distinguish all runs that differ in any of them.
 
-    A key that follows from those before it is left out, such as the options of a method; so is one that later ones
-    make needless, but for the name or kind that gives them their meaning.
+    A key that follows from earlier ones is dropped, such as an option that only one method has. A key that later ones
+    make redundant is dropped too, unless it is the name or kind that gives them their meaning.
 
     Parameters
     ----------
     kept : sequence of str
-        Candidates that stay in any case.
+        Candidates that are never dropped.
     """
     chosen = list(kept)
     for key in candidates:
@@ -64,68 +64,68 @@ def telling(runs: Sequence[Settings], candidates: Sequence[str], kept: Sequence[
     return [key for key in candidates if key in chosen]
 
 
-def place(run: Settings, keys: Sequence[str]) -> tuple[str, ...]:
-    """What a run has under the keys, as something that can be compared: equal for the runs of one group."""
+def group_key(run: Settings, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the run's values of the keys as text, which is equal for the runs of one group."""
     return tuple(repr(run.get(key)) for key in keys)
 
 
-def usual(groups: Sequence[Settings], keys: Sequence[str]) -> dict[str, Any]:
-    """The values that more than half of the groups have, by key; of the method there is none."""
+def common_values(groups: Sequence[Settings], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the values that more than half of the groups have, by key, except for the method."""
     found = {}
     for key in keys:
-        places = [place(group, [key]) for group in groups]
-        commonest, times = Counter(places).most_common(1)[0]
+        values = [group_key(group, [key]) for group in groups]
+        commonest, times = Counter(values).most_common(1)[0]
         if key != METHOD and 2 * times > len(groups) > 1:
-            found[key] = groups[places.index(commonest)].get(key)
+            found[key] = groups[values.index(commonest)].get(key)
     return found
 
 
 def labels(groups: Sequence[Settings], keys: Sequence[str], methods: Sequence[str]) -> list[str]:
-    """A name for each group: its settings under the keys that tell it from the others, but for the usual ones.
+    """Return a label for each group: its values of the keys, except those that most groups have.
 
     Parameters
     ----------
     methods : sequence of str
-        The groups' methods, for the group of which all settings are usual.
+        The groups' methods, which label a group that has only common values.
     """
-    expected = usual(groups, keys)
-    said = [
+    expected = common_values(groups, keys)
+    shown = [
         {key: group.get(key) for key in keys if key not in expected or repr(group.get(key)) != repr(expected[key])}
         for group in groups
     ]
-    # Null is mostly a key that a kind does not use, and follows from that kind.
+    # Null mostly means that a kind does not use the key, so it follows from the kind and is dropped first.
     ways = [(True, LONGEST_VALUE), (False, LONGEST_VALUE), (False, None)]
     for without_null, longest in ways:
-        found = [label(settings, without_null, longest) for settings in said]
-        if len(set(found)) == len(found) and all(name or not told for name, told in zip(found, said, strict=True)):
+        found = [label(settings, without_null, longest) for settings in shown]
+        if len(set(found)) == len(found) and all(name or not own for name, own in zip(found, shown, strict=True)):
             break
     return [name or method for name, method in zip(found, methods, strict=True)]
 
 
 def in_order(groups: Sequence[Settings], keys: Sequence[str]) -> list[int]:
-    """Numbers of the groups, sorted: the usual value first, then numbers by their size, all else as it first came."""
-    first = [list(dict.fromkeys(place(group, [key]) for group in groups)) for key in keys]
-    expected = usual(groups, keys)
+    """Return the groups' indices, sorted: common values first, then other values as they first came, then numbers."""
+    first = [list(dict.fromkeys(group_key(group, [key]) for group in groups)) for key in keys]
+    expected = common_values(groups, keys)
 
     def rank(number: int) -> list[tuple[int, float]]:
         ranks: list[tuple[int, float]] = []
-        for key, places in zip(keys, first, strict=True):
-            value, here = groups[number].get(key), place(groups[number], [key])
-            if key in expected and here == place(expected, [key]):
+        for key, values in zip(keys, first, strict=True):
+            value, here = groups[number].get(key), group_key(groups[number], [key])
+            if key in expected and here == group_key(expected, [key]):
                 ranks.append((0, 0))
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 ranks.append((2, value))
             else:
-                ranks.append((1, places.index(here)))
+                ranks.append((1, values.index(here)))
         return ranks
 
     return sorted(range(len(groups)), key=rank)
 
 
-def hidden(groups: Sequence[Sequence[Settings]], keys: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What else differs than the keys: within a group, and from group to group; each as `key (value, value)`.
+def other_differences(groups: Sequence[Sequence[Settings]], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return all other keys that differ within a group, and between groups, each as `key (value, value)`.
 
-    That a key is used with one method or kind and not with another is no difference of its own.
+    A key that only one method or kind uses does not count as a difference.
     """
     runs = [run for group in groups for run in group]
     differ = differing(runs)
@@ -139,16 +139,16 @@ def hidden(groups: Sequence[Sequence[Settings]], keys: Sequence[str]) -> tuple[l
         for by_repr in values:
             for none in unused:
                 by_repr.pop(none, None)
-        everywhere = {name: said for by_repr in values for name, said in by_repr.items()}
+        everywhere = {name: shown for by_repr in values for name, shown in by_repr.items()}
         if len(everywhere) > 1:
             mixed = any(len(by_repr) > 1 for by_repr in values)
-            said = list(everywhere.values())
-            (within if mixed else between).append(f"{key} ({', '.join(said[:4])}{', …' if len(said) > 4 else ''})")
+            shown = list(everywhere.values())
+            (within if mixed else between).append(f"{key} ({', '.join(shown[:4])}{', …' if len(shown) > 4 else ''})")
     return within, between
 
 
 def label(settings: Settings, without_null: bool = False, longest: int | None = LONGEST_VALUE) -> str:
-    """Settings in words, the method by its bare name."""
+    """Write settings as `key=value`, and the method as its name alone."""
     parts = []
     for key, value in settings.items():
         if value is not None or not without_null:
@@ -157,7 +157,7 @@ def label(settings: Settings, without_null: bool = False, longest: int | None = 
 
 
 def text(value: Any, longest: int | None = LONGEST_VALUE) -> str:
-    """A value as it stands in a name; a long list is shortened."""
+    """Write a value for a label; a long list is shortened."""
     if isinstance(value, list | tuple):
         whole = "+".join(text(item, None) for item in value)
         if longest is None or len(whole) <= longest:
@@ -167,7 +167,7 @@ def text(value: Any, longest: int | None = LONGEST_VALUE) -> str:
 
 
 def _count(runs: Sequence[Settings], keys: Sequence[str]) -> int:
-    return len({place(run, keys) for run in runs})
+    return len({group_key(run, keys) for run in runs})
 
 
 def _last_word(key: str) -> str:

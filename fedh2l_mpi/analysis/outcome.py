@@ -1,4 +1,4 @@
-"""Outcome of one finished run, and how outcomes of several runs are summed up."""
+"""Read the outcome of a finished run, and combine outcomes of several runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,20 +14,20 @@ UNITS = {field.name: field.units for field in ROW_FIELDS}
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run in a few numbers, means over its participants.
+    """Results of a finished run, means over its participants.
 
     Attributes
     ----------
     values : mapping
-        From a field of the metrics file to its value in the last round; bytes and seconds are summed over the rounds.
+        Value of each field of the metrics file in the last round; bytes and seconds are summed over the rounds.
     rounds_E : int64 (E,)
         Evaluated rounds, counted from 1.
     accuracy_E, bytes_E : float64 (E,)
         All-domain accuracy in these rounds, and the bytes that a participant had sent by then.
     seconds : float
-        Time in the rounds of the slowest rank.
+        Time of the slowest rank in the rounds [s].
     revision : str
-        Of the code that ran it.
+        Revision of the code that ran it.
     """
 
     seed: int
@@ -40,12 +40,12 @@ class Outcome:
 
 
 def read_outcome(run: RunMetrics) -> Outcome:
-    """What a finished run came to."""
+    """Read the outcome from the metrics of a finished run."""
     values = {}
     for field in ROW_FIELDS:
         values_RP = run[field.name]
         adds_up = field.units in ("byte", "s")
-        # Of the rounds without evaluation, there are no seconds of it.
+        # Rounds without evaluation have no seconds of evaluation, so NaN counts as 0.
         values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
@@ -62,18 +62,18 @@ def read_outcome(run: RunMetrics) -> Outcome:
 
 
 def bytes_until(run: Outcome, accuracy: float) -> float:
-    """Bytes that a participant had sent when all-domain accuracy was first evaluated at this or more; NaN: never."""
+    """Return the bytes sent by a participant when all-domain accuracy first reached this value; NaN: never."""
     reached = np.flatnonzero(run.accuracy_E >= accuracy)
     return float(run.bytes_E[reached[0]]) if len(reached) else math.nan
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; NaN where there are too few values for either."""
+    """Return mean and sample standard deviation; NaN if there are too few values."""
     mean = float(np.mean(values)) if len(values) else math.nan
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def paired(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[float]:
-    """Differences in all-domain accuracy, ours less theirs, for each seed that both have."""
+    """Return our all-domain accuracy minus theirs, for each seed that both have."""
     by_seed = {run.seed: run.values["accuracy_all"] for run in theirs}
     return [run.values["accuracy_all"] - by_seed[run.seed] for run in ours if run.seed in by_seed]

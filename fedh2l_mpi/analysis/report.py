@@ -1,4 +1,4 @@
-"""Summaries as text: for a terminal, as Markdown, CSV or JSON."""
+"""Write summaries for a terminal, or as Markdown, CSV or JSON."""
 
 import csv
 import io
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table as RichTable
 
-# More participants than this are summed up instead of listed.
+# With more participants than this, a table shows quantiles instead of one row each.
 LISTED = 32
 QUANTILES = {"lowest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "highest": 1.0}
 DEFINITIONS = (
-    "Accuracies are on test data: on the participant's own domain, in the mean over all domains, on the worst domain; "
-    "of the last evaluated round, and (all domains) of the round that held-back private data would choose."
+    "Accuracies are on test data in the last evaluated round: own domain, mean over all domains, worst domain. "
+    "At best valid.: all-domain accuracy in the round with the best accuracy on held-back private data."
 )
-AS_PARAMETERS = "As params: what sharing models would have sent, one copy over every edge in every round."
-GAIN = "Gain: all-domain accuracy less that of the same participant in {}."
+AS_PARAMETERS = "As params: traffic if participants exchanged models instead, one copy per edge and round."
+GAIN = "Gain: all-domain accuracy minus that of the same participant in {}."
 
 
 def result_table(summary: Summary) -> Table:
-    """The last evaluated round: a row per participant (or quantiles, of many) and their mean."""
+    """Return the table of the last evaluated round: a row per participant, or quantiles of many, and the mean."""
     named = summary.participants
     columns = [
         ("params", "parameters", whole),
@@ -64,20 +64,20 @@ def result_table(summary: Summary) -> Table:
 
 
 def facts_table(summary: Summary) -> Table:
-    """What ran."""
+    """Return the table of the run's settings."""
     rows = [["state", summary.state], *([name, text] for name, text in summary.facts.items())]
     return Table("", ["", summary.name], rows, "")
 
 
 def cost_table(summary: Summary) -> Table:
-    """What it cost, and what the mutual phase met."""
+    """Return the table of costs, and of conflicts and distances in the mutual phase."""
     sent, would = summary.mean("bytes_sent"), summary.mean("bytes_as_parameters")
     rows = [["bytes sent by a participant", size_of(sent)]]
     if sent > 0:
-        rows.append(["what sharing parameters would have sent", f"{size_of(would)}, {would / sent:.3g} times as much"])
+        rows.append(["bytes if parameters were shared instead", f"{size_of(would)}, {would / sent:.3g} times as much"])
     rows += [
         ["time in the rounds, slowest rank", seconds(summary.seconds)],
-        ["share of waiting for messages", percent(summary.waiting_share)],
+        ["share of time waiting for messages", percent(summary.waiting_share)],
         ["conflict rate of the two gradients", percent(summary.mean("conflict_rate"))],
         ["distance from the neighbours, last round", _nats(summary.mean("loss_distillation"))],
         ["expected calibration error", fraction(summary.mean("calibration_error"))],
@@ -86,7 +86,7 @@ def cost_table(summary: Summary) -> Table:
 
 
 def phase_table(summary: Summary) -> Table:
-    """Seconds in each phase."""
+    """Return the table of seconds in each phase."""
     means = summary.phase_seconds
     all_P = {phase: summary.participants[f"seconds_{phase}"] for phase in PHASES}
     rows = [
@@ -105,7 +105,7 @@ def phase_table(summary: Summary) -> Table:
 
 
 def domain_table(summary: Summary) -> Table:
-    """Accuracy on each domain, over the participants."""
+    """Return the table of accuracies on each domain, over the participants."""
     rows = []
     for name, accuracy_P in zip(summary.domains, summary.accuracy_PD.T, strict=True):
         values = (numbers.mean(accuracy_P), quantile(accuracy_P, 0.0), quantile(accuracy_P, 1.0))
@@ -114,7 +114,7 @@ def domain_table(summary: Summary) -> Table:
 
 
 def overview_table(summaries: Sequence[Summary]) -> Table:
-    """Several runs, a line each."""
+    """Return the table of several runs, one row each."""
     rows = [
         [
             summary.name,
@@ -128,11 +128,11 @@ def overview_table(summaries: Sequence[Summary]) -> Table:
     ]
     gain = ["gain"] if summaries[0].baseline is not None else []
     headings = ["run", "state", "own\ndomain", "all\ndomains", "worst\ndomain", *gain, "sent", "time"]
-    return Table(f"{len(summaries)} runs", headings, rows, "Means over participants, of the last evaluated round.")
+    return Table(f"{len(summaries)} runs", headings, rows, "Means over participants in the last evaluated round.")
 
 
 def tables_of(summary: Summary) -> Iterator[Table]:
-    """Everything about one run, in the order of a report."""
+    """Yield all tables of a run, in the order of the report."""
     yield facts_table(summary)
     yield result_table(summary)
     if len(summary.domains) > 1:
@@ -142,7 +142,7 @@ def tables_of(summary: Summary) -> Iterator[Table]:
 
 
 def terminal(summaries: Sequence[Summary]) -> "RenderableType":
-    """The report for rich to print."""
+    """Return the report for rich to print."""
     from rich.console import Group
     from rich.text import Text
 
@@ -158,7 +158,7 @@ def terminal(summaries: Sequence[Summary]) -> "RenderableType":
 
 
 def as_markdown(summaries: Sequence[Summary]) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     pieces = [markdown(overview_table(summaries))] if len(summaries) > 1 else []
     for summary in summaries:
         pieces.append(f"## {summary.name}\n")
@@ -168,7 +168,7 @@ def as_markdown(summaries: Sequence[Summary]) -> str:
 
 
 def as_csv(summaries: Sequence[Summary]) -> str:
-    """A line for each participant of each run, numbers in full; unknown ones are empty."""
+    """Return one CSV line for each participant of each run, with all digits; unknown numbers are empty."""
     header, lines = numbers.long_form(summaries)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -178,7 +178,7 @@ def as_csv(summaries: Sequence[Summary]) -> str:
 
 
 def as_json(summaries: Sequence[Summary]) -> str:
-    """A list with an object for each run; unknown numbers are null."""
+    """Return a JSON list with one object for each run; unknown numbers are null."""
     return json.dumps([numbers.as_json(summary) for summary in summaries], indent=1, allow_nan=False) + "\n"
 
 
@@ -188,7 +188,7 @@ def _remarks(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def rich_table(table: Table) -> "RichTable":
-    """A table for rich to print, as wide as 80 columns allow; numbers to the right."""
+    """Return a table for rich to print in 80 columns, with numbers aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -214,7 +214,7 @@ def rich_table(table: Table) -> "RichTable":
 
 
 def quantile(values: NDArray[Any], part: float) -> float:
-    """The quantile at `part` (0 to 1) of what is known; NaN if nothing is."""
+    """Return the quantile at `part` (0 to 1) of the known values, or NaN if there is none."""
     known = values[~np.isnan(values)]
     return float(np.quantile(known, part)) if len(known) else math.nan
 
@@ -224,27 +224,27 @@ def _known(form: str, value: float, scale: float = 1.0) -> str:
 
 
 def whole(value: float) -> str:
-    """A whole number, with commas."""
+    """Format a whole number, with commas."""
     return _known("{:,.0f}", value)
 
 
 def fraction(value: float) -> str:
-    """From 0 to 1, to three digits."""
+    """Format a number from 0 to 1, with three digits."""
     return _known("{:.3f}", value)
 
 
 def difference(value: float) -> str:
-    """To three digits, with its sign."""
+    """Format a difference, with its sign and three digits."""
     return _known("{:+.3f}", value)
 
 
 def seconds(value: float) -> str:
-    """A time."""
+    """Format a time in seconds."""
     return _known("{:.3f} s" if value < 10 else "{:.1f} s" if value < 1000 else "{:,.0f} s", value)
 
 
 def percent(value: float) -> str:
-    """A share in per cent."""
+    """Format a share in per cent."""
     return _known("{:.1f} %", value, 100)
 
 
@@ -253,5 +253,5 @@ def _nats(value: float) -> str:
 
 
 def size_of(count: float) -> str:
-    """A number of bytes for a person to read; a dash if it is unknown."""
+    """Format a number of bytes with its unit; a dash if it is unknown."""
     return NOTHING if math.isnan(count) else size(count)

@@ -1,4 +1,4 @@
-"""Finding runs on disk, and one run with what every report, plot and page asks of it.
+"""Find runs on disk, and read one run for reports, plots and pages.
 
 Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 """
@@ -26,22 +26,24 @@ if TYPE_CHECKING:
 
     from fedh2l_mpi.analysis.summary import Summary
 
-# What a sweep has set aside of a run that it started anew.
+# A sweep renames the directory of an unfinished run so, before it starts the run again.
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was looked at; whatever of it is damaged is NaN, or missing from the config, and in `problems`.
+    """A run that was read from its metrics file.
+
+    Damaged values are NaN, or missing from the config; `problems` lists the damage.
 
     Attributes
     ----------
     file : Path
-        Its metrics file.
+        Metrics file.
     metrics : RunMetrics
-        Lazily read.
+        Arrays and attributes of the file, read when they are used.
     config : mapping
-        The resolved config as nested sections; empty if it cannot be read.
+        Resolved config as nested sections; empty if it cannot be read.
     """
 
     file: Path
@@ -50,37 +52,37 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What a person calls it: the run directory's name, or the file's where that has another name than usual."""
+        """Name of the run directory, or of the metrics file if the file does not have its usual name."""
         return name_of(self.file)
 
     @property
     def problems(self) -> Sequence[str]:
-        """What is wrong with the file; more may come up while arrays are read."""
+        """Damage of the file; reading more arrays may reveal more."""
         return list(dict.fromkeys(self.metrics.problems))
 
     @property
     def path(self) -> Path:
-        """The run directory; the metrics file itself where it stands alone under another name."""
+        """Run directory, or the metrics file if the file does not have its usual name."""
         return self.file.parent if _has_usual_name(self.file) else self.file
 
     @property
     def state(self) -> str:
-        """One word: complete, running, stopped, failed or crashed."""
+        """State in one word: complete, running, stopped, failed or crashed."""
         return self.condition.word
 
     @cached_property
     def condition(self) -> RunState:
-        """The state with its numbers of rounds."""
+        """State with its numbers of rounds."""
         return infer_state(self.metrics, self.file)
 
     @property
     def participants(self) -> int:
-        """P."""
+        """Number of participants, P."""
         return len(self.metrics["participant"])
 
     @cached_property
     def evaluated_E(self) -> NDArray[np.int64]:
-        """Rows (not numbers: rounds may be missing) in which every participant was evaluated, int64 (E,)."""
+        """Rows in which every participant was evaluated, int64 (E,). Rounds may be missing, so a row is no round."""
         accuracy_RP = self.metrics["accuracy_all"]
         return np.flatnonzero(~np.isnan(accuracy_RP).any(axis=1)) if accuracy_RP.size else np.empty(0, np.int64)
 
@@ -104,16 +106,16 @@ class Run:
         return summarise(self)
 
     def dataset(self) -> "xarray.Dataset":
-        """Return the run as labelled arrays, which are read when they are asked for.
+        """Return the run as labelled arrays, which are read when they are used.
 
         Raises
         ------
         UserError
             If xarray is not installed.
         """
-        from fedh2l_mpi.analysis.dataset import of_run
+        from fedh2l_mpi.analysis.dataset import run_dataset
 
-        return of_run(self)
+        return run_dataset(self)
 
     def plot(self, *names: str, out: str | Path | None = None) -> list[Path]:
         """Draw figures and return their files; without names, the overview.
@@ -123,7 +125,7 @@ class Run:
         names : str
             Figures by their names, as `plot --list` prints them.
         out : path or None
-            A file for one figure, a folder for several; None: next to the metrics file.
+            File for one figure, folder for several; None: next to the metrics file.
 
         Raises
         ------
@@ -135,11 +137,11 @@ class Run:
         return list(figures.plot(self, names or ("overview",), Path(out) if out is not None else None).files)
 
     def after(self, row: int) -> int:
-        """Number of rounds that had finished when the round in this row had: what a person counts from 1."""
+        """Return the number of rounds that had finished after the round in this row, counted from 1."""
         return int(self.metrics["round"][row]) + 1
 
     def key(self, dotted: str, default: Any = None) -> Any:
-        """A value of the config by its dotted key."""
+        """Return a value of the config by its dotted key, or `default` if there is none."""
         section: Any = self.config
         for word in dotted.split("."):
             if not isinstance(section, Mapping) or word not in section:
@@ -148,21 +150,21 @@ class Run:
         return section
 
     def flat_config(self) -> dict[str, Any]:
-        """The config by dotted keys."""
+        """Return the config with dotted keys."""
         return flat(self.config)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the metrics file."""
         self.metrics.close()
 
 
 def name_of(file: Path) -> str:
-    """`Run.name` of the run with this metrics file."""
+    """Return `Run.name` of the run with this metrics file."""
     return file.absolute().parent.name if _has_usual_name(file) else file.stem
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:
-    """Names of runs; where two share one, with as many of the folders above as it takes to tell them apart."""
+    """Return a name for each run; runs with the same name get as many parent folders as make it unique."""
     paths = [file.absolute().parent if _has_usual_name(file) else file.absolute() for file in files]
     names = [name_of(file) for file in files]
     longest = max((len(path.parts) for path in paths), default=0)
@@ -180,19 +182,19 @@ def _has_usual_name(file: Path) -> bool:
     return file.name == RunDirectory(file.parent).metrics.name
 
 
-def look_at(path: Path) -> Run:
-    """A run, from its directory or its metrics file; also of one that is being written, or is damaged.
+def load_run(path: Path) -> Run:
+    """Open a run by its directory or its metrics file, even if it is still being written or damaged.
 
     Raises
     ------
     UserError
-        If there is nothing to show.
+        If there is no metrics file, or none of it can be read.
     """
     file = metrics_file(path)
     looked = look(file)
     try:
         config = yaml.safe_load(str(looked.attributes.get("config", "")))
-    # Not only YAMLError: a flipped bit may make an impossible date of a number.
+    # A flipped bit may turn a number into an impossible date, which raises ValueError instead of YAMLError.
     except (yaml.YAMLError, TypeError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
@@ -202,32 +204,34 @@ def look_at(path: Path) -> Run:
 
 
 def metrics_file(path: Path) -> Path:
-    """The metrics file of a run directory, or the path itself."""
+    """Return the metrics file of a run directory, or the path itself if it is no directory."""
     with readable(path):
         if path.is_dir():
             file = RunDirectory(path).metrics
             if not file.exists():
-                raise UserError(f"{path}: holds no run ({file.name} is not there)")
+                raise UserError(f"{path}: this directory contains no run, because {file.name} is missing.")
             return file
         return path
 
 
 @contextlib.contextmanager
 def readable(path: str | Path) -> Iterator[None]:
-    """Tell of a directory without permission, or a name that is too long, by the path that was given."""
+    """Turn an OSError inside the block into a UserError that names the user's own path."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
 def find(patterns: Sequence[str]) -> list[Path]:
-    """Metrics files, in the order of names: of run directories, files, folders that hold runs at any depth, and globs.
+    """Return the metrics files of all runs that the patterns name, in the order of names.
+
+    A pattern is a run directory, a metrics file, a folder that contains runs at any depth, or a glob.
 
     Raises
     ------
     UserError
-        If one of them leads to no run, or cannot be read.
+        If a pattern leads to no run, or cannot be read.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -235,7 +239,9 @@ def find(patterns: Sequence[str]) -> list[Path]:
             paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
             files = [file for path in paths for file in _below(path)]
         if not files:
-            raise UserError(f"{pattern}: no run there; give run directories, metrics files, or folders that hold runs")
+            raise UserError(
+                f"{pattern}: there is no run. Name run directories, metrics files, or folders that contain runs."
+            )
         found |= dict.fromkeys(files)
     return list(found)
 

@@ -1,4 +1,4 @@
-"""Differences between groups of runs, paired by seed, and how sure they are."""
+"""Compute differences between groups of runs, paired by seed, and their confidence intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from fedh2l_mpi.analysis.outcome import spread
 from fedh2l_mpi.runtime.libraries import require
 
-# From a seed to what its run came to; NaN where that is not known.
+# Result of a run by its seed; NaN if it is unknown.
 BySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences, and an interval for it; NaN where there are too few pairs for either."""
+    """Mean of paired differences and its interval; NaN if there are too few pairs."""
 
     mean: float
     low: float
@@ -22,10 +22,9 @@ class Difference:
 
 
 def difference(ours: BySeed, theirs: BySeed, confidence: float) -> Difference:
-    """Ours less theirs over the seeds that both have, with the interval of Student's t for the mean.
+    """Return ours minus theirs over the seeds that both have, with Student's t interval for the mean.
 
-    It takes the differences to be independent and normal; of fewer than two there is none.
-
+    The interval assumes independent, normal differences. It needs at least two of them.
     Raises
     ------
     UserError
@@ -41,17 +40,17 @@ def difference(ours: BySeed, theirs: BySeed, confidence: float) -> Difference:
 
 
 def corrected(confidence: float, groups: int) -> float:
-    """Confidence of each of a group's intervals against the others, by Bonferroni over these comparisons.
+    """Return the confidence of each interval of a group against the others, by Bonferroni over these comparisons.
 
-    The one group that is called best is chosen after the fact, from all of them. For `best` to be wrong, one of the G
-    groups must lie clear of another that is no worse, on one side of an interval: by chance, at most G times half of
-    (1 - confidence) / (G - 1), and that is no more than 1 - confidence.
+    The best of G groups is chosen after the fact. `best` is wrong only if one of the groups lies clear of another
+    that is no worse, on one side of an interval. The probability of this is at most G times half of
+    (1 - confidence) / (G - 1), which is at most 1 - confidence.
     """
     return 1 - (1 - confidence) / max(1, groups - 1)
 
 
 def best(groups: Sequence[BySeed], higher_is_better: bool, confidence: float) -> int | None:
-    """Number of the group that is better than every other by an interval that excludes 0; None if none is."""
+    """Return the number of the group whose intervals against all others exclude 0, or None if there is none."""
     if len(groups) < 2:
         return None
     each = corrected(confidence, len(groups))

@@ -1,4 +1,4 @@
-"""One run in numbers: what ran, how well every participant does in the end, what it cost, and what looks wrong.
+"""Summarise one run in numbers: its settings, accuracies at the end, costs, and warnings.
 
 Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 """
@@ -16,43 +16,43 @@ from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
 PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)
-# At chance: no more than this part of the way from guessing to always being right.
+# Accuracy counts as chance up to this part of the way from guessing to 1.
 CHANCE_MARGIN = 0.1
-# Less accurate than in the baseline run by more than this: negative transfer, not noise.
+# A loss of accuracy against the baseline of more than this is negative transfer; less may be noise.
 TRANSFER_MARGIN = 0.02
-# Diverging: the private loss is at last this many times its lowest, and by so many nats above it.
+# Training diverges if the private loss ends at more than this many times, and nats above, its lowest value.
 DIVERGED_RATIO, DIVERGED_NATS = 1.5, 0.1
-# More participants than this are counted in a warning, not listed.
+# A warning lists at most this many participants, and counts the rest.
 NAMED = 8
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in numbers; what is unknown is NaN.
+    """A run in numbers; unknown values are NaN.
 
     Attributes
     ----------
     name, state : str
     facts : mapping of str to str
-        What ran: method, data, graph and so on, for a person to read.
+        Settings of the run as text: method, data, graph and so on.
     after : int
-        How many rounds had finished at the evaluation that is told of; 0: there was none.
+        Number of rounds that had finished at the last evaluation; 0: there was none.
     participants : mapping of str to array (P,)
-        Of each participant: `architecture` (text), and as numbers `parameters`, `own_domain`, `accuracy_own`,
+        Values of each participant: `architecture` (text), and as numbers `parameters`, `own_domain`, `accuracy_own`,
         `accuracy_all`, `accuracy_worst`, `accuracy_all_at_best_validation`, `calibration_error`, `gain` (all-domain
-        accuracy less the baseline's), `bytes_sent`, `bytes_received` and `bytes_as_parameters` (what sharing models
-        would have sent, one copy over every edge in every round), `conflict_rate` (mean over rounds), `loss_private`
-        and `loss_distillation` (of the last round, nats), and `seconds_*` in each phase.
+        accuracy minus the baseline's), `bytes_sent`, `bytes_received`, `bytes_as_parameters` (traffic if models were
+        exchanged: one copy per edge and round), `conflict_rate` (mean over rounds), `loss_private` and
+        `loss_distillation` (last round, nats), and `seconds_*` of each phase.
     accuracy_PD : float64 (P, D)
-        At the last evaluation.
+        Accuracy at the last evaluation.
     seconds : float
-        In the rounds of the slowest rank; what is not known of them counts as nothing, unless all is.
+        Time of the slowest rank in the rounds. Unknown times count as 0; NaN if all are unknown.
     warnings : sequence of str
-        What looks wrong with the learning.
+        Signs of trouble in the learning.
     problems : sequence of str
-        What is wrong with the file.
+        Damage of the file.
     baseline : str or None
-        Name of the run that `gain` is over.
+        Name of the run that `gain` is measured against.
     """
 
     name: str
@@ -68,28 +68,28 @@ class Summary:
     baseline: str | None = None
 
     def mean(self, name: str) -> float:
-        """Mean over the participants of whom it is known."""
+        """Return the mean over the participants whose value is known."""
         return mean(self.participants[name])
 
     @property
     def phase_seconds(self) -> dict[str, float]:
-        """Seconds of a participant in each phase, mean over participants."""
+        """Seconds in each phase, mean over participants."""
         return {phase: self.mean(f"seconds_{phase}") for phase in PHASES}
 
     @property
     def waiting_share(self) -> float:
-        """Share of all time that was spent on waiting for messages."""
+        """Share of all time that was spent waiting for messages."""
         return self.share("wait")
 
     def share(self, phase: str) -> float:
-        """Share of all known time that was spent in a phase."""
+        """Return the share of all known time that was spent in a phase."""
         seconds = self.phase_seconds
         total = float(np.nansum(list(seconds.values())))
         return seconds[phase] / total if total > 0 else math.nan
 
 
 def summarise(run: Run, baseline: Run | None = None) -> Summary:
-    """A run in numbers; with a `baseline` run, also what was gained over it, participant by participant."""
+    """Summarise a run; with a `baseline` run, also compute each participant's gain over it."""
     measured = run.metrics
     participants: dict[str, NDArray[Any]] = {
         "architecture": np.array(measured.texts("architecture")),
@@ -110,7 +110,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
     warnings = list(_warnings(run, participants))
     gain_P = np.full(run.participants, math.nan)
     if baseline is not None:
-        gain_P, more = _compared(run, participants, baseline)
+        gain_P, more = _compare(run, participants, baseline)
         warnings += more
     participants["gain"] = gain_P
     evaluated = len(run.evaluated_E) > 0
@@ -134,13 +134,13 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
 
 
 def mean(values: NDArray[Any]) -> float:
-    """Mean of what is known; NaN if nothing is."""
+    """Return the mean of the known values, or NaN if there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
 
 def mean_over_rounds(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the rounds in which it is known, (P,)."""
+    """Return the mean over the rounds with a known value, (P,)."""
     known = ~np.isnan(values_RP)
     count_P = known.sum(axis=0)
     return np.where(count_P > 0, np.where(known, values_RP, 0.0).sum(axis=0) / np.maximum(count_P, 1), math.nan)
@@ -149,7 +149,7 @@ def mean_over_rounds(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
 def accuracy_at_best_validation(
     validation_RP: NDArray[np.float64], everywhere_RP: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """All-domain accuracy (P,) in the evaluated round whose validation accuracy was highest (the first of equals)."""
+    """Return all-domain accuracy (P,) in the round with the highest validation accuracy (the first of equals)."""
     best = np.full(validation_RP.shape[1], np.nan)
     known = ~np.isnan(validation_RP).all(axis=0)
     if known.any():
@@ -159,7 +159,7 @@ def accuracy_at_best_validation(
 
 
 def _total(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum over the rounds in which it is known, (P,); NaN if that is none."""
+    """Return the sum over the rounds with a known value, (P,); NaN if there is none."""
     return np.where(np.isnan(values_RP).all(axis=0), math.nan, np.nansum(values_RP, axis=0))
 
 
@@ -175,13 +175,13 @@ def _last_evaluation(run: Run) -> dict[str, NDArray[np.float64]]:
 
 
 def _after(run: Run) -> int:
-    """How many rounds had finished at the last evaluation; 0: there was none."""
+    """Return the number of rounds that had finished at the last evaluation; 0: there was none."""
     return run.after(run.evaluated_E[-1]) if len(run.evaluated_E) else 0
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """What ran, from config and attributes; what is not known is left out."""
-    measured, key, told = run.metrics, run.key, run.metrics.attributes
+    """Yield the run's settings, from config and attributes; leave out what is unknown."""
+    measured, key, attributes = run.metrics, run.key, run.metrics.attributes
     if key("method.name"):
         extra = [f"{word} {key(f'method.{name}')}" for name, word in _METHOD_WORDS.items() if key(f"method.{name}")]
         yield "method", ", ".join([str(key("method.name")), *extra])
@@ -192,29 +192,30 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     models = ", ".join(f"{count} {name}" for name, count in zip(architectures, counts, strict=True))
     yield "participants", f"{run.participants}: {models}"
     yield "graph", _graph(run)
-    if told.get("seed_set_samples"):
+    if attributes.get("seed_set_samples"):
         views = key("seed_set.views")
         yield (
             "seed set",
-            f"{told['seed_set_samples']} samples, {told.get('seed_set_samples_per_round')} a round"
+            f"{attributes['seed_set_samples']} samples, {attributes.get('seed_set_samples_per_round')} a round"
             + (f", views {views}" if views and views != "none" else ""),
         )
     if key("exchange.codec"):
         yield "codec", str(key("exchange.codec")) + (f", k = {key('exchange.top_k')}" if key("exchange.top_k") else "")
     if key("exchange.skip_below") is not None:
-        yield "rows not sent", f"those within {key('exchange.skip_below'):g} of what the neighbours hold"
+        yield "rows not sent", f"rows within {key('exchange.skip_below'):g} of the neighbours' copies"
     if key("optimizer.name"):
         precision = f", {key('optimizer.precision')}" if key("optimizer.precision") == "bfloat16" else ""
         yield (
             "optimizer",
             f"{key('optimizer.name')}, lr {key('optimizer.lr')}, minibatch {key('optimizer.batch_size')}{precision}",
         )
-    yield "seed", str(told.get("seed", "?"))
+    yield "seed", str(attributes.get("seed", "?"))
     yield "hardware", _hardware(run)
-    yield "versions", _versions(told.get("versions"))
-    revision, dash, dirty = str(told.get("git_revision", "?")).partition("-")
+    yield "versions", _versions(attributes.get("versions"))
+    revision, dash, dirty = str(attributes.get("git_revision", "?")).partition("-")
     yield "revision", f"{revision[:12]}{dash}{dirty}"
-    yield "started", str(told.get("started", "?")) + (f", ended {told['ended']}" if told.get("ended") else "")
+    ended = f", ended {attributes['ended']}" if attributes.get("ended") else ""
+    yield "started", str(attributes.get("started", "?")) + ended
 
 
 _METHOD_WORDS = {
@@ -269,20 +270,20 @@ def _warnings(run: Run, participants: Mapping[str, NDArray[Any]]) -> Iterator[st
     guessing = np.flatnonzero(participants["accuracy_all"] <= limit)
     if len(guessing):
         values = participants["accuracy_all"]
-        yield f"at chance level ({chance:.3g}): {_who(guessing, values, 'all-domain accuracy {:.3f}')}"
+        yield f"at chance level ({chance:.3g}): {_list_participants(guessing, values, 'all-domain accuracy {:.3f}')}"
     diverging, ratios_P = _diverging(run.metrics["loss_private"])
     if len(diverging):
-        yield f"diverging: {_who(diverging, ratios_P, 'private loss {:.1f} times its lowest')}"
+        yield f"diverging: {_list_participants(diverging, ratios_P, 'private loss {:.1f} times its lowest')}"
 
 
 def _diverging(loss_RP: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Participants whose private loss rose again, and by what factor; losses are means over a tenth of the rounds."""
+    """Return the participants whose private loss rose again, and the factors; losses are means of a tenth of a run."""
     rounds, participants = loss_RP.shape
     window = max(1, rounds // 10)
     windows = rounds // window
     if windows < 3 or np.isnan(loss_RP).all():
         return np.empty(0, np.int64), np.full(participants, math.nan)
-    # The last windows count: what is left over is cut from the first, high losses.
+    # The windows end with the last round. Rounds that are left over come from the start, where losses are high.
     means_WP = loss_RP[rounds - windows * window :].reshape(windows, window, participants).mean(axis=1)
     lowest_P, last_P = means_WP.min(axis=0), means_WP[-1]
     ratios_P = last_P / np.where(lowest_P > 0, lowest_P, math.nan)
@@ -290,10 +291,10 @@ def _diverging(loss_RP: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray
     return np.flatnonzero(rose), ratios_P
 
 
-def _compared(
+def _compare(
     run: Run, participants: Mapping[str, NDArray[Any]], baseline: Run
 ) -> tuple[NDArray[np.float64], list[str]]:
-    """All-domain accuracy gained (P,) over the baseline run, and warnings."""
+    """Return the gain in all-domain accuracy (P,) over the baseline run, and warnings."""
     theirs, warnings = _last_evaluation(baseline), []
     unlike = [
         what
@@ -310,28 +311,27 @@ def _compared(
         if ours != other
     ]
     if unlike:
-        warnings.append(f"the baseline {baseline.name} differs in {' and '.join(unlike)}: gains are not paired")
+        warnings.append(f"the baseline {baseline.name} differs in {' and '.join(unlike)}, so gains are not paired")
     if baseline.state != "complete":
         warnings.append(f"the baseline {baseline.name} is unfinished: {baseline.condition}")
     after, theirs_after = _after(run), _after(baseline)
     if after and theirs_after and after != theirs_after:
         warnings.append(
-            f"the baseline {baseline.name} was last evaluated after {theirs_after} rounds, this run after {after}: "
-            "gains are over unlike training"
+            f"the baseline {baseline.name} was last evaluated after {theirs_after} rounds, this run after {after}, so "
+            "gains compare different amounts of training"
         )
     if baseline.participants != run.participants:
         warnings.append(
-            f"the baseline {baseline.name} has {baseline.participants} participants, this run {run.participants}: gain "
-            "is over the baseline's mean"
+            f"the baseline {baseline.name} has {baseline.participants} participants, this run {run.participants}, so "
+            "gains are measured against the baseline's mean"
         )
         return participants["accuracy_all"] - mean(theirs["accuracy_all"]), warnings
     for name, meaning in (("accuracy_all", "all-domain"), ("accuracy_own", "own-domain")):
         gain_P = participants[name] - theirs[name]
         losing = np.flatnonzero(gain_P < -TRANSFER_MARGIN)
         if len(losing):
-            warnings.append(
-                f"negative transfer: {_who(losing, gain_P, meaning + ' accuracy {:+.3f}')} to {baseline.name}"
-            )
+            losers = _list_participants(losing, gain_P, meaning + " accuracy {:+.3f}")
+            warnings.append(f"negative transfer: {losers} to {baseline.name}")
     return participants["accuracy_all"] - theirs["accuracy_all"], warnings
 
 
@@ -339,14 +339,14 @@ def _without_root(section: Any) -> Any:
     return {key: value for key, value in section.items() if key != "root"} if isinstance(section, Mapping) else section
 
 
-def _who(chosen: NDArray[np.int64], values_P: NDArray[np.float64], form: str) -> str:
-    """The participants by number and value, the first few of many."""
-    told = ", ".join(f"participant {i} ({form.format(values_P[i])})" for i in chosen[:NAMED])
-    return told + (f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else "")
+def _list_participants(chosen: NDArray[np.int64], values_P: NDArray[np.float64], form: str) -> str:
+    """List the first participants by number and value, and count the rest."""
+    listed = ", ".join(f"participant {i} ({form.format(values_P[i])})" for i in chosen[:NAMED])
+    return listed + (f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else "")
 
 
 def long_form(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Any]]]:
-    """Header and a line for each participant of each run, numbers in full."""
+    """Return the header, and one line for each participant of each run, with all digits."""
     columns: list[tuple[str, Callable[[Summary, int], Any]]] = [
         ("run", lambda summary, i: summary.name),
         ("state", lambda summary, i: summary.state),
@@ -363,7 +363,7 @@ def long_form(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Any]]]
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """Everything in a summary, for `json`: NaN becomes null."""
+    """Return the summary as values for `json`; NaN becomes null."""
     participants = {name: [_item(value) for value in values] for name, values in summary.participants.items()}
     return {
         "name": summary.name,
@@ -385,6 +385,6 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def _item(value: Any) -> Any:
-    """A Python value; None for NaN."""
+    """Return a Python value; None for NaN."""
     plain = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(plain, float) and math.isnan(plain) else plain

@@ -1,4 +1,4 @@
-"""Many runs as one table: mean and spread over seeds, differences paired by seed, bytes until an accuracy is reached.
+"""Make one table of many runs: mean and spread over seeds, differences paired by seed, bytes until an accuracy.
 
 Shape letters: R rounds, P participants, E evaluated rounds.
 """
@@ -28,12 +28,12 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, of which some are of two lines, and cells as text; the first column is the row's name.
+    """Headings, of one or two lines, and cells as text; the first column is the row's name.
 
     Attributes
     ----------
     bold : collection of (row, column)
-        Cells that stand out; as plain text they have a star.
+        Cells in bold; plain text marks them with a star.
     """
 
     title: str
@@ -50,16 +50,16 @@ def table(
     compare_to: str | None = None,
     title: str = "",
 ) -> Table:
-    """A line for each row's runs, which differ in their seeds.
+    """Make a table with one line for each row; the runs of a row differ in their seeds only.
 
     Parameters
     ----------
     columns : sequence of str
         Fields of the metrics file.
     reach : sequence of float
-        All-domain accuracies; a column each for the bytes it took to reach it.
+        All-domain accuracies; each adds a column with the bytes sent until it was reached.
     compare_to : str or None
-        A row, to which all others are compared seed by seed.
+        Row that all others are compared to, seed by seed.
     """
     counts = {len(runs) for runs in runs_by_row.values()}
     makers: list[tuple[str, Callable[[str, Sequence[Outcome]], str]]] = []
@@ -69,17 +69,20 @@ def table(
     makers += [(f"sent\nuntil {accuracy:g}", _maker_of_reach(accuracy)) for accuracy in reach]
     if compare_to is not None:
         theirs = runs_by_row[compare_to]
-        makers.append((f"less\n{compare_to}", lambda row, runs: _difference(runs, theirs, row == compare_to)))
+        makers.append((f"minus\n{compare_to}", lambda row, runs: _difference(runs, theirs, row == compare_to)))
     rows = [[row, *(maker(row, runs) for _, maker in makers)] for row, runs in runs_by_row.items()]
     many = "the seeds" if len(counts) > 1 else f"{max(counts)} seeds" if max(counts) > 1 else "one seed"
-    notes = [f"After the last round, means over participants; mean ± sample standard deviation over {many}."]
+    notes = [f"Means over participants after the last round; mean ± sample standard deviation over {many}."]
     if reach:
         notes.append(
-            "Sent until: by a participant, until all-domain accuracy was first evaluated at this or more; "
-            "(1 of 2): in one of two seeds it ever was."
+            "Sent until: bytes sent by a participant until an evaluation first reached this all-domain accuracy; "
+            "(1 of 2): one of two seeds reached it."
         )
     if compare_to is not None:
-        notes.append(f"Less {compare_to}: all-domain accuracy, seed by seed; (1 of 2): more in one of two seeds.")
+        notes.append(
+            f"Minus {compare_to}: difference in all-domain accuracy, seed by seed; "
+            "(1 of 2): higher in one of two seeds."
+        )
     return Table(title, ["", *(heading for heading, _ in makers)], rows, "\n".join(notes))
 
 
@@ -96,7 +99,7 @@ def _cell(values: Sequence[float], units: str) -> str:
     if math.isnan(mean):
         return NOTHING
     show: Callable[[float], str] = size if units == "byte" else "{:.3f}".format if units != "s" else "{:.1f}".format
-    # Bytes are often the same for every seed.
+    # Bytes are often equal for all seeds, and a deviation of 0 would only take space.
     if math.isnan(deviation) or (units == "byte" and deviation == 0.0):
         return show(mean)
     return f"{show(mean)} ± {show(deviation)}"
@@ -119,11 +122,11 @@ def _difference(ours: Sequence[Outcome], theirs: Sequence[Outcome], is_same: boo
 
 
 def plain(table: Table) -> str:
-    """The table in columns. Never folded or cut: a terminal that is too narrow wraps it, and a log has no edge."""
+    """Return the table in columns of plain text; a narrow terminal wraps its lines."""
     headings = [heading.split("\n") for heading in table.headings]
     deep = max(map(len, headings))
     lines = list(zip(*([""] * (deep - len(parts)) + parts for parts in headings), strict=True))
-    # Room for a star in all cells of its column keeps the digits under each other.
+    # If one cell has a star, all cells of its column get a blank, so that the digits stay aligned.
     starred = {column for _, column in table.bold}
     for i, row in enumerate(table.rows):
         stars = ["*" if (i, j) in table.bold else " " if j in starred else "" for j in range(len(row))]
@@ -138,7 +141,7 @@ def plain(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table as GitHub shows it."""
+    """Return the table as GitHub's Markdown."""
     lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)], *_marked(table, "**{}**".format)]
     text = "\n".join("| " + " | ".join(map(_markdown_cell, line)) + " |" for line in lines)
     heading = f"**{table.title}**\n\n" if table.title else ""
@@ -171,11 +174,11 @@ LATEX = {
 
 
 def latex(table: Table) -> str:
-    """The table for an article, with the rules of booktabs."""
+    """Return the table as LaTeX for an article, with the rules of booktabs."""
     escaped = [[_latex(cell) for cell in row] for row in table.rows]
     rows = _marked(Table("", (), escaped, "", table.bold), r"\textbf{{{}}}".format)
     body = [" & ".join(row) + r" \\" for row in rows]
-    # After a \\, these would be an option of it.
+    # LaTeX reads [ and * after \\ as its options, so an empty group comes first.
     body = ["{}" + line if line[:1] in ("[", "*") else line for line in body]
     caption = " ".join(filter(None, [table.title and f"{table.title}.", *table.caption.split("\n")]))
     return "\n".join(
@@ -198,13 +201,14 @@ def latex(table: Table) -> str:
 
 def _latex(cell: str) -> str:
     text = "".join(LATEX.get(character, character) for character in cell)
-    # A minus, not a hyphen, before a number.
+    # A number needs a minus sign, and LaTeX prints "-" as a hyphen.
     return re.sub(r"(^|[ \[])-(?=\d)", r"\1$-$", text)
 
 
 def folded(table: Table, width: int) -> list[Table]:
-    """The table as several that are no wider than this as plain text, each with the rows' names and what fits of the
-    columns; a single column may still be wider.
+    """Split the table into several that are at most this wide as plain text; one column alone may be wider.
+
+    Each part has the rows' names and as many columns as fit.
     """
     parts: list[list[int]] = []
     for column in range(1, len(table.headings)):
@@ -237,20 +241,20 @@ def _width(table: Table) -> int:
 def long_form(
     runs: Sequence[tuple[str, Mapping[str, str], Outcome]], reach: Sequence[float] = (), axes: Sequence[str] = ()
 ) -> str:
-    """A line of CSV for each run, all numbers in full: what any other table can be made of.
+    """Return one CSV line for each run, with all digits, from which any other table can be made.
 
     Parameters
     ----------
-    runs : sequence of (label, place on every axis, outcome)
+    runs : sequence of (label, value on every axis, outcome)
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     until = [f"bytes_until_{accuracy:g}" for accuracy in reach]
     writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *until, "seconds", "revision"])
     for label, settings, run in runs:
-        places: list[Any] = [settings.get(axis, "") for axis in axes]
+        on_axes: list[Any] = [settings.get(axis, "") for axis in axes]
         values = [_blank(value) for value in (*run.values.values(), *(bytes_until(run, level) for level in reach))]
-        writer.writerow([label, *places, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision])
+        writer.writerow([label, *on_axes, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision])
     return text.getvalue()
 
 

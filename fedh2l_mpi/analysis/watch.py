@@ -1,7 +1,7 @@
-"""Follows a running run in its metrics file, and draws a compact view of it in the terminal.
+"""Follow a running run in its metrics file, and draw a compact view of it in the terminal.
 
-The file is opened anew for every look, without a lock and without HDF5's waiting for the writer, and closed at once; of
-its large arrays only new rows are read. Where that is slow, it looks less often: the writer shares that file system.
+Every look opens the file again, without a lock and without waiting for the writer, and closes it at once. Only new rows
+of the large arrays are read. If a look is slow, looks become rarer, because the writer uses the same file system.
 
 Shape letters: R rounds, P participants.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import summary as numbers
-from fedh2l_mpi.analysis.run import Run, look_at, readable
+from fedh2l_mpi.analysis.run import Run, load_run, readable
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import TIMINGS, RunMetrics, RunState, slowest_rank_seconds
 from fedh2l_mpi.run_directory import RunDirectory
@@ -25,9 +25,9 @@ from fedh2l_mpi.runtime.units import size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# A look may take this part of the time, no more.
+# Largest share of the time that looking may take.
 BUSY_SHARE = 0.05
-# A reader can meet the writer half-way through a flush: then it looks again, and later once more.
+# A reader may meet the writer in the middle of a flush, so a failed look is repeated.
 TRIES, RETRY_S = 5, 0.1
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 40
@@ -35,15 +35,15 @@ LOSSES = ("loss_private", "loss_seed", "loss_distillation")
 
 
 @dataclass
-class Follower:
-    """What is known of a run so far; every look adds the rounds that are new.
+class WatchedRun:
+    """A run that is followed; every look adds its new rounds.
 
     Attributes
     ----------
     accuracy_E : list of float
         All-domain accuracy, mean over participants, of every evaluated round.
     rows : int
-        Rounds that have been read.
+        Number of rounds that have been read.
     writer : tuple
         Host and process that wrote them.
     """
@@ -63,17 +63,17 @@ class Follower:
     problems: list[str] = field(default_factory=list)
 
     def look(self) -> float:
-        """Read what is new; how long that took [s].
+        """Read the new rounds, and return the time that this took [s].
 
         Raises
         ------
         UserError
-            If the file cannot be read, also after some tries.
+            If the file cannot be read after TRIES tries.
         """
         begin = time.monotonic()
         for left in reversed(range(TRIES)):
             try:
-                run = look_at(self.path)
+                run = load_run(self.path)
             except UserError:
                 if not left or not self.path.exists():
                     raise
@@ -83,7 +83,7 @@ class Follower:
                     new, state = _read(run.metrics, first), run.condition
                 finally:
                     run.close()
-                # What was met half-way is not taken: it is unknown only until it is read again.
+                # Values that were met in the middle of a flush are read again, as they may look damaged.
                 if not run.problems or run.metrics.closed or not left:
                     self._add(run, first, new, state)
                     break
@@ -92,7 +92,7 @@ class Follower:
         return time.monotonic() - begin
 
     def _first(self, measured: RunMetrics) -> int:
-        """The first round to read: 0 if the run went on from a checkpoint, after which rounds are done again."""
+        """Return the first round to read: 0 if the run resumed from a checkpoint, as it then repeats rounds."""
         return self.rows if measured.rounds >= self.rows and _writer(measured) == self.writer else 0
 
     def _add(self, run: Run, first: int, new: dict[str, NDArray[np.float64]], state: RunState) -> None:
@@ -114,49 +114,49 @@ class Follower:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to wait for."""
+        """True if the run has ended."""
         return self.state.word != "running"
 
 
 def follow(path: Path, interval_s: float) -> RunState:
-    """Watch until the run ends, and its last state; a line per change where standard output is no terminal."""
+    """Watch until the run ends, and return its last state; print one line per change if there is no terminal."""
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
-    follower = Follower(_appeared(path, interval_s))
-    took_s = follower.look()
+    watched = WatchedRun(_appeared(path, interval_s))
+    took_s = watched.look()
     if not console.is_terminal:
         while True:
-            print(line(follower), flush=True)
-            if follower.ended:
-                for problem in follower.problems:
+            print(line(watched), flush=True)
+            if watched.ended:
+                for problem in watched.problems:
                     print(f"problem: {problem}")
-                return follower.state
-            seen = follower.rows
-            while follower.rows == seen and not follower.ended:
+                return watched.state
+            seen = watched.rows
+            while watched.rows == seen and not watched.ended:
                 time.sleep(pause_s(interval_s, took_s))
-                took_s = follower.look()
-    with Live(view(follower), console=console, auto_refresh=False, transient=False) as live:
-        while not follower.ended:
+                took_s = watched.look()
+    with Live(view(watched), console=console, auto_refresh=False, transient=False) as live:
+        while not watched.ended:
             time.sleep(pause_s(interval_s, took_s))
-            took_s = follower.look()
-            live.update(view(follower), refresh=True)
-    return follower.state
+            took_s = watched.look()
+            live.update(view(watched), refresh=True)
+    return watched.state
 
 
 def pause_s(interval_s: float, took_s: float) -> float:
-    """Time until the next look: longer than asked for where a look takes long."""
+    """Return the time until the next look [s]: the interval, or longer if a look takes long."""
     return max(interval_s, took_s / BUSY_SHARE)
 
 
 def _appeared(path: Path, interval_s: float) -> Path:
-    """The metrics file, once it is there: a queued job makes it when it starts."""
+    """Wait for the metrics file, which a queued job makes when it starts, and return it."""
     with readable(path):
-        # A file of another name is looked at, too, and its complaint told: as a directory it would never appear.
+        # A file of any name is read, so that its error is reported; taken as a directory, it would be waited for.
         file = path if path.suffix == ".h5" or path.is_file() else RunDirectory(path).metrics
         if not file.parent.exists() and not file.parent.parent.exists():
-            raise UserError(f"{path}: no such directory")
+            raise UserError(f"{path}: there is no such directory.")
         if not file.exists():
             print(f"waiting for {file}", flush=True)
         while not file.exists():
@@ -164,45 +164,43 @@ def _appeared(path: Path, interval_s: float) -> Path:
     return file
 
 
-def line(follower: Follower) -> str:
-    """The run in one line."""
-    accuracy = f"{follower.accuracy_E[-1]:.3f}" if follower.accuracy_E else "-"
-    return f"{follower.state}, all-domain accuracy {accuracy}, {size(follower.sent)} sent, {_left(follower)}".rstrip(
-        ", "
-    )
+def line(watched: WatchedRun) -> str:
+    """Return the run in one line."""
+    accuracy = f"{watched.accuracy_E[-1]:.3f}" if watched.accuracy_E else "-"
+    return f"{watched.state}, all-domain accuracy {accuracy}, {size(watched.sent)} sent, {_left(watched)}".rstrip(", ")
 
 
-def view(follower: Follower) -> "RenderableType":
-    """The run in a few lines that are drawn again and again."""
+def view(watched: WatchedRun) -> "RenderableType":
+    """Return the run in a few lines, to be drawn again after every look."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    state = follower.state
+    state = watched.state
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="ellipsis", no_wrap=True)
-    grid.add_row("run", Text(follower.title))
-    grid.add_row("state", Text(f"{state}{', ' if _left(follower) else ''}{_left(follower)}"))
+    grid.add_row("run", Text(watched.title))
+    grid.add_row("state", Text(f"{state}{', ' if _left(watched) else ''}{_left(watched)}"))
     if state.planned:
         grid.add_row("", ProgressBar(total=state.planned, completed=state.rounds, width=CURVE))
-    if follower.accuracy_E:
-        spread = f"{follower.accuracy_E[-1]:.3f}  (participants {follower.lowest:.3f} to {follower.highest:.3f})"
+    if watched.accuracy_E:
+        spread = f"{watched.accuracy_E[-1]:.3f}  (participants {watched.lowest:.3f} to {watched.highest:.3f})"
         grid.add_row("all domains", Text(spread))
-        grid.add_row("", Text(curve(follower.accuracy_E)))
-    known = {name.removeprefix("loss_"): value for name, value in follower.losses.items() if not math.isnan(value)}
+        grid.add_row("", Text(curve(watched.accuracy_E)))
+    known = {name.removeprefix("loss_"): value for name, value in watched.losses.items() if not math.isnan(value)}
     grid.add_row(Text("losses [nats]"), Text(", ".join(f"{name} {value:.3f}" for name, value in known.items()) or "-"))
-    phases = {name: value for name, value in follower.seconds.items() if value > 0}
-    told = ", ".join(f"{name} {1e3 * value:.3g}" for name, value in phases.items())
-    grid.add_row(Text("phases [ms]"), Text(told or "-"))
-    grid.add_row("sent", Text(f"{size(follower.sent)} by a participant"))
-    for problem in follower.problems:
+    phases = {name: value for name, value in watched.seconds.items() if value > 0}
+    shown = ", ".join(f"{name} {1e3 * value:.3g}" for name, value in phases.items())
+    grid.add_row(Text("phases [ms]"), Text(shown or "-"))
+    grid.add_row("sent", Text(f"{size(watched.sent)} by a participant"))
+    for problem in watched.problems:
         grid.add_row("problem", Text(problem))
     return grid
 
 
 def curve(values: list[float]) -> str:
-    """Values from 0 to 1 as bars, one character each; of many, means over neighbours."""
+    """Draw values from 0 to 1 as bars, one character each; many values become means of neighbours."""
     pieces: list[NDArray[np.float64]] = np.array_split(np.array(values), min(CURVE, len(values)))
     return "".join(BARS[min(len(BARS) - 1, int(piece.mean() * len(BARS)))] for piece in pieces)
 
@@ -212,7 +210,7 @@ def _writer(measured: RunMetrics) -> tuple[str | int | None, ...]:
 
 
 def _read(measured: RunMetrics, first: int) -> dict[str, NDArray[np.float64]]:
-    """What a look adds: the ranks, and arrays from round `first` on; nothing if there is no such round."""
+    """Read the ranks, and the arrays from round `first` on; nothing if there is no such round."""
     if measured.rounds <= first:
         return {}
     names = ("accuracy_all", "bytes_sent", *TIMINGS, *LOSSES)
@@ -220,7 +218,7 @@ def _read(measured: RunMetrics, first: int) -> dict[str, NDArray[np.float64]]:
 
 
 def _since(measured: RunMetrics, name: str, first: int) -> NDArray[np.float64]:
-    """Rows of an array from round `first` on."""
+    """Return the rows of an array from round `first` on."""
     if first == 0:
         return measured[name]
     return np.stack([measured.of_round(name, row) for row in range(first, measured.rounds)])
@@ -231,11 +229,11 @@ def _title(run: Run) -> str:
     return f"{run.name}: {method}, {data}, {run.participants} participants, {run.key('topology.kind', 'graph')}"
 
 
-def _left(follower: Follower) -> str:
-    """Time left, by the median of the last rounds; nothing where it cannot be told."""
-    rounds = follower.state.planned - follower.state.rounds
-    if follower.ended or rounds <= 0 or not follower.round_seconds:
+def _left(watched: WatchedRun) -> str:
+    """Return the time left, estimated from the last rounds, or an empty string if it is unknown."""
+    rounds = watched.state.planned - watched.state.rounds
+    if watched.ended or rounds <= 0 or not watched.round_seconds:
         return ""
-    seconds = rounds * float(np.median(follower.round_seconds[-20:]))
+    seconds = rounds * float(np.median(watched.round_seconds[-20:]))
     minutes, rest = divmod(round(seconds), 60)
     return f"about {minutes}:{rest:02d} min left"

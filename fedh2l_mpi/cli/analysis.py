@@ -241,7 +241,7 @@ def _looked_at(path: Path, prints_problems: bool = True) -> Iterator["Run"]:
     """Open a run, and close it in the end. Print the problems of its file if `prints_problems`."""
     from fedh2l_mpi.analysis import run as runs
 
-    run = runs.look_at(path)
+    run = runs.load_run(path)
     try:
         yield run
     finally:

@@ -224,7 +224,7 @@ def _tell(directory: "RunDirectory", asked: StopRequest, trace: Path | None) -> 
     from fedh2l_mpi.analysis.summary import summarise
     from fedh2l_mpi.runtime import terminal
 
-    table = report.rich_table(report.result_table(summarise(run.look_at(directory.path))))
+    table = report.rich_table(report.result_table(summarise(run.load_run(directory.path))))
     lines = [f"metrics: {directory.metrics}"]
     if trace is not None:
         lines.append(f"timeline: {trace}")

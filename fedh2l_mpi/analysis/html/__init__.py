@@ -114,7 +114,7 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     """The page as text."""
     jinja2, Markup = require("jinja2", "--html"), require("markupsafe", "--html").Markup
     room = matrix.CELLS // len(runs)
-    matrices = [matrix.of_run(run, room) for run in runs]
+    matrices = [matrix.run_dataset(run, room) for run in runs]
     scale, colours = matrix.scale_of(matrices), matrix.palette()
     many = len(runs) > 1
     sections = []

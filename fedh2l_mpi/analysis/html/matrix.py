@@ -57,7 +57,7 @@ class Matrix:
         return len(self.order_P) <= NUMBERED
 
 
-def of_run(run: Run, room: int) -> Matrix:
+def run_dataset(run: Run, room: int) -> Matrix:
     """The matrix of a run in no more than `room` numbers, but always in its first and last evaluated round."""
     participants, domains = run.participants, len(run.metrics["domain"])
     shown = thinned(run.evaluated_E, max(2, room // max(1, participants * domains)))

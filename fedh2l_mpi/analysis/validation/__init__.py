@@ -1,12 +1,11 @@
-"""Whether a metrics file is what its schema says, and whether its numbers can be: of any file, however damaged.
-
+"""Check a metrics file against its schema, and its numbers for consistency, however damaged the file is.
 Shape letters: R rounds of a block, P participants, D domains, K confidence bins, C classes, E edges.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedh2l_mpi.analysis.run import look_at
+from fedh2l_mpi.analysis.run import load_run
 from fedh2l_mpi.analysis.validation.contents import check_content, check_h5dump, check_scales
 from fedh2l_mpi.analysis.validation.findings import Finding, Report
 from fedh2l_mpi.analysis.validation.schema import add_problems, check_config, check_file, check_schema
@@ -17,15 +16,15 @@ __all__ = ["Finding", "text", "validate"]
 
 
 def validate(path: Path, programs: bool = True) -> list[Finding]:
-    """Every check of a run, from its directory or its metrics file; never raises for what is in the file.
+    """Run all checks on a run directory or a metrics file; damage in the file becomes a finding, never an exception.
 
     Parameters
     ----------
     programs : bool
-        Whether other programs are started to read the file too: h5dump, and one that follows dimension scales.
+        True: other programs read the file, too: h5dump, and one that follows dimension scales.
     """
     try:
-        run = look_at(path)
+        run = load_run(path)
     except UserError as error:
         return [Finding("error", str(error).removeprefix(f"{path}: "))]
     report = Report()
@@ -48,7 +47,7 @@ def validate(path: Path, programs: bool = True) -> list[Finding]:
 
 
 def text(path: Path, findings: Sequence[Finding], quiet: bool = False) -> str:
-    """The findings in lines, by group, and the verdict; only errors and the verdict if `quiet`."""
+    """Write the verdict, and the findings by group; if `quiet`, only the verdict and the errors."""
     errors = sum(finding.level == "error" for finding in findings)
     lines = []
     for group in dict.fromkeys(finding.group for finding in findings):

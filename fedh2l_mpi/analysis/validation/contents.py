@@ -13,14 +13,15 @@ from fedh2l_mpi.metrics.digests import content_digest
 from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 
-# Longest that another program may take; all read headers, whatever the file's size.
+# Time limit of another program; all of them read headers only, so the file's size does not matter.
 PROGRAM_SECONDS = 30
 
 
 def check_content(run: Run, report: Report) -> None:
+    """Compare the digest of the contents with the recorded one."""
     recorded = run.metrics.attributes.get("content_digest")
     if not run.metrics.closed:
-        report.note("content", "the file was not closed: there is no digest to compare with")
+        report.note("content", "the file was not closed, so it has no content_digest to compare with")
     elif not recorded:
         report.note("content", "an older version recorded no content_digest")
     else:
@@ -31,15 +32,15 @@ def check_content(run: Run, report: Report) -> None:
         except DAMAGE as error:
             report.error("content", f"content_digest cannot be computed: {reason(error)}")
             return
-        wrong = f"content_digest: got {got[:12]}..., must be {str(recorded)[:12]}...: a value has changed since"
+        wrong = f"content_digest: got {got[:12]}..., must be {str(recorded)[:12]}...; a value has changed since"
         report.verdict("content", [wrong] if got != recorded else [], f"content_digest {got[:12]}... matches")
 
 
 def check_scales(run: Run, report: Report) -> None:
-    """Whether the dimension scales are attached, asked in a process of its own.
+    """Check, in a separate process, that the dimension scales are attached.
 
-    HDF5 keeps references to them in its global heap, the one structure without a checksum: where that is damaged, it
-    loops for ever.
+    HDF5 stores references to them in its global heap, its only structure without a checksum. If the heap is damaged,
+    HDF5 may loop forever.
     """
     code = "import sys; from fedh2l_mpi.analysis.validation import contents; contents.print_unattached(sys.argv[1])"
     ended = _ended([sys.executable, "-c", code, str(run.file)])
@@ -50,7 +51,7 @@ def check_scales(run: Run, report: Report) -> None:
 
 
 def print_unattached(path: str) -> None:
-    """A line for each dimension that has not the scale that it must have, or has another."""
+    """Print a line for each dimension whose attached scale is missing or wrong."""
     file, _ = open_for_reading(Path(path))
     for name, dims in DIMENSIONS.items():
         if is_absent(file, name):
@@ -66,12 +67,15 @@ def print_unattached(path: str) -> None:
 
 
 def check_h5dump(run: Run, report: Report) -> None:
+    """Check that h5dump reads the file."""
     program = shutil.which("h5dump")
     if program is None:
-        report.note("programs", "h5dump is not installed: not tried")
+        report.note("programs", "h5dump was not tried: it is not installed")
         return
     if not run.metrics.closed:
-        report.note("programs", "h5dump not tried: the file was not closed; after a kill, h5clear -s makes it readable")
+        report.note(
+            "programs", "h5dump was not tried: the file was not closed. After a kill, h5clear -s makes it readable"
+        )
         return
     wrong = []
     for options in (["-H"], ["-d", "round"]):
@@ -81,11 +85,11 @@ def check_h5dump(run: Run, report: Report) -> None:
 
 
 class _Failure(str):
-    """How a program failed."""
+    """Description of a program's failure."""
 
 
 def _ended(command: Sequence[str]) -> str:
-    """What a program printed, or a _Failure."""
+    """Return the output of a program, or a _Failure."""
     try:
         ended = subprocess.run(command, capture_output=True, timeout=PROGRAM_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -93,6 +97,6 @@ def _ended(command: Sequence[str]) -> str:
     except OSError as error:
         return _Failure(f"cannot be started: {error.strerror}")
     if ended.returncode:
-        said = ended.stderr.decode(errors="replace").strip().splitlines() or ["it says nothing"]
-        return _Failure(f"exit code {ended.returncode}: {said[0]}")
+        printed = ended.stderr.decode(errors="replace").strip().splitlines() or ["it printed nothing"]
+        return _Failure(f"exit code {ended.returncode}: {printed[0]}")
     return ended.stdout.decode(errors="replace")

@@ -9,16 +9,16 @@ OF_ARRAY = re.compile(r"array '\w+'")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """Result of one check.
 
     Attributes
     ----------
     level : {"ok", "note", "error"}
-        Note: nothing is wrong, but a person should know. A file without errors is valid.
+        A note is no error, but the user should know it. A file without errors is valid.
     what : str
         One line.
     group : str
-        What the check was about.
+        Subject of the check.
     """
 
     level: str
@@ -28,6 +28,8 @@ class Finding:
 
 @dataclass
 class Report:
+    """Collect findings."""
+
     findings: list[Finding] = field(default_factory=list)
 
     def ok(self, group: str, what: str) -> None:
@@ -40,7 +42,7 @@ class Report:
         self.findings.append(Finding("error", what, group))
 
     def verdict(self, group: str, errors: Sequence[str], sound: str) -> None:
-        """The errors, or where there are none, one line that all is well."""
+        """Add all errors, or, if there are none, one finding that says what is sound."""
         for what in errors:
             self.error(group, what)
         if not errors:

@@ -23,6 +23,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_file(run: Run, report: Report) -> None:
+    """Check schema version, state and seed-set digest."""
     version = run.metrics.attributes.get("schema_version")
     if version == SCHEMA_VERSION:
         report.ok("file", f"a metrics file of fedh2l_mpi, schema {version}")
@@ -39,11 +40,11 @@ def check_file(run: Run, report: Report) -> None:
 
 
 def add_problems(run: Run, report: Report) -> None:
-    """Whatever the reader met on its way, unless a check has said it, or has another complaint about the array."""
-    said = [finding.what for finding in report.findings if finding.level == "error"]
+    """Add the reader's problems, unless a check has already reported an error of the same array."""
+    reported = [finding.what for finding in report.findings if finding.level == "error"]
     for problem in run.problems:
         array = OF_ARRAY.match(problem)
-        if problem not in said and not (array and any(what.startswith(array[0]) for what in said)):
+        if problem not in reported and not (array and any(what.startswith(array[0]) for what in reported)):
             report.error("damage", problem)
 
 
@@ -52,7 +53,7 @@ def _was(run: Run) -> str:
 
 
 def check_schema(path: Path, closed: bool, report: Report) -> None:
-    """Names, shapes, types, units and dimensions of all arrays, as the file itself has them."""
+    """Check names, shapes, types, units and dimensions of all arrays in the file."""
     wrong: list[str] = []
     reworded: list[str] = []
     try:
@@ -77,7 +78,7 @@ def check_schema(path: Path, closed: bool, report: Report) -> None:
                 reworded += [name] if meaning and meaning != wanted.long_name else []
     report.verdict("arrays", wrong, f"{len(fields) - len(missing_since_added)} arrays with their dimensions and units")
     if reworded:
-        report.note("arrays", f"another version's words in the long_name of {', '.join(reworded)}")
+        report.note("arrays", f"another version wrote the long_name of {', '.join(reworded)}")
     if missing_since_added:
         report.note("arrays", f"an older version recorded no {', '.join(missing_since_added)}")
 
@@ -99,7 +100,7 @@ def _wrong_in_array(
         return wrong
     for dim, length in zip(dims, array.shape, strict=True):
         size = sizes[dim]
-        # A kill may leave arrays that grow a round apart: what all of them have counts.
+        # A kill may leave growing arrays with lengths that differ by a round; the rounds that all have count.
         if size is not None and length != size and (closed or dim not in ("round", "edge")):
             wrong.append(f"array {name!r}: got length {length} along {dim}, must be {size}")
     if name in sizes and not h5py.h5ds.is_scale(array.id):
@@ -125,15 +126,15 @@ def _length(file: "h5py.File", name: str) -> int | None:
 
 
 def check_config(run: Run, report: Report) -> Config | None:
-    """The config if it is one, and whether it is the one that the file was written with."""
+    """Return the config if it is valid, and check that it belongs to this file."""
     recorded = run.metrics.attributes.get("config")
     if not run.config:
-        # Its problem has a line already.
+        # This problem is already reported.
         return None
     try:
         config = loading.validate(Config, dict(run.config))
     except UserError as error:
-        report.error("config", f"attribute 'config' is no valid config: {' '.join(str(error).split())}")
+        report.error("config", f"attribute 'config' is not a valid config: {' '.join(str(error).split())}")
         config = None
     if config is not None:
         attributes = run.metrics.attributes
@@ -147,15 +148,15 @@ def check_config(run: Run, report: Report) -> Config | None:
             if wanted is not None and got != wanted
         ]
         report.verdict("config", differing, "a valid config, of these participants, rounds and seed")
-    beside = RunDirectory(run.file.parent)
-    if run.file.name == beside.metrics.name and beside.config.exists():
+    directory = RunDirectory(run.file.parent)
+    if run.file.name == directory.metrics.name and directory.config.exists():
         try:
-            same = beside.config.read_text(encoding="utf-8", errors="replace") == recorded
+            same = directory.config.read_text(encoding="utf-8", errors="replace") == recorded
         except OSError as error:
-            report.note("config", f"{beside.config.name} beside the file cannot be read: {error.strerror}")
+            report.note("config", f"{directory.config.name} next to the file cannot be read: {error.strerror}")
             return config
         if same:
-            report.ok("config", f"{beside.config.name} beside the file is the same")
+            report.ok("config", f"{directory.config.name} next to the file is the same")
         else:
-            report.error("config", f"{beside.config.name} beside the file is not the same as the attribute 'config'")
+            report.error("config", f"{directory.config.name} next to the file differs from the attribute 'config'")
     return config

@@ -16,12 +16,12 @@ from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS
 BLOCK_BYTES = 2**25
 
 
-# Of means that are computed twice in float64; of what was computed in float32, such as a confidence of 1.0000001.
+# Tolerance of means that are computed twice in float64; and of values from float32, such as a confidence of 1.0000001.
 TOLERANCE, TOLERANCE_FLOAT32 = 1e-9, 1e-5
 
 
-# In rounds without evaluation, these and nothing else are NaN: rounds that the config does not have evaluated, and in
-# which `accuracy_all` is not known of every participant either.
+# Only these are NaN in rounds without evaluation. A round has none if the config does not ask for one and some
+# participant has no `accuracy_all`.
 EVALUATED = (
     *(name for name in DIMENSIONS if name.startswith(("accuracy", "calibration"))),
     "loss",
@@ -33,7 +33,7 @@ EVALUATED = (
 ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual")
 
 
-# Lowest and highest value; bytes, seconds and losses have no highest.
+# Lowest and highest value; bytes, seconds and losses have no upper limit.
 RANGES = {
     **{each.name: (0.0, np.inf) for each in (*ROW_FIELDS, *DOMAIN_FIELDS)},
     **{each.name: (0.0, 1.0) for each in BIN_FIELDS},
@@ -48,6 +48,7 @@ Rows = Mapping[str, NDArray[Any]]
 
 
 def check_rounds(run: Run, config: Config | None, report: Report) -> None:
+    """Check that all rounds are there."""
     planned, finished = run.condition.planned, run.metrics.rounds
     wrong = [problem for problem in run.problems if problem.startswith("missing rounds")]
     if run.state == "complete" and finished != planned and not wrong:
@@ -58,6 +59,7 @@ def check_rounds(run: Run, config: Config | None, report: Report) -> None:
 
 
 def check_participants(run: Run, config: Config | None, report: Report) -> None:
+    """Check the participants' architectures, samples, labels and domains."""
     metrics = run.metrics
     domains = len(metrics["domain"])
     wrong = []
@@ -103,14 +105,14 @@ def _between(low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class _Graphs:
-    """Every graph of the run, in the order of the rounds they begin in.
+    """All graphs of the run, in the order of their first rounds.
 
     Attributes
     ----------
     since_E : int64 (E,), ascending
     ends_E2 : int32 (E, 2)
     redraw_every : int or None
-        Rounds between redraws; a graph without edges leaves no other trace.
+        Rounds between redraws, from which graphs without edges are known.
     """
 
     since_E: NDArray[np.int64]
@@ -118,7 +120,7 @@ class _Graphs:
     redraw_every: int | None
 
     def degrees(self, round_index: int, participants: int) -> NDArray[np.int64]:
-        """int64 (P,), of the graph of a round."""
+        """Return the degrees in the graph of a round, int64 (P,)."""
         if self.redraw_every is not None:
             since = round_index // self.redraw_every * self.redraw_every
         else:
@@ -129,12 +131,12 @@ class _Graphs:
 
 
 def check_graphs(run: Run, config: Config | None, report: Report) -> _Graphs | None:
-    """The graphs if they are such."""
+    """Check the graphs; return them if they are valid, else None."""
     metrics = run.metrics
     since_E, ends_E2 = metrics["graph_since_round"], metrics["graph_edges"]
     if not (metrics.is_whole("graph_edges") and metrics.is_whole("graph_since_round")):
         return None
-    # A kill may come between a graph and its first round.
+    # A kill after a graph was written, but before its first round, leaves a graph that counts for nothing.
     begun = since_E < max(1, metrics.rounds)
     since_E, ends_E2 = since_E[begun], ends_E2[begun]
     wrong = []
@@ -150,28 +152,28 @@ def check_graphs(run: Run, config: Config | None, report: Report) -> _Graphs | N
         rows_E3 = np.column_stack([since_E, low, high])[order]
         for e in np.flatnonzero((rows_E3[1:] == rows_E3[:-1]).all(axis=1))[:1]:
             since, a, b = rows_E3[e].tolist()
-            wrong.append(f"the graph since round {since}: the edge {a}, {b} is there twice")
+            wrong.append(f"the graph since round {since}: the edge {a}, {b} occurs twice")
     graphs = len(np.unique(since_E))
     report.verdict("graph", wrong, f"{len(since_E)} edges, {graphs} graph{'' if graphs == 1 else 's'}")
     return None if wrong else _Graphs(since_E, ends_E2, config.topology.redraw_every if config is not None else None)
 
 
 class _Tally:
-    """One check in all rounds: how often it failed, and where first."""
+    """One check over all rounds: the number of failures, and the first of them."""
 
     def __init__(self, sound: str) -> None:
         self.sound, self.count, self.first, self.looked = sound, 0, "", False
 
-    def see(self, wrong: NDArray[np.bool_], tell: Callable[..., str]) -> None:
-        """Count a block's failures; `tell` gets the place of the first."""
+    def add(self, wrong: NDArray[np.bool_], describe: Callable[..., str]) -> None:
+        """Count a block's failures; `describe` gets the index of the first."""
         self.looked = True
         if wrong.any():
             if not self.count:
-                self.first = tell(*np.argwhere(wrong)[0].tolist())
+                self.first = describe(*np.argwhere(wrong)[0].tolist())
             self.count += int(np.count_nonzero(wrong))
 
     def close(self, group: str, report: Report) -> None:
-        """One line, or none if there was nothing to look at."""
+        """Report one line, or none if nothing was checked."""
         if not self.looked:
             return
         more = f" ({self.count} such)" if self.count > 1 else ""
@@ -179,23 +181,27 @@ class _Tally:
 
 
 def check_values(run: Run, config: Config | None, graphs: _Graphs | None, report: Report) -> None:
-    """Ranges, NaN, and what follows from other arrays, in blocks of rounds."""
-    known = _Tally("numbers where there must be some, and NaN nowhere else" if config else "numbers where always some")
+    """Check ranges, NaN, and values that follow from other arrays, in blocks of rounds."""
+    known = _Tally(
+        "numbers wherever there must be some, NaN everywhere else"
+        if config
+        else "numbers in every array that always has some"
+    )
     ranges = _Tally("accuracies and shares within 0 and 1, losses, times, bytes and counts not negative")
     consistent = {
         "accuracy_all": _Tally("accuracy_all is the mean over domains"),
         "accuracy_worst": _Tally("accuracy_worst is the lowest over domains"),
-        "accuracy_own": _Tally("accuracy_own is that on the own domain"),
+        "accuracy_own": _Tally("accuracy_own is the accuracy on the own domain"),
         "calibration_share": _Tally("calibration_share adds up to 1"),
-        "calibration_error": _Tally("calibration_error is that of the bins"),
+        "calibration_error": _Tally("calibration_error agrees with the bins"),
         "bytes_received": _Tally("as many bytes received as sent in every round"),
-        "degree": _Tally("degree is that of the round's graph"),
+        "degree": _Tally("degree agrees with the round's graph"),
     }
     for rounds_R, rows in _blocks(run):
-        _see_known(run, config, rounds_R, rows, known)
-        _see_ranges(rounds_R, rows, ranges)
+        _check_known(run, config, rounds_R, rows, known)
+        _check_ranges(rounds_R, rows, ranges)
         for name, got, expected in _derived(run, graphs, rounds_R, rows):
-            _see_derived(name, rounds_R, got, expected, consistent[name])
+            _check_derived(name, rounds_R, got, expected, consistent[name])
     known.close("values", report)
     ranges.close("values", report)
     for tally in consistent.values():
@@ -203,7 +209,7 @@ def check_values(run: Run, config: Config | None, graphs: _Graphs | None, report
 
 
 def _blocks(run: Run) -> Iterator[tuple[NDArray[np.int64], Rows]]:
-    """Numbers of a block of rounds, and the arrays over rounds that can be read there, float64 or int64."""
+    """Yield the numbers of a block of rounds, and its readable arrays over rounds, float64 or int64."""
     metrics = run.metrics
     names = [name for name, dims in DIMENSIONS.items() if dims[0] == "round"]
     round_bytes = 8 * sum(int(np.prod([len(metrics[dim]) for dim in DIMENSIONS[name][1:]])) for name in names)
@@ -211,13 +217,13 @@ def _blocks(run: Run) -> Iterator[tuple[NDArray[np.int64], Rows]]:
     for first in range(0, metrics.rounds, step):
         some = (slice(first, first + step),)
         rows = {name: metrics.part(name, some) for name in names if metrics.is_whole(name)}
-        # What turned out to be damaged has its line, and none for each of its NaN.
+        # An array that turns out damaged is left out: its damage is reported once, and its NaN are no errors.
         yield metrics["round"][first : first + step], {n: rows[n] for n in rows if metrics.is_whole(n)}
 
 
-def _see_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
-    def tell(expected: str) -> Callable[..., str]:
-        return lambda r, *place: f"{_place(name, rounds_R[r], place)}: got {values[(r, *place)]}, must be {expected}"
+def _check_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
+    def describe(expected: str) -> Callable[..., str]:
+        return lambda r, *index: f"{_position(name, rounds_R[r], index)}: got {values[(r, *index)]}, must be {expected}"
 
     always = list(ALWAYS)
     if config is not None and config.method.name in MethodConfig.kinds and config.method.local_steps:
@@ -225,47 +231,48 @@ def _see_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], row
     for name in always:
         if name in rows:
             values = rows[name]
-            tally.see(np.isnan(values), tell("a number"))
+            tally.add(np.isnan(values), describe("a number"))
     if config is None:
         return
     last = config.rounds - 1
     is_evaluated_R = ((rounds_R + 1) % config.evaluation.every == 0) | (rounds_R == last)
     if "accuracy_all" in rows:
-        # A run that was made a longer one keeps the evaluation of its former last round.
+        # A run that was extended keeps the evaluation of its former last round.
         is_evaluated_R |= ~np.isnan(rows["accuracy_all"]).any(axis=1)
     for name in EVALUATED:
         if name not in rows:
             continue
         values = rows[name]
         evaluated = is_evaluated_R.reshape(-1, *[1] * (values.ndim - 1))
-        tally.see(~np.isnan(values) & ~evaluated, tell("NaN in a round without evaluation"))
+        tally.add(~np.isnan(values) & ~evaluated, describe("NaN in a round without evaluation"))
         may_be_nan: Any = False
         if name == "accuracy_validation":
-            # A participant without validation samples has none.
+            # A participant without validation samples has no validation accuracy.
             may_be_nan = True
         elif name in ("calibration_confidence", "calibration_accuracy"):
             may_be_nan = rows["calibration_share"] == 0.0 if "calibration_share" in rows else True
-        tally.see(np.isnan(values) & evaluated & ~np.asarray(may_be_nan), tell("a number in a round with evaluation"))
+        is_missing = np.isnan(values) & evaluated & ~np.asarray(may_be_nan)
+        tally.add(is_missing, describe("a number in a round with evaluation"))
 
 
-def _see_ranges(rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
+def _check_ranges(rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
     for name, values in rows.items():
         low, high = RANGES[name]
         slack = TOLERANCE_FLOAT32 if values.dtype.kind == "f" and not name.startswith("accuracy") else 0.0
-        # NaN is neither: whether it may be there is another check.
+        # NaN passes here, because another check decides where NaN may be.
         wrong = (values < low - slack) | (values > high + slack) | np.isinf(values)
 
-        def tell(r: int, *place: int, name: str = name, values: NDArray[Any] = values) -> str:
+        def describe(r: int, *index: int, name: str = name, values: NDArray[Any] = values) -> str:
             low, high = RANGES[name]
-            return f"{_place(name, rounds_R[r], place)}: got {values[(r, *place)]}, must be {_between(low, high)}"
+            return f"{_position(name, rounds_R[r], index)}: got {values[(r, *index)]}, must be {_between(low, high)}"
 
-        tally.see(wrong, tell)
+        tally.add(wrong, describe)
 
 
 def _derived(
     run: Run, graphs: _Graphs | None, rounds_R: NDArray[np.int64], rows: Rows
 ) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
-    """An array's name, what it has, and what follows from others; NaN where nothing does."""
+    """Yield an array's name, its values, and the values that follow from other arrays, with NaN for none."""
     if "accuracy" in rows and rows["accuracy"].shape[-1]:
         accuracy_RPD = rows["accuracy"]
         mean_RP = accuracy_RPD.mean(axis=-1)
@@ -290,18 +297,18 @@ def _derived(
         yield "degree", rows["degree"], degrees_RP
 
 
-def _see_derived(
+def _check_derived(
     name: str, rounds_R: NDArray[np.int64], got: NDArray[Any], expected: NDArray[Any], tally: _Tally
 ) -> None:
-    def tell(r: int, *place: int) -> str:
-        at = (r, *place)
+    def describe(r: int, *index: int) -> str:
+        at = (r, *index)
         what = "sum of " if name in ("bytes_received", "calibration_share") else ""
-        return f"{what}{_place(name, rounds_R[r], place)}: got {got[at]}, must be {expected[at]}"
+        return f"{what}{_position(name, rounds_R[r], index)}: got {got[at]}, must be {expected[at]}"
 
-    # Not (a > b): what is NaN on either side follows from nothing.
-    tally.see(np.abs(got - expected) > TOLERANCE, tell)
+    # A comparison with NaN is False, so a value that follows from nothing passes.
+    tally.add(np.abs(got - expected) > TOLERANCE, describe)
 
 
-def _place(name: str, round_index: int, place: Sequence[int]) -> str:
-    dims = zip(DIMENSIONS[name][1:], place, strict=False)
+def _position(name: str, round_index: int, index: Sequence[int]) -> str:
+    dims = zip(DIMENSIONS[name][1:], index, strict=False)
     return f"{name} of " + ", ".join([f"round {round_index}", *(f"{dim} {i}" for dim, i in dims)])

@@ -164,7 +164,7 @@ def test_a_run_that_is_older_than_a_key_is_like_one_with_the_default():
 
 def names(*runs: tuple[str, ...]) -> list[str]:
     given = [settings(*overrides) for overrides in runs]
-    keys = grouping.telling(given, grouping.differing(given))
+    keys = grouping.distinguishing(given, grouping.differing(given))
     return grouping.labels(given, keys, [run["method.name"] for run in given])
 
 
@@ -250,9 +250,11 @@ def test_by_and_ignore_choose_the_keys_and_what_is_mixed_is_said(tmp_path):
     assert ignoring.notes == []
     assert len(compare(paths, by=["topology", "optimizer"], ignore=["topology.degree"]).groups) == 2
     for ignored in ("topology", "topology.degree"):
-        with pytest.raises(UserError, match="--by 'topology.degree': --ignore has it, too"):
+        with pytest.raises(UserError, match="--by: got 'topology.degree', but --ignore has it, too"):
             compare(paths, by=["optimizer", "topology.degree"], ignore=[ignored])
-    with pytest.raises(UserError, match="--by 'topology.degre': no run's config.*did you mean 'topology.degree'"):
+    with pytest.raises(
+        UserError, match="--by: got 'topology.degre', but no run's config.*did you mean 'topology.degree'"
+    ):
         compare(paths, by=["topology.degre"])
     with pytest.raises(UserError, match="--ignore 'optimiser'.*did you mean 'optimizer'"):
         compare(paths, ignore=["optimiser"])
@@ -267,7 +269,7 @@ def test_what_else_differs_between_groups_is_said(tmp_path):
     ]
     assert compare(paths).notes == [
         "the groups also differ in optimizer.lr (0.1, 0.2)",
-        "the runs are of 2 revisions of the code (0123456, abcdefa-dirty), between which numbers may have moved",
+        "the runs come from 2 revisions of the code (0123456, abcdefa-dirty), so their numbers may differ",
     ]
 
 
@@ -280,7 +282,7 @@ def test_of_the_same_group_and_seed_the_newest_stays(tmp_path):
     found = compare([tmp_path / "old", tmp_path / "new", tmp_path / "new" / "metrics.h5"])
     assert [outcome.values["accuracy_all"] for outcome in found.groups[0].outcomes] == pytest.approx([0.8])
     assert found.notes == [
-        f"{tmp_path}/old: of the same group and seed as {tmp_path}/new, started later: left out",
+        f"left out: {tmp_path}/old has the group and seed of {tmp_path}/new, started later",
     ]
 
 
@@ -307,17 +309,17 @@ def test_runs_without_an_end_result_are_left_out_with_a_note_each(tmp_path):
     for note, pattern in zip(
         found.notes,
         [
-            "1: stopped before round 1: 1 of 2 rounds finished: left out",
-            "2: was never evaluated: left out",
-            "3: damaged: array 'loss_seed' is missing.*: left out",
-            "4: damaged: attribute 'config' is missing or damaged: left out",
-            "5/metrics.h5: cannot be read as HDF5.*: left out",
-            "6: no such file: left out",
+            "1: stopped before round 1: 1 of 2 rounds finished",
+            "2: was never evaluated",
+            "3: damaged: array 'loss_seed' is missing.*",
+            "4: damaged: attribute 'config' is missing or damaged",
+            "5/metrics.h5: cannot be read as HDF5.*",
+            "6: no such file",
         ],
         strict=True,
     ):
-        assert re.fullmatch(f"{re.escape(str(tmp_path))}/{pattern}", note), note
-    with pytest.raises(UserError, match="no finished run to compare\n  .*stopped(.*\n.*){5}left out"):
+        assert re.fullmatch(f"left out: {re.escape(str(tmp_path))}/{pattern}", note), note
+    with pytest.raises(UserError, match="no finished run to compare.\n  left out: .*stopped(.*\n  left out: .*){5}"):
         compare(bad)
 
 
@@ -330,7 +332,7 @@ def test_an_old_file_without_calibration_is_compared_and_what_is_not_known_is_sa
         warnings.simplefilter("error")
         found = compare(paths, measures=["calibration_error", "accuracy_all"])
         shown = render(found, "terminal")
-    assert found.notes == ["calibration_error is not known of all runs of fedh2l; independent"]
+    assert found.notes == ["calibration_error is unknown for some runs of fedh2l; independent"]
     assert re.search(r"^fedh2l +- +0\.500$", shown, re.MULTILINE)
 
 
@@ -340,7 +342,7 @@ def test_a_file_of_a_newer_schema_is_compared_with_a_note(tmp_path):
         file.attrs["schema_version"] = 2
     found = compare(paths)
     assert len(found.groups[0].outcomes) == 2
-    assert found.notes == ["the runs are of 2 schemas of the file (1, 2), between which numbers may have moved"]
+    assert found.notes == ["the runs come from 2 schemas of the file (1, 2), so their numbers may differ"]
 
 
 # Tables.
@@ -368,7 +370,7 @@ def test_only_what_is_clear_of_every_other_group_is_bold(three_methods):
     # 0.02, 0.03, 0.01 above seed_supervised: 0.02 +- 6.2053 * 0.01 / 1.732 (97.5 %) is not clear of 0; at 80 % it is.
     doubtful, clear = compare(three_methods), compare(three_methods, confidence=0.8)
     assert doubtful.best("accuracy_all") is None
-    assert "none is" in render(doubtful, "markdown")
+    assert "No group is." in render(doubtful, "markdown")
     assert clear.best("accuracy_all").label == "fedh2l"
     # Two send nothing at all: neither is the better one.
     assert clear.best("bytes_sent") is None
@@ -423,16 +425,16 @@ def test_the_baseline_is_the_one_asked_for_or_independent_or_the_first(three_met
     assert compare(three_methods).baseline.label == "independent"
     assert compare(three_methods, baseline="fedh2l").baseline.label == "fedh2l"
     assert compare(three_methods[3:]).baseline.label == "seed_supervised"
-    with pytest.raises(UserError, match="--baseline: got 'fedhl'; groups: .*; .*did you mean 'fedh2l'"):
+    with pytest.raises(UserError, match="--baseline: got 'fedhl'. Groups: .*; .*did you mean 'fedh2l'"):
         compare(three_methods, baseline="fedhl")
 
 
 def test_other_mistakes_are_told(three_methods):
-    with pytest.raises(UserError, match="--measure: got 'accuracy'; known: accuracy_own.*did you mean"):
+    with pytest.raises(UserError, match="--measure: got 'accuracy'. Known: accuracy_own.*did you mean"):
         compare(three_methods, measures=["accuracy"])
     with pytest.raises(UserError, match="--confidence: got 95, must be between 0 and 1"):
         compare(three_methods, confidence=95)
-    with pytest.raises(UserError, match="--format: got 'tex'; known: terminal"):
+    with pytest.raises(UserError, match="--format: got 'tex'. Known: terminal"):
         render(compare(three_methods), "tex")
     with pytest.raises(UserError, match="no run was named"):
         compare([])
@@ -503,11 +505,11 @@ def test_a_group_that_cannot_be_drawn_is_told_and_none_at_all_is_refused(tmp_pat
     for rounds in (3, 4):
         write(tmp_path / f"{rounds}", rounds=rounds, seed=rounds, evaluated="once")
     write(tmp_path / "other", "method.name=independent", rounds=3)
-    with pytest.raises(UserError, match="--plot: nothing to draw: in no group"):
+    with pytest.raises(UserError, match="--plot: there is nothing to draw, because no group"):
         comparing.plot(compare([tmp_path / "3", tmp_path / "4"], ignore=["rounds"]), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     notes = comparing.plot(compare(sorted(tmp_path.iterdir()), ignore=["rounds"]), tmp_path / "one.png")
-    assert notes == ["the runs of fedh2l were never all evaluated in the same round: not drawn"]
+    assert notes == ["not drawn: fedh2l has no round in which all of its runs were evaluated"]
 
 
 def test_comparing_needs_neither_torch_nor_mpi_nor_matplotlib_and_scipy_only_for_intervals():

@@ -177,11 +177,11 @@ def test_mistakes_are_told(tmp_path):
     (tmp_path / "bad" / "metrics.h5").write_text("no HDF5")
     with pytest.raises(UserError, match=r"bad/metrics.h5: cannot be read as HDF5"):
         open_runs(tmp_path)
-    with pytest.raises(UserError, match="no run there"):
+    with pytest.raises(UserError, match="there is no run"):
         open_runs(str(tmp_path / "nothing*"))
-    with pytest.raises(UserError, match="no array 'acuracy' to stack; known: accuracy_own"):
+    with pytest.raises(UserError, match="no array 'acuracy' to stack. Known: accuracy_own"):
         open_runs(tmp_path / "good", only=["acuracy"])
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="this directory contains no run"):
         open_run(tmp_path)
 
 

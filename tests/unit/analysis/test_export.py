@@ -24,7 +24,7 @@ ROWS = {"rounds": 36, "domains": 18, "participants": 3, "labels": 30, "calibrati
 
 
 def exported(run_path, to, out=None):
-    run = runs.look_at(run_path)
+    run = runs.load_run(run_path)
     try:
         return export.export(run, to, out)
     finally:
@@ -159,7 +159,7 @@ def test_a_run_whose_name_is_no_utf_8_is_exported(sound, tmp_path):
 @pytest.mark.parametrize("to", ["csv", "netcdf"])
 def test_what_is_there_stays_and_what_fails_leaves_nothing(run_path, tmp_path, to, monkeypatch):
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(UserError, match="mine: exists already; give another with --out"):
+    with pytest.raises(UserError, match="mine: it exists already. Choose another name with --out"):
         exported(run_path, to, tmp_path / "mine")
     with pytest.raises(UserError, match="cannot be written"):
         exported(run_path, to, tmp_path / "mine" / "below")

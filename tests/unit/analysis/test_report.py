@@ -26,7 +26,7 @@ NAN = np.nan
 
 
 def summarised(folder, baseline=None):
-    return summary.summarise(runs.look_at(folder), runs.look_at(baseline) if baseline else None)
+    return summary.summarise(runs.load_run(folder), runs.load_run(baseline) if baseline else None)
 
 
 def shown(summaries, width=80):
@@ -74,7 +74,7 @@ def test_gain_and_negative_transfer_are_told_participant_by_participant(tmp_path
     ]
     unlike = summarised(ours, write(tmp_path / "unlike", [[0.5, 0.5]], seed=1))
     assert unlike.participants["gain"] == pytest.approx([0.2, 0.2, 0.1])
-    assert "the baseline unlike differs in seed and models: gains are not paired" in unlike.warnings
+    assert "the baseline unlike differs in seed and models, so gains are not paired" in unlike.warnings
     assert any("has 1 participants, this run 3" in line for line in unlike.warnings)
 
 
@@ -82,8 +82,8 @@ def test_a_baseline_of_other_rounds_or_without_an_end_is_warned_of(tmp_path):
     ours = written_runs.write(tmp_path / "ours", rounds=4)
     longer = summarised(ours, written_runs.write(tmp_path / "longer", rounds=8))
     assert (
-        "the baseline longer was last evaluated after 8 rounds, this run after 4: gains are over unlike training"
-        in longer.warnings
+        "the baseline longer was last evaluated after 8 rounds, this run after 4, "
+        "so gains compare different amounts of training" in longer.warnings
     )
     stopped = summarised(ours, written_runs.write(tmp_path / "stopped", rounds=8, finished=5, state="stopped"))
     assert [line for line in stopped.warnings if "baseline stopped" in line] == [
@@ -175,7 +175,7 @@ def test_the_commands_say_where_they_wrote_and_what_is_wrong(tmp_path):
     assert (tmp_path / "all.csv").read_text().count("\n") == 4
     ended = launch(["report", str(tmp_path / "nothing")])
     assert ended.code == 2
-    assert ended.err.startswith(f"fedh2l_mpi: error: {tmp_path}/nothing: no run there")
+    assert ended.err.startswith(f"fedh2l_mpi: error: {tmp_path}/nothing: there is no run")
 
 
 def said(capsys, *words):
@@ -214,13 +214,13 @@ def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monk
 def test_a_report_of_many_runs_has_one_of_them_open_at_a_time(tmp_path, capsys, monkeypatch):
     for name in "abc":
         write(tmp_path / name, [[0.5]])
-    looked, is_open = runs.look_at, []
+    looked, is_open = runs.load_run, []
 
-    def look_at(path):
+    def load_run(path):
         is_open.append(h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE))
         return looked(path)
 
-    monkeypatch.setattr(runs, "look_at", look_at)
+    monkeypatch.setattr(runs, "load_run", load_run)
     said(capsys, "report", tmp_path)
     assert len(is_open) == 3
     assert len(set(is_open)) == 1
@@ -231,15 +231,19 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
         write(tmp_path / name, [[0.5]])
     assert [path.parent.name for path in runs.find([str(tmp_path)])] == ["a", "b"]
     assert runs.find([str(tmp_path / "[b]"), str(tmp_path)])[0].parent.name == "b"
-    with pytest.raises(UserError, match="no run there; give run directories"):
+    with pytest.raises(UserError, match="there is no run. Name run directories"):
         runs.find([str(tmp_path / "x*")])
 
 
 @pytest.mark.parametrize(
     "of",
-    [lambda name: runs.find([name]), lambda name: runs.look_at(Path(name)), lambda name: watch.follow(Path(name), 0.1)],
+    [
+        lambda name: runs.find([name]),
+        lambda name: runs.load_run(Path(name)),
+        lambda name: watch.follow(Path(name), 0.1),
+    ],
     ids=["find", "look at", "watch"],
 )
 def test_what_the_system_refuses_to_look_at_is_told_with_its_reason(of):
-    with pytest.raises(UserError, match=r"^n{300}: cannot be read: File name too long$"):
+    with pytest.raises(UserError, match=r"^n{300}: cannot be read: File name too long.$"):
         of("n" * 300)

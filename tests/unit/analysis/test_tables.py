@@ -90,7 +90,7 @@ ROWS = {
 def test_a_table_shows_mean_and_spread_bytes_and_paired_differences():
     table = tables.table(ROWS, ["accuracy_all", "bytes_sent"], [0.7, 0.8, 0.99], "base", "A title")
     assert [heading.replace("\n", " ") for heading in table.headings] == [
-        *("", "seeds", "all domains", "sent", "sent until 0.7", "sent until 0.8", "sent until 0.99", "less base")
+        *("", "seeds", "all domains", "sent", "sent until 0.7", "sent until 0.8", "sent until 0.99", "minus base")
     ]
     # Standard deviation of two values a, b: |a - b| / sqrt(2), so 0.071, 0.099 and, of the differences +-0.02, 0.028.
     assert [list(row) for row in table.rows] == [

@@ -46,10 +46,10 @@ def test_a_sound_run_passes_every_check(run_path):
         "a metrics file of fedh2l_mpi, schema 1",
         "the run is complete, 12 rounds",
         "42 arrays with their dimensions and units",
-        "config.yaml beside the file is the same",
+        "config.yaml next to the file is the same",
         "12 of 12 rounds, without a gap",
         "3 edges, 1 graph",
-        "calibration_error is that of the bins",
+        "calibration_error agrees with the bins",
         "as many bytes received as sent",
         "content_digest",
         "every dimension has its scale attached",
@@ -78,7 +78,7 @@ def test_runs_that_ended_early_are_valid_and_noted(tmp_path):
     assert notes(stopped) == ["the run has stopped before round 5: 5 of 12 rounds finished"]
     killed = write(tmp_path / "killed", finished=5, state=None, host="here", pid=1)
     assert errors(killed, programs=True) == []
-    assert "the file was not closed: there is no digest to compare with" in notes(killed)
+    assert "the file was not closed, so it has no content_digest to compare with" in notes(killed)
     if shutil.which("h5dump"):
         assert "h5clear -s" in notes(killed, programs=True)[-1]
 
@@ -92,7 +92,7 @@ def test_a_file_of_an_older_version_is_valid_and_what_it_lacks_is_noted(run_path
     assert errors(run_path) == []
     told = " ".join(notes(run_path))
     assert "an older version recorded no bin, calibration_error" in told
-    assert "another version's words in the long_name of loss" in told
+    assert "another version wrote the long_name of loss" in told
     assert "an older version recorded no content_digest" in told
 
 
@@ -158,7 +158,7 @@ def replace(name, values):
         (put("architecture", b"vit", 1), "architecture of participant 1: got 'vit', must be 'mlp' by the config"),
         (put("graph_edges", [1, 3], 2), "edge 2: got [1, 3], must be participants from 0 to 2"),
         (put("graph_edges", [1, 1], 2), "edge 2: got [1, 1], must join two participants"),
-        (put("graph_edges", [2, 0], 2), "the graph since round 0: the edge 0, 2 is there twice"),
+        (put("graph_edges", [2, 0], 2), "the graph since round 0: the edge 0, 2 occurs twice"),
         (put("round", 0, slice(4, 6)), "missing rounds: 4 to 5"),
         (delete("loss"), "array 'loss' is missing or damaged"),
         (delete("participant"), "array 'participant' is missing or damaged"),
@@ -174,7 +174,7 @@ def replace(name, values):
         (set_attribute("seed_set_digest", np.bytes_(b"none")), "attribute 'seed_set_digest': got 'none', must be 64"),
         (
             set_attribute("config", np.bytes_(b"rounds: 0")),
-            "attribute 'config' is no valid config: rounds: got 0, must",
+            "attribute 'config' is not a valid config: rounds: got 0, must",
         ),
         (set_attribute("config", np.bytes_(b"a: [")), "attribute 'config' is missing or damaged"),
     ],
@@ -223,7 +223,7 @@ def test_a_users_own_classes_are_not_imported(tmp_path):
 
 def test_the_config_beside_the_file_must_be_the_files(run_path):
     (run_path / "config.yaml").write_text("rounds: 12\n")
-    assert errors(run_path) == ["config.yaml beside the file is not the same as the attribute 'config'"]
+    assert errors(run_path) == ["config.yaml next to the file differs from the attribute 'config'"]
 
 
 def test_a_scale_that_is_not_attached_is_found(run_path):
@@ -246,7 +246,7 @@ def test_programs_that_fail_or_never_end_are_told(run_path, monkeypatch, tmp_pat
     found = errors(run_path, programs=True)
     assert "dimension scales cannot be followed: still running after 0.01 s" in found
     monkeypatch.setattr(contents.shutil, "which", lambda _: None)
-    assert "h5dump is not installed: not tried" in notes(run_path, programs=True)
+    assert "h5dump was not tried: it is not installed" in notes(run_path, programs=True)
 
 
 def test_what_is_no_run_is_not_valid(tmp_path):

@@ -38,15 +38,15 @@ def test_looking_all_the_time_sees_every_round_once_and_no_damage(tmp_path):
     with subprocess.Popen([sys.executable, "-c", WRITER, path]) as writer:
         while not path.exists():
             assert writer.poll() is None
-        follower, seen = watch.Follower(path), set()
-        while not follower.ended:
-            follower.look()
-            assert not follower.problems
-            assert follower.sent == 3 * follower.rows
-            assert follower.accuracy_E == [0.5] * follower.rows
-            seen.add(follower.rows)
+        watched, seen = watch.WatchedRun(path), set()
+        while not watched.ended:
+            watched.look()
+            assert not watched.problems
+            assert watched.sent == 3 * watched.rows
+            assert watched.accuracy_E == [0.5] * watched.rows
+            seen.add(watched.rows)
     assert writer.returncode == 0
-    assert follower.rows == 200
+    assert watched.rows == 200
     assert len(seen) > 5, "the run was over before it was watched"
 
 
@@ -77,12 +77,12 @@ def test_what_was_met_half_way_through_a_flush_is_read_again(tmp_path, monkeypat
     path.write_bytes(torn(left_running, where))
     with monkeypatch.context() as patched:
         patched.setattr(reader.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
-        seen = watch.look_at(path).metrics
+        seen = watch.load_run(path).metrics
         assert np.array_equal(seen["accuracy_all"], np.full((200, 50), 0.5))
         assert not seen.problems
     # It stays so, and is told.
     path.write_bytes(torn(left_running, where))
-    seen = watch.look_at(path).metrics
+    seen = watch.load_run(path).metrics
     assert np.isnan(seen["accuracy_all"]).all()
     assert "'accuracy_all'" in seen.problems[0]
 
@@ -91,28 +91,28 @@ def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monke
     path = tmp_path / "metrics.h5"
     path.write_bytes(torn(left_running, "index"))
     monkeypatch.setattr(reader, "TRIES", 1)
-    assert watch.look_at(path).metrics.rounds == 200
+    assert watch.load_run(path).metrics.rounds == 200
     monkeypatch.setattr(watch.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
-    follower = watch.Follower(path)
-    follower.look()
-    assert not follower.problems
-    assert (follower.rows, follower.sent, follower.accuracy_E) == (200, 600, [0.5] * 200)
+    watched = watch.WatchedRun(path)
+    watched.look()
+    assert not watched.problems
+    assert (watched.rows, watched.sent, watched.accuracy_E) == (200, 600, [0.5] * 200)
 
 
 @pytest.mark.parametrize(("rounds", "pid"), [(5, 1), (9, 2)])
 def test_rounds_that_are_done_again_after_a_checkpoint_are_counted_once(tmp_path, rounds, pid):
     begun = written_runs.write(tmp_path / "run", finished=8, state=None)
-    follower = watch.Follower(begun / "metrics.h5")
-    follower.look()
-    assert (follower.rows, len(follower.accuracy_E), follower.sent) == (8, 2, 1600)
+    watched = watch.WatchedRun(begun / "metrics.h5")
+    watched.look()
+    assert (watched.rows, len(watched.accuracy_E), watched.sent) == (8, 2, 1600)
     # Done again, a round has other times; another seed stands for them.
     again = written_runs.write(tmp_path / "again", finished=rounds, state=None, pid=pid, seed=1)
     (again / "metrics.h5").replace(begun / "metrics.h5")
-    follower.look()
-    assert (follower.rows, follower.sent) == (rounds, 200 * rounds)
-    anew = watch.Follower(begun / "metrics.h5")
+    watched.look()
+    assert (watched.rows, watched.sent) == (rounds, 200 * rounds)
+    anew = watch.WatchedRun(begun / "metrics.h5")
     anew.look()
-    assert (follower.accuracy_E, follower.round_seconds) == (anew.accuracy_E, anew.round_seconds)
+    assert (watched.accuracy_E, watched.round_seconds) == (anew.accuracy_E, anew.round_seconds)
 
 
 def test_watching_a_finished_run_ends_with_its_state(tmp_path):
@@ -121,7 +121,7 @@ def test_watching_a_finished_run_ends_with_its_state(tmp_path):
     assert ended.code == 0, ended.err
     assert ended.out == "complete, 4 rounds, all-domain accuracy 0.667, 400 B sent\n"
     ended = launch(["watch", str(tmp_path / "no" / "run")], timeout=30)
-    assert (ended.code, ended.err) == (2, f"fedh2l_mpi: error: {tmp_path}/no/run: no such directory\n")
+    assert (ended.code, ended.err) == (2, f"fedh2l_mpi: error: {tmp_path}/no/run: there is no such directory.\n")
 
 
 def test_a_file_of_another_name_is_looked_at_and_not_waited_for(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from helpers.runs_in_process import run
 
 from fedh2l_mpi import methods, metrics
 from fedh2l_mpi.analysis import summary
-from fedh2l_mpi.analysis.run import look_at
+from fedh2l_mpi.analysis.run import load_run
 from fedh2l_mpi.config import ExchangeConfig, MethodConfig, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec, Exchange
@@ -214,6 +214,6 @@ def test_with_a_bound_of_zero_a_run_is_the_run_that_sends_everything(tmp_path):
         if name not in (*metrics.TIMINGS, "bytes_sent", "bytes_received"):
             assert off[name].tobytes() == zero[name].tobytes(), name
     assert (zero["bytes_sent"][1:] < off["bytes_sent"][1:]).all()
-    facts = summary.summarise(look_at(tmp_path / "zero")).facts
+    facts = summary.summarise(load_run(tmp_path / "zero")).facts
     assert facts["rows not sent"] == "those within 0 of what the neighbours hold"
     assert zero["bytes_sent"].sum(axis=1).tolist() == zero["bytes_received"].sum(axis=1).tolist()

@@ -45,7 +45,7 @@ for seed in range(first, last):
     # Nobody writes it, so that nothing is waited for.
     os.utime(path, (0, 0))
     try:
-        run = runs.look_at(path)
+        run = runs.load_run(path)
         told = summary.summarise(run)
         assert [run.metrics[name].shape for name in run.metrics.arrays]
         run.close()
@@ -111,7 +111,7 @@ def test_a_newer_schema_missing_rounds_and_missing_arrays_are_told_and_the_rest_
         file.attrs["schema_version"] = 7
         file["round"][1] = 0
         del file["loss"]
-    run = runs.look_at(path)
+    run = runs.load_run(path)
     told = summary.summarise(run)
     assert np.isnan(run.metrics["loss"]).all()
     assert told.participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]
@@ -129,7 +129,7 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path):
         file["x"] = 1
     for name, says in (("text", "does not begin as"), ("empty", "does not begin as"), ("other", "not a metrics file")):
         with pytest.raises(UserError, match=says):
-            runs.look_at(tmp_path / f"{name}.h5")
+            runs.load_run(tmp_path / f"{name}.h5")
         (finding,) = validation.validate(tmp_path / f"{name}.h5", programs=False)
         assert finding.level == "error"
 
@@ -162,7 +162,7 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
         text=True,
     ) as writer:
         assert writer.stdout.readline() == "written\n"
-        alive = runs.look_at(tmp_path / "run")
+        alive = runs.load_run(tmp_path / "run")
         assert (alive.state, alive.metrics.rounds) == ("running", 4)
         writer.send_signal(signal.SIGKILL)
     # Written by a process of this host that is gone.
@@ -217,7 +217,7 @@ def test_a_run_is_whole_while_it_is_written_and_after_a_kill_in_the_midst_of_it(
             assert writer.stdout.readline() == "begun\n"
             rounds = 0
             for _ in range(looks):
-                run = runs.look_at(path)
+                run = runs.load_run(path)
                 growing = [name for name in metrics.DIMENSIONS if is_growing(name)]
                 assert all(len(run.metrics[name]) == run.metrics.rounds for name in growing)
                 assert np.isfinite(run.metrics["loss_private"]).all()
@@ -260,6 +260,6 @@ def test_a_config_that_is_no_yaml_any_more_is_a_problem_and_no_traceback(sound, 
         path.write_bytes((sound / "closed.h5").read_bytes())
         with h5py.File(path, "r+") as file:
             file.attrs["config"] = np.bytes_(text.encode())
-        run = runs.look_at(path)
+        run = runs.load_run(path)
         assert "attribute 'config' is missing or damaged" in run.problems
         assert summary.summarise(run).participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]

@@ -19,8 +19,8 @@ from fedh2l_mpi.errors import UserError
 
 
 def built(tmp_path, *folders, baseline=None):
-    looked = [runs.look_at(folder) for folder in folders]
-    against = runs.look_at(baseline) if baseline else None
+    looked = [runs.load_run(folder) for folder in folders]
+    against = runs.load_run(baseline) if baseline else None
     html.build(looked, [summary.summarise(run, against) for run in looked], tmp_path / "page.html")
     return (tmp_path / "page.html").read_text()
 
@@ -140,7 +140,7 @@ def test_what_is_not_known_is_a_dash_and_said(tmp_path):
 
 @pytest.mark.usefixtures("no_plots")
 def test_a_page_that_cannot_be_written_is_told(tmp_path):
-    run = runs.look_at(write(tmp_path / "run", THREE))
+    run = runs.load_run(write(tmp_path / "run", THREE))
     for out, told in (
         (tmp_path / "no" / "page.html", "cannot be written: No such file"),
         (run.file / "page.html", "cannot be written: Not a directory"),

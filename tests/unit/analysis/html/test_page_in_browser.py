@@ -34,7 +34,7 @@ def browser():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    run, baseline = (runs.look_at(write(folder / name, THREE)) for name in ("run", "alone"))
+    run, baseline = (runs.load_run(write(folder / name, THREE)) for name in ("run", "alone"))
     html.build([run], [summary.summarise(run, baseline)], folder / "page.html")
     return (folder / "page.html").as_uri()
 
@@ -44,7 +44,7 @@ def address_of_two(tmp_path_factory):
     """Two runs, one of 100 participants and a long name."""
     folder = tmp_path_factory.mktemp("two")
     many = np.linspace(0.1, 1, 400).reshape(100, 4)
-    looked = [runs.look_at(write(folder / name, values)) for name, values in (("few", THREE), ("many_&<" * 12, many))]
+    looked = [runs.load_run(write(folder / name, values)) for name, values in (("few", THREE), ("many_&<" * 12, many))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(html, "PLOTS", ())  # the other page has them
         html.build(looked, [summary.summarise(run, looked[0]) for run in looked], folder / "page.html")
