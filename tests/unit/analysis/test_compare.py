@@ -256,9 +256,9 @@ def test_by_and_ignore_choose_the_keys_and_what_is_mixed_is_said(tmp_path):
         UserError, match="--by: got 'topology.degre', but no run's config.*did you mean 'topology.degree'"
     ):
         compare(paths, by=["topology.degre"])
-    with pytest.raises(UserError, match="--ignore 'optimiser'.*did you mean 'optimizer'"):
+    with pytest.raises(UserError, match="--ignore: got 'optimiser'.*did you mean 'optimizer'"):
         compare(paths, ignore=["optimiser"])
-    with pytest.raises(UserError, match="--by seed"):
+    with pytest.raises(UserError, match="--by: got 'seed'"):
         compare(paths, by=["seed"])
 
 

@@ -215,5 +215,5 @@ def test_with_a_bound_of_zero_a_run_is_the_run_that_sends_everything(tmp_path):
             assert off[name].tobytes() == zero[name].tobytes(), name
     assert (zero["bytes_sent"][1:] < off["bytes_sent"][1:]).all()
     facts = summary.summarise(load_run(tmp_path / "zero")).facts
-    assert facts["rows not sent"] == "those within 0 of what the neighbours hold"
+    assert facts["rows not sent"] == "rows within 0 of the neighbours' copies"
     assert zero["bytes_sent"].sum(axis=1).tolist() == zero["bytes_received"].sum(axis=1).tolist()
