@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from fedh2l_mpi.runtime import world as worlds
 from fedh2l_mpi.runtime.world import World
 
 SCRIPT = "fedh2l-mpi"
+WIDTH = 79
 EXIT_CODES = "Exit codes: 0 done, 2 a mistake in the request."
 
 
@@ -78,7 +80,7 @@ class Command:
     @property
     def epilog(self) -> str:
         """The end of the command's help: exit codes, then the examples."""
-        lines = [self.exit_codes, "", "Examples:"]
+        lines = [textwrap.fill(self.exit_codes, WIDTH), "", "Examples:"]
         for purpose, line in self.examples:
             lines += [f"  # {purpose}", f"  {line.format(program=program())}"]
         return "\n".join(lines)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi.cli import analysis, doctor, pack, plan, run, slurm, sweep
+from fedh2l_mpi.cli import analysis, doctor, init, pack, plan, run, slurm, sweep
 from fedh2l_mpi.cli.command import Command, Context, program
 from fedh2l_mpi.cli.options import Parser, new_parser
 from fedh2l_mpi.errors import UserError, did_you_mean
@@ -15,7 +15,15 @@ from fedh2l_mpi.runtime.world import World
 # In the order of the main help.
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (*analysis.COMMANDS, sweep.COMMAND, pack.COMMAND, doctor.COMMAND, plan.COMMAND, slurm.COMMAND)
+    for command in (
+        init.COMMAND,
+        *analysis.COMMANDS,
+        sweep.COMMAND,
+        pack.COMMAND,
+        doctor.COMMAND,
+        plan.COMMAND,
+        slurm.COMMAND,
+    )
 }
 
 

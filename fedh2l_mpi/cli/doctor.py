@@ -8,8 +8,8 @@ from fedh2l_mpi.runtime.world import World
 
 MEANING = """\
 Check whether a run would work here, and print one page with a fix for each
-problem: versions, launcher, cores, GPUs and the file system; between ranks also
-timed messages and clocks. Start it the way the run will be started."""
+problem: versions, launcher, cores, GPUs and the file system; between ranks
+also timed messages and clocks. Start it the way the run will be started."""
 
 
 def _add_options(parser: Parser) -> None:

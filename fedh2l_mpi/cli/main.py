@@ -87,6 +87,8 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         world.abort(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
         if mistake := libraries.missing(error):
+            # Usually the library is missing on every rank. Rank 0 then ends the job before the others print the same.
+            time.sleep(SILENT_RANKS_STAY_S if world.rank else 0.0)
             _leave(mistake, world)
         _end_after(error, world)
     except BaseException as error:

@@ -15,13 +15,13 @@ MEANING = """\
 Estimate what a config needs on N ranks: memory per rank, traffic and messages,
 sizes of files, and seconds per round.
 
-One process without MPI reads the data, draws the graph, builds one model of each
-architecture, and trains each for a second to measure this machine.
+One process without MPI reads the data, draws the graph, builds one model of
+each architecture, and trains each for a second to measure this machine.
 
-With --latency and --bandwidth, it also estimates a round on a cluster whose ranks
-have a device each. The estimate is a sum of training steps, bookkeeping, messages
-and rank 0's writes. It names the largest part, and compares with a method that
-shares parameters instead."""
+With --latency and --bandwidth, it also estimates a round on a cluster whose
+ranks have a device each. The estimate is a sum of training steps, bookkeeping,
+messages and rank 0's writes. It names the largest part, and compares with a
+method that shares parameters instead."""
 # Up to here the arithmetic takes seconds, and less than a gigabyte.
 MOST_PARTICIPANTS = 100_000
 

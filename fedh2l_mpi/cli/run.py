@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from fedh2l_mpi.run_directory import RunDirectory
 
 MEANING = """\
-Simulate FedH2L: participants with different models and different data learn from
-each other's posteriors on a shared seed set.
+Simulate FedH2L: participants with different models and different data learn
+from each other's posteriors on a shared seed set.
 
-Without CONFIG, the built-in default runs: scikit-learn's digits, one rotation per
-participant, on a ring. Under mpirun or srun, the ranks share the participants. A
-single process hosts all of them, and computes the same numbers."""
+Without CONFIG, the built-in default runs: scikit-learn's digits, one rotation
+per participant, on a ring. Under mpirun or srun, the ranks share the
+participants. A single process hosts all of them, and computes the same
+numbers."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ COMMAND = Command(
     add_options=_add_options,
     execute=_execute,
     check=_check,
-    exit_codes="Exit codes: 0 done or stopped in order, 1 a fault, 2 a mistake in the request, 86 a rank\n"
-    "was late, 130 interrupted.",
+    exit_codes="Exit codes: 0 done or stopped in order, 1 a fault, 2 a mistake in the request, 86 a rank was late, "
+    "130 interrupted.",
     together=lambda options: not _other_work(options),
 )

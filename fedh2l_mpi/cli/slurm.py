@@ -15,13 +15,14 @@ from fedh2l_mpi.launch.slurm.request import SlurmCommand, request
 from fedh2l_mpi.runtime import shared_imports
 
 MEANING = """\
-Print a batch job that runs CONFIG under Slurm. The job stops in order before the
-time limit, queues itself again, and resumes from its checkpoint. Config, data,
-graph, ranks and GPUs are checked first, as a run would check them. Ready jobs are
-in jobs/.
+Print a batch job that runs CONFIG under Slurm. The job stops in order before
+the time limit, queues itself again, and resumes from its checkpoint. Config,
+data, graph, ranks and GPUs are checked first, as a run would check them. Ready
+jobs are in jobs/.
 
-With --sweep, the job is an array job that runs an element of a sweep in each task.
-With --analyse, it checks a finished run, and makes its report and figures.
+With --sweep, the job is an array job that runs an element of a sweep in each
+task. With --analyse, it checks a finished run, and makes its report and
+figures.
 
 Times are seconds, 90m, 2h, 1-12h, or H:MM:SS, M:SS, days-H:MM as in Slurm."""
 

@@ -11,9 +11,9 @@ from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.launcher import Launch
 
 MEANING = """\
-Run every combination that a sweep file lists, each in a run directory of its own
-in DIR, and compare the runs in a table. The same command again runs the elements
-that have not finished. Ready sweep files are in configs/sweeps/."""
+Run every combination that a sweep file lists, each in a run directory of its
+own in DIR, and compare the runs in a table. The same command again runs the
+elements that have not finished. Ready sweep files are in configs/sweeps/."""
 
 
 def _add_options(parser: Parser) -> None:
@@ -91,6 +91,6 @@ COMMAND = Command(
     add_options=_add_options,
     execute=_execute,
     check=_check,
-    exit_codes="Exit codes: 0 done, 1 some runs failed and the others are done, 2 a mistake in the request,\n"
+    exit_codes="Exit codes: 0 done, 1 some runs failed and the others are done, 2 a mistake in the request, "
     "130 interrupted.",
 )

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime import paths
+from fedh2l_mpi.runtime import libraries, paths
 
 LARGEST_SIDE = 4096
 PIECE_BYTES = 1 << 21
@@ -106,7 +106,10 @@ def digits() -> Source:
     # seconds and 130 MiB (SciPy, joblib, pandas) for 1,797 lines of text. A test compares it with load_digits().
     package = importlib.util.find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
-        raise UserError("data.name: 'digits' needs scikit-learn, which has the images. Fix: pip install scikit-learn")
+        raise UserError(
+            "data.name: scikit-learn, which ships the images of 'digits', is not installed. "
+            f"Fix: {libraries.fix('sklearn')}."
+        )
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     try:
         with gzip.open(path, "rt", newline="") as text:
