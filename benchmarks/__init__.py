@@ -1,1 +1,1 @@
-"""Measurements, run by hand: ratios from one side-by-side run. Nothing here is a test."""
+"""Measurements that are run by hand: ratios of things measured side by side. Nothing here is a test."""

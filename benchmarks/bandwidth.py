@@ -1,8 +1,8 @@
-"""What posteriors and parameters cost to exchange: real messages between two ranks, counted where MPI takes them.
+"""Bytes that posteriors and parameters cost to exchange: real messages of two ranks, counted as MPI receives them.
 
     mpirun -n 2 python -m benchmarks.bandwidth
 
-Nothing is trained; the arrays have the sizes of the methods', and the numbers in them do not matter to their size.
+Nothing is trained. The arrays have the sizes that the methods exchange; their values do not affect the sizes.
 """
 
 import sys
@@ -29,7 +29,7 @@ DEGREE = 2
 class Workload:
     """A data set's shapes and a model.
 
-    `image_bytes` is one seed image as it is handed over once: a byte for each value.
+    `image_bytes` is the size of one seed image, which is distributed once, with one byte for each value.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Workload:
         return self.channels * self.side**2
 
     def parameters(self) -> int:
-        """Numbers in what parameter-sharing methods exchange of the model."""
+        """Number of values that parameter-sharing methods exchange of the model."""
         model = models.build(self.architecture, self.channels, self.side, self.classes, seed=0)
         return SharedState(model, FlatParameters(model)).size
 
 
-# PACS has 9,991 pictures and Office-Home 15,588; a tenth of them is the seed set.
+# PACS has 9,991 pictures and Office-Home 15,588. A tenth of them is the seed set.
 WORKLOADS = (
     Workload("LeNet-5, MNIST", "lenet5", 1, 28, 10, 600, 320),
     Workload("ResNet-18, PACS", "resnet18", 3, 224, 7, 999, 320),
@@ -59,7 +59,7 @@ WORKLOADS = (
 
 
 def measured_bytes(world: World, array: ArraySpec, filling: float) -> int:
-    """Bytes that this rank gave to MPI for one array to one neighbour, from two rounds of a real exchange."""
+    """Return the bytes that this rank gave to MPI for one array to one neighbour, in two rounds of an exchange."""
     exchange = Exchange(world, Hosting(2, 2), array, deadline_s=120.0)
     for round_index in range(2):
         exchange.start(round_index, EDGE, {world.rank: torch.full((array.rows, array.columns), filling)})
@@ -70,7 +70,7 @@ def measured_bytes(world: World, array: ArraySpec, filling: float) -> int:
 
 
 def main() -> None:
-    """Exchange, count, and print on rank 0."""
+    """Exchange arrays, count bytes, and print them on rank 0."""
     world = connect()
     if world.size != 2:
         sys.exit("start me on two ranks: mpirun -n 2 python -m benchmarks.bandwidth")
@@ -86,7 +86,7 @@ def main() -> None:
         ours = DEGREE * measured_bytes(world, posteriors, 1 / work.classes)
         theirs = DEGREE * measured_bytes(world, ArraySpec("parameters", 1, count), 0.5)
         once = work.seed_set * (work.image_bytes + 8)
-        # Where the whole seed set goes into every round, and is counted once itself.
+        # Break-even size of a seed set that every round uses whole; its distribution counts once.
         even = ROUNDS * theirs / (ROUNDS * DEGREE * 4 * work.classes + work.image_bytes + 8)
         table.add_row(
             work.name, size(ours), size(theirs), f"{theirs / ours:,.0f} x", size(once),

@@ -1,8 +1,8 @@
-"""The yardstick: the workload as a plain PyTorch loop, one process, one thread, no framework round it.
+"""Baseline of the cost figures: the workload as a plain PyTorch loop in one process with one thread.
 
-It does the same optimiser steps, seed posteriors and evaluations as `fedh2l_mpi benchmarks/workload.yaml`, the way one
-would write them down first: tensors in memory, torch.optim, a backward pass for each loss, the default memory format.
-It imports nothing of fedh2l_mpi. `--lean` changes two things: channels-last tensors, and pooling before ReLU.
+It makes the same optimiser steps, seed posteriors and evaluations as `fedh2l_mpi benchmarks/workload.yaml`, in the most
+direct way: tensors in memory, torch.optim, a backward pass for each loss, the default memory format. It imports nothing
+from fedh2l_mpi. `--lean` changes two things: tensors are channels last, and pooling comes before ReLU.
 
     python benchmarks/bare_loop.py MNIST_FOLDER [--method dml|gem] [--participants 16] [--rounds 20] [--lean]
 """
@@ -20,7 +20,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, kl_div
 
 SAMPLES, SEED_SAMPLES = 1000, 320
 DOMAINS, STEP_DEG, TESTS = 4, 15.0, 250
-# Local steps on private data, then mutual ones: `dml` on seed images alone, `gem` on both.
+# Local steps use private data. Mutual steps of `dml` use seed images only, those of `gem` use both.
 STEPS = {"dml": (32, 10), "gem": (10, 10)}
 BATCH, EVERY = 32, 10
 
@@ -57,7 +57,7 @@ def lean_lenet5() -> nn.Sequential:
 
 
 def minibatches(samples: int) -> Iterator[Tensor]:
-    """Epoch after epoch, each in a new order; without what a last whole minibatch leaves over."""
+    """Yield minibatches of one epoch after the other, each in a new order, without an incomplete last one."""
     while True:
         yield from torch.randperm(samples).split(BATCH)[: samples // BATCH]
 

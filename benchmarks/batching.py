@@ -1,10 +1,10 @@
-"""What stepping like models together gains or costs: CPU seconds of a step, side by side in one run.
+"""CPU seconds of a step of G models of one architecture, one by one and together, measured side by side.
 
     python -m benchmarks.batching
 
-For G = 1, 4, 16, 32 models: one by one, as the simulator does by default; with `torch.func.vmap`, which takes any
-model; and, where the model is a chain of linear layers, as `devices.batching=like` does. One thread. Prints the median
-of each way's CPU time over that of one by one, with its range.
+It measures 1, 4, 16 and 32 models in three ways, with one thread: one by one, as the simulator does by default; with
+`torch.func.vmap`, which accepts any model; and as `devices.batching=like` does, if the model is a chain of linear
+layers. It prints the median of each way's CPU time relative to one by one, with its range.
 """
 
 import statistics

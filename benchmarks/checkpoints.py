@@ -1,11 +1,13 @@
-"""What a checkpoint after every round costs: the pause it makes, and the seconds it adds to a round.
+"""Cost of a checkpoint after every round: the pause of training, and the seconds that it adds to a round.
 
     python -m benchmarks.checkpoints MNIST_FOLDER [--config configs/rotated_mnist.yaml] [--repeats 6] [--ranks 2]
 
-Whole runs in pairs, one with a checkpoint after every round and one that makes none but the last; both of a pair follow
-each other, in turns, so that a machine that slows down slows both. What the first takes longer, over the checkpoints
-that it makes more, is the cost of one. It is told beside what a round takes: wall seconds by the file of the second,
-CPU seconds as that run's less those of a run of one round.
+Whole runs are measured in pairs: one makes a checkpoint after every round, the other only the last one. The runs of a
+pair follow each other in alternating order, so that a machine that slows down affects both. The difference in time,
+divided by the number of additional checkpoints, is the cost of one checkpoint.
+
+The cost is printed next to the cost of a round: wall seconds from the second run's metrics file, and that run's CPU
+seconds minus those of a run of one round.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from benchmarks.measuring import seconds_by_rank, spent
 
 
 def run(every: str, rounds: int, options: argparse.Namespace, out: Path) -> tuple[float, float]:
-    """Wall and CPU seconds of a run with a checkpoint every so many rounds."""
+    """Return the wall and CPU seconds of a run with a checkpoint every `every` rounds."""
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(options.ranks)]
     settings = [f"data.root={options.root}", f"rounds={rounds}", f"checkpoint.every={every}"]
     words = [word for setting in settings for word in ("--set", setting)]
@@ -29,12 +31,12 @@ def run(every: str, rounds: int, options: argparse.Namespace, out: Path) -> tupl
 
 
 def paused_ms(log: Path) -> list[float]:
-    """How long a rank paused for each checkpoint, from its log [ms]."""
+    """Return the pauses of a rank for its checkpoints, from its log [ms]."""
     return [float(text) for text in re.findall(r"paused ([0-9.]+) ms", log.read_text())]
 
 
 def round_seconds(out: Path, rounds: int) -> float:
-    """Wall seconds of a round of a run, of its busiest rank."""
+    """Return the wall seconds of a round of the busiest rank."""
     return max(sum(seconds.values()) for seconds in seconds_by_rank(out).values()) / rounds
 
 
@@ -54,7 +56,7 @@ def main() -> None:
             outs = {every: Path(folder) / f"{repeat}-{every}" for every in order}
             seconds = {every: run(every, options.rounds, options, out) for every, out in outs.items()}
             _, one_cpu = run("null", 1, options, Path(folder) / f"{repeat}-one")
-            # Both make the last.
+            # Both runs make the last checkpoint.
             more = options.rounds - 1
             wall, cpu = ((a - b) / more for a, b in zip(seconds["1"], seconds["null"], strict=True))
             added.append((wall, cpu))

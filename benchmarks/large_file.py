@@ -1,7 +1,9 @@
-"""How long the report of a large run takes: 1,000 participants, 1,000 rounds, 10 domains; synthetic numbers.
+"""Time and memory of the report of a large run: 1,000 participants, 1,000 rounds, 10 domains, synthetic numbers.
 
-`python -m benchmarks.large_file [FOLDER]` writes the file (550 MB) into FOLDER, a temporary one by default, and prints
-time and peak memory of `report`, and of a program that only imports what it needs, side by side.
+    python -m benchmarks.large_file [FOLDER]
+
+It writes the file (550 MB) to FOLDER, by default a temporary one. It prints time and peak memory of `report`, next to
+those of a program that only imports what `report` needs.
 """
 
 import subprocess
@@ -21,7 +23,7 @@ IMPORTS = "import numpy, h5py, yaml, rich.console, rich.table"
 
 
 def write(path: Path) -> None:
-    """A metrics file whose accuracies grow towards 0.9."""
+    """Write a metrics file whose accuracies grow towards 0.9."""
     config = loading.load(None, [f"participants={P}", f"rounds={R}", f"evaluation.every={EVERY}"])
     attributes = {"config": config.to_yaml(), "seed": 0, "rounds_planned": R, "ranks": 16, "threads": 1}
     row = {field.name: "x" if field.dtype == "S" else 20_000 for field in metrics.PARTICIPANT_FIELDS}
@@ -44,7 +46,7 @@ def write(path: Path) -> None:
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Wall seconds, and peak memory [MiB], of a command and what it started."""
+    """Return the wall seconds and the peak memory [MiB] of a command with its children."""
     code = f"import resource, subprocess; subprocess.run({command!r}, stdout=subprocess.DEVNULL, check=True); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)"
     begin = time.perf_counter()
@@ -53,7 +55,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Write, measure, print."""
+    """Write the file, measure the report, print the result."""
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(sys.argv[1] if len(sys.argv) > 1 else temporary) / "metrics.h5"
         write(path)

@@ -1,6 +1,7 @@
-"""What a command takes, as the operating system counts it, and how repeated measurements are told.
+"""Cost of commands as the operating system counts it, and the spread of repeated measurements.
 
-A command's processes are found by a mark in their environment, which they hand on: also those whose parent has gone.
+A command's processes are found by a mark in their environment. Children inherit it, so processes whose parent has
+exited are found as well.
 """
 
 import os
@@ -21,22 +22,22 @@ from fedh2l_mpi import metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "BENCHMARK_OF"
-# Adding up page tables takes a processor from what is measured: at most this share of one.
+# Adding up page tables takes time from the measured processes; this is the largest share of one CPU that it may use.
 SAMPLE_EVERY_S, SAMPLING_SHARE = 0.5, 0.03
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a command and all that it started took.
+    """Cost of a command with all processes that it started.
 
     Attributes
     ----------
     cpu_s : float
-        User and system time of all processes that were waited for: of all, but for ranks with `--share-imports`, which
-        are children of a process that nobody waits for (`start_up` knows how).
+        User and system time of all processes whose parent waited for them. Ranks with `--share-imports` are missing:
+        nobody waits for their parent (`start_up` shows a way to count them).
     pss_bytes : int
-        Largest sum of their proportional set sizes, of samples taken while they ran: a page that several processes
-        share counts once.
+        Largest sum of their proportional set sizes, sampled while they ran. A page that several processes share counts
+        once.
     """
 
     cpu_s: float
@@ -45,12 +46,12 @@ class Spent:
 
 
 def spent(command: Sequence[str]) -> Spent:
-    """Run a command from the repository's root, and what it took.
+    """Run a command in the repository's root; return its cost.
 
     Raises
     ------
     SystemExit
-        If it fails, with what it wrote.
+        If it fails; the message contains its output.
     """
     mark = uuid.uuid4().hex
     ended = threading.Event()
@@ -59,7 +60,7 @@ def spent(command: Sequence[str]) -> Spent:
         environment = {**os.environ, MARK: mark, "PYTHONPATH": str(REPOSITORY)}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment)
         peak = pool.submit(_peak_pss, mark, ended)
-        # Of this child alone, and of those it waited for: several commands may run at a time.
+        # Several commands may run at a time, so this counts one child and the processes that it waited for.
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -71,7 +72,7 @@ def spent(command: Sequence[str]) -> Spent:
 
 
 def spent_together(commands: Sequence[Sequence[str]]) -> list[Spent]:
-    """What each of several commands took that ran at the same time."""
+    """Run several commands at the same time; return the cost of each."""
     with ThreadPoolExecutor(len(commands)) as pool:
         return list(pool.map(spent, commands))
 
@@ -79,7 +80,7 @@ def spent_together(commands: Sequence[Sequence[str]]) -> list[Spent]:
 def _peak_pss(mark: str, ended: threading.Event) -> int:
     peak, pause = 0, SAMPLE_EVERY_S
     while not ended.wait(pause):
-        # Not wall seconds: where all cores are busy, they are mostly waiting, and short runs would be looked at once.
+        # Wall seconds would be mostly waiting if all cores are busy, and short runs would be sampled only once.
         begin = time.thread_time()
         peak = max(peak, sum(_pss_of_running(process) for process in _marked(mark)))
         pause = max(SAMPLE_EVERY_S, (time.thread_time() - begin) / SAMPLING_SHARE)
@@ -93,7 +94,7 @@ def _marked(mark: str) -> list[Path]:
         try:
             if wanted in (process / "environ").read_bytes():
                 found.append(process)
-        except OSError:  # it has ended, or is somebody else's
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found
 
@@ -101,18 +102,18 @@ def _marked(mark: str) -> list[Path]:
 def _pss_of_running(process: Path) -> int:
     try:
         return pss_bytes(process)
-    except (OSError, StopIteration):  # it has ended
+    except (OSError, StopIteration):  # the process has ended
         return 0
 
 
 def pss_bytes(process: Path) -> int:
-    """Proportional set size of a process, which is a folder of /proc."""
+    """Return the proportional set size of a process, given its folder in /proc [bytes]."""
     lines = (process / "smaps_rollup").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def seconds_by_rank(run: Path) -> dict[int, dict[str, float]]:
-    """Each rank's seconds of each timing of metrics.h5, over all rounds of a run, from its directory."""
+    """Sum each timing of a run's metrics.h5 over all rounds, for each rank [s]."""
     result = metrics.read(run / "metrics.h5")
     ranks_P = result["rank"]
     seconds = {name: np.nansum(result[name], axis=0) for name in metrics.TIMINGS}
@@ -123,12 +124,12 @@ def seconds_by_rank(run: Path) -> dict[int, dict[str, float]]:
 
 
 def waited_shares(run: Path) -> dict[int, float]:
-    """Of each rank: seconds of waiting for messages over those of all phases of its rounds."""
+    """Return, for each rank, the share of its time that it waited for messages."""
     return {rank: seconds["seconds_wait"] / sum(seconds.values()) for rank, seconds in seconds_by_rank(run).items()}
 
 
 def step_seconds(ways: Mapping[str, Callable[[], object]], steps: int, repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of a step by each of several ways, in every repetition; they take turns, first once to warm up."""
+    """Measure the CPU seconds of a step in several ways that take turns; the first turn of each is a warm-up."""
     taken: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(repeats + 1):
         for way, step in ways.items():
@@ -141,11 +142,11 @@ def step_seconds(ways: Mapping[str, Callable[[], object]], steps: int, repeats: 
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """`spread` of what is so many times the other, repetition by repetition."""
+    """Return the `spread` of the ratios of two series, repetition by repetition."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Such as `0.72 (0.70 to 0.75)`: median and range."""
+    """Format median and range, such as `0.72 (0.70 to 0.75)`."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

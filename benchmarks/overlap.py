@@ -1,14 +1,16 @@
-"""How much of the messages' time is hidden behind computing, and how much of its time a rank waits: from a timeline.
+"""Share of the messages' time that is hidden behind computing, and of a rank's time that it waits, from a trace.
 
     python -m benchmarks.overlap [CONFIG] [--set KEY=VALUE]... [--ranks 2] [--cost PAIRS]
 
-One run under mpirun with --trace. For every rank: how long its messages were on their way (until it saw them complete,
-which it looks for after every participant's local phase: an upper bound), how much of that it spent computing, and how
-much waiting. Waiting is split at the moment when the last rank had posted its messages: before that, a rank waits for
-another's computing (the load is uneven), after that for the transfer, and for ranks that compute on and do not move
-their end of it. The share of its time that a rank waits is from metrics.h5's seconds.
+It starts one run under mpirun with --trace. It prints, for every rank, the time that messages were under way, and how
+much of it the rank computed and waited. A message counts as under way until the rank sees it complete. A rank checks
+after every participant's local phase, so this time is an upper bound.
 
-With --cost, besides: CPU seconds of whole runs with and without --trace, in pairs.
+Waiting is split at the moment when the last rank had posted its messages. Before it, a rank waits for another rank's
+computing, because the load is uneven. After it, a rank waits for the transfer, and for ranks that compute instead of
+moving their end of the transfer. The share of a rank's time that it waits comes from the seconds in metrics.h5.
+
+`--cost` also measures CPU seconds of whole runs with and without --trace, in pairs.
 """
 
 import argparse
@@ -28,14 +30,14 @@ Interval = tuple[float, float]
 
 @dataclass
 class Lane:
-    """One rank's intervals by category [us], and its messages by round."""
+    """Intervals of one rank by category [us], and its messages by round."""
 
     spans: dict[str, list[Interval]] = field(default_factory=lambda: defaultdict(list))
     messages: dict[int, Interval] = field(default_factory=dict)
 
 
 def lanes(trace: Path) -> dict[int, Lane]:
-    """Each rank's, from a trace."""
+    """Read the intervals of every rank from a trace."""
     found: dict[int, Lane] = defaultdict(Lane)
     for event in json.loads(trace.read_text())["traceEvents"]:
         lane = found[event["pid"]]
@@ -50,13 +52,13 @@ def lanes(trace: Path) -> dict[int, Lane]:
 
 
 def within(window: Interval, spans: list[Interval]) -> float:
-    """How much of a window disjoint spans cover."""
+    """Return the part of a window that disjoint spans cover."""
     return sum(max(0.0, min(end, window[1]) - max(begin, window[0])) for begin, end in spans)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of one rank, sums over the rounds [s]."""
+    """Sums of one rank over the rounds [s]."""
 
     messages: float
     computing: float
@@ -65,12 +67,12 @@ class Overlap:
 
 
 def overlaps(found: dict[int, Lane]) -> dict[int, Overlap]:
-    """Each rank's, of a run in which ranks exchange messages."""
+    """Compute the sums of every rank, for a run in which ranks exchange messages."""
     told = {}
     for rank, lane in sorted(found.items()):
         total = computing = senders = transfer = 0.0
         for round_index, window in lane.messages.items():
-            # Where the graph is redrawn, a rank may have nobody to send to in this round.
+            # In a redrawn graph, a rank may have no neighbour on another rank in this round.
             posts = [other.messages[round_index] for other in found.values() if round_index in other.messages]
             last_posted = max(begin for begin, _ in posts)
             between = min(max(window[0], last_posted), window[1])
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument(
-        "--cost", type=int, default=0, metavar="PAIRS", help="pairs of runs that tell what tracing costs"
+        "--cost", type=int, default=0, metavar="PAIRS", help="pairs of runs that measure the cost of tracing"
     )
     options = parser.parse_args()
     mpirun = [str(Path(sys.executable).with_name("mpirun")), "-n", str(options.ranks)]
@@ -99,20 +101,20 @@ def main() -> None:
         trace, out = Path(folder) / "out.json", Path(folder) / "run"
         spent([*run, "--out", str(out), "--trace", str(trace)])
         shares = waited_shares(out)
-        for rank, told in overlaps(lanes(trace)).items():
+        for rank, sums in overlaps(lanes(trace)).items():
             line = f"rank {rank}: waits {shares[rank]:.2%} of its rounds' time"
-            if told.messages:
-                hidden = told.computing / told.messages
+            if sums.messages:
+                hidden = sums.computing / sums.messages
                 line += (
-                    f"; messages on their way for {told.messages:.3f} s, of which it computed {hidden:.1%}, waited "
-                    f"{told.waiting_for_senders / told.messages:.1%} for ranks that had not sent yet and "
-                    f"{told.waiting_for_transfer / told.messages:.1%} for the transfer"
+                    f"; messages on their way for {sums.messages:.3f} s, of which it computed {hidden:.1%}, waited "
+                    f"{sums.waiting_for_senders / sums.messages:.1%} for ranks that had not sent yet and "
+                    f"{sums.waiting_for_transfer / sums.messages:.1%} for the transfer"
                 )
             print(line, flush=True)
         costs = []
         for pair in range(options.cost):
             traced = ["--trace", str(Path(folder) / f"{pair}.json")]
-            # Whichever is first meets a machine in another state: take turns.
+            # The first run of a pair meets the machine in a different state, so the runs take turns.
             order = [traced, []] if pair % 2 else [[], traced]
             seconds = {
                 bool(more): spent([*run, "--out", str(Path(folder) / f"{pair}-{len(more)}"), *more]).cpu_s

@@ -1,12 +1,14 @@
-"""The whole performance table: what the simulator costs over a bare loop, and with many participants.
+"""The performance table: cost of the simulator relative to a bare loop, and with many participants.
 
     python -m benchmarks.performance MNIST_FOLDER [--repeats 5] [--quick] [--out FILE]
 
-The yardstick is `bare_loop.py`, a plain PyTorch loop that does what `workload.yaml` asks for. Every ratio is of two
-measurements of one repetition, a minute or two apart or, where both are single processes, side by side; their order
-alternates. A steady state is a long run less a short one, so that start-up cancels out. CPU seconds are those of
-the operating system, of all processes. Five repetitions take some 25 minutes on two cores; `--quick` is a smoke check,
-which leaves the recorded benchmarks/results/performance.json as it is.
+The baseline is `bare_loop.py`, a plain PyTorch loop that does the same work as `workload.yaml`. Every ratio compares
+two measurements of one repetition, in alternating order. They are a minute or two apart, or run side by side if both
+are single processes. A steady state is a long run minus a short one, so that start-up cancels out. CPU seconds are
+those of the operating system, for all processes.
+
+Five repetitions take about 25 minutes on two cores. `--quick` is a smoke check, which does not change the recorded
+benchmarks/results/performance.json.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from fedh2l_mpi.runtime.shared_imports import OPTION
 PERFORMANCE = Path("benchmarks/results/performance.json")
 METHODS = {"dml": (), "gem": ("method.name=fedh2l", "method.local_steps=10")}
 MIB = 2**20
-# Of the workload: private images of a participant; seed and test images, which every rank holds; weights of a model.
+# The workload: private images of a participant; seed and test images, which every rank has; weights of a model.
 PRIVATE, SHARED, IMAGE_BYTES, PARAMETERS = 1000, 320 + 4 * 250, 784 * 4 + 8, 61_706
 
 
@@ -42,12 +44,12 @@ PRIVATE, SHARED, IMAGE_BYTES, PARAMETERS = 1000, 320 + 4 * 250, 784 * 4 + 8, 61_
 class Case:
     """A method, a number of participants, and two run lengths.
 
-    The last round is always evaluated: ten rounds more are one evaluation more.
+    The last round is always evaluated, so ten more rounds are one more evaluation.
 
     Attributes
     ----------
     whole : bool
-        Whether the long run is the workload's own, to be told as a whole too, with start-up and memory.
+        The long run is the workload's own length; it is also reported as a whole, with start-up and memory.
     """
 
     method: str
@@ -63,13 +65,13 @@ class Case:
 
     @property
     def steady_rounds(self) -> int:
-        """Participants times rounds that the long run has more than the short one."""
+        """Participants times rounds by which the long run exceeds the short one."""
         return self.participants * (self.long - self.short)
 
 
 @dataclass
 class Row:
-    """A figure: its values, one for each repetition (or rank), and the most that it is meant to be."""
+    """A figure: its values, one for each repetition (or rank), and the largest value that it should have."""
 
     section: str
     figure: str
@@ -84,7 +86,7 @@ class Row:
 
 @dataclass
 class Measured:
-    """The table's rows, and all that was measured for them."""
+    """Rows of the table, and all measurements behind them."""
 
     rows: list[Row] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Place:
-    """The data, a folder for runs, and options that every simulator is given besides."""
+    """The data, a folder for runs, and additional options of every simulator."""
 
     root: str
     folder: Path
@@ -104,7 +106,7 @@ class Place:
     def simulator(
         self, config: str, ranks: int, rounds: int, participants: int, more: Sequence[str], out: str
     ) -> list[str]:
-        """Its command: under mpirun on several ranks, plain on one."""
+        """Return the command: plain for one rank, under mpirun for several."""
         settings = [f"data.root={self.root}", f"rounds={rounds}", f"participants={participants}", *more]
         words = [word for setting in settings for word in ("--set", setting)]
         run = [sys.executable, "-m", "fedh2l_mpi", f"benchmarks/{config}", *words, "--out", str(self.folder / out)]
@@ -120,7 +122,7 @@ def mpirun(ranks: int) -> list[str]:
 
 
 def beside_the_bare_loop(place: Place, cases: Sequence[Case], console: Console) -> Measured:
-    """Steady states, shares of waiting, and whole runs."""
+    """Measure steady states, shares of waiting, and whole runs."""
     measured = Measured()
     waits: list[tuple[str, list[float]]] = []
     for case in cases:
@@ -155,9 +157,9 @@ def beside_the_bare_loop(place: Place, cases: Sequence[Case], console: Console) 
 
 
 def _repetition(place: Place, case: Case, repeat: int) -> dict[str, dict[str, Spent]]:
-    """What everything took, short and long: {name: {"short": ..., "long": ...}}."""
+    """Measure the cost of all short and long runs: {name: {"short": ..., "long": ...}}."""
     each = case.participants
-    # What is one process runs beside another one; so both cores are at work in every measurement.
+    # A single process runs next to another one, so both cores are busy in every measurement.
     groups = [("bare loop", "hosted on 1 rank"), ("hosted on 2 ranks",), (f"one of {each} per rank",)]
     if each == 4:
         groups.append(("lean bare loop", "bare loop beside lean"))
@@ -189,7 +191,7 @@ def _steady(both: Mapping[str, Spent]) -> float:
 
 
 def _ratios(taken: Mapping[str, Mapping[str, Spent]]) -> dict[str, float]:
-    """Steady states over that of the bare loop that ran beside, or in the same repetition."""
+    """Divide steady states by that of the bare loop of the same repetition, side by side if both ran so."""
     ratios = {}
     for name, both in taken.items():
         beside = "bare loop beside lean" if name == "lean bare loop" else "bare loop"
@@ -216,9 +218,9 @@ def _whole_runs(measured: Measured, case: Case, repeats: Sequence[Mapping[str, M
 
 
 def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) -> None:
-    """A run on as many ranks as participants, at its peak, against that many processes with the same imports.
+    """Compare the peak memory of a run with one rank per participant to as many processes with the same imports.
 
-    These are looked at once, by `starts`, when all have imported: their memory only grows until then.
+    The memory of these processes only grows until all have imported, so `starts` reads it once, at that moment.
     """
     ranks = case.participants
     runs = [one[f"one of {ranks} per rank"]["long"]["pss_bytes"] for one in measured.raw[case.name]["spent"]]
@@ -244,7 +246,7 @@ def memory_of_ranks(place: Place, measured: Measured, case: Case, repeats: int) 
 
 
 def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, console: Console) -> Measured:
-    """From a few participants to many, on two ranks: `many.yaml`, of which a run is so many rounds longer than one."""
+    """Measure few and many participants on two ranks, with `many.yaml`: a run of more rounds minus one of one round."""
     measured = Measured()
     most, least = max(lengths), min(lengths)
     graphs = {"ring": (), "random 4-regular": ("topology.kind=random_regular", "topology.degree=4")}
@@ -281,7 +283,7 @@ def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, co
     measured.add(section, "dearest P over the cheapest", "ratio", [max(one) / min(one) for one in by_repeat], 1.1)
     for count in lengths:
         measured.add(section, f"P = {count}: memory of the run", "MiB", memory[count, "ring"])
-    # What one participant more takes, at the upper end and below: a line has one slope.
+    # Cost of one more participant, at the upper end and below it; it is equal if the growth is linear.
     low, middle, high = sorted(lengths)[-3:]
     slopes = [
         [(b - a) / (more - fewer) for a, b in zip(memory[fewer, "ring"], memory[more, "ring"], strict=True)]
@@ -307,7 +309,7 @@ def many_participants(place: Place, lengths: Mapping[int, int], repeats: int, co
 
 
 def starts(measured: Measured, ranks: int, repeats: int) -> None:
-    """Until round 0 begins on every rank, over as many processes that only import."""
+    """Measure the time until round 0 begins on every rank, relative to as many processes that only import."""
     costs = start_up.measure_all([mpirun(ranks)[0]], ranks, repeats)
     measured.raw["start-up"] = {name: [asdict(cost) for cost in each] for name, each in costs.items()}
     section = f"Start-up of {ranks} ranks, over {ranks} processes that only import"
@@ -319,7 +321,7 @@ def starts(measured: Measured, ranks: int, repeats: int) -> None:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """What was measured, and whether it is what it was meant to be."""
+    """Print the measurements, and compare them with their targets."""
     shown = Table(title="performance", title_justify="left")
     for heading in ("figure", "median (min to max)", "", "target", "reached"):
         shown.add_column(heading, justify="left" if heading in ("figure", "") else "right")
@@ -337,7 +339,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, the memory."""
+    """Describe the processor, its cores and the memory."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -347,7 +349,7 @@ def machine() -> dict[str, Any]:
 
 
 def cases(repeats: int, quick: bool) -> list[Case]:
-    """What runs beside the bare loop; the last one as a whole too."""
+    """Return the runs that are compared with the bare loop; the last one also as a whole."""
     if quick:
         return [Case("gem", 4, 1, 2, 1), Case("dml", 4, 1, 2, 1, whole=True)]
     few = -(-repeats // 2)
@@ -360,7 +362,7 @@ def cases(repeats: int, quick: bool) -> list[Case]:
 
 
 def out_of(given: Path | None, quick: bool) -> Path | None:
-    """The file to write; None for none: what a smoke check finds must not replace what was measured."""
+    """Return the file to write, or None, because a smoke check must not replace recorded measurements."""
     return given or (None if quick else PERFORMANCE)
 
 
@@ -396,9 +398,9 @@ def main() -> None:
     measured.rows += many.rows
     measured.raw |= many.raw
     if options.quick:
-        # Runs of a round or two are noise: nothing is judged by them.
+        # Runs of a round or two are noise, so they are not compared with targets.
         measured.rows = [replace(row, target=None) for row in measured.rows]
-    # Sections come from several cases: each in one place, in the order of their first row.
+    # A section has rows of several cases; it is printed once, at the place of its first row.
     order = list(dict.fromkeys(row.section for row in measured.rows))
     measured.rows.sort(key=lambda row: order.index(row.section))
     ended = datetime.datetime.now(datetime.UTC)

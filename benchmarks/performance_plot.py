@@ -1,4 +1,4 @@
-"""What `benchmarks.performance` measured, as one figure.
+"""Plot the results of `benchmarks.performance` as one figure.
 
 python -m benchmarks.performance_plot benchmarks/results/performance.json OUT.png
 """
@@ -25,7 +25,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def draw(facts: Mapping[str, Any]) -> "Figure":
-    """Every figure that has a target or is a ratio, and cost and memory against the number of participants."""
+    """Plot every figure with a target and every ratio; plot cost and memory over the number of participants."""
     from matplotlib.figure import Figure
 
     ratios = [row for row in facts["rows"] if row["unit"] == "ratio"]
@@ -58,7 +58,7 @@ def _sections(rows: Rows) -> list[tuple[str, Rows]]:
 
 
 def _lines(rows: Rows) -> int:
-    """Lines of a panel: a heading for each section, and the rows."""
+    """Return the lines of a panel: a heading for each section, and its rows."""
     return len(rows) + len(_sections(rows))
 
 
@@ -73,7 +73,7 @@ def _handles() -> list["Line2D"]:
 
 
 def _dots(axes: "Axes", rows: Rows, label: str) -> None:
-    """A line for each row: median, range, target."""
+    """Draw a line for each row: median, range and target."""
     names, line = [], 0
     for section, members in _sections(rows):
         names.append((section, True))
@@ -102,7 +102,7 @@ def _dots(axes: "Axes", rows: Rows, label: str) -> None:
 
 
 def _against_participants(axes: "Axes", ring: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
-    """Medians and ranges over the number of participants, both on log axes."""
+    """Draw medians and ranges over the number of participants, on two log axes."""
     count = np.array([one["participants"] for one in ring])
     middle = np.array([statistics.median(one[name]) for one in ring])
     low, high = (np.array([limit(one[name]) for one in ring]) for limit in (min, max))
@@ -112,7 +112,7 @@ def _against_participants(axes: "Axes", ring: Sequence[Mapping[str, Any]], name:
     axes.set_xticks(count, [f"{one:,}" for one in count])
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.minorticks_off()
-    # Whole decades at least, or noise looks like a law.
+    # The axis spans at least a decade, because otherwise noise looks like a trend.
     bottom, top = 10 ** np.floor(np.log10(low.min())), 10 ** np.ceil(np.log10(high.max()))
     axes.set_ylim(bottom, top)
     for x, y in zip(count, middle, strict=True):

@@ -1,9 +1,9 @@
-"""Whether the bare loop does what the simulator does: both run here, with their work counted and their accuracy told.
+"""Check that the bare loop does the same work as the simulator: run both, count their work, print their accuracy.
 
     python -m benchmarks.same_work MNIST_FOLDER [--participants 4] [--rounds 20]
 
-Counts what PyTorch is asked for while the rounds run, not what the programs say of themselves: calls and images of
-forward passes through whole models, with and without gradients, and backward passes. Ends with 1 if a count differs.
+It counts calls of PyTorch while the rounds run: optimiser steps, backward passes, and forward passes through whole
+models with their images, with and without gradients. It exits with 1 if a count differs.
 """
 
 import argparse
@@ -45,7 +45,7 @@ COUNTED = (
 
 @contextmanager
 def counted(model: type[nn.Module]) -> Iterator[Counter]:
-    """Counts of COUNTED while the body runs, through models of this class."""
+    """Count the calls of COUNTED by models of this class while the body runs."""
     counts: Counter = Counter()
 
     def forward(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -75,7 +75,7 @@ def counted(model: type[nn.Module]) -> Iterator[Counter]:
 
 
 def of_bare_loop(root: Path, method: str, participants: int, rounds: int) -> tuple[Counter, float]:
-    """Its counts, and its last all-domain accuracy."""
+    """Run the bare loop; return its counts and its last all-domain accuracy."""
     said = io.StringIO()
     with counted(nn.Sequential) as counts, contextlib.redirect_stdout(said):
         bare_loop.main(root, method, participants, rounds, lean=False)
@@ -83,7 +83,7 @@ def of_bare_loop(root: Path, method: str, participants: int, rounds: int) -> tup
 
 
 def of_simulator(root: Path, method: str, participants: int, rounds: int) -> tuple[Counter, float]:
-    """The same of all participants on one rank; models are tried on two images each before the rounds, uncounted."""
+    """Run the simulator on one rank; return the same. Trial images before the rounds are not counted."""
     total: Counter = Counter()
     run = Simulation.run
 
@@ -103,7 +103,7 @@ def of_simulator(root: Path, method: str, participants: int, rounds: int) -> tup
 
 
 def main() -> int:
-    """Count, print, and the exit code."""
+    """Count and print the work of both; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=lambda text: Path(text).resolve(), help="folder of MNIST's IDX files")
     parser.add_argument("--participants", type=int, default=4)

@@ -1,12 +1,14 @@
-"""What a round costs outside the training steps, fitted from real runs with 4 to 1,000 participants.
+"""Cost of a round outside the training steps, fitted to real runs with 4 to 1,000 participants.
 
     python -m benchmarks.scaling MNIST_FOLDER [--largest 1000] [--repeats 1] [--out FILE]
 
-Runs an MLP of 20,000 parameters on MNIST, on rings and on random 4-regular graphs, on one rank and on several, sharing
-posteriors and sharing parameters, and takes the CPU seconds of every rank's main thread, so that others on the machine
-disturb little. Fits the constants of `fedh2l_mpi/plan/bookkeeping.py` by least squares, one part of a round at a time,
-prints them and how far the model is off, with each run left out of its own fit, and writes results/scaling.csv, unless
-only a part was run.
+It trains an MLP of 20,000 parameters on MNIST, on rings and on random 4-regular graphs, on one rank and on several,
+sharing posteriors and sharing parameters. It measures the CPU seconds of every rank's main thread, which other
+processes on the machine disturb little.
+
+It fits the constants of `fedh2l_mpi/planning/overhead.py` by least squares, one part of a round at a time. It prints
+them with the model's error, for which each run is left out of its own fit. It writes results/scaling.csv, unless only
+some of the runs were made.
 """
 
 import argparse
@@ -42,7 +44,7 @@ SETTINGS = [
     "data.partition.domains=4",
     "data.partition.samples_per_participant=50",
     "models=[benchmarks.small_mlp:SmallMlp]",
-    # As many seed samples for 4 participants as for 1,000.
+    # The number of seed samples is equal for 4 and for 1,000 participants.
     "seed_set.share=0.4",
     "seed_set.max_samples=80",
     "seed_set.samples_per_round=80",
@@ -54,14 +56,14 @@ SETTINGS = [
 ]
 RING, REGULAR = ["topology.kind=ring"], ["topology.kind=random_regular", "topology.degree=4"]
 POSTERIORS, PARAMETERS = ["method.name=fedh2l"], ["method.name=d_psgd", "method.publish=start"]
-# In the order of the columns of the file.
+# The order is that of the columns of the file.
 PARTS = ("publish", "local", "mutual", "evaluate", "post", "finish", "stack", "write", "rest")
 CALIBRATIONS = 5
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run."""
+    """One run to measure."""
 
     method: str
     graph: str
@@ -87,16 +89,16 @@ class Case:
 
 @dataclass
 class Measured:
-    """What a run took.
+    """Cost of a run.
 
     Attributes
     ----------
     loads : Loads
-        What each rank had to do in a round.
+        Work of each rank in a round.
     parts : list of dict of str to float
         CPU seconds of each rank in each part of a round.
     pss_bytes, rss_bytes : list of int
-        Of each rank, after the last round.
+        Memory of each rank after the last round.
     """
 
     case: Case
@@ -111,12 +113,12 @@ class Measured:
 
     @property
     def per_participant_s(self) -> float:
-        """CPU seconds of all ranks for a participant and round, without the evaluation."""
+        """CPU seconds of all ranks per participant and round, without evaluation."""
         return sum(sum(p.values()) - p["evaluate"] for p in self.parts) / self.case.participants
 
 
 def cases(largest: int) -> list[Case]:
-    """The runs: the first ones answer how cost grows with participants, the others tell messages and bytes apart."""
+    """Return the runs: the first ones show the growth with participants, the others separate messages from bytes."""
     sizes = [size for size in (4, 16, 64, 256, 1000) if size <= largest]
     graphs = ("ring", "4-regular")
     found = [
@@ -139,7 +141,7 @@ def cases(largest: int) -> list[Case]:
 
 
 def work(settings: list[str], folder: Path) -> None:
-    """On every rank: the run, with CPU seconds of this thread in the place of all that is timed."""
+    """Run on every rank, with the CPU seconds of this thread in place of all wall times."""
     time.perf_counter = time.thread_time  # type: ignore[assignment]
     from fedh2l_mpi import exchange
     from fedh2l_mpi.lifecycle.start import Claim
@@ -176,12 +178,12 @@ def work(settings: list[str], folder: Path) -> None:
     Marked(config, world, Claim(directory), trace=folder / "trace.json").run(lambda round_index, table: None)
     rollup = Path("/proc/self/smaps_rollup").read_text().split("\n")
     kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup if line.startswith(("Pss:", "Rss:"))}
-    told = {"starts": starts, "stacks": stacks, "writes": writes, "pss": 1024 * kib["Pss"], "rss": 1024 * kib["Rss"]}
-    (folder / f"rank-{world.rank}.json").write_text(json.dumps(told))
+    numbers = {"starts": starts, "stacks": stacks, "writes": writes, "pss": 1024 * kib["Pss"], "rss": 1024 * kib["Rss"]}
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(numbers))
 
 
 def run(case: Case, root: str, notes: float) -> Measured:
-    """Start the ranks, and read what they leave."""
+    """Start the ranks, and read their results."""
     settings = case.settings(root)
     with tempfile.TemporaryDirectory() as name:
         program = [sys.executable, "-m", "benchmarks.scaling", root, "--worker", name, "--settings", *settings]
@@ -192,17 +194,17 @@ def run(case: Case, root: str, notes: float) -> Measured:
             raise SystemExit(f"{' '.join(program)} failed:\n{ended.stderr}")
         folder = Path(name)
         events = json.loads((folder / "trace.json").read_text())["traceEvents"]
-        told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
+        numbers = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(case.ranks)]
     config = loading.load(None, settings).resolved(case.ranks, launched=True)
     loads = count_loads(config, case.ranks, notes)
-    parts = [parts_of(rank, events, told[rank], config.rounds) for rank in range(case.ranks)]
-    return Measured(case, loads, parts, [one["pss"] for one in told], [one["rss"] for one in told])
+    parts = [parts_of(rank, events, numbers[rank], config.rounds) for rank in range(case.ranks)]
+    return Measured(case, loads, parts, [one["pss"] for one in numbers], [one["rss"] for one in numbers])
 
 
-def parts_of(rank: int, events: list[dict], told: dict, rounds: int) -> dict[str, float]:
-    """Seconds of one rank in each part of a round: the least of the rounds but the first and the last.
+def parts_of(rank: int, events: list[dict], numbers: dict, rounds: int) -> dict[str, float]:
+    """Return the seconds of one rank in each part of a round: the minimum over all but the first and last rounds.
 
-    Others on the machine only ever add, to CPU seconds, too: caches and cores' halves are shared.
+    Other processes on the machine can only add to CPU seconds, because they share caches and cores.
     """
     spans = [event for event in events if event["ph"] == "X" and event["pid"] == rank and event["tid"] == 1]
     seconds: dict[str, list[float]] = {name: [0.0] * rounds for name in PARTS}
@@ -216,22 +218,22 @@ def parts_of(rank: int, events: list[dict], told: dict, rounds: int) -> dict[str
         elif part in seconds and part != "write":
             inside = [other for other in wrote if 0 <= other["ts"] - event["ts"] < event["dur"]]
             seconds[part][at] += (event["dur"] - sum(other["dur"] for other in inside)) / 1e6
-    # A round may be written while the next one runs: what counts here is when.
-    for at, took in told["writes"]:
+    # A round may be written while the next one runs, so the time of the event counts.
+    for at, took in numbers["writes"]:
         seconds["write"][at] += took
     for at in range(1, rounds - 1):
-        seconds["stack"][at] = told["stacks"].get(str(at), 0.0)
+        seconds["stack"][at] = numbers["stacks"].get(str(at), 0.0)
         seconds["mutual"][at] -= seconds["stack"][at]
-        whole = told["starts"][at + 1] - told["starts"][at] - flushed[at]
+        whole = numbers["starts"][at + 1] - numbers["starts"][at] - flushed[at]
         seconds["rest"][at] = whole - sum(seconds[name][at] for name in PARTS if name != "rest")
     found = {name: min(values[1 : rounds - 1]) for name, values in seconds.items()}
     found["evaluate"] = seconds["evaluate"][rounds - 1]
-    found["write"] = min((took for _, took in told["writes"]), default=0.0)
+    found["write"] = min((took for _, took in numbers["writes"]), default=0.0)
     return found
 
 
 def count_loads(config: Config, ranks: int, notes: float) -> Loads:
-    """What each rank has to do in a round of a resolved config."""
+    """Return the work of each rank in a round of a resolved config."""
     hosting = Hosting(config.size, ranks)
     graph: Links = links(draw(config.topology, config.size, config.seed, 0).edges, hosting)
     source = open_source(config.data.name, config.data.root)
@@ -241,7 +243,7 @@ def count_loads(config: Config, ranks: int, notes: float) -> Loads:
 
 
 def calibrated(case: Case, root: str) -> dict[str, float]:
-    """What `plan` measures of a participant's phases, as CPU seconds of a process of its own."""
+    """Measure a participant's phases as `plan` does, as CPU seconds of a separate process."""
     program = [sys.executable, "-m", "benchmarks.scaling", root, "--calibrate", "--settings", *case.settings(root)]
     ended = subprocess.run(program, capture_output=True, text=True, cwd=HERE.parent)
     if ended.returncode:
@@ -250,7 +252,7 @@ def calibrated(case: Case, root: str) -> dict[str, float]:
 
 
 def calibrate(settings: list[str]) -> None:
-    """Print it."""
+    """Print the measured seconds."""
     time.perf_counter = time.thread_time  # type: ignore[assignment]
     config = loading.load(None, settings).resolved(1, launched=False)
     source = open_source(config.data.name, config.data.root)
@@ -259,12 +261,12 @@ def calibrate(settings: list[str]) -> None:
     degree = 2.0 if config.topology.kind == "ring" else float(config.topology.degree or 0)
     found = timing.calibrate(config, source, held, degree, message.array_bytes if message else 0)
     (phases,) = found.phases.values()
-    told = {name: getattr(phases, name) for name in ("publish", "local", "mutual", "evaluate")}
-    print(json.dumps(told | {"seed_round": found.seed_round_s, "notes": found.notes}))
+    numbers = {name: getattr(phases, name) for name in ("publish", "local", "mutual", "evaluate")}
+    print(json.dumps(numbers | {"seed_round": found.seed_round_s, "notes": found.notes}))
 
 
 def least_squares(features: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Constants >= 0 whose relative errors are least, by dropping what would be negative."""
+    """Fit constants >= 0 with the least relative errors; negative ones are dropped."""
     weights = 1.0 / np.maximum(seconds, 0.05 * np.median(seconds))
     active = [column for column in range(features.shape[1]) if features[:, column].any()]
     found = np.zeros(features.shape[1])
@@ -278,7 +280,7 @@ def least_squares(features: NDArray[np.float64], seconds: NDArray[np.float64]) -
 
 
 def written(participants: int) -> tuple[float, float]:
-    """Bytes of the rows of so many participants, and the least CPU seconds that a round of them takes to be written."""
+    """Return the bytes of the rows of some participants, and the least CPU seconds of writing a round of them."""
     domains = 4
     row = {field.name: "x" if field.dtype == "S" else 0 for field in metrics.PARTICIPANT_FIELDS}
     attributes = {"config": "", "seed": 0, "rounds_planned": 1, "ranks": 1, "threads": 1}
@@ -297,12 +299,12 @@ def written(participants: int) -> tuple[float, float]:
 
 
 def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> OverheadConstants:
-    """The constants that runs agree on best, and large files that are written without a run."""
+    """Fit the constants to all runs, and to large files that are written without a run."""
     constants: dict[str, float] = {}
     for part, names in overhead.TERMS.items():
         rows, seconds = [], []
         for one in runs:
-            # Waiting burns some CPU, too: the rank that waits least tells what receiving takes.
+            # Waiting uses some CPU as well, so the rank that waits least shows the cost of receiving.
             ranks = range(one.case.ranks)
             if part == "write":
                 chosen = [0]
@@ -321,13 +323,13 @@ def fit(runs: Sequence[Measured], writes: Sequence[tuple[float, float]]) -> Over
 
 
 def predicted(one: Measured, rank: int, phases: dict[str, float], constants: OverheadConstants) -> float:
-    """Seconds of a round of a rank, without evaluation."""
+    """Return the seconds of a round of a rank, without evaluation."""
     steps = sum(phases[name] for name in ("publish", "local", "mutual"))
     return one.loads.participants[rank] * steps + phases["seed_round"] + outside(one, rank, constants)
 
 
 def outside(one: Measured, rank: int, constants: OverheadConstants) -> float:
-    """What the model says of the seconds of a round of a rank outside the steps."""
+    """Return the model's seconds of a round of a rank outside the steps."""
     return float(sum(seconds[rank] for seconds in constants.seconds(one.loads).values()))
 
 
@@ -351,22 +353,22 @@ def main() -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     chosen = cases(options.largest)
-    # The steps of a participant depend on these alone.
+    # Steps of a participant depend on the method and the graph only.
     kinds = dict.fromkeys((case.method, case.graph) for case in chosen)
     of_kind: dict[tuple[str, str], dict[str, float]] = {}
     for kind in kinds:
         tried = [calibrated(Case(*kind, participants=64, ranks=1), options.root) for _ in range(CALIBRATIONS)]
-        # The least: others on the machine only ever add.
+        # The minimum is used because other processes can only add time.
         of_kind[kind] = {name: min(one[name] for one in tried) for name in tried[0]}
-        told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in of_kind[kind].items() if name != "notes")
-        print(f"{' on '.join(kind)}, calibrated: {told}", flush=True)
+        numbers = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in of_kind[kind].items() if name != "notes")
+        print(f"{' on '.join(kind)}, calibrated: {numbers}", flush=True)
     runs, phases = [], []
     for case in chosen:
         calibration = of_kind[case.method, case.graph]
         tries = [run(case, options.root, calibration["notes"]) for _ in range(options.repeats)]
         one = min(tries, key=lambda one: one.per_participant_s)
         for parts in one.parts:
-            # Of what is left, the round's seed samples are calibrated, too.
+            # The seed samples of a round are calibrated as well; they are part of the rest.
             parts["seed_round"] = calibration["seed_round"]
             parts["rest"] -= calibration["seed_round"]
         runs.append(one)
@@ -384,14 +386,14 @@ def main() -> None:
 
 
 def out_of(given: Path | None, largest: int) -> Path | None:
-    """The file to write; None for none: a part of the runs must not replace what was recorded of all."""
+    """Return the file to write, or None, because some of the runs must not replace the record of all."""
     return given or (RESULTS if largest >= LARGEST else None)
 
 
 def report(
     runs: list[Measured], phases: list[dict[str, float]], writes: list[tuple[float, float]], out: Path | None
 ) -> None:
-    """Print constants, errors, growth and memory; write the file, if there is to be one."""
+    """Print constants, errors, growth and memory; write the file, if there is one."""
     constants = fit(runs, writes)
     print("\nfedh2l_mpi/plan/bookkeeping.py:")
     for name, value in vars(constants).items():
@@ -404,7 +406,7 @@ def report(
         model = predicted(one, rank, phases[number], constants)
         without = fit([other for other in runs if other is not one], writes)
         left_out = predicted(one, rank, phases[number], without)
-        besides = sum(one.parts[rank][part] for part in overhead.TERMS)
+        outside = sum(one.parts[rank][part] for part in overhead.TERMS)
         book, book_out = (outside(one, rank, of) for of in (constants, without))
         exchange = sum(one.parts[rank][part] for part in ("post", "finish", "stack")) / measured
         lines.append(
@@ -418,9 +420,9 @@ def report(
                 "model_s": model,
                 "error": model / measured - 1,
                 "error_left_out": left_out / measured - 1,
-                "outside_steps_s": besides,
+                "outside_steps_s": outside,
                 "outside_steps_model_s": book,
-                "outside_steps_error_left_out": book_out / besides - 1,
+                "outside_steps_error_left_out": book_out / outside - 1,
                 "exchange_share": exchange,
                 **{f"{part}_s": one.parts[rank][part] for part in PARTS},
                 "pss_bytes": max(one.pss_bytes),
@@ -429,8 +431,8 @@ def report(
         )
         print(
             f"  {one.case}: {1e3 * measured:9.1f} {1e3 * model:9.1f} {model / measured - 1:+7.1%} "
-            f"{left_out / measured - 1:+7.1%}; outside the steps {1e3 * besides:8.2f} {1e3 * book:8.2f} "
-            f"{book / besides - 1:+7.1%} {book_out / besides - 1:+7.1%}; exchange {exchange:.2%}"
+            f"{left_out / measured - 1:+7.1%}; outside the steps {1e3 * outside:8.2f} {1e3 * book:8.2f} "
+            f"{book / outside - 1:+7.1%} {book_out / outside - 1:+7.1%}; exchange {exchange:.2%}"
         )
     cores = len(os.sched_getaffinity(0))
     for what, chosen in (

@@ -1,4 +1,4 @@
-"""A model small enough that a thousand of them train in a few seconds a round."""
+"""A small model: a thousand of them train in a few seconds a round."""
 
 from torch import nn
 

@@ -1,15 +1,15 @@
-"""What the start of a job on one node costs: wall seconds, CPU seconds, memory, with `--share-imports` and without.
+"""Cost of starting a job on one node, with `--share-imports` and without: wall seconds, CPU seconds, memory.
 
     python -m benchmarks.start_up [--ranks 16] [--repeats 3] [--mpirun mpirun ...]
 
-Starts, one by one and REPEATS times over: RANKS processes under mpirun that import torch, h5py and mpi4py; RANKS
-ranks of a tiny run; and the same with `--share-imports`. Wall seconds count to the moment when every one has what it
-needs: has met the others after the imports, or begins round 0. CPU seconds are of every process of the job from its
-first to its last, and memory is the sum of the proportional set sizes (PSS) of all of them at that moment. The
-processes wait then until they are told to go on, so that nothing else is measured.
+It starts three jobs one after the other, REPEATS times: RANKS processes under mpirun that import torch, h5py and
+mpi4py; RANKS ranks of a tiny run; and the same with `--share-imports`. Wall seconds end when every process is ready: it
+has met the others after the imports, or begins round 0. CPU seconds cover the whole life of every process of the job.
+Memory is the sum of the proportional set sizes (PSS) of all processes when all are ready. The processes then wait until
+they may continue, so that nothing else is measured.
 
-This process makes itself the parent of every orphan (PR_SET_CHILD_SUBREAPER) and waits for each descendant: no CPU
-second escapes, whoever forked whom.
+This process becomes the parent of every orphan (PR_SET_CHILD_SUBREAPER) and waits for each descendant, so it counts the
+CPU seconds of all of them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PATIENCE_S = 300.0
 # The jobs.
 IMPORTS_ONLY, RUN, SHARED = "imports only", "a run", "a run with --share-imports"
-# Each process says that it is there, and waits for the word to go on.
+# Each process reports that it is ready, and waits until it may continue.
 WAITING = """
 import os, pathlib, time
 
@@ -42,7 +42,7 @@ def arrive():
     while not (folder / "go").exists():
         time.sleep(0.02)
 """
-# A module of a user's model is imported by every rank: this one makes rounds wait before they begin.
+# Every rank imports the module of a user's model; this module makes the rank wait before its first round.
 WAITING_ROUNDS = """
 from torch import nn
 from fedh2l_mpi.simulation import Simulation
@@ -63,7 +63,7 @@ IMPORTS = "import torch, h5py, mpi4py.MPI as mpi; mpi.COMM_WORLD.Barrier(); impo
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a job."""
+    """Cost of a job."""
 
     wall_s: float
     cpu_s: float
@@ -72,7 +72,7 @@ class Cost:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below a process."""
+    """Return all descendants of a process."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         try:
@@ -89,7 +89,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def measure(command: Sequence[str], ranks: int) -> Cost:
-    """Start a job, wait until all its ranks are there, look at it, and let it end."""
+    """Start a job, wait until all its ranks are ready, measure it, and let it end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "waiting.py").write_text(WAITING)
@@ -110,7 +110,7 @@ def measure(command: Sequence[str], ranks: int) -> Cost:
         (folder / "go").touch()
         if job.wait():
             raise SystemExit(f"{' '.join(words)}: ended with {job.returncode}")
-        # Whatever it has left behind is ours, and counts when it has ended.
+        # Orphans of the job become children of this process, and count once they have ended.
         while True:
             try:
                 os.wait()
@@ -122,8 +122,8 @@ def measure(command: Sequence[str], ranks: int) -> Cost:
 
 
 def measure_all(mpirun: Sequence[str], ranks: int, repeats: int) -> dict[str, list[Cost]]:
-    """Cost of every job in each repetition; no other child of this process may run meanwhile."""
-    # As an installation leaves it: where PYTHONDONTWRITEBYTECODE is set, every rank would compile the package anew.
+    """Measure every job in each repetition; this process must have no other child meanwhile."""
+    # An installed package is compiled; with PYTHONDONTWRITEBYTECODE set, every rank would compile it again.
     compileall.compile_dir(HERE.parent / "fedh2l_mpi", quiet=1)
     launcher = [*mpirun, "-n", str(ranks), sys.executable]
     settings = ["--set", f"participants={ranks}", "--set", "models=[waiting_rounds:Model]", "--set", "rounds=1"]

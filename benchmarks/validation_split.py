@@ -1,4 +1,4 @@
-"""MNIST without its test images: settings can be tuned on the result, and the test set stays unseen.
+"""Split MNIST's training images, so that settings can be tuned without seeing the test images.
 
     python -m benchmarks.validation_split MNIST_FOLDER OUT_FOLDER
 
@@ -16,7 +16,7 @@ from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable
 
 
 def write(folder: Path, part: str, table: ImageTable, rows: np.ndarray) -> None:
-    """The rows as two IDX files, uncompressed."""
+    """Write rows to two uncompressed IDX files."""
     images_name, labels_name = IDX_PARTS[part]
     images = table.images(rows)[:, 0]
     (folder / images_name).write_bytes(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
@@ -25,7 +25,7 @@ def write(folder: Path, part: str, table: ImageTable, rows: np.ndarray) -> None:
 
 
 def main() -> None:
-    """Read, split, write."""
+    """Read the training images, split them, and write both parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", help="folder of the four IDX files")
     parser.add_argument("out", type=Path, help="a new folder")

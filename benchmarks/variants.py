@@ -1,11 +1,12 @@
-"""Other ways to make a step, and what they gain or cost here: CPU time, side by side in one run.
+"""CPU time of alternative ways to make a step, measured side by side.
 
     python -m benchmarks.variants
 
-For each model, minibatches of 32 images of 28 x 28, one thread: by `torch.compile`, with the seconds that its first
-step takes where nothing is cached; with `optimizer.precision=bfloat16`; and, of a mutual step, both gradients from one
-forward pass of both minibatches. The simulator offers the second; this is why. Prints the median of each way's CPU time
-over that of the usual one, with its range.
+Each model trains on minibatches of 32 images of 28 x 28 with one thread, in three ways. The first is `torch.compile`,
+with the seconds of its first step when nothing is cached. The second is `optimizer.precision=bfloat16`. The third
+computes both gradients of a mutual step from one forward pass of both minibatches. The simulator offers only the
+second, because of these numbers. The median of each way's CPU time is printed relative to the usual way, with its
+range.
 """
 
 import os
@@ -28,7 +29,7 @@ MODELS = ("mlp", "lenet5", "cnn", "resnet8")
 
 
 def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """One optimiser step of a fresh model."""
+    """Return a function that makes one optimiser step of a new model."""
     model = build(name, 1, 28, 10, 0).train()
     flat = FlatParameters(model)
     mover = optimizers.build(flat.vector, OptimizerConfig(name="sgd", lr=0.01, momentum=0.9))
@@ -39,7 +40,7 @@ def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[]
 
 
 def two_gradients(name: str, together: bool, images: Tensor, labels: Tensor) -> Callable[[], object]:
-    """Those of a private and a seed minibatch at the same weights."""
+    """Return a function that computes the gradients of a private and a seed minibatch at the same weights."""
     model = build(name, 1, 28, 10, 0).train()
     flat, both = FlatParameters(model), torch.cat([images, images])
 
@@ -61,7 +62,7 @@ def main() -> None:
         f"{'model':10}{'a step':>10}  {'compiled':>22}  {'first step':>10}  {'bfloat16':>22}  {'one forward pass':>22}"
     )
     with tempfile.TemporaryDirectory() as nothing_cached:
-        # The compiler's own start is no model's.
+        # The start of the compiler itself belongs to no model, so it is not measured.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = nothing_cached
         torch.compile(torch.nn.Linear(3, 2))(torch.randn(5, 3)).sum().backward()
     for name in MODELS:
