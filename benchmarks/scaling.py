@@ -406,7 +406,7 @@ def report(
         model = predicted(one, rank, phases[number], constants)
         without = fit([other for other in runs if other is not one], writes)
         left_out = predicted(one, rank, phases[number], without)
-        outside = sum(one.parts[rank][part] for part in overhead.TERMS)
+        taken = sum(one.parts[rank][part] for part in overhead.TERMS)
         book, book_out = (outside(one, rank, of) for of in (constants, without))
         exchange = sum(one.parts[rank][part] for part in ("post", "finish", "stack")) / measured
         lines.append(
@@ -420,9 +420,9 @@ def report(
                 "model_s": model,
                 "error": model / measured - 1,
                 "error_left_out": left_out / measured - 1,
-                "outside_steps_s": outside,
+                "outside_steps_s": taken,
                 "outside_steps_model_s": book,
-                "outside_steps_error_left_out": book_out / outside - 1,
+                "outside_steps_error_left_out": book_out / taken - 1,
                 "exchange_share": exchange,
                 **{f"{part}_s": one.parts[rank][part] for part in PARTS},
                 "pss_bytes": max(one.pss_bytes),
@@ -431,8 +431,8 @@ def report(
         )
         print(
             f"  {one.case}: {1e3 * measured:9.1f} {1e3 * model:9.1f} {model / measured - 1:+7.1%} "
-            f"{left_out / measured - 1:+7.1%}; outside the steps {1e3 * outside:8.2f} {1e3 * book:8.2f} "
-            f"{book / outside - 1:+7.1%} {book_out / outside - 1:+7.1%}; exchange {exchange:.2%}"
+            f"{left_out / measured - 1:+7.1%}; outside the steps {1e3 * taken:8.2f} {1e3 * book:8.2f} "
+            f"{book / taken - 1:+7.1%} {book_out / taken - 1:+7.1%}; exchange {exchange:.2%}"
         )
     cores = len(os.sched_getaffinity(0))
     for what, chosen in (
