@@ -1,4 +1,4 @@
-"""What a run needs, computed before it starts: memory, traffic, disk space, time.
+"""Compute the memory, traffic, disk space and time of a run before it starts.
 
 `build` and every room above it may import it.
 """

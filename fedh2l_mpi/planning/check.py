@@ -1,4 +1,4 @@
-"""`--check`: everything about a run that can be known without training, and without MPI."""
+"""`--check`: report everything about a run that is known without training and without MPI."""
 
 import torch
 from rich.console import Group, RenderableType
@@ -16,19 +16,19 @@ from fedh2l_mpi.topology import Topology
 
 
 def check(config: Config) -> RenderableType:
-    """A report of data, graph, models, memory and traffic of a resolved config.
+    """Return a report on data, graph, models, memory and traffic of a resolved config.
 
     Raises
     ------
     UserError
-        If data, models or graph do not fit the config, as a run would.
+        Like a run, if data, models or graph do not fit the config.
     """
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     source = open_source(config.data.name, config.data.root)
     plan = federated.plan(config, source)
     method = methods.build(config)
     run = requirements.compute(config, source, method, requirements.count_samples(plan))
-    # A damaged download is found now; a pack's two tables are one.
+    # Find a damaged download now. The two tables of a pack are the same object.
     for table in [source.train] if source.train is source.test else [source.train, source.test]:
         table.verify()
 
@@ -48,27 +48,27 @@ def check(config: Config) -> RenderableType:
         "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}",
         "domains": ", ".join(plan.domain_names),
-        "private samples": f"{_range(min(private), max(private))} a participant",
-        "seed set": f"{len(plan.seed)} samples, {samples} a round, "
+        "private samples": f"{_range(min(private), max(private))} per participant",
+        "seed set": f"{len(plan.seed)} samples, {samples} per round, "
         f"{size(len(plan.seed) * run.counts.stored_bytes)} once",
         "test samples": f"{_range(min(tests), max(tests))} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
         f"degree {_range(degrees.min(), degrees.max())}"
         + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
         "traffic": ("at most " if config.exchange.skip_below is not None else "")
-        + f"{size(message.edge_bytes)} an edge and direction; {size(a_round)} a round, "
+        + f"{size(message.edge_bytes)} per edge and direction; {size(a_round)} per round, "
         f"{size(a_round * exchanges)} in {exchanges} rounds"
         + (f", as {config.exchange.codec}" if config.exchange.codec != "float32" else "")
         if message is not None
         else f"none: method {config.method.name} exchanges nothing",
-        "sharing parameters": f"{size(sharing)} a round as float32, {sharing / a_round:.1f} times as much"
+        "sharing parameters": f"{size(sharing)} per round as float32, {sharing / a_round:.1f} times as much"
         if a_round
-        else f"{size(sharing)} a round",
+        else f"{size(sharing)} per round",
         "memory of a rank": "; ".join(
             f"with {ranks} rank{'s' if ranks > 1 else ''} {size(_largest_rank(run, edges, ranks))}"
             for ranks in sorted({1, config.size})
         )
-        + " for data, models, optimisers, messages and a step, plus some 300 MiB for Python and PyTorch",
+        + " for data, models, optimisers, messages and a step, plus about 300 MiB for Python and PyTorch",
         "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
     }
     for name, value in rows.items():
@@ -77,7 +77,7 @@ def check(config: Config) -> RenderableType:
 
 
 def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], ranks: int) -> int:
-    """What the largest of so many ranks needs [bytes]."""
+    """Return the memory of the largest rank if there are `ranks` of them [bytes]."""
     hosting = Hosting(run.config.size, ranks)
     on_host = run.config.devices.kind == "cpu"
     return int(run.memory(hosting, links(edges, hosting), on_host).total.max())

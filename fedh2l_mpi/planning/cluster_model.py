@@ -1,7 +1,7 @@
-"""A round on a cluster, on paper: steps of the busiest rank, bookkeeping, messages, and what rank 0 writes.
+"""Model of a round on a cluster: training steps, bookkeeping, messages, and the rows that rank 0 writes.
 
-A message takes `latency_s`, and each byte 1 / `bandwidth_bytes_s`; the ranks' links do not disturb each other. Ranks
-wait for their neighbours in every round, so in the long run the slowest one sets the pace of all.
+A message takes `latency_s` plus its bytes / `bandwidth_bytes_s`. The links of different ranks do not disturb each
+other. Ranks wait for their neighbours in every round, so in the long run the slowest rank determines the pace.
 
 Shape letters: R ranks.
 """
@@ -15,14 +15,14 @@ from fedh2l_mpi.planning.overhead import EXCHANGE, Counts, Loads, OverheadConsta
 
 @dataclass(frozen=True)
 class ClusterModel:
-    """What is to be told of a cluster.
+    """Cluster parameters that the user supplies.
 
     Attributes
     ----------
     latency_s, bandwidth_bytes_s : float
-        Of a message between two ranks.
+        Latency [s] and bandwidth [byte/s] of a message between two ranks.
     speedup : float
-        How many times faster a rank's device makes the training steps than this machine's core does.
+        Speed of the training steps on a rank's device, divided by their speed on this machine's core.
     """
 
     latency_s: float
@@ -30,20 +30,20 @@ class ClusterModel:
     speedup: float
 
     def messages_s(self, messages: Counts, messages_bytes: Counts) -> Counts:
-        """How long messages take, one after another [s]."""
+        """Return the time of messages that are sent one after another [s]."""
         return self.latency_s * messages + messages_bytes / self.bandwidth_bytes_s
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Training and evaluation at every rank in a round, on average over the run, by this machine's core: (R,) each [s].
+    """Time of training and evaluation on every rank per round, averaged over the run, on this machine's core [s].
 
     Attributes
     ----------
     all : float64 (R,)
-        All of it.
+        Total time.
     hiding : float64 (R,)
-        What runs while messages travel: the local phase, where publishing comes before it; 0 elsewhere.
+        Time during which messages travel: the local phase if publishing comes before it, otherwise 0.
     """
 
     all: Counts
@@ -52,7 +52,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Rows:
-    """What goes to rank 0 at the end of every round."""
+    """Messages and bytes of metrics rows that go to rank 0 at the end of every round."""
 
     messages: int
     bytes: float
@@ -60,22 +60,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A round of the rank that takes longest, on average over the run [s].
+    """Times of a round on the slowest rank, averaged over the run [s].
 
     Attributes
     ----------
     rank : int
-        Which one.
+        The slowest rank.
     steps, bookkeeping, write : float
-        On its device, on its core, and, at rank 0, into the file.
+        Time on its device, time on its core, and time to write the file (rank 0 only).
     messages, exposed : float
-        On their way at that rank, and the part of it that no local phase hides.
+        Time of its messages in transit, and the part of it that no local phase hides.
     rows : float
-        On their way to rank 0, beside the next round, which they hold up only where they take longer than that.
+        Time of the rows in transit to rank 0. They travel during the next round, and delay it only if they take longer.
     exchange_core_s : float
-        The part of the bookkeeping that is for messages and the neighbours' arrays.
+        The part of the bookkeeping for messages and the neighbours' arrays.
     sent_bytes : float
-        By the rank that sends most.
+        Bytes sent by the rank that sends most.
     """
 
     rank: int
@@ -90,17 +90,17 @@ class Forecast:
 
     @property
     def path(self) -> float:
-        """What is done one after another."""
+        """Time of the parts that run one after another [s]."""
         return self.steps + self.bookkeeping + self.exposed + self.write
 
     @property
     def round(self) -> float:
-        """A round."""
+        """Time of a round [s]."""
         return max(self.path, self.rows)
 
     @property
     def bottleneck(self) -> tuple[str, float]:
-        """What takes most of a round, and its share of it."""
+        """Name of the longest part of a round, and its share of the round."""
         parts = {
             "training steps": self.steps,
             "bookkeeping": self.bookkeeping,
@@ -116,18 +116,18 @@ class Forecast:
 def forecast(
     cluster: ClusterModel, loads: Loads, steps: Steps, rows: Rows, exchanging: float, constants: OverheadConstants
 ) -> Forecast:
-    """A round on the cluster.
+    """Compute the times of a round on the cluster.
 
     Parameters
     ----------
     exchanging : float
-        The share of the rounds that exchange something.
+        Share of the rounds with an exchange.
     """
     core = constants.seconds(loads)
     exchange_R = exchanging * np.sum([core[part] for part in EXCHANGE], axis=0)
     bookkeeping_R = exchange_R + core["rest"]
     steps_R, hiding_R = steps.all / cluster.speedup, steps.hiding / cluster.speedup
-    # Both ways at once: the larger one counts.
+    # Both directions work at the same time, so the larger one counts.
     one_way = np.maximum(loads.sent_bytes, loads.received_bytes)
     messages_R = cluster.messages_s(loads.messages, one_way)
     exposed_R = exchanging * np.maximum(0.0, messages_R - hiding_R)

@@ -1,4 +1,4 @@
-"""Sizes of the files that a run leaves."""
+"""Compute the sizes of the files that a run leaves."""
 
 import math
 from collections.abc import Mapping
@@ -25,28 +25,29 @@ from fedh2l_mpi.runtime.hosting import Hosting
 
 # Object headers, attributes and the tables of chunks of an HDF5 file of this schema; measured.
 HDF5_FIXED_BYTES, HDF5_CHUNK_BYTES = 37_600, 16
-# torch.save of nothing; one participant's names, generators and positions; one tensor's name, shape and zip entries.
+# Size of an empty torch.save file; of one participant's names, generators and positions; of one tensor's name, shape
+# and zip entries.
 FILE_BYTES, PARTICIPANT_BYTES, TENSOR_BYTES = 2_000, 1_500, 450
-# A line with name, size and digest for each file of a checkpoint, beside the digest of the config and the versions.
+# A manifest has a line with name, size and digest for each file, and the digest of the config and the versions.
 MANIFEST_BYTES, MANIFEST_LINE_BYTES = 2_000, 160
-# How long a text of the participants' table is: host and device are those of the machines, not known yet.
+# Assumed lengths of the names of host and device, which are not known before the run.
 HOST_BYTES, DEVICE_BYTES = 16, 6
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a finished run leaves: bytes and counts.
+    """Files of a finished run: sizes and counts.
 
     Attributes
     ----------
     metrics_bytes : int
-        metrics.h5, after the last round.
+        Size of metrics.h5 after the last round.
     checkpoint_bytes, rank_checkpoint_bytes : int
-        One checkpoint of all ranks; the largest rank's file of it.
+        Size of one checkpoint of all ranks, and of its largest rank's file.
     checkpoints : int
-        How many are kept.
+        Number of checkpoints that are kept.
     count : int
-        Files in the run directory: logs and checkpoints have one a rank.
+        Number of files in the run directory. Logs and checkpoints have one file per rank.
     """
 
     metrics_bytes: int
@@ -57,7 +58,7 @@ class Files:
 
     @property
     def kept_bytes(self) -> int:
-        """All checkpoints that are kept."""
+        """Size of all checkpoints that are kept [bytes]."""
         return self.checkpoints * self.checkpoint_bytes
 
 
@@ -69,14 +70,14 @@ def files(
     edges: int,
     kept_bytes: int = 0,
 ) -> Files:
-    """The files of a run that is complete.
+    """Compute the files of a complete run.
 
     Parameters
     ----------
     edges : int
-        Of all graphs of the run together.
+        Number of edges of all graphs of the run together.
     kept_bytes : int
-        What is kept of each participant from round to round.
+        Size of the state that a method or the exchange keeps of each participant between rounds.
     """
     longest = max(len(name.encode()) for name in sizes)
     metrics_bytes = metrics_file_bytes(
@@ -86,7 +87,7 @@ def files(
     written = 1 if config.checkpoint.every is None else math.ceil(config.rounds / config.checkpoint.every)
     kept = min(config.checkpoint.keep, written)
     manifest = MANIFEST_BYTES + MANIFEST_LINE_BYTES * hosting.ranks
-    # Besides: metrics.h5, config.yaml, status.
+    # The first three files are metrics.h5, config.yaml and status.
     count = 3 + hosting.ranks + kept * (hosting.ranks + 1)
     return Files(metrics_bytes, int(per_rank.sum()) + manifest, int(per_rank.max()), kept, count)
 
@@ -100,7 +101,7 @@ def metrics_file_bytes(
     config_bytes: int = 2_500,
     architecture_bytes: int = 8,
 ) -> int:
-    """Size of a metrics file after its last round [bytes]: arrays grow by whole chunks."""
+    """Return the size of a metrics file after its last round [bytes]. Its arrays grow by whole chunks."""
     sizes = {"participant": participants, "domain": domains, "class": classes, "bin": CONFIDENCE_BINS, "endpoint": 2}
     per_round: list[tuple[int, ...]] = [(participants,)] * len(ROW_FIELDS)
     per_round += [(participants, domains)] * len(DOMAIN_FIELDS)
@@ -126,9 +127,9 @@ def metrics_file_bytes(
 def checkpoint_bytes(
     config: Config, hosting: Hosting, sizes: Mapping[str, ModelSize], kept_bytes: int = 0
 ) -> np.ndarray:
-    """Size of each rank's file of a checkpoint, int64 (R,) [bytes].
+    """Return the size of each rank's file of a checkpoint, int64 (R,) [bytes].
 
-    A participant's part is its model's state, its optimiser's, what its method keeps, and what is small.
+    A participant's part is the state of its model, of its optimiser and of its method, and small entries.
     """
     vectors = optimiser_vectors(config.optimizer)
     each = [

@@ -1,4 +1,4 @@
-"""The graphs of a planned run, seen from its ranks: drawn where that takes seconds, expected where it takes longer."""
+"""Graphs of a planned run: drawn if this takes seconds, replaced by expected values if it takes longer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from fedh2l_mpi.planning.traffic import Links, MessageSize, expected_links, link
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.topology import check_fits, draw
 
-# Edges of a random regular graph are drawn at 50,000 a second, pairs of erdos_renyi at some millions; of every redraw,
-# where these are few enough together.
+# Drawing handles 50,000 edges per second of a random regular graph, and some million pairs of erdos_renyi. The limits
+# apply to all redraws together.
 DRAWN_EDGES, DRAWN_PAIRS = 250_000, 5_000_000
 
 
 @dataclass(frozen=True)
 class GraphSchedule:
-    """Each graph of the run, with the rounds in which it is used for an exchange.
+    """Graphs of a run, each with its number of rounds with an exchange.
 
     Attributes
     ----------
     graphs : list of (Links, int)
     count : int
-        Graphs of the run; more than there are in `graphs` where the first stands for all.
+        Number of graphs of the run. If it is more than `len(graphs)`, the first graph represents all.
     """
 
     graphs: list[tuple[Links, int]]
@@ -34,32 +34,37 @@ class GraphSchedule:
 
     @property
     def exchanges(self) -> int:
-        """Rounds with an exchange."""
+        """Number of rounds with an exchange."""
         return sum(rounds for _, rounds in self.graphs)
 
     @property
     def edges(self) -> int:
-        """Of all graphs together, as the metrics file lists them."""
+        """Number of edges of all graphs together, as listed in the metrics file."""
         return round(sum(graph.edges for graph, _ in self.graphs) * self.count / len(self.graphs))
 
     @property
     def caution(self) -> str:
-        """What is not exact about it."""
+        """Description of the approximation; empty if the schedule is exact."""
         if self.first.expected:
-            return "expected values: drawing so large a graph takes minutes"
-        return f"the first of {self.count} graphs stands for all" if self.count > len(self.graphs) else ""
+            return "expected values, because drawing such a large graph takes minutes"
+        return f"the first of {self.count} graphs represents all" if self.count > len(self.graphs) else ""
 
     def total(self, of_a_round: Callable[[Links], float]) -> float:
-        """What the whole run takes, from what a round takes."""
+        """Return the total of the whole run, from the value of one round with a given graph."""
         return sum(rounds * of_a_round(graph) for graph, rounds in self.graphs)
 
     def edge_bytes(self, size: MessageSize) -> float:
-        """Over the edges of the graph in the whole run."""
+        """Return the traffic over the edges of the graph in the whole run [bytes]."""
         return self.total(lambda graph: graph.edge_bytes(size))
 
 
 def draw_schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int], bool]) -> GraphSchedule:
-    """The graphs of a resolved config.
+    """Return the graphs of a resolved config.
+
+    Parameters
+    ----------
+    exchanges_in : callable
+        Returns True for the rounds with an exchange.
 
     Raises
     ------
@@ -85,7 +90,7 @@ def draw_schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int]
 
 
 def _expected(config: Config, hosting: Hosting) -> Links | None:
-    """Where drawing the graph would take too long; None elsewhere."""
+    """Return the expected links if drawing the graph would take too long; otherwise None."""
     graph, participants = config.topology, config.size
     pairs = participants * (participants - 1) / 2
     if graph.kind == "complete" and pairs > DRAWN_EDGES:

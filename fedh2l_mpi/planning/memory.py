@@ -1,4 +1,4 @@
-"""Bytes of memory on every rank.
+"""Compute the memory that every rank needs.
 
 Shape letters: P participants, R ranks, A architectures.
 """
@@ -15,42 +15,42 @@ from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning.traffic import Links, MessageSize, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
-# Vectors as long as the trainable parameters that live at once in a step: two gradients, their combination or the parts
-# of one before they are joined, and what the optimiser computes on the way. Measured with every method. A cohort has
-# that of all its members; before its first step it needs less, when their vectors move into its matrices.
+# Number of vectors of the trainable parameters' length that exist at once in a step: two gradients, their combination
+# (or the parts of one before they are joined), and the optimiser's temporary. Measured with every method. Participants
+# that step together need them once per member; moving their vectors into shared matrices at first needs less.
 STEP_VECTORS = 4
-# A float32 tensor as large as the largest one of a forward pass, this many times over: what a layer reads, writes and
-# computes on the way, in a forward pass that keeps nothing, and in a backward pass beside what was kept.
+# Number of tensors as large as the largest one that a layer reads, writes and needs in between: in a forward pass that
+# keeps nothing, and in a backward pass in addition to the kept tensors.
 FORWARD_TENSORS = 4
 BACKWARD_TENSORS = 2
-# Where unchanged rows are skipped: so many float32 arrays are there while one participant's is compared with what its
-# neighbours hold. Two are the difference in float64, one the rows that are sent, the others the codec's. Measured.
+# Number of float32 arrays that exist while one participant's array is compared with its neighbours' copy, to skip
+# unchanged rows. The difference in float64 counts as two, the sent rows are one, the others are the codec's. Measured.
 CHANGES_ARRAYS = {"float32": 3, "float16": 4, "bfloat16": 6, "uint8": 6, "top_k": 8}
-# What every rank remembers about all participants: their shares as Python objects, their neighbours, their line in the
-# metrics file; about every sample, its row and its domain; about every edge. Measured at 1,000 to 10,000 participants.
+# Memory on every rank per participant of the run (its share as Python objects, its neighbours, its line in the metrics
+# file), per sample (its row and domain) and per edge. Measured with 1,000 to 10,000 participants.
 PARTICIPANT_BYTES, SAMPLE_BYTES, EDGE_BYTES = 1_850, 16, 85
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """One copy of an architecture.
+    """Size of one model of an architecture.
 
     Attributes
     ----------
     parameters : int
-        Trainable and frozen ones.
+        Number of trainable and frozen parameters.
     trainable_bytes, state_bytes : int
-        Of the trainable parameters; of all parameters and buffers.
+        Size of the trainable parameters; size of all parameters and buffers.
     shared_bytes : int
-        What one copy is on the wire: parameters and floating-point buffers.
+        Size of one copy in a message: parameters and floating-point buffers.
     kept_bytes : int
-        What a forward pass in training keeps of one sample for the backward pass.
+        Activations of one sample that a forward pass keeps for the backward pass.
     largest_bytes : int
-        The largest tensor of one sample in a forward pass.
+        Largest tensor of one sample in a forward pass.
     tensors : int
-        Entries of its state dict.
+        Number of entries of its state dict.
     stacks : bool
-        Whether like participants with it may step together.
+        True if similar participants with this model may step together.
     """
 
     parameters: int
@@ -63,27 +63,34 @@ class ModelSize:
     stacks: bool = False
 
     def training_bytes(self, samples: int, passes: int = 1) -> int:
-        """Activations of a forward and a backward pass of a minibatch; `passes` forward passes are kept at a time."""
+        """Return the activations of a forward and backward pass of a minibatch [bytes].
+
+        Parameters
+        ----------
+        passes : int
+            Number of forward passes that are kept at once.
+        """
         return samples * (passes * self.kept_bytes + BACKWARD_TENSORS * self.largest_bytes)
 
     def inference_bytes(self, samples: int) -> int:
-        """Activations of a forward pass without gradients."""
+        """Return the activations of a forward pass without gradients [bytes]."""
         return samples * FORWARD_TENSORS * self.largest_bytes
 
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """Samples: how many everyone holds, and how large one is.
+    """Number of samples of every participant, and the size of a sample.
 
     Attributes
     ----------
     private_P, validation_P : int64 (P,)
+        Number of private and validation samples of each participant.
     seed, seed_per_round : int
-        The seed set, and the part of it that a round uses.
+        Number of samples in the seed set, and in the part of it that a round uses.
     tests : sequence of int
-        Test samples in each domain.
+        Number of test samples in each domain.
     stored_bytes, input_bytes : int
-        An image and its label as they are held, and an image as a model sees it.
+        Size of an image with its label as stored, and of an image as a model's input.
     """
 
     private_P: NDArray[np.int64]
@@ -102,18 +109,17 @@ class SampleCounts:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of every rank, int64 (R,) each; the base of Python and PyTorch comes on top.
+    """Memory of every rank by kind [bytes]. Python and PyTorch themselves come in addition.
 
     Attributes
     ----------
     data, models, optimisers, step : int64 (R,)
-        On the device: samples held; parameters and buffers, and what a method keeps; the optimisers' state; gradients
-        and activations of the largest step of one participant or cohort, with those of its neighbours' arrays that a
-        method moves there at a time.
+        On the device: the stored samples; parameters, buffers and what a method keeps; the optimisers' state; and the
+        largest step. A step needs gradients, activations, and the neighbours' arrays that are on the device at once.
     messages, records, checkpoint, bookkeeping : int64 (R,)
-        In host memory: arrays that are published, sent and received, and one learner's view of them, unless it is
-        counted in `step`; metrics rows on their way to the file; a checkpoint's copy of the state and its file's
-        content, while it is written; what every rank remembers of all participants.
+        In host memory: published, sent and received arrays, and a view of them unless `step` includes it; metrics rows
+        in transit to the file; a checkpoint's copy of the state and its file content while it is written; and
+        information about all participants that every rank stores.
     """
 
     data: NDArray[np.int64]
@@ -127,21 +133,21 @@ class RankMemory:
 
     @property
     def on_device(self) -> NDArray[np.int64]:
-        """What has to fit on the device, where that is not the host."""
+        """Memory that must fit on the device if that is a GPU [bytes]."""
         return self.data + self.models + self.optimisers + self.step
 
     @property
     def total(self) -> NDArray[np.int64]:
-        """All of it."""
+        """Sum of all kinds [bytes]."""
         return self.on_device + self.messages + self.records + self.checkpoint + self.bookkeeping
 
     def parts(self, rank: int) -> dict[str, int]:
-        """Each kind's bytes on one rank."""
+        """Return the bytes of each kind on one rank."""
         return {field.name: int(getattr(self, field.name)[rank]) for field in fields(self)}
 
 
 def optimiser_vectors(config: OptimizerConfig) -> int:
-    """Vectors as long as the parameters that an optimiser keeps: Adam two moments, SGD at most a velocity."""
+    """Return how many vectors of the parameters' length an optimiser keeps: two for Adam, at most one for SGD."""
     return 2 if config.name == "adam" else int(config.momentum > 0)
 
 
@@ -158,7 +164,7 @@ def rank_memory(
     takes_theirs_one_by_one: bool = False,
     on_host: bool = False,
 ) -> RankMemory:
-    """What every rank of a run needs.
+    """Compute the memory of every rank of a run.
 
     Parameters
     ----------
@@ -167,15 +173,15 @@ def rank_memory(
     message : MessageSize or None
         None: nothing is exchanged.
     pooled : bool
-        Whether everyone trains on everybody's private data, which then lie on each rank once.
+        True if all participants train on all private data, of which each rank then stores one copy.
     keeps_published : bool
-        Whether everyone keeps a copy of the array that it published.
+        True if every participant keeps a copy of its published array.
     members : int
-        How many participants step together at most, where their models allow it.
+        Largest number of participants that step together, if their models allow it.
     takes_theirs_one_by_one : bool
-        Whether a learner has one of its neighbours' arrays on the device at a time, and not all.
+        True if a method moves the neighbours' arrays to the device one at a time.
     on_host : bool
-        Whether the device is the host: what a learner views there and what it has on the device is one then.
+        True if the device is the host. Then the arrays in host memory and those on the device are the same.
     """
     first_R = first_participants(hosting)
     architectures = list(sizes)
@@ -195,16 +201,16 @@ def rank_memory(
     copies = [size.state_bytes + published for size in sizes.values()]
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
     hosted_RA = np.stack([summed(of_P == number) for number in range(len(sizes))], axis=1)
-    # Minibatches of unlike sizes, too, keep participants apart: then this is more than they need.
+    # Participants with minibatches of different sizes do not step together either; then this is an upper bound.
     together_RA = np.minimum(hosted_RA, [members if size.stacks else 1 for size in sizes.values()])
     records_R = 2 * 8 * row_width(counts.domains) * hosted_R
-    # Rank 0 holds everyone's rows, of two rounds while others run ahead.
+    # Rank 0 stores the rows of all participants, of two rounds because other ranks may be a round ahead.
     records_R[0] = 2 * 8 * row_width(counts.domains) * hosting.participants
     samples = int(counts.private_P.sum() + counts.validation_P.sum()) + counts.seed + sum(counts.tests)
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
     models_R = summed(by_architecture(copies))
     optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))
-    # What neighbours hold, counted among the messages, is a part of the state where unchanged rows are skipped.
+    # If unchanged rows are skipped, the neighbours' copies (counted as messages) are part of the checkpointed state.
     held = 0 if message is None or config.exchange.skip_below is None else message.held_bytes
     together_R = together_RA.max(axis=1)
     views_R = np.where(together_R > 1, 2 * together_R, 1)
@@ -228,26 +234,26 @@ def rank_memory(
 def _message_bytes(
     links: Links, message: MessageSize | None, hosted_R: NDArray[np.int64], views_R: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Buffers of what is sent and received, what is published, and one learner's view of its neighbours' arrays.
+    """Return the size of the send and receive buffers, of published arrays, and of views of neighbours' arrays.
 
     Parameters
     ----------
     views_R : int64 (R,)
-        How many participants' views there are at once: that of a cohort is put together from its members'.
+        Number of participants' views that exist at once. Participants that step together combine their views.
     """
     if message is None:
         return np.zeros_like(hosted_R)
     sent_R, held_R = links.sent_R + links.received_R, hosted_R + views_R * links.degree_max_R
     if message.is_coded:
-        # What is published is encoded for all who get it, and decoded for those hosted here; what is received, too. Or,
-        # where unchanged rows are skipped, held.
+        # A published array also exists encoded, for sending, and decoded, for neighbours on this rank. Received arrays
+        # are decoded, too, or stored if unchanged rows are skipped.
         sent_R, held_R = sent_R + hosted_R, held_R + hosted_R + links.received_R
     total_R = sent_R * message.array_bytes + held_R * message.held_bytes + 2 * links.messages_R * message.fixed_bytes
     return np.ceil(total_R).astype(np.int64)
 
 
 def _round_bytes(config: Config, counts: SampleCounts) -> int:
-    """The round's seed samples as everyone sees them; while views are drawn, twice more."""
+    """Return the size of a round's seed samples [bytes]. Drawing augmented views needs two more copies."""
     return counts.seed_per_round * counts.input_bytes * (1 if config.seed_set.views == "none" else 3)
 
 
@@ -259,21 +265,21 @@ def _step_bytes(
     together_RA: NDArray[np.int64],
     takes_theirs_one_by_one: bool,
 ) -> NDArray[np.int64]:
-    """Gradients and activations of every rank's largest step, with what the neighbours sent of it at a time.
+    """Return the size of gradients, activations and neighbours' arrays in every rank's largest step [bytes].
 
     Parameters
     ----------
     together_RA : int64 (R, A)
-        How many of an architecture step together; 0 where a rank hosts none.
+        Number of participants of an architecture that step together; 0 if the rank hosts none.
     """
     degree_R = np.ceil(links.degree_max_R).astype(np.int64)
     if config.topology.redraw_every is not None:
-        # Whoever has the most neighbours now, in a later graph it may be anybody.
+        # In a later graph, any participant may have the most neighbours.
         degree_R[:] = degree_R.max()
     vectors_R, passes = np.full_like(degree_R, STEP_VECTORS), 1
     if isinstance(config.method, CombineOptions) and config.method.combine == "gem_neighbours":
-        # A gradient for every neighbour, for the seed labels and for the private data; all of them stacked besides. The
-        # seed minibatch's forward pass, kept for all of these, lives on until the next one's.
+        # There is one gradient per neighbour, one for the seed labels and one for the private data, and a stacked copy
+        # of all. The seed minibatch's forward pass is kept for all of these until the next one, so two exist at once.
         vectors_R, passes = 2 * (degree_R + 2) + 3, 2
     arrays_R = np.minimum(degree_R, 1) if takes_theirs_one_by_one else degree_R
     theirs_R = arrays_R * (message.held_bytes if message is not None else 0)
@@ -281,7 +287,7 @@ def _step_bytes(
     trainable_A = np.array([size.trainable_bytes for size in sizes.values()])
     each_RA = vectors_R[:, None] * trainable_A + theirs_R[:, None]
     training_A = np.array([size.training_bytes(trained, passes) for size in sizes.values()])
-    # Whoever steps together is evaluated one by one.
+    # Participants that step together are evaluated one after another.
     inference_A = np.array([size.inference_bytes(config.evaluation.batch_size) for size in sizes.values()])
     activations_RA = np.maximum(together_RA * training_A, (together_RA > 0) * inference_A)
     largest_R: NDArray[np.int64] = (together_RA * each_RA + activations_RA).max(axis=1)

@@ -1,4 +1,4 @@
-"""Check that the ranks of a node or device fit its memory."""
+"""Check that the ranks of a node or device fit into its memory."""
 
 import logging
 from collections.abc import Iterable
@@ -25,17 +25,17 @@ log = logging.getLogger("fedh2l_mpi")
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Where memory is needed.
+    """Memory of a device, and the ranks that use it.
 
     Attributes
     ----------
     rank : int
     device : str
-        Such as `cuda:0`.
+        Name, such as `cuda:0`.
     free_bytes, total_bytes : int
-        Of the device, before this rank puts anything there.
+        Free and total memory of the device before this rank allocates anything.
     sharers : int
-        Ranks that use the device, this one among them.
+        Number of ranks that use the device, including this one.
     """
 
     rank: int
@@ -46,52 +46,52 @@ class DeviceMemory:
 
 
 def refuse_if_too_large(gpu: DeviceMemory, parts: dict[str, int], needed_bytes: int) -> None:
-    """Refuse a run whose rank, or ranks together, need more than the device has.
+    """Raise if the ranks that use a device need more memory than it has.
 
     Parameters
     ----------
     parts : dict
-        What this rank needs, by kind, for the message [bytes].
+        Memory of this rank by kind, for the message [bytes].
     needed_bytes : int
-        What all ranks need that use the device [bytes].
+        Memory of all ranks that use the device [bytes].
 
     Raises
     ------
     UserError
-        With both numbers and the way out.
+        States both numbers and how to reduce the memory.
     """
-    # The others of a shared device may have begun to fill it.
-    available, word = (gpu.free_bytes, "free") if gpu.sharers == 1 else (gpu.total_bytes, "there in all")
+    # Other ranks may already have allocated memory on a shared device, so compare with the total.
+    available, word = (gpu.free_bytes, "free") if gpu.sharers == 1 else (gpu.total_bytes, "installed")
     if needed_bytes <= available:
         return
-    told = ", ".join(f"{kind} {readable(count)}" for kind, count in parts.items() if count)
+    listed = ", ".join(f"{kind} {readable(count)}" for kind, count in parts.items() if count)
     who = f"rank {gpu.rank} needs" if gpu.sharers == 1 else f"{gpu.sharers} ranks need"
     raise UserError(
         f"devices: {who} an estimated {readable(needed_bytes)} on {gpu.device}, where {readable(available)} are "
-        f"{word} (of rank {gpu.rank}: {told}); host fewer participants a rank (more ranks, on other devices), or "
-        "lower optimizer.batch_size, optimizer.seed_batch_size or evaluation.batch_size"
+        f"{word} (rank {gpu.rank} needs: {listed}). Host fewer participants per rank (more ranks on other devices), or "
+        "reduce optimizer.batch_size, optimizer.seed_batch_size or evaluation.batch_size."
     )
 
 
 def check_memory(
     config: Config, plan: federated.Plan, method: Method, topology: Topology, world: World, device: torch.device
 ) -> RankMemory | None:
-    """Compare what this rank will put on its device with what is free there; on a CPU, warn where a node is too small.
+    """Compare the memory that this rank needs with the free memory of its device. On a CPU, only warn.
 
-    Called before data and models are loaded. Activations are those that autograd keeps of the largest minibatch, and
-    twice the largest tensor beside them for the backward pass, or four times the largest tensor of an evaluation's
-    forward pass; gradients are as many vectors as the methods were seen to hold at once. Workspaces of CUDA's libraries
-    and what its caching allocator wastes are not counted, so a run that only just fits may still fail.
+    This is called before data and models are loaded. Activations are those that autograd keeps of the largest
+    minibatch, plus twice the largest tensor for the backward pass; or four times the largest tensor of an evaluation's
+    forward pass. The number of gradient vectors was measured with every method. Workspaces of CUDA's libraries and
+    memory that its allocator wastes are not counted, so a run that only just fits may still fail.
 
     Returns
     -------
     RankMemory or None
-        None where another rank of this node looks.
+        None if another rank of this node does the check.
 
     Raises
     ------
     UserError
-        If it does not fit on a CUDA device.
+        If the ranks do not fit on a CUDA device.
     """
     node = world.ranks_here
     if device.type != "cuda" and world.rank != node[0]:
@@ -111,7 +111,7 @@ def check_memory(
 
 
 def _sharers(config: Config, node: list[int], device: str) -> list[int]:
-    """The ranks of this node that use a device."""
+    """Return the ranks of this node that use a device."""
     visible = torch.cuda.device_count()
     return [
         rank
@@ -121,24 +121,24 @@ def _sharers(config: Config, node: list[int], device: str) -> list[int]:
 
 
 def warn_if_node_too_small(host: str, ranks: Iterable[int], memory: RankMemory, available: int | None) -> None:
-    """Warn in the log where the ranks of a node will together need more host memory than is available.
+    """Log a warning if the ranks of a node will need more host memory than is available.
 
     Parameters
     ----------
     available : int or None
-        From `available_bytes`: what the processes hold already is no longer in it.
+        From `available_bytes`, which excludes memory that the processes already use.
     """
     needed = int((memory.total - memory.bookkeeping)[list(ranks)].sum())
     if available is not None and needed > available:
         log.warning(
             f"the ranks on {host} will need an estimated {readable(needed)} more for data, models, optimisers, "
-            f"messages and steps, but {readable(available)} of memory are available there: the node may run out of "
-            "memory; use more nodes, or host fewer participants on each"
+            f"messages and steps, but only {readable(available)} of memory are available there, so the node may run "
+            "out of memory. Use more nodes, or host fewer participants on each."
         )
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Memory of this machine that processes can still get, from MemAvailable [bytes]; None where it is not told."""
+    """Return the memory of this machine that is still available, MemAvailable [bytes]; None if it is unknown."""
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Measure a model's size: parameters, buffers, and what a training step and a forward pass keep."""
+"""Measure a model's size: parameters, buffers, and the activations of a training step and a forward pass."""
 
 import copy
 
@@ -13,11 +13,10 @@ from fedh2l_mpi.planning.memory import ModelSize
 
 
 def measure_model(model: nn.Module, source: Source) -> ModelSize:
-    """What one copy takes, and what its passes over a sample keep; counted in two small passes on the CPU.
+    """Measure the size of a model and of its activations per sample, in two small passes on the CPU.
 
-    The tensors that autograd keeps for the backward pass are counted as it keeps them, whatever made them; parameters
-    and buffers are not among them. Not counted: what a convolution or a matrix product needs inside, such as cuDNN's
-    workspace.
+    All tensors that autograd keeps for the backward pass are counted, except parameters and buffers. Workspaces inside
+    a convolution or a matrix product, such as cuDNN's, are not counted.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept, largest = _activations(model, source)
@@ -34,8 +33,9 @@ def measure_model(model: nn.Module, source: Source) -> ModelSize:
 
 
 def _activations(model: nn.Module, source: Source) -> tuple[int, int]:
-    """Bytes kept for the backward pass, and of the largest tensor, each of one sample."""
-    # Of a copy: running statistics move in a training pass. The difference leaves out what does not grow with samples.
+    """Return the bytes kept for the backward pass and those of the largest tensor, both per sample."""
+    # Use a copy, because a training pass changes running statistics. Take the difference of two passes, because
+    # some memory does not grow with the number of samples.
     with torch.random.fork_rng(devices=[]):
         scratch = copy.deepcopy(model).train()
         few, more = (measure_pass(scratch, source, samples) for samples in (2, 4))
@@ -43,8 +43,9 @@ def _activations(model: nn.Module, source: Source) -> tuple[int, int]:
 
 
 def measure_pass(model: nn.Module, source: Source, samples: int) -> tuple[int, int]:
+    """Return the bytes kept for the backward pass and those of the largest tensor, in one pass of `samples` samples."""
     own = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
-    # Tensors are held until the end: another one at the address of one that is gone would be taken for it.
+    # Keep the tensors until the end; otherwise a new tensor at the address of a freed one would not be counted.
     kept: dict[int, Tensor] = {}
     largest = 0
 

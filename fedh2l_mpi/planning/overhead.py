@@ -1,8 +1,8 @@
-"""What a round costs a rank outside the training steps: Python, checksums, copies and the file of rows.
+"""Overhead of a round on a rank, outside the training steps: Python, checksums, copies and the metrics file.
 
-The constants are CPU seconds of one core (of an AMD EPYC, with Python 3.11 and MPICH), fitted by least squares to real
-runs with 4 to 1,000 participants on 1 to 8 ranks: `python -m benchmarks.scaling MNIST_FOLDER`, which prints them and
-how far they are off; benchmarks/results/scaling.csv has those runs.
+The constants are CPU seconds of one core (of an AMD EPYC, with Python 3.11 and MPICH). They were fitted by least
+squares to real runs with 4 to 1,000 participants on 1 to 8 ranks. `python -m benchmarks.scaling MNIST_FOLDER` prints
+the constants and their errors; benchmarks/results/scaling.csv has those runs.
 
 Shape letters: R ranks.
 """
@@ -22,24 +22,24 @@ Counts = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Loads:
-    """What every rank has to do in a round, counted: float64 (R,) each.
+    """Work of every rank in a round, as counts.
 
     Attributes
     ----------
     participants : float64 (R,)
-        Hosted there.
+        Number of hosted participants.
     rows_bytes : float64 (R,)
-        Rows that are written there: everyone's at rank 0, and none elsewhere.
+        Size of the written rows: all rows on rank 0, and 0 on other ranks.
     notes : float64 (R,)
-        Scalars that the participants hosted there note, of which their rows have the means.
+        Number of scalars that the hosted participants record. Their rows contain the means.
     neighbours : float64 (R,)
-        Of all participants hosted there together, each pair once from this side.
+        Sum of the hosted participants' numbers of neighbours.
     messages : float64 (R,)
-        Sent to other ranks; as many arrive.
+        Number of messages sent to other ranks, equal to the number received.
     sent_bytes, received_bytes : float64 (R,)
-        In those messages.
+        Size of these messages.
     published_bytes, stacked_bytes : float64 (R,)
-        Arrays that are published there, and those handed to the mutual phases: one for every neighbour.
+        Size of the published arrays, and of those passed to the mutual phases (one per neighbour).
     """
 
     participants: Counts
@@ -54,12 +54,12 @@ class Loads:
 
     @property
     def counts(self) -> Mapping[str, Counts]:
-        """By name, with `round`, of which there is one, and `file`, which rank 0 has."""
+        """All counts by name, with `round` (1 on every rank) and `file` (1 on rank 0 only)."""
         once, file = np.ones_like(self.participants), np.minimum(self.rows_bytes, 1.0)
         return {**vars(self), "round": once, "file": file}
 
 
-# The parts of a round, each a sum of constants times counts. `write` is rank 0's alone.
+# The parts of a round, each a sum of constants times counts. Only rank 0 has the part `write`.
 TERMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "post": {
@@ -83,22 +83,22 @@ EXCHANGE = ("post", "finish", "stack")
 
 @dataclass(frozen=True)
 class OverheadConstants:
-    """Seconds of a core for each participant, message, neighbour or byte, as `TERMS` has them.
+    """Seconds of a core for each participant, message, neighbour or byte; `TERMS` defines their use.
 
     Attributes
     ----------
     publish_s, publish_byte_s : float
-        Checking a participant's own array.
+        Check of a participant's own array.
     send_s, send_byte_s, receive_s, receive_byte_s : float
-        A message: packing and its checksum; the checksum again, and checking what is in it.
+        Message: packing and checksum when sending; checksum and checks of the content when receiving.
     finish_s : float
-        Entering a participant's array and bytes.
+        Storing a participant's array and its byte counts.
     stack_s, stack_one_s, stack_byte_s : float
-        Handing a participant its neighbours' arrays: for each participant, for each neighbour.
+        Passing the neighbours' arrays to a participant: per participant, per neighbour and per byte.
     round_s, participant_s, note_s : float
-        Agreeing and the loop itself; a participant's row and its clocks; each scalar that it noted.
+        The loop and the agreement of the ranks; a participant's row and timers; each recorded scalar.
     write_s, write_row_byte_s : float
-        Rank 0: a round into the metrics file, and each byte of its rows.
+        Rank 0: writing a round to the metrics file, and each byte of its rows.
     """
 
     publish_s: float
@@ -118,7 +118,7 @@ class OverheadConstants:
     write_row_byte_s: float
 
     def seconds(self, loads: Loads) -> dict[str, Counts]:
-        """Each part of a round at every rank, (R,) each [s]."""
+        """Return the time of each part of a round on every rank, (R,) each [s]."""
         counts = loads.counts
         return {
             part: np.sum([getattr(self, constant) * counts[of] for constant, of in terms.items()], axis=0)
@@ -127,16 +127,16 @@ class OverheadConstants:
 
 
 def count_loads(graph: Links, hosting: Hosting, message: MessageSize | None, notes: float, row_bytes: int) -> Loads:
-    """Every rank's load.
+    """Count the work of every rank in a round.
 
     Parameters
     ----------
     message : MessageSize or None
         None: nothing is exchanged.
     notes : float
-        Scalars that a participant notes in a round.
+        Number of scalars that a participant records in a round.
     row_bytes : int
-        A participant's row of metrics.
+        Size of a participant's metrics row.
     """
     hosted_R, none_R = block_sizes(hosting).astype(float), np.zeros(hosting.ranks)
     rows_R = none_R.copy()
@@ -175,6 +175,6 @@ FITTED = OverheadConstants(
     write_s=0.00109,
     write_row_byte_s=1.48e-09,
 )
-# How far the CPU seconds of a round of the busiest rank were off for runs left out of the fit, steps included: in the
-# median and at most of runs with a core for every rank, and at most where several ranks shared a core and its caches.
+# Relative errors of the CPU seconds of a round of the busiest rank, steps included, for runs left out of the fit:
+# median and maximum with one core per rank, and maximum if several ranks shared a core and its caches.
 OFF_MEDIAN, OFF_MOST, OFF_SHARED = 0.03, 0.17, 0.20

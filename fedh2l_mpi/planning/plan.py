@@ -1,4 +1,4 @@
-"""All numbers of a plan, put together: from a resolved config and a number of ranks."""
+"""Plan a run: all numbers that follow from a resolved config and a number of ranks."""
 
 import os
 from collections.abc import Callable
@@ -30,20 +30,20 @@ from fedh2l_mpi.runtime.processes import processor
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would take.
+    """Estimated resources of a run.
 
     Attributes
     ----------
     refused : str
-        Why a run would be refused; empty where it would not.
+        Reason why a run would be refused; empty if it would not.
     base_bytes : int
-        A process of this machine with Python, PyTorch and one small step taken.
+        Memory of a process of this machine with Python and PyTorch after one small step.
     calibration : Calibration or None
         None: nothing was timed.
     publishes_first, shares_parameters : bool
-        Whether messages travel during the local phase; whether they are parameters.
+        True if messages travel during the local phase; true if they contain parameters.
     cluster : ClusterModel or None
-        None: nothing was told of one.
+        None: the user gave no cluster.
     """
 
     config: Config
@@ -63,36 +63,36 @@ class RunPlan:
 
     @property
     def largest_rank(self) -> int:
-        """The rank that needs most memory."""
+        """Rank that needs the most memory."""
         return int(self.memory.total.argmax())
 
     @property
     def record_bytes(self) -> int:
-        """A participant's row of metrics on its way to rank 0 [bytes]."""
+        """Size of a participant's metrics row in the message to rank 0 [bytes]."""
         return 8 * row_width(self.required.counts.domains)
 
     @property
     def recorded(self) -> int:
-        """Participants whose rows cross ranks: all but those of rank 0."""
+        """Number of participants whose rows cross ranks: all except those of rank 0."""
         return self.hosting.participants - len(self.hosting.participants_of(0))
 
     @property
     def evaluations(self) -> int:
-        """Rounds with an evaluation: every k-th, and the last."""
+        """Number of rounds with an evaluation: every k-th, and the last."""
         return -(-self.config.rounds // self.config.evaluation.every)
 
     def traffic(self) -> dict[str, float]:
-        """Bytes and messages of a round (of its first graph) and of the whole run."""
+        """Return bytes and messages of a round (with the first graph) and of the whole run."""
         size, first, schedule = self.required.message, self.schedule.first, self.schedule
-        told = {
+        numbers = {
             "sharing_bytes_per_round": self.required.sharing_bytes(first),
             "sharing_bytes": schedule.total(self.required.sharing_bytes),
             "record_messages_per_round": float(self.hosting.ranks - 1),
             "record_bytes_per_round": float(self.recorded * self.record_bytes),
         }
         if size is None:
-            return told | dict.fromkeys(("edge_bytes_per_round", "edge_bytes", "mpi_bytes", "mpi_messages"), 0.0)
-        return told | {
+            return numbers | dict.fromkeys(("edge_bytes_per_round", "edge_bytes", "mpi_bytes", "mpi_messages"), 0.0)
+        return numbers | {
             "edge_bytes_each_way": float(size.edge_bytes),
             "edge_bytes_per_round": first.edge_bytes(size),
             "edge_bytes": schedule.edge_bytes(size),
@@ -105,7 +105,7 @@ class RunPlan:
         }
 
     def seconds(self) -> dict[str, float]:
-        """The slowest rank's round, on average over the run, and its run [s]; empty where nothing was timed."""
+        """Return the slowest rank's mean time of a round and of the run [s]; empty if nothing was timed."""
         if self.calibration is None:
             return {}
         rounds = self.config.rounds
@@ -118,15 +118,15 @@ class RunPlan:
     def _per_rank(
         self, phases: dict[str, PhaseSeconds], seconds: Callable[[PhaseSeconds], float]
     ) -> NDArray[np.float64]:
-        """Sums over the participants of each rank, (R,) [s]."""
+        """Return the sum over the participants of each rank, (R,) [s]."""
         each = {name: seconds(one) for name, one in phases.items()}
         of_P = np.array([each[self.config.architecture(index)] for index in range(self.config.size)])
         return np.add.reduceat(of_P, traffic.first_participants(self.hosting))
 
     def forecasts(self) -> dict[str, Forecast]:
-        """A round on the cluster, as configured and sharing parameters; empty where nothing was told of one.
+        """Return forecasts of a round on the cluster, as configured and sharing parameters; empty without a cluster.
 
-        Sharing parameters means the E + M steps of `d_psgd` with `publish: start`, whose average is not in it.
+        Sharing parameters means the E + M steps of `d_psgd` with `publish: start`. Averaging is not included.
         """
         if self.cluster is None or self.calibration is None:
             return {}
@@ -137,12 +137,12 @@ class RunPlan:
         mean_bytes = self.required.sharing_bytes(self.schedule.first) / max(
             1.0, float(self.schedule.first.degree_P.sum())
         )
-        # A message's header, and every sender's number in it.
+        # A message has a header, and the number of every sender in it.
         fixed, array = ArraySpec("parameters", 1, 1).message_bytes(0), round(mean_bytes)
         parameters = MessageSize(fixed, 4 + array, array)
         steps = self.config.method.local_steps + self.config.method.mutual_steps
         sharing = {name: one.sharing(steps) for name, one in phases.items()}
-        # Of a step on private data, its loss is noted, and nothing else.
+        # A step on private data records its loss only.
         shared = self._forecast(parameters, self.config.rounds, True, sharing, steps)
         return {
             "as configured" if self.required.message is not None else "without exchange": configured,
@@ -157,7 +157,7 @@ class RunPlan:
         phases: dict[str, PhaseSeconds],
         notes: float,
     ) -> Forecast:
-        """A round in which such messages are exchanged, with these phases of each architecture."""
+        """Compute a round with messages of this size and these phases of each architecture."""
         if self.cluster is None or self.calibration is None:
             raise RuntimeError("a forecast needs a cluster and a calibration")
         rounds = self.config.rounds
@@ -169,7 +169,7 @@ class RunPlan:
         return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return all numbers as a dict for JSON."""
         first, rank = self.schedule.first, self.largest_rank
         base_all = self.base_bytes * self.hosting.ranks
         return {
@@ -215,8 +215,8 @@ class RunPlan:
             "cluster": {
                 **asdict(self.cluster),
                 **{
-                    name: {**asdict(told), "round": told.round, "bottleneck": told.bottleneck[0]}
-                    for name, told in self.forecasts().items()
+                    name: {**asdict(one), "round": one.round, "bottleneck": one.bottleneck[0]}
+                    for name, one in self.forecasts().items()
                 },
             }
             if self.cluster is not None
@@ -225,12 +225,19 @@ class RunPlan:
 
 
 def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: ClusterModel | None = None) -> RunPlan:
-    """What a resolved config would take on this many ranks.
+    """Estimate the resources of a resolved config on this number of ranks.
+
+    Parameters
+    ----------
+    name : str
+        Name of the config, for the page.
+    calibrates : bool
+        Time the phases of a round on this machine.
 
     Raises
     ------
     UserError
-        If data files, models, method or graph are wrong. Data that do not suffice are told in `refused`.
+        If data files, models, method or graph are wrong. If there are too few data, `refused` states the reason.
     """
     torch.set_num_threads(config.devices.threads)
     base_bytes = _base_bytes()
@@ -239,15 +246,15 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
     models.check_weights(config.weights, list(requirements.architectures(config)))
     source = open_source(config.data.name, config.data.root)
     schedule = graph_schedule.draw_schedule(config, hosting, method.exchanges_in)
-    held, refused = sample_counts.count_or_assume(config, source)
-    required = requirements.compute(config, source, method, held)
+    counts, refused = sample_counts.count_or_assume(config, source)
+    required = requirements.compute(config, source, method, counts)
     memory = required.memory(hosting, schedule.first, on_host=config.devices.kind == "cpu")
-    files = disk.files(config, hosting, held, required.models, schedule.edges, required.kept_bytes)
+    files = disk.files(config, hosting, counts, required.models, schedule.edges, required.kept_bytes)
     calibration = None
     if calibrates:
         degree = float(schedule.first.degree_P.mean())
         calibration = timing.calibrate(
-            config, source, held, degree, required.message.held_bytes if required.message is not None else 0
+            config, source, counts, degree, required.message.held_bytes if required.message is not None else 0
         )
     return RunPlan(
         config,
@@ -268,9 +275,9 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
 
 
 def _base_bytes() -> int:
-    """This process as it is now, after one small step: what a rank takes before its own data and models.
+    """Return the memory of this process after one small step: that of a rank before its own data and models.
 
-    MPI's library is not in it: 15 to 30 MiB more.
+    The MPI library is not included; it needs 15 to 30 MiB more.
     """
     model = models.build("lenet5", 1, 28, 10, 0)
     loss = losses.cross_entropy(model(torch.zeros(32, 1, 28, 28)), torch.zeros(32, dtype=torch.int64))

@@ -1,6 +1,6 @@
-"""What a run will need, from its config and data: one model of each architecture is built, none is trained.
+"""Compute the requirements of a run from its config and data: it builds one model per architecture and trains none.
 
-Compared with the memory of the device, or of the node, before the first round.
+`memory_check` compares the result with the memory of the device or node before the first round.
 """
 
 import copy
@@ -30,17 +30,17 @@ log = logging.getLogger("fedh2l_mpi")
 
 
 def architectures(config: Config) -> Counter[str]:
-    """How many participants have each architecture of a resolved config, in the order of their first."""
+    """Return the number of participants with each architecture, in the order of their first participants."""
     return Counter(map(config.architecture, range(config.size)))
 
 
 def build_models(config: Config, source: Source) -> dict[str, nn.Module]:
-    """One model of each architecture of a resolved config, on the CPU.
+    """Build one model of each architecture of a resolved config, on the CPU.
 
     Raises
     ------
     UserError
-        If one is unknown or does not fit the data.
+        If an architecture is unknown or does not fit the data.
     """
     names = architectures(config)
     models.check_weights(config.weights, list(names))
@@ -51,9 +51,9 @@ def build_models(config: Config, source: Source) -> dict[str, nn.Module]:
 
 
 def stand_in_participant(config: Config, source: Source, model: nn.Module, samples: int = 1) -> Participant:
-    """A participant 0 with this model and random data, for what a method wants to know of a model, or takes.
+    """Return a participant 0 with this model and random data, to measure a method with it.
 
-    The model becomes its own: its parameters move into one vector.
+    The participant takes over the model, whose parameters move into one vector.
     """
     data = random_samples(source, samples)
     augment = AUGMENTATIONS[config.data.augmentation]
@@ -61,7 +61,7 @@ def stand_in_participant(config: Config, source: Source, model: nn.Module, sampl
 
 
 def random_samples(source: Source, samples: int) -> Labelled:
-    """Images and labels of the kind that a data set's are, drawn at random."""
+    """Return random images and labels of the same kind as a data set's."""
     draw = torch.Generator().manual_seed(0)
     shape = (samples, source.channels, source.side, source.side)
     labels = torch.randint(source.classes, (samples,), generator=draw)
@@ -75,12 +75,14 @@ def random_samples(source: Source, samples: int) -> Labelled:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What footprint's arithmetic needs to know of a run.
+    """Requirements of a run, from which memory, traffic and files are computed.
 
     Attributes
     ----------
+    counts : SampleCounts
+        Numbers of samples.
     models : dict of str to ModelSize
-        By architecture.
+        Sizes of the models by architecture.
     message : MessageSize or None
         None: nothing is exchanged.
     """
@@ -92,7 +94,7 @@ class Requirements:
     message: MessageSize | None
 
     def memory(self, hosting: Hosting, graph: Links, on_host: bool = False) -> RankMemory:
-        """Bytes of every rank; `on_host` if the device is known to be the host."""
+        """Return the memory of every rank. Set `on_host` if the device is known to be the host."""
         return rank_memory(
             self.config,
             hosting,
@@ -109,50 +111,50 @@ class Requirements:
 
     @property
     def kept_bytes(self) -> int:
-        """What is kept of each participant from round to round, by the method or to skip unchanged rows [bytes]."""
+        """State of each participant that the method or the exchange keeps between rounds [bytes]."""
         arrays = self.method.keeps_published + (self.config.exchange.skip_below is not None)
         return arrays * self.message.held_bytes if self.message is not None else 0
 
     def sharing_bytes(self, graph: Links) -> float:
-        """What sharing parameters over the same edges would take in a round [bytes]."""
+        """Return the traffic of a round if participants shared parameters over the same edges [bytes]."""
         shared = [self.models[self.config.architecture(index)].shared_bytes for index in range(self.config.size)]
         return float(graph.degree_P @ np.array(shared, dtype=np.float64))
 
 
-def compute(config: Config, source: Source, method: Method, held: SampleCounts) -> Requirements:
-    """Of a resolved config.
+def compute(config: Config, source: Source, method: Method, counts: SampleCounts) -> Requirements:
+    """Compute the requirements of a resolved config.
 
     Raises
     ------
     UserError
-        If a model is unknown, does not fit the data or cannot be trained on minibatches of the size they have, or the
-        codec does not fit what is exchanged.
+        If a model is unknown, does not fit the data or cannot be trained on a minibatch of one sample that the run
+        has, or if the codec does not fit the exchanged arrays.
     """
     built = build_models(config, source)
-    _refuse_single_samples(config, source, method, held, built)
+    _refuse_single_samples(config, source, method, counts, built)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
     model = built[config.architecture(0)]
-    array = method.array(stand_in_participant(config, source, model), held.seed_per_round, source.classes)
+    array = method.array(stand_in_participant(config, source, model), counts.seed_per_round, source.classes)
     message = None
     if array is not None:
         array = array.coded(config.exchange)
         fixed = array.message_bytes(0)
         is_coded = not array.codec.exact or array.skip_below is not None
         message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, is_coded)
-    return Requirements(config, method, held, sizes, message)
+    return Requirements(config, method, counts, sizes, message)
 
 
 def _refuse_single_samples(
-    config: Config, source: Source, method: Method, held: SampleCounts, built: dict[str, nn.Module]
+    config: Config, source: Source, method: Method, counts: SampleCounts, built: dict[str, nn.Module]
 ) -> None:
-    """Refuse a model that cannot be trained on one sample, as BatchNorm of a single pixel, where a minibatch is one."""
+    """Raise if a minibatch has one sample and the model cannot be trained on it, such as BatchNorm of one pixel."""
     steps, optimizer = config.method, config.optimizer
     for name, model in built.items():
-        own = [held.private_P[index] for index in range(config.size) if config.architecture(index) == name]
-        private = sum(held.private_P) if method.pools_private_data else min(own)
+        own = [counts.private_P[index] for index in range(config.size) if config.architecture(index) == name]
+        private = sum(counts.private_P) if method.pools_private_data else min(own)
         minibatches = [min(optimizer.batch_size, private)] if steps.local_steps + steps.mutual_steps else []
         if method.trains_on_seed_set and steps.mutual_steps:
-            minibatches.append(min(optimizer.seed_batch_size, held.seed_per_round))
+            minibatches.append(min(optimizer.seed_batch_size, counts.seed_per_round))
         if 1 not in minibatches:
             continue
         try:
@@ -160,14 +162,14 @@ def _refuse_single_samples(
                 measure_pass(copy.deepcopy(model).train(), source, samples=1)
         except (ValueError, RuntimeError, IndexError) as error:
             raise UserError(
-                f"models: {name!r} cannot be trained on a minibatch of one sample ({error}), which this run has; raise "
-                "optimizer.batch_size, optimizer.seed_batch_size or seed_set.samples_per_round to 2 or more, and give "
-                "every participant as many private samples"
+                f"models: {name!r} cannot be trained on a minibatch of one sample ({error}), but this run has one. Set "
+                "optimizer.batch_size, optimizer.seed_batch_size and seed_set.samples_per_round to 2 or more, and give "
+                "every participant at least 2 private samples."
             ) from None
 
 
 def count_samples(plan: federated.Plan) -> SampleCounts:
-    """Who holds how many samples."""
+    """Count the samples of every participant, of the seed set and of the test sets."""
     return SampleCounts(
         private_P=np.array([len(share.private) for share in plan.shares]),
         validation_P=np.array([len(share.validation) for share in plan.shares]),

@@ -1,4 +1,4 @@
-"""Who would hold how many samples: as a run deals them or, where it would refuse, as the config asks."""
+"""Count the samples of a planned run: those of a real run or, if it would be refused, those of the config."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fedh2l_mpi.planning.memory import SampleCounts
 
 
 def count_or_assume(config: Config, source: Source) -> tuple[SampleCounts, str]:
-    """Everyone's samples, and why a run would be refused; an empty text where it would not."""
+    """Return the numbers of samples, and the reason why a run would be refused (empty if it would not)."""
     try:
         return requirements.count_samples(federated.plan(config, source)), ""
     except UserError as error:
@@ -21,9 +21,9 @@ def count_or_assume(config: Config, source: Source) -> tuple[SampleCounts, str]:
 
 
 def assume_counts(config: Config, source: Source) -> SampleCounts:
-    """Everyone's samples as if there were enough data: equal shares of the size that the config asks for.
+    """Return the numbers of samples as if there were enough data: equal shares of the size in the config.
 
-    Where the config asks for an equal part of too little, everyone is given one minibatch.
+    If the config divides too few samples equally, every participant gets one minibatch.
     """
     labels = len(source.train.labels)
     training = round(labels * (1 - config.data.test_share)) if isinstance(config.data, Pack) else labels

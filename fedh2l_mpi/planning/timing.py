@@ -1,4 +1,4 @@
-"""How long the phases of a round take on this machine: each architecture trains on random data for a second or two."""
+"""Time the phases of a round on this machine: each architecture trains on random data for a second or two."""
 
 import math
 import statistics
@@ -20,17 +20,17 @@ from fedh2l_mpi.planning import requirements
 from fedh2l_mpi.planning.memory import SampleCounts
 from fedh2l_mpi.topology import Graph
 
-# What one architecture may take, beyond the two rounds of one step each that it takes at least.
+# Time limit for one architecture, in addition to two rounds of one step each.
 BUDGET_S = 1.5
 REPEATS = 3
-# More data than this are stood for by a part of them.
+# Of larger data, only a part of this size is used.
 DATA_BYTES = 2**26
 NEIGHBOURS = 64
 
 
 @dataclass(frozen=True)
 class PhaseSeconds:
-    """One participant's phases of a round, one evaluation of it, and one step on private data [s]."""
+    """Times of one participant [s]: the phases of a round, one evaluation, and one step on private data."""
 
     publish: float
     local: float
@@ -39,31 +39,31 @@ class PhaseSeconds:
     private_step: float
 
     def run_s(self, rounds: int, exchanges: int, evaluations: int) -> float:
-        """All rounds."""
+        """Return the time of all rounds [s]."""
         return rounds * (self.local + self.mutual) + exchanges * self.publish + evaluations * self.evaluate
 
     def sharing(self, steps: int) -> "PhaseSeconds":
-        """The phases with parameters shared instead: all steps on private data, which hide the messages.
+        """Return the phases of a run that shares parameters: all steps are on private data, and hide the messages.
 
-        What the average takes is left out.
+        The time of averaging is not included.
         """
         return replace(self, publish=0.0, local=steps * self.private_step, mutual=0.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured.
+    """Measured times of a run's parts.
 
     Attributes
     ----------
     phases : dict of str to PhaseSeconds
-        By architecture.
+        Times by architecture.
     seed_round_s : float
-        A round's seed samples with their views, once on every rank [s].
+        Time to prepare a round's seed samples with their views, once on every rank [s].
     neighbours : int
-        Whose arrays a participant learned from.
+        Number of neighbours' arrays in the timed mutual phase.
     notes : float
-        Scalars that a participant notes in a round, of which a row has the means.
+        Number of scalars that a participant records in a round. A row contains their means.
     """
 
     phases: dict[str, PhaseSeconds]
@@ -72,35 +72,35 @@ class Calibration:
     notes: float
 
 
-def calibrate(config: Config, source: Source, held: SampleCounts, degree: float, held_bytes: int) -> Calibration:
-    """Time every architecture of a resolved config on the CPU, with as many threads as a rank of the run would have.
+def calibrate(config: Config, source: Source, counts: SampleCounts, degree: float, held_bytes: int) -> Calibration:
+    """Time every architecture of a resolved config on the CPU, with the number of threads of a rank.
 
     Parameters
     ----------
     degree : float
         Mean number of neighbours.
     held_bytes : int
-        What each neighbour's array takes in memory.
+        Memory of each neighbour's array [bytes].
     """
     torch.set_num_threads(config.devices.threads)
-    seed = requirements.random_samples(source, _part(held.seed, held.input_bytes))
-    seed_set = SeedSet(seed, min(held.seed_per_round, len(seed)), source.classes, config.seed_set, config.seed)
+    seed = requirements.random_samples(source, _part(counts.seed, counts.input_bytes))
+    seed_set = SeedSet(seed, min(counts.seed_per_round, len(seed)), source.classes, config.seed_set, config.seed)
     index = config.rounds - 1
     seed_set.of_round(index)
-    seed_round_s = _seconds(lambda: seed_set.of_round(index)) * held.seed_per_round / seed_set.samples_per_round
+    seed_round_s = _seconds(lambda: seed_set.of_round(index)) * counts.seed_per_round / seed_set.samples_per_round
     neighbours = max(0, min(math.ceil(degree), NEIGHBOURS, DATA_BYTES // max(1, held_bytes)))
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
-    private = int(held.private_P.mean())
+    private = int(counts.private_P.mean())
     now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1))
     phases, notes = {}, 0.0
     for name, model in requirements.build_models(config, source).items():
-        participant = requirements.stand_in_participant(config, source, model, _part(private, held.input_bytes))
-        phases[name], notes = _phases(config, participant, now, source, held)
+        participant = requirements.stand_in_participant(config, source, model, _part(private, counts.input_bytes))
+        phases[name], notes = _phases(config, participant, now, source, counts)
     return Calibration(phases, seed_round_s, neighbours, notes)
 
 
 def _part(samples: int, sample_bytes: int) -> int:
-    """As many samples, or those that fit into DATA_BYTES."""
+    """Return the number of samples, limited to those that fit into DATA_BYTES."""
     return max(1, min(samples, DATA_BYTES // sample_bytes))
 
 
@@ -111,12 +111,12 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _phases(
-    config: Config, participant: Participant, now: Round, source: Source, held: SampleCounts
+    config: Config, participant: Participant, now: Round, source: Source, counts: SampleCounts
 ) -> tuple[PhaseSeconds, float]:
-    """Publish, local and mutual phase with fewer steps where these are slow, scaled up; and the notes."""
+    """Time the phases, with fewer steps if they are slow, and scale the times up. Also count the notes."""
     local, mutual = config.method.local_steps, config.method.mutual_steps
     once = _method(config, min(local, 1), min(mutual, 1))
-    # The first time pays for what libraries set up.
+    # Run once without timing, because libraries initialise themselves in the first round.
     _a_round(once, participant, now, source.classes)
     shortest = _a_round(once, participant, now, source.classes)
     share = min(1.0, BUDGET_S / max(1e-9, max(local, mutual, 1) * sum(shortest[1:])))
@@ -130,19 +130,21 @@ def _phases(
     notes = participant.notes * (local + mutual) / max(1, e + m)
     publish, first, second = (statistics.median(times) for times in zip(*tries, strict=True))
     by_local, by_mutual = _scales(method, (local, mutual), (e, m))
-    by_seed = 1.0 if method.shares_parameters else held.seed_per_round / len(now.seed)
-    tests = sum(held.tests) + int(held.validation_P.mean())
-    scored = requirements.random_samples(source, min(_part(tests, held.input_bytes), 8 * config.evaluation.batch_size))
+    by_seed = 1.0 if method.shares_parameters else counts.seed_per_round / len(now.seed)
+    tests = sum(counts.tests) + int(counts.validation_P.mean())
+    scored = requirements.random_samples(
+        source, min(_part(tests, counts.input_bytes), 8 * config.evaluation.batch_size)
+    )
     evaluate = _seconds(lambda: score(participant, scored)) * tests / len(scored)
     few = max(1, e)
-    # Scoring has left the train mode.
+    # Scoring set the evaluation mode, so return to the training mode.
     participant.begin(now.index, phase=0)
     private_step = _seconds(lambda: Method.private_steps(participant, few)) / few
     return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate, private_step), notes
 
 
 def _scales(method: Method, steps: tuple[int, int], timed: tuple[int, int]) -> tuple[float, float]:
-    """How much longer local and mutual phase take with E and M steps than with those that were timed."""
+    """Return the factors from the timed steps to E and M steps, for the local and the mutual phase."""
     (local, mutual), (e, m) = steps, timed
     together = (local + mutual) / max(1, e + m)
     if method.all_steps_in == "local":
@@ -158,7 +160,7 @@ def _method(config: Config, local_steps: int, mutual_steps: int) -> Method:
 
 
 def _a_round(method: Method, participant: Participant, now: Round, classes: int) -> tuple[float, float, float]:
-    """Seconds of publish, local and mutual phase, with copies of the own array for those of the neighbours."""
+    """Return the seconds of publish, local and mutual phase. Copies of the own array replace the neighbours'."""
     array = method.array(participant, len(now.seed), classes)
     theirs, publish = torch.empty(0, 0, 0), 0.0
     if array is not None and method.exchanges_in(now.index):

@@ -1,4 +1,4 @@
-"""Messages of a round: over the edges of the graph, and between the ranks that host the participants.
+"""Compute the messages of a round: over the edges of the graph, and between the ranks.
 
 Shape letters: P participants, R ranks, E edges.
 """
@@ -15,15 +15,15 @@ Counts = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MessageSize:
-    """A message with the arrays of n participants is `fixed_bytes + n * array_bytes` long.
+    """Size of a message: with the arrays of n participants, it has `fixed_bytes + n * array_bytes` bytes.
 
     Attributes
     ----------
     held_bytes : int
-        An array in memory, as what it was before it was encoded, or what it is decoded to.
+        Size of an array in memory, before it is encoded or after it is decoded.
     is_coded : bool
-        Whether the array in a message is another one than that in memory, so that there are both: encoded, or without
-        the rows that hardly changed, of which `array_bytes` then counts all.
+        True if the array in a message differs from that in memory, so that both exist. It is encoded, or unchanged rows
+        are left out; `array_bytes` counts all rows.
     """
 
     fixed_bytes: int
@@ -33,28 +33,28 @@ class MessageSize:
 
     @property
     def edge_bytes(self) -> int:
-        """What an edge is charged in each direction: the message that would carry one participant's array alone."""
+        """Bytes per edge and direction: a message with one participant's array."""
         return self.fixed_bytes + self.array_bytes
 
 
 @dataclass(frozen=True)
 class Links:
-    """Who exchanges with whom in a round, counted; whole numbers but where they are expected values.
+    """Numbers of neighbours and messages in a round. They are whole numbers unless they are expected values.
 
     Attributes
     ----------
     degree_P : float64 (P,)
-        Neighbours of each participant.
+        Number of neighbours of each participant.
     messages_R : float64 (R,)
-        Messages that each rank sends to other ranks; as many arrive.
+        Number of messages that each rank sends to other ranks, equal to the number it receives.
     sent_R, received_R : float64 (R,)
-        Participants' arrays in the messages that each rank sends, and in those that it receives.
+        Number of participants' arrays in the messages that each rank sends, and in those that it receives.
     degree_max_R : float64 (R,)
-        Largest number of neighbours of a participant hosted there.
+        Largest number of neighbours of a hosted participant.
     edges : float
-        Of the graph, each counted once.
+        Number of edges of the graph.
     expected : bool
-        Whether the numbers are expected values of a random graph that was not drawn.
+        True if the numbers are expected values of a random graph that was not drawn.
     """
 
     degree_P: Counts
@@ -66,35 +66,35 @@ class Links:
     expected: bool = False
 
     def edge_bytes(self, size: MessageSize) -> float:
-        """What crosses the edges of the graph in a round, as the metrics file counts it [bytes]."""
+        """Return the traffic over the edges of the graph in a round, counted like in the metrics file [bytes]."""
         return 2 * self.edges * size.edge_bytes
 
     def mpi_bytes_R(self, size: MessageSize) -> Counts:
-        """What each rank gives to MPI in a round, (R,) [bytes]; what is co-hosted never gets there."""
+        """Return the bytes that each rank sends by MPI in a round, (R,). Messages within a rank are not included."""
         return self.messages_R * size.fixed_bytes + self.sent_R * size.array_bytes
 
 
 def block_sizes(hosting: Hosting) -> NDArray[np.int64]:
-    """How many participants each rank hosts, int64 (R,)."""
+    """Return the number of participants on each rank, int64 (R,)."""
     base, extra = divmod(hosting.participants, hosting.ranks)
     return base + (np.arange(hosting.ranks) < extra)
 
 
 def first_participants(hosting: Hosting) -> NDArray[np.int64]:
-    """The first participant of each rank, int64 (R,)."""
+    """Return the first participant of each rank, int64 (R,)."""
     sizes = block_sizes(hosting)
     return np.cumsum(sizes) - sizes
 
 
 def links(edges: ArrayLike, hosting: Hosting) -> Links:
-    """The links of a graph, from its edges (E, 2), each given once."""
+    """Count the links of a graph, from its edges (E, 2), each given once."""
     edges_E2 = np.asarray(edges, dtype=np.int64).reshape(-1, 2)
     rank_P = np.repeat(np.arange(hosting.ranks), block_sizes(hosting))
     # Both directions of every edge: a sender, and the rank of its neighbour.
     sender = np.concatenate([edges_E2[:, 0], edges_E2[:, 1]])
     to_rank = rank_P[np.concatenate([edges_E2[:, 1], edges_E2[:, 0]])]
     crosses = rank_P[sender] != to_rank
-    # A participant's array goes once to each rank that hosts neighbours, however many.
+    # A participant's array is sent once to each rank with neighbours, for any number of neighbours there.
     arrays = np.unique(sender[crosses] * hosting.ranks + to_rank[crosses])
     from_rank, at_rank = rank_P[arrays // hosting.ranks], arrays % hosting.ranks
     pairs = np.unique(from_rank * hosting.ranks + at_rank)
@@ -110,27 +110,27 @@ def links(edges: ArrayLike, hosting: Hosting) -> Links:
 
 
 def expected_links(probability: float, hosting: Hosting, degree: int | None = None) -> Links:
-    """The links to expect where any two participants are neighbours with this probability, each pair on its own.
+    """Return the expected links if any two participants are neighbours with this probability, independently.
 
-    With probability 1 this is the complete graph, exactly.
+    Probability 1 gives the exact links of the complete graph.
 
     Parameters
     ----------
     degree : int, optional
-        What everyone's degree is known to be, such as in a regular graph, whose edges are nearly independent.
+        The known degree of every participant, such as in a regular graph, whose edges are nearly independent.
     """
     participants, sizes_R = hosting.participants, block_sizes(hosting).astype(np.float64)
     none = 1.0 - probability
     mean_degree = probability * (participants - 1) if degree is None else float(degree)
-    # Blocks come in two sizes at most: count the ranks of each.
+    # There are at most two sizes of blocks, so count the ranks of each size.
     kinds, counts = np.unique(sizes_R, return_counts=True)
     messages_R, sent_R = np.zeros(hosting.ranks), np.zeros(hosting.ranks)
     for size, count in zip(kinds, counts, strict=True):
-        # Others of this size: a rank does not send to itself.
+        # Count the other ranks of this size, because a rank does not send to itself.
         others_R = count - (sizes_R == size)
         messages_R += others_R * (1.0 - none ** (sizes_R * size))
         sent_R += others_R * sizes_R * (1.0 - none**size)
-    # A participant's array goes once to each rank; a rank gets one from every participant that has a neighbour there.
+    # A rank receives one array from every participant that has a neighbour on it.
     received_R = np.zeros(hosting.ranks)
     for size, count in zip(kinds, counts, strict=True):
         received_R += (count - (sizes_R == size)) * size * (1.0 - none**sizes_R)

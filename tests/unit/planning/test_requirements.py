@@ -51,13 +51,13 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_the_way_out():
     text = str(refused.value)
     assert "rank 3 needs an estimated 11 GiB on cuda:1, where 10 GiB are free" in text
     assert "data 2 GiB, models 3 GiB, optimisers 6 GiB)" in text
-    for way_out in ("fewer participants a rank", "optimizer.batch_size", "evaluation.batch_size"):
+    for way_out in ("fewer participants per rank", "optimizer.batch_size", "evaluation.batch_size"):
         assert way_out in text
 
 
 def test_a_shared_device_must_hold_all_who_share_it():
     memory_check.refuse_if_too_large(DeviceMemory(0, "cuda:0", 1 * GIB, 22 * GIB, sharers=2), PARTS, 22 * GIB)
-    with pytest.raises(UserError, match="2 ranks need an estimated 23 GiB on cuda:0, where 22 GiB are there in all"):
+    with pytest.raises(UserError, match="2 ranks need an estimated 23 GiB on cuda:0, where 22 GiB are installed"):
         memory_check.refuse_if_too_large(DeviceMemory(0, "cuda:0", 23 * GIB, 22 * GIB, sharers=2), PARTS, 23 * GIB)
 
 
