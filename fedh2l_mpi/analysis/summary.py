@@ -115,7 +115,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
     participants["gain"] = gain_P
     evaluated = len(run.evaluated_E) > 0
     shape = (run.participants, len(measured["domain"]))
-    accuracy_PD = measured.of_round("accuracy", run.evaluated_E[-1]) if evaluated else np.full(shape, math.nan)
+    accuracy_PD = measured.read_row("accuracy", run.evaluated_E[-1]) if evaluated else np.full(shape, math.nan)
     phases = [participants[name] for name in TIMINGS]
     seconds = math.nan if np.isnan(phases).all() else float(slowest_rank_seconds(phases, measured["rank"]))
     return Summary(

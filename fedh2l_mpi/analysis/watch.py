@@ -221,7 +221,7 @@ def _since(measured: RunMetrics, name: str, first: int) -> NDArray[np.float64]:
     """Return the rows of an array from round `first` on."""
     if first == 0:
         return measured[name]
-    return np.stack([measured.of_round(name, row) for row in range(first, measured.rounds)])
+    return np.stack([measured.read_row(name, row) for row in range(first, measured.rounds)])
 
 
 def _title(run: Run) -> str:

@@ -105,7 +105,7 @@ def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], roun
         return
     run = metrics.look(directory.metrics)
     try:
-        is_evaluated = not np.isnan(run.of_round("accuracy", rounds - 1)).all()
+        is_evaluated = not np.isnan(run.read_row("accuracy", rounds - 1)).all()
     finally:
         run.close()
     if not is_evaluated:

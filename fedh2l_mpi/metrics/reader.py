@@ -60,7 +60,7 @@ class RunMetrics:
         """Finished rounds."""
         return len(self.arrays["round"])
 
-    def of_round(self, name: str, row: int) -> NDArray[Any]:
+    def read_row(self, name: str, row: int) -> NDArray[Any]:
         """Return one row of an array over rounds. Only this row is read from a large array."""
         return self.part(name, (row,))
 

@@ -67,7 +67,7 @@ def matrix_on(axes: "Axes", run: Run, row: int, listed: int) -> None:
 
     The figure's other contents must be there already: whether numbers fit into the cells depends on them.
     """
-    accuracy_PD = np.asarray(run.metrics.of_round("accuracy", row), dtype=np.float64)
+    accuracy_PD = np.asarray(run.metrics.read_row("accuracy", row), dtype=np.float64)
     own_P = np.asarray(run.metrics["own_domain"])
     is_listed = len(own_P) <= listed
     if not is_listed:

@@ -21,7 +21,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
     """Accuracy against confidence in the last evaluated round, and how many samples there are of which confidence."""
     row = calibrated(run)
     share_PK, confidence_PK, accuracy_PK = (
-        np.asarray(run.metrics.of_round(f"calibration_{what}", row), dtype=np.float64)
+        np.asarray(run.metrics.read_row(f"calibration_{what}", row), dtype=np.float64)
         for what in ("share", "confidence", "accuracy")
     )
     confidence_K, accuracy_K = pooled(share_PK, confidence_PK), pooled(share_PK, accuracy_PK)
@@ -75,7 +75,7 @@ def calibrated(run: Run) -> int:
     if len(run.evaluated_E) == 0:
         raise UserError("no round has been evaluated yet")
     for row in run.evaluated_E[::-1]:
-        if not np.isnan(run.metrics.of_round("calibration_share", int(row))).all():
+        if not np.isnan(run.metrics.read_row("calibration_share", int(row))).all():
             return int(row)
     raise UserError("calibration was not recorded")
 
@@ -90,7 +90,7 @@ def pooled(share_PK: NDArray[np.float64], values_PK: NDArray[np.float64]) -> NDA
 
 def _error_text(run: Run, row: int) -> str:
     """Expected calibration error, and where the participants' are."""
-    errors_1P = np.asarray(run.metrics.of_round("calibration_error", row), dtype=np.float64)[None]
+    errors_1P = np.asarray(run.metrics.read_row("calibration_error", row), dtype=np.float64)[None]
     over = spread(errors_1P)
     if np.isnan(over.mean_R[0]):
         return "all samples"

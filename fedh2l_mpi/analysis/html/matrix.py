@@ -68,7 +68,7 @@ def run_dataset(run: Run, room: int) -> Matrix:
     cells_SPD = np.empty((len(shown), participants, domains), np.int16)
     summary_SQD = np.empty((len(shown), len(parts) if parts else 1, domains), np.int16)
     for place, row in enumerate(shown):
-        accuracy_PD = run.metrics.of_round("accuracy", int(row))[order_P]
+        accuracy_PD = run.metrics.read_row("accuracy", int(row))[order_P]
         # What a changed bit has made of an accuracy is no accuracy.
         accuracy_PD = np.where((accuracy_PD >= 0) & (accuracy_PD <= 1), accuracy_PD, math.nan)
         cells_SPD[place] = per_mille(accuracy_PD)
