@@ -143,8 +143,9 @@ def cases(largest: int) -> list[Case]:
 def work(settings: list[str], folder: Path) -> None:
     """Run on every rank, with the CPU seconds of this thread in place of all wall times."""
     time.perf_counter = time.thread_time  # type: ignore[assignment]
-    from fedh2l_mpi import exchange
-    from fedh2l_mpi.lifecycle.start import Claim
+    from fedh2l_mpi import api, exchange
+    from fedh2l_mpi.lifecycle.start import RunReservation
+    from fedh2l_mpi.metrics.run_recorder import RunRecorder
     from fedh2l_mpi.run_directory import RunDirectory
     from fedh2l_mpi.runtime.world import connect
     from fedh2l_mpi.simulation import Simulation
@@ -153,16 +154,19 @@ def work(settings: list[str], folder: Path) -> None:
     stacks: dict[int, float] = defaultdict(float)
     writes: list[tuple[int, float]] = []
 
-    class Marked(Simulation):
-        def _round(self, round_index: int) -> None:
-            starts.append(time.thread_time())
-            super()._round(round_index)
+    plain_round, plain_write = Simulation._round, RunRecorder._write
 
-        def _write(self, round_index: int, table: NDArray[np.float64]) -> None:
-            begin = time.thread_time()
-            super()._write(round_index, table)
-            writes.append((len(starts) - 1, time.thread_time() - begin))
+    def marked_round(self: Simulation, index: int) -> None:
+        starts.append(time.thread_time())
+        plain_round(self, index)
 
+    def marked_write(self: RunRecorder, index: int, table: NDArray[np.float64]) -> None:
+        begin = time.thread_time()
+        plain_write(self, index, table)
+        writes.append((len(starts) - 1, time.thread_time() - begin))
+
+    Simulation._round = marked_round  # type: ignore[method-assign]
+    RunRecorder._write = marked_write  # type: ignore[method-assign]
     plain = exchange.Received.__getitem__
 
     def timed(self: exchange.Received, participant: int) -> object:
@@ -175,7 +179,7 @@ def work(settings: list[str], folder: Path) -> None:
     world = connect()
     config = loading.load(None, settings).resolved(world.size, world.launched)
     directory = RunDirectory(folder / "run")
-    Marked(config, world, Claim(directory), trace=folder / "trace.json").run(lambda round_index, table: None)
+    api.assemble(config, world, RunReservation(directory), trace=folder / "trace.json").run()
     rollup = Path("/proc/self/smaps_rollup").read_text().split("\n")
     kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup if line.startswith(("Pss:", "Rss:"))}
     numbers = {"starts": starts, "stacks": stacks, "writes": writes, "pss": 1024 * kib["Pss"], "rss": 1024 * kib["Rss"]}

@@ -1,21 +1,26 @@
-"""What one rank of a run has: its participants, with their data and models, and what all ranks know alike."""
+"""Build one rank's share of a run from its config: participants with data and models, method and graph."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+from torch import nn
 
 from fedh2l_mpi import methods, models
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.data import federated as federation
+from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import batched
 from fedh2l_mpi.models import mixed_precision
-from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.models.flat_parameters import shared_bytes
+from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.planning import memory_check
 from fedh2l_mpi.rng import Purpose, torch_seed
+from fedh2l_mpi.runtime.devices import assign_device
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Topology
@@ -23,89 +28,135 @@ from fedh2l_mpi.topology import Topology
 
 @dataclass(frozen=True)
 class RankSetup:
-    """A rank's part of a run, before its first round.
+    """One rank's share of a run, before the first round.
 
     Attributes
     ----------
     device : torch.device
-        Where data and models are.
-    topology, plan, method : Topology, federation.Plan, methods.Method
-        The same on every rank.
-    federation : federation.Federation
-        Seed set and test sets, which every rank has whole, and the hosted participants' samples.
+        Device of this rank's data and models.
+    hosting : Hosting
+        The ranks of all participants.
+    topology, plan, method : Topology, federated.Plan, methods.Method
+        Equal on every rank.
+    federation : federated.Federation
+        Seed set and test sets, which every rank holds whole, and the hosted participants' samples.
     array : ArraySpec or None
-        What participants publish; None: nothing is ever exchanged.
+        The array that participants publish; None: nothing is ever exchanged.
     participants : list of Participant
-        Those hosted here, in the order of their numbers.
-    learners : sequence of Participant
-        Who steps: each of them, or several as a cohort.
+        The participants hosted here, in the order of their numbers.
+    training_units : sequence of TrainingUnit
+        The same participants; those that step together as one batch.
+    everyone : list of dict
+        Of each participant of the run, on any rank: the metrics file's fields of a participant, and the process's pid.
     """
 
     device: torch.device
+    hosting: Hosting
     topology: Topology
-    plan: federation.Plan
+    plan: federated.Plan
     method: methods.Method
-    federation: federation.Federation
+    federation: federated.Federation
     array: ArraySpec | None
     participants: list[Participant]
-    learners: Sequence[Participant]
+    training_units: Sequence[TrainingUnit]
+    everyone: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def private_samples(self) -> tuple[int, ...]:
-        """How many private training samples each participant of the run has, (P,)."""
+        """Number of private training samples of each participant of the run, (P,)."""
         return tuple(len(share.private) for share in self.plan.shares)
 
 
-def load(config: Config, world: World, hosting: Hosting, device: torch.device) -> RankSetup:
-    """This rank's data, models and graph, of a resolved config. **Collective.**
+def build_rank(config: Config, world: World) -> RankSetup:
+    """Build this rank's data, models and graph from a resolved config. **Collective.**
 
     Raises
     ------
     UserError
-        On every rank alike, if data, models or graph do not fit the config, or a device is too small.
+        On every rank alike, if data, models, graph or devices do not fit the config, or a device is too small.
     """
-    return world.together(lambda: _loaded(config, world, hosting, device))
+    device = torch.device(assign_device(world, config.devices))
+    setup = world.together(lambda: _build(config, world, device))
+    everyone = [row for rows in world.collect(_describe(world, setup)) for row in rows]
+    return replace(setup, everyone=everyone)
 
 
-def _loaded(config: Config, world: World, hosting: Hosting, device: torch.device) -> RankSetup:
+def _build(config: Config, world: World, device: torch.device) -> RankSetup:
     if config.optimizer.precision == "bfloat16":
         mixed_precision.refuse_without_hardware(device)
     models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
-    topology = Topology(config.topology, config.size, config.seed, config.rounds)
-    plan = federation.plan(config, open_source(config.data.name, config.data.root))
+    hosting = Hosting(config.size, world.size)
     here, method = hosting.participants_of(world.rank), methods.build(config)
-    memory_check.check_memory(config, plan, method, topology, world, device)
-    samples = federation.load(plan, here, device, method.pools_private_data)
-    participants = [_participant(index, config, plan, samples, method.shares_parameters) for index in here]
+    topology = Topology(config.topology, config.size, config.seed, config.rounds)
+    plan = federated.plan(config, open_source(config.data.name, config.data.root))
+    begin_alike = method.shares_parameters
+    built = _first_models(config, plan, here, begin_alike)
+    memory_check.check_memory(config, plan, method, topology, world, device, built)
+    federation = federated.load(plan, here, device, method.pools_private_data)
+    participants = [
+        _participant(
+            index, config, federation, built.pop(index) if index in built else _model(index, config, plan, begin_alike)
+        )
+        for index in here
+    ]
     array = method.array(participants[0], plan.seed_samples_per_round, plan.classes)
     together = batched.may_batch(config, method.takes_batches)
     return RankSetup(
         device=device,
+        hosting=hosting,
         topology=topology,
         plan=plan,
         method=method,
-        federation=samples,
+        federation=federation,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,
-        learners=batched.training_units(participants) if together else participants,
+        training_units=batched.training_units(participants) if together else participants,
     )
 
 
-def _participant(
-    index: int, config: Config, plan: federation.Plan, samples: federation.Federation, begin_alike: bool
-) -> Participant:
+def _first_models(config: Config, plan: federated.Plan, here: range, begin_alike: bool) -> dict[int, nn.Module]:
+    """The model of the first participant of each architecture hosted here: the memory check measures these."""
+    first: dict[str, int] = {}
+    for index in here:
+        first.setdefault(config.architecture(index), index)
+    return {index: _model(index, config, plan, begin_alike) for index in first.values()}
+
+
+def _model(index: int, config: Config, plan: federated.Plan, begin_alike: bool) -> nn.Module:
     architecture, source = config.architecture(index), plan.source
-    # Averages of weights make sense where all began with the same.
+    # An average of weights makes sense only if all participants began with the same weights.
     seed = torch_seed(config.seed, Purpose.INITIALISATION, 0 if begin_alike else index)
     weights = config.weights.get(architecture)
+    return models.build(architecture, source.channels, source.side, source.classes, seed, weights)
+
+
+def _participant(index: int, config: Config, federation: federated.Federation, model: nn.Module) -> Participant:
     return Participant(
         index,
-        architecture,
-        models.build(architecture, source.channels, source.side, source.classes, seed, weights),
-        samples.private[index],
-        samples.validation[index],
+        config.architecture(index),
+        model,
+        federation.private[index],
+        federation.validation[index],
         config.optimizer,
         config.evaluation,
         config.seed,
         AUGMENTATIONS[config.data.augmentation],
     )
+
+
+def _describe(world: World, setup: RankSetup) -> list[dict[str, Any]]:
+    """Return the fields of the participants hosted here."""
+    return [
+        {
+            "architecture": participant.architecture,
+            "parameters": participant.parameter_count,
+            "parameter_bytes": shared_bytes(participant.model),
+            "private_samples": setup.private_samples[participant.index],
+            "own_domain": setup.plan.own_domain(participant.index),
+            "rank": world.rank,
+            "host": world.host,
+            "device": str(setup.device),
+            "pid": os.getpid(),
+        }
+        for participant in setup.participants
+    ]

@@ -5,7 +5,7 @@ Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,41 @@ REMEDY = "a smaller optimizer.lr may help"
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+class TrainingUnit(Protocol):
+    """One participant, or several that step together: all that a method's phases may ask of it.
+
+    For several, tensors have one more axis, of G members, in front: losses (G,), gradients (G, W).
+    """
+
+    members: "list[Participant]"
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that takes the minibatches."""
+
+    def begin(self, round_index: int, phase: int) -> None:
+        """Enter a training phase."""
+
+    def private_loss(self) -> Tensor:
+        """Return the cross-entropy on the next private minibatch, in nats."""
+
+    def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
+        """Return d loss / d parameters, flat."""
+
+    def step(self, gradient: Tensor) -> None:
+        """Make one update."""
+
+    def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
+        """Yield rows of the round's seed samples for each mutual step, int64."""
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Record a scalar of this step."""
+
+    def received(self, theirs: Mapping[int, Tensor]) -> Tensor | None:
+        """Return what the neighbours have published; None if the members have to learn from it one by one."""
 
 
 class Minibatches:
@@ -91,6 +126,8 @@ class Participant:
         augment: Augmentation | None = None,
     ) -> None:
         self.index, self.architecture = index, architecture
+        # A unit of one: the loop treats it as it treats a batch of participants.
+        self.members = [self]
         self.private, self.validation = private, validation
         self.device = private.images.device
         self.model = model.to(self.device)
@@ -141,11 +178,6 @@ class Participant:
         self.kept = {name: value.to(self.device) for name, value in state["kept"].items()}
 
     @property
-    def members(self) -> "list[Participant]":
-        """Who steps here: this one alone."""
-        return [self]
-
-    @property
     def parameter_count(self) -> int:
         """Trainable and frozen parameters of the model."""
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -186,6 +218,10 @@ class Participant:
     def step(self, gradient: Tensor) -> None:
         """One update by the participant's optimiser, which lives as long as the run."""
         self.optimizer.step(gradient)
+
+    def received(self, theirs: Mapping[int, Tensor]) -> Tensor:
+        """Return what this participant's neighbours have published, float32 (N, rows, columns)."""
+        return theirs[self.index]
 
     def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
         """Rows of the round's seed samples for each mutual step, int64 (B,), drawn from (seed, participant, round)."""

@@ -1,14 +1,11 @@
 """Main program of every process: execute the command line, and end the whole job if any rank fails."""
 
-import contextlib
 import faulthandler
 import io
-import logging
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -22,6 +19,7 @@ from fedh2l_mpi.errors import (
     LateRankError,
     UserError,
 )
+from fedh2l_mpi.lifecycle.failure import end_job, report
 from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import libraries, processes
 from fedh2l_mpi.runtime.launcher import Launch
@@ -58,7 +56,7 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
             processes.take_long_turns()
         world = commands.world_of(command)
     except UserError as error:
-        _say(str(error), speaks=is_first)
+        report(str(error), speaks=is_first)
         if not is_first:
             # A launcher ends the job when the first process fails. The rank that prints must be that process.
             time.sleep(SILENT_RANKS_STAY_S)
@@ -68,7 +66,7 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
     except UserError as error:
         _leave(error, world)
     except (LateRankError, DivergedError) as error:
-        _say(f"{world}, {world.at}: {error}")
+        report(f"{world}, {world.at}: {error}")
         world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     except BrokenPipeError:
         # The reader of the output has closed it (`... --keys | head`).
@@ -76,23 +74,23 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         world.abort(EXIT_FAULT) if world.comm is not None else sys.exit(EXIT_FAULT)
     except OSError as error:
         if commands.needs_world(command) or error.filename is None:
-            _end_after(error, world)
+            end_job(error, world)
         # The path's name is too long, or its folder may not be entered.
-        _say(f"{error.filename!s}: {error.strerror}. Fix: name another path.")
+        report(f"{error.filename!s}: {error.strerror}. Fix: name another path.")
         sys.exit(EXIT_USER)
     except KeyboardInterrupt:
         # A user who interrupts twice, or a launcher that signals every process, asks for the same end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _say(f"{world}, {world.at}: interrupted")
+        report(f"{world}, {world.at}: interrupted")
         world.abort(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
         if mistake := libraries.missing(error):
             # Usually the library is missing on every rank. Rank 0 then ends the job before the others print the same.
             time.sleep(SILENT_RANKS_STAY_S if world.rank else 0.0)
             _leave(mistake, world)
-        _end_after(error, world)
+        end_job(error, world)
     except BaseException as error:
-        _end_after(error, world)
+        end_job(error, world)
     sys.exit(code)
 
 
@@ -106,31 +104,7 @@ def is_run(arguments: Sequence[str]) -> bool:
 
 def _leave(error: UserError, world: World) -> NoReturn:
     """Print a mistake and exit; end the job unless all ranks have found the same mistake."""
-    _say(str(error), speaks=world.rank == 0 or not error.agreed)
+    report(str(error), speaks=world.rank == 0 or not error.agreed)
     if world.comm is not None and not error.agreed:
         world.abort(EXIT_USER)
     sys.exit(EXIT_USER)
-
-
-def _end_after(error: BaseException, world: World) -> None:
-    """Print an unexpected error and end the job. If this rank only exited, the others would wait for ever."""
-    # sys.exit() inside a run counts as an unexpected error, even with code 0.
-    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
-    if type(error).__module__.startswith("mpi4py") and (dead := world.dead_ranks(patience_s=2.0)):
-        # MPI fails on a rank that is not to blame, so the message names the dead ones.
-        have = "have" if len(dead) > 1 else "has"
-        _say(f"{world}, {world.at}: MPI failed, because {' and '.join(dead)} {have} died: killed, or out of memory")
-    else:
-        _say(f"{world}, {world.at}: failed with {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
-    world.abort(code or EXIT_FAULT)
-
-
-def _say(message: str, speaks: bool = True) -> None:
-    """Print an error, and write it into the rank's log if there is one."""
-    if speaks:
-        # A closed standard error must not prevent the next steps: the log, and the end of the job.
-        with contextlib.suppress(OSError, ValueError):
-            print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
-        log = logging.getLogger("fedh2l_mpi")
-        if log.handlers:
-            log.error(message, extra={"file_only": True})

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from fedh2l_mpi.config import Config, keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import run_config
 from fedh2l_mpi.lifecycle.run_config import MODES, Mode
-from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
+from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.world import World
 
 if TYPE_CHECKING:
-    from fedh2l_mpi.run_directory import RunDirectory
+    from fedh2l_mpi.api import Ended
 
 MEANING = """\
 Simulate FedH2L: participants with different models and different data learn
@@ -170,81 +169,58 @@ def _config(command: RunCommand) -> Config:
 
 
 def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
-    mode = command.resume
     config = world.from_first(lambda: _config(command).resolved(world.size, world.launched))
-    # Read by OpenMP when torch is imported; other counts than the config's would be used until it is told.
+    # OpenMP reads this when torch is imported, before torch knows the config's number of threads.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
-    from fedh2l_mpi import run_directory
-    from fedh2l_mpi.cli import progress as progressing
-    from fedh2l_mpi.lifecycle import start as claims
-    from fedh2l_mpi.metrics import trace as timeline
-    from fedh2l_mpi.runtime import logs, terminal
-    from fedh2l_mpi.simulation import Simulation
+    from fedh2l_mpi import api
+    from fedh2l_mpi.runtime.logs import RunLog
 
-    name = Path(command.config).stem if command.config else "default"
-    directory = world.from_first(lambda: run_directory.choose(command.out, name, mode != "never"))
-    held = logs.buffer_log()
-    claim = claims.reserve(world, directory, config, mode)
-    speaks = world.rank == 0 and not command.quiet
-    try:
-        if claim.kind == "done":
-            if speaks:
-                with terminal.ignore_closed_output():
-                    print(f"{directory.path}: the run is complete, {config.rounds} rounds; nothing is left to do")
-            return
-        if command.trace is not None:
-            trace: Path = command.trace
-            world.from_first(lambda: timeline.check(trace, directory, resumes=claim.kind == "resume"))
-        simulation = Simulation(config, world, claim, signals, command.trace)
-        directory = simulation.directory
-        logs.setup_logging(str(directory.log(world.rank)), world.rank, world.size, speaks, held)
-        plan = simulation.hosted.plan
-        progressing.log_start(config, world, simulation.description, plan.label_histogram(), plan.domains)
-        if command.share_imports and signals is not None:
-            logging.getLogger("fedh2l_mpi").info(str(signals.parent))
-        if simulation.method.caution and world.rank == 0:
-            logging.getLogger("fedh2l_mpi").warning(simulation.method.caution)
-        first = simulation.first_round
-        if first:
-            logging.getLogger("fedh2l_mpi").info(f"goes on after {first} of {config.rounds} rounds, from a checkpoint")
-        progress = progressing.Progress(config, command.quiet, first) if world.rank == 0 else None
-        try:
-            asked = simulation.run(progress.round if progress else _ignore)
-        finally:
-            if progress is not None:
-                progress.close()
-    finally:
-        claim.release()
-    if speaks:
-        _tell(directory, asked, command.trace)
+    ended = api.execute(
+        config,
+        world,
+        # It is no context here: an error is still written into the log after the run has ended.
+        RunLog(),
+        out=command.out,
+        name=Path(command.config).stem if command.config else "default",
+        resume=command.resume,
+        trace=command.trace,
+        signals=signals,
+        shows_progress=not command.quiet,
+        prints=not command.quiet,
+        note=str(signals.parent) if command.share_imports and signals is not None else "",
+    )
+    if world.rank == 0 and not command.quiet:
+        _print_end(ended, config.rounds, command.trace)
 
 
-def _tell(directory: "RunDirectory", asked: StopRequest, trace: Path | None) -> None:
-    """What the run has come to."""
-    from fedh2l_mpi.analysis import report, run
+def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
+    """Print the table of results, and how to resume a run that was stopped."""
+    from fedh2l_mpi.analysis import report
+    from fedh2l_mpi.analysis.run import load_run
     from fedh2l_mpi.analysis.summary import summarise
     from fedh2l_mpi.runtime import terminal
 
-    table = report.rich_table(report.result_table(summarise(run.load_run(directory.path))))
-    lines = [f"metrics: {directory.metrics}"]
-    if trace is not None:
-        lines.append(f"timeline: {trace}")
-    if asked.stops:
-        # A signal may have come before the first round, when there is nothing yet that a checkpoint could be of.
-        when, does = ("with a checkpoint", "goes on") if directory.committed() else ("before round 0", "begins it")
-        lines.append(
-            f"stopped ({asked.reason}), {when}; python -m fedh2l_mpi --resume auto --out {directory.path} {does}"
-        )
+    directory = ended.directory
     # All this is in the run directory, too.
     with terminal.ignore_closed_output():
+        if ended.was_complete:
+            print(f"{directory.path}: the run is complete, {rounds} rounds; nothing is left to do")
+            return
+        table = report.rich_table(report.result_table(summarise(load_run(directory.path))))
+        lines = [f"metrics: {directory.metrics}"]
+        if trace is not None:
+            lines.append(f"trace: {trace}")
+        if ended.request.stops:
+            # A signal may come before the first round, when there is nothing to make a checkpoint of.
+            when, does = (
+                ("with a checkpoint", "resumes it") if directory.committed() else ("before round 0", "starts it")
+            )
+            command = f"python -m fedh2l_mpi --resume auto --out {directory.path}"
+            lines.append(f"stopped ({ended.request.reason}), {when}; {command} {does}")
         out = terminal.open_console()
         out.print(table)
         for line in lines:
             out.print(line, highlight=False, soft_wrap=True)
-
-
-def _ignore(round_index: int, table: object) -> None:
-    """Follows a run where nobody looks."""
 
 
 COMMAND = Command(

@@ -3,11 +3,12 @@
 The message about a mistake has its dotted key, the value that was given, and the allowed values.
 """
 
+import copy
 import difflib
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             ) from None
 
 
-def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a YAML file, changed by dotted overrides; without a file, the built-in default.
+def load(source: str | Path | Mapping[str, Any] | Config | None, overrides: Sequence[str] = ()) -> Config:
+    """Return a checked config: a file, a dict or a config, with dotted overrides put over it.
 
     Parameters
     ----------
-    path : path or None
-        A YAML file.
+    source : path, mapping, Config or None
+        A YAML file, sections and keys as such a file has them, a config, or None for the built-in default.
     overrides : sequence of str
         Items such as `"topology.degree=3"`; the value is read as YAML.
 
@@ -66,10 +67,20 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     UserError
         If the file cannot be read or parsed, or a value is wrong. The message has one line per mistake.
     """
-    raw = read_yaml(Path(path)) if path is not None else {}
+    where = ""
+    if source is None:
+        raw: dict[str, Any] = {}
+    elif isinstance(source, Config):
+        raw = yaml.safe_load(source.to_yaml())
+    elif isinstance(source, Mapping):
+        raw = copy.deepcopy(dict(source))
+    elif isinstance(source, str | Path):
+        raw, where = read_yaml(Path(source)), f"{source}: "
+    else:
+        raise UserError(f"config: got {source!r}. Allowed: a dict, the path of a YAML file, a Config, or None.")
     for item in overrides:
         put(raw, *parse_override(item), said=f"--set {item!r}")
-    return validate(Config, raw, f"{path}: " if path is not None else "")
+    return validate(Config, raw, where)
 
 
 def validate(section: type[S], raw: object, where: str = "") -> S:

@@ -5,6 +5,6 @@ The method decides what the array holds (posteriors, logits, parameters); the ex
 """
 
 from fedh2l_mpi.exchange.array_spec import ArraySpec
-from fedh2l_mpi.exchange.exchange import Exchange, Ledger, Received
+from fedh2l_mpi.exchange.exchange import Exchange, Ledger, NoExchange, Received
 
-__all__ = ["ArraySpec", "Exchange", "Ledger", "Received"]
+__all__ = ["ArraySpec", "Exchange", "Ledger", "NoExchange", "Received"]

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+# A participant keeps what its neighbours hold of its array under this name.
+HELD = "held_by_neighbours"
+
+
 @dataclass(frozen=True)
 class _Route:
     """The messages between this rank and another for one graph."""
@@ -120,7 +124,7 @@ class Exchange:
         self._deadline_s, self._pinned = deadline_s, pinned
         self._arrived, self._posted_s = arrived, math.nan
         self._hosted = hosting.participants_of(world.rank)
-        self._comm = world.comm.Dup() if world.comm is not None else None
+        self._comm = world.duplicate()
         self._graph: Graph | None = None
         self._routes: list[_Route] = []
         self._receives: list[MPI.Request] = []
@@ -243,8 +247,31 @@ class Exchange:
         once.start(round_index, graph, held)
         self._held_rows().go_on_from({index: array.numpy() for index, array in once.finish().arrays.items()})
         self._graph, self._routes = graph, self._plan_routes(graph)
-        if once._comm is not None:
-            once._comm.Free()
+
+    def keep_held(self, kept: Mapping[int, dict[str, Tensor]], before: tuple[int, Graph] | None) -> None:
+        """Make what the neighbours hold a part of each participant's state, where unchanged rows are skipped.
+
+        **Collective.** After a checkpoint, the neighbours get back what they held then. Where all rows are always sent,
+        this does nothing.
+
+        Parameters
+        ----------
+        kept : mapping
+            From each hosted participant to the dict in which it keeps what its state contains.
+        before : tuple of int and Graph, or None
+            The last finished round that had an exchange, and its graph; None if there is none.
+        """
+        if not isinstance(self._rows, HeldRows):
+            return
+        if before is not None:
+            self.hand_over(*before, {index: state[HELD].cpu() for index, state in kept.items()})
+        for index, state in kept.items():
+            state[HELD] = self.held(index)
+
+    def nothing(self) -> Mapping[int, Tensor]:
+        """Return the arrays of a round without an exchange, float32 (0, rows, columns) for each participant."""
+        empty = torch.empty(0, self._array.rows, self._array.columns)
+        return dict.fromkeys(self._hosted, empty)
 
     def close_round(self) -> Ledger:
         """The round's ledger; a round that exchanges nothing has an empty one."""
@@ -321,3 +348,43 @@ class Exchange:
             )
             for rank in sorted(outgoing)
         ]
+
+
+class NoExchange:
+    """The exchange of a method that never publishes anything.
+
+    Parameters
+    ----------
+    hosted : range
+        The participants hosted here.
+    """
+
+    mpi_sent = 0
+
+    def __init__(self, hosted: range) -> None:
+        self._hosted = hosted
+
+    def start(self, round_index: int, graph: Graph, published: Mapping[int, Tensor]) -> None:
+        """Refuse: there is no array to send.
+
+        Raises
+        ------
+        RuntimeError
+            Always.
+        """
+        raise RuntimeError("the method has no array to exchange, but something was published")
+
+    def progress(self) -> None:
+        """Do nothing, because no message is on its way."""
+
+    def finish(self, idle: Callable[[], None] | None = None) -> Mapping[int, Tensor]:
+        """Return no arrays, as `nothing` does."""
+        return self.nothing()
+
+    def nothing(self) -> Mapping[int, Tensor]:
+        """Return the arrays of a round without an exchange, float32 (0, 0, 0) for each participant."""
+        return dict.fromkeys(self._hosted, torch.empty(0, 0, 0))
+
+    def close_round(self) -> Ledger:
+        """Return an empty ledger."""
+        return Ledger()

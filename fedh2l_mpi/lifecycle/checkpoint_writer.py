@@ -85,7 +85,7 @@ class CheckpointWriter:
     ) -> None:
         self._world, self._hosting, self._directory = world, hosting, directory
         self._facts, self._keep, self._deadline_s = facts, keep, deadline_s
-        self._comm = world.comm.Dup() if world.comm is not None else None
+        self._comm = world.duplicate()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._worked = worked
         self._pending: dict[int, _Pending] = {}

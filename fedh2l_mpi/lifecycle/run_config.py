@@ -1,8 +1,8 @@
-"""Which config a run has: the one that is named, or that of the run to go on with. Torch is not needed to be told."""
+"""Load the config named by the caller or, when resuming, the stored one. This module does not import torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fedh2l_mpi.config import Config, loading
 from fedh2l_mpi.run_directory import RunDirectory
@@ -11,19 +11,22 @@ Mode = Literal["never", "auto", "require"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
-def load(path: str | None, overrides: Sequence[str], out: str | None, mode: Mode) -> Config:
-    """The config of a command that names the file `path`, or none; not resolved yet.
+def load(
+    source: str | Path | Mapping[str, Any] | Config | None, overrides: Sequence[str], out: str | None, mode: Mode
+) -> Config:
+    """Return the caller's config, or the stored one if the caller names none. It is not resolved yet.
 
     Raises
     ------
     UserError
-        As `config_file.load`.
+        As `config.loading.load`.
     """
-    return with_participants(loading.load(path or stored_config(out, mode), overrides), out, mode)
+    chosen = source if source is not None else stored_config(out, mode)
+    return with_participants(loading.load(chosen, overrides), out, mode)
 
 
 def stored_config(out: str | None, mode: Mode) -> Path | None:
-    """The config of the run to go on with, for a command that names none; None where there is no such run."""
+    """Return the config file of the run to resume; None if there is no such run, or it is not to be resumed."""
     if mode == "never" or out is None:
         return None
     path = RunDirectory(Path(out)).config
@@ -31,7 +34,7 @@ def stored_config(out: str | None, mode: Mode) -> Path | None:
 
 
 def with_participants(config: Config, out: str | None, mode: Mode) -> Config:
-    """The config, and where it leaves the number of participants to the ranks, that of the run to go on with."""
+    """Return the config with the number of participants of the run to resume, if it leaves that to the ranks."""
     stored = stored_config(out, mode)
     if stored is None or config.participants is not None:
         return config

@@ -1,4 +1,4 @@
-"""Which run this is: what ranks compare before it begins, and what its metrics file and its checkpoints say of it."""
+"""Run metadata: digests for the start-up handshake, and the headers of metrics files and checkpoints."""
 
 import datetime
 import hashlib
@@ -12,46 +12,25 @@ from fedh2l_mpi import metrics, models
 from fedh2l_mpi.build import RankSetup
 from fedh2l_mpi.config import Config, comparison
 from fedh2l_mpi.lifecycle import provenance
-from fedh2l_mpi.models.flat_parameters import shared_bytes
 from fedh2l_mpi.runtime.world import World
 
 
-def digests(config: Config, hosted: RankSetup) -> dict[str, bytes]:
-    """What must be the same on every rank, by name."""
+def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
+    """Return digests, by name, of everything that must be equal on all ranks."""
     return {
-        "seed set": hosted.federation.seed_set.digest(),
-        "graph": hosted.topology.digest(),
+        "seed set": setup.federation.seed_set.digest(),
+        "graph": setup.topology.digest(),
         "config": hashlib.sha256(config.to_yaml().encode()).digest(),
-        "exchanged array": repr(hosted.array).encode(),
+        "exchanged array": repr(setup.array).encode(),
         "file of weights": models.weights_digest(config.weights),
         "code version": provenance.source_digest(),
     }
 
 
-def description(world: World, hosted: RankSetup) -> list[dict[str, Any]]:
-    """Who learns where: the metrics file's participant fields, and the pid, of all participants. **Collective.**"""
-    private_samples = hosted.private_samples
-    mine = [
-        {
-            "architecture": participant.architecture,
-            "parameters": participant.parameter_count,
-            "parameter_bytes": shared_bytes(participant.model),
-            "private_samples": private_samples[participant.index],
-            "own_domain": hosted.plan.own_domain(participant.index),
-            "rank": world.rank,
-            "host": world.host,
-            "device": str(hosted.device),
-            "pid": os.getpid(),
-        }
-        for participant in hosted.participants
-    ]
-    return [row for rows in world.collect(mine) for row in rows]
-
-
-def facts(config: Config, world: World, hosted: RankSetup, description: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint says of the run that it is of."""
+def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
+    """Return what a checkpoint's manifest says of its run."""
     versions = provenance.versions(world.mpi_library)
-    data = hashlib.sha256(hosted.federation.seed_set.digest() + hosted.plan.label_histogram().tobytes())
+    data = hashlib.sha256(setup.federation.seed_set.digest() + setup.plan.label_histogram().tobytes())
     return {
         "participants": config.size,
         "settings": comparison.unusual(config),
@@ -61,13 +40,13 @@ def facts(config: Config, world: World, hosted: RankSetup, description: list[dic
         "versions": versions,
         "libraries": {name: json.loads(versions)[name] for name in ("torch", "numpy")},
         "threads": torch.get_num_threads(),
-        "devices": sorted({row["device"].partition(":")[0] for row in description}),
+        "devices": sorted({row["device"].partition(":")[0] for row in setup.everyone}),
     }
 
 
-def header(config: Config, world: World, hosted: RankSetup, description: list[dict[str, Any]]) -> metrics.RunHeader:
-    """What the metrics file says of the run before its first round."""
-    seed_set = hosted.federation.seed_set
+def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
+    """Return what the metrics file says of the run before its first round."""
+    seed_set = setup.federation.seed_set
     return metrics.RunHeader(
         attributes={
             "config": config.to_yaml(),
@@ -85,7 +64,7 @@ def header(config: Config, world: World, hosted: RankSetup, description: list[di
             "seed_set_samples": len(seed_set),
             "seed_set_samples_per_round": seed_set.samples_per_round,
         },
-        participants=description,
-        label_histogram=hosted.plan.label_histogram(),
-        domain_names=hosted.plan.domain_names,
+        participants=setup.everyone,
+        label_histogram=setup.plan.label_histogram(),
+        domain_names=setup.plan.domain_names,
     )

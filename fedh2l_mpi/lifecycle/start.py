@@ -1,6 +1,7 @@
-"""Whether a command begins a run, goes on with one, or finds it done; and the hold it then has on the run directory."""
+"""Decide whether to start, resume or skip a run, and reserve its directory."""
 
 import logging
+from types import TracebackType
 from typing import Any, Literal
 
 from fedh2l_mpi import metrics
@@ -19,69 +20,80 @@ Kind = Literal["new", "resume", "done"]
 
 
 class RunReservation:
-    """One rank's part in the hold on a run directory; rank 0 has the lock.
+    """One rank's part in the reservation of a run directory; rank 0 holds the lock. As a context, it releases it.
 
     Attributes
     ----------
+    requested : RunDirectory
+        The directory that was asked for. `settle` returns the one that the run gets.
     kind : {"new", "resume", "done"}
-        What is to be done; done: every round that is asked for is there. A new run whose lock is held already begins
-        anew, in the place of one that has no checkpoint.
+        What remains to be done; done: every round that is asked for is there. A new run whose lock is already held
+        replaces a run that has no checkpoint.
     """
 
-    def __init__(self, directory: RunDirectory, kind: Kind = "new", lock: RunLock | None = None) -> None:
-        self.directory, self.kind, self._lock = directory, kind, lock
+    def __init__(self, requested: RunDirectory, kind: Kind = "new", lock: RunLock | None = None) -> None:
+        self.requested, self.kind, self._lock = requested, kind, lock
 
-    def settle(self, config: Config) -> None:
-        """On rank 0: make the directory of a new run and lock it; put in the config that holds from now on.
+    def __enter__(self) -> "RunReservation":
+        return self
 
-        Only here does a run that begins anew take the place of what there was: up to now, its start may have failed.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def settle(self, config: Config) -> RunDirectory:
+        """On rank 0: make the directory of a new run and lock it, write the config, and return the directory.
+
+        Only now does a run that starts again replace what there was, because until now its start might have failed.
 
         Raises
         ------
         UserError
-            If it cannot be written, or another process took it in the meantime.
+            If the directory cannot be written, or another process took it in the meantime.
         """
         if self._lock is None:
-            self.directory = self.directory.make()
-            self._lock = RunLock(self.directory.lock)
-            self.directory.create(config.to_yaml())
-            return
+            directory = self.requested.make()
+            self._lock = RunLock(directory.lock)
+            directory.create(config.to_yaml())
+            return directory
         try:
             if self.kind == "new":
-                _make_way(self.directory)
-            self.directory.log(0).parent.mkdir(exist_ok=True)
-            atomic_files.write_text(self.directory.config, config.to_yaml())
+                _make_way(self.requested)
+            self.requested.log(0).parent.mkdir(exist_ok=True)
+            atomic_files.write_text(self.requested.config, config.to_yaml())
         except OSError as error:
-            raise UserError(f"--out: {self.directory.path} cannot be written: {error.strerror}") from None
+            raise UserError(f"--out: {self.requested.path} cannot be written: {error.strerror}") from None
+        return self.requested
 
     def release(self) -> None:
-        """Let others have the run."""
+        """Release the lock, so that another process may resume the run."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
 
 def reserve(world: World, directory: RunDirectory, config: Config, mode: Mode) -> RunReservation:
-    """Decide what to do with a run directory; if it holds a run, this process holds its lock. **Collective.**
+    """Decide what to do with a run directory. If it holds a run, rank 0 takes its lock. **Collective.**
 
     Raises
     ------
     UserError
-        On every rank alike: if there is nothing to go on with, or not with this config, or another process is at it.
+        On every rank alike: if there is nothing to resume, the stored config differs, or another process is running it.
     """
-    claims = []
+    reservations = []
 
     def decide() -> Kind:
-        claims.append(_decide(directory, config, mode))
-        return claims[0].kind
+        reservations.append(_decide(directory, config, mode))
+        return reservations[0].kind
 
     kind = world.from_first(decide)
-    return claims[0] if claims else RunReservation(directory, kind)
+    return reservations[0] if reservations else RunReservation(directory, kind)
 
 
 def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservation:
     if directory.named_by_time:
-        # What may be there is another run, which began in the same second.
+        # A directory of that name would be another run, which began in the same second.
         return RunReservation(directory)
     if not directory.config.exists():
         if mode == "require":

@@ -116,8 +116,19 @@ class Method:
         """
         raise NotImplementedError(f"{type(self).__name__} has an array to exchange, but does not say which numbers")
 
+    def published(self, participant: Participant, now: Round) -> Tensor:
+        """Return the published array, copied if it is a view of the participant's parameters.
+
+        Neighbours on this rank get it without a further copy, while the participant learns on.
+        """
+        array = self.publish(participant, now)
+        return array.clone() if participant.parameters.share_memory_with(array) else array
+
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """E steps on private minibatches."""
+        """Make E steps on private minibatches.
+
+        With `takes_batches`, `participant` may be a batch of participants in both phases (`TrainingUnit`).
+        """
         participant.begin(now.index, phase=0)
         self.private_steps(participant, self.config.local_steps)
 

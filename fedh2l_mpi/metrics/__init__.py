@@ -20,8 +20,10 @@ from fedh2l_mpi.metrics.schema import (
     SCHEMA_VERSION,
     TIMINGS,
     Field,
+    domains_of,
     pack_row,
     row_width,
+    unpack_table,
 )
 from fedh2l_mpi.metrics.timing import slowest_rank_seconds
 from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
@@ -44,6 +46,7 @@ __all__ = [
     "RunHeader",
     "RunMetrics",
     "RunState",
+    "domains_of",
     "infer_state",
     "look",
     "pack_row",
@@ -51,4 +54,5 @@ __all__ = [
     "row_width",
     "rows_digest",
     "slowest_rank_seconds",
+    "unpack_table",
 ]

@@ -43,7 +43,7 @@ class Collector:
     ) -> None:
         self._world, self._hosting, self._width = world, hosting, width
         self._write, self._deadline_s = write, deadline_s
-        self._comm = world.comm.Dup() if world.comm is not None else None
+        self._comm = world.duplicate()
         # Rank 0 keeps tables that are not complete yet. Other ranks keep the rows that MPI is still sending.
         self._tables: dict[int, tuple[Table, list[MPI.Request]]] = {}
 

@@ -142,3 +142,19 @@ def pack_row(
         calibration_3K = np.full((len(BIN_FIELDS), CONFIDENCE_BINS), math.nan)
     fields = (values.get(field.name, math.nan) for field in ROW_FIELDS)
     return np.array([*fields, *accuracy_D, *loss_D, *calibration_3K.ravel()], dtype=np.float64)
+
+
+def unpack_table(table: NDArray[np.float64], domains: int) -> dict[str, NDArray[np.float64]]:
+    """Return the values of each array by its name, from the rows of a round (P, width) or of several (R, P, width)."""
+    columns = {field.name: table[..., i] for i, field in enumerate(ROW_FIELDS)}
+    at = len(ROW_FIELDS)
+    for fields, size in ((DOMAIN_FIELDS, domains), (BIN_FIELDS, CONFIDENCE_BINS)):
+        for field in fields:
+            columns[field.name] = table[..., at : at + size]
+            at += size
+    return columns
+
+
+def domains_of(table: NDArray[np.float64]) -> int:
+    """Return the number of domains, from the width of a round's rows."""
+    return (table.shape[-1] - row_width(0)) // len(DOMAIN_FIELDS)

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,6 +37,11 @@ EVERYONE = ()
 # name, category, begin and end [perf_counter s], round, participants, lane
 Event = tuple[str, str, float, float, int, tuple[int, ...], int]
 MESSAGES = "messages"
+
+
+def during(trace: "Trace | None", name: str, round_index: int) -> AbstractContextManager[None]:
+    """Record what runs inside the context as an event of this rank, if there is a trace."""
+    return trace.during(name, round_index) if trace is not None else nullcontext()
 
 
 def check(out: Path, directory: RunDirectory, resumes: bool) -> None:

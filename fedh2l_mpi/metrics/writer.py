@@ -39,6 +39,7 @@ from fedh2l_mpi.metrics.schema import (
     SCHEMA_VERSION,
     Field,
     chunk_rows,
+    unpack_table,
 )
 from fedh2l_mpi.runtime import atomic_files
 
@@ -161,7 +162,7 @@ class MetricsWriter:
         first = 0
         for tables_RPW in tables(path, rounds):
             past = first + len(tables_RPW)
-            for name, values in self._columns(tables_RPW).items():
+            for name, values in unpack_table(tables_RPW, self._domains).items():
                 self.file[name].resize(past, axis=0)
                 self.file[name][first:past] = values
             self._rows.update(np.ascontiguousarray(tables_RPW).data)
@@ -207,7 +208,7 @@ class MetricsWriter:
         OSError, RuntimeError
             If they cannot be written. HDF5 raises either of them if the disk is full.
         """
-        for name, values in self._columns(table).items():
+        for name, values in unpack_table(table, self._domains).items():
             self._growing[name].put(round_index, values)
         self.file.flush()
         # The scale comes last, in its own flush, because within one flush a reader may see an array's new length before
@@ -216,16 +217,6 @@ class MetricsWriter:
         self.file.flush()
         self._rows.update(np.ascontiguousarray(table).data)
         return self._rows.hexdigest()
-
-    def _columns(self, table: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        """Return the values of each array, from one table (P, width) or several (R, P, width)."""
-        columns = {field.name: table[..., i] for i, field in enumerate(ROW_FIELDS)}
-        at = len(ROW_FIELDS)
-        for fields, size in ((DOMAIN_FIELDS, self._domains), (BIN_FIELDS, CONFIDENCE_BINS)):
-            for field in fields:
-                columns[field.name] = table[..., at : at + size]
-                at += size
-        return columns
 
     def close(self, state: str) -> None:
         """Close the file, which any HDF5 reader can then open like an ordinary file.

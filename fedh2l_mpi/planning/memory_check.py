@@ -1,11 +1,12 @@
 """Check that the ranks of a node or device fit into its memory."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
@@ -74,7 +75,13 @@ def refuse_if_too_large(gpu: DeviceMemory, parts: dict[str, int], needed_bytes: 
 
 
 def check_memory(
-    config: Config, plan: federated.Plan, method: Method, topology: Topology, world: World, device: torch.device
+    config: Config,
+    plan: federated.Plan,
+    method: Method,
+    topology: Topology,
+    world: World,
+    device: torch.device,
+    built: Mapping[int, nn.Module] | None = None,
 ) -> RankMemory | None:
     """Compare the memory that this rank needs with the free memory of its device. On a CPU, only warn.
 
@@ -82,6 +89,11 @@ def check_memory(
     minibatch, plus twice the largest tensor for the backward pass; or four times the largest tensor of an evaluation's
     forward pass. The number of gradient vectors was measured with every method. Workspaces of CUDA's libraries and
     memory that its allocator wastes are not counted, so a run that only just fits may still fail.
+
+    Parameters
+    ----------
+    built : mapping of int to nn.Module, optional
+        Models that participants of this rank will get, on the CPU: they are measured, and not built again for that.
 
     Returns
     -------
@@ -97,7 +109,8 @@ def check_memory(
     if device.type != "cuda" and world.rank != node[0]:
         return None
     hosting = Hosting(config.size, world.size)
-    run = compute(config, plan.source, method, count_samples(plan))
+    by_architecture = {config.architecture(index): model for index, model in (built or {}).items()}
+    run = compute(config, plan.source, method, count_samples(plan), by_architecture)
     memory = run.memory(hosting, links(topology.graph(0).edges, hosting), on_host=device.type != "cuda")
     if device.type != "cuda":
         warn_if_node_too_small(world.host, node, memory, available_bytes())

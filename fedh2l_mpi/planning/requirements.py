@@ -6,6 +6,7 @@
 import copy
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +35,8 @@ def architectures(config: Config) -> Counter[str]:
     return Counter(map(config.architecture, range(config.size)))
 
 
-def build_models(config: Config, source: Source) -> dict[str, nn.Module]:
-    """Build one model of each architecture of a resolved config, on the CPU.
+def build_models(config: Config, source: Source, built: Mapping[str, nn.Module] | None = None) -> dict[str, nn.Module]:
+    """Build one model of each architecture of a resolved config, on the CPU, except those in `built`.
 
     Raises
     ------
@@ -44,8 +45,11 @@ def build_models(config: Config, source: Source) -> dict[str, nn.Module]:
     """
     names = architectures(config)
     models.check_weights(config.weights, list(names))
+    have = built or {}
     return {
-        name: models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
+        name: have[name]
+        if name in have
+        else models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
         for name in names
     }
 
@@ -121,7 +125,9 @@ class Requirements:
         return float(graph.degree_P @ np.array(shared, dtype=np.float64))
 
 
-def compute(config: Config, source: Source, method: Method, counts: SampleCounts) -> Requirements:
+def compute(
+    config: Config, source: Source, method: Method, counts: SampleCounts, built: Mapping[str, nn.Module] | None = None
+) -> Requirements:
     """Compute the requirements of a resolved config.
 
     Raises
@@ -130,10 +136,10 @@ def compute(config: Config, source: Source, method: Method, counts: SampleCounts
         If a model is unknown, does not fit the data or cannot be trained on a minibatch of one sample that the run
         has, or if the codec does not fit the exchanged arrays.
     """
-    built = build_models(config, source)
+    built = build_models(config, source, built)
     _refuse_single_samples(config, source, method, counts, built)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
-    model = built[config.architecture(0)]
+    model = copy.deepcopy(built[config.architecture(0)])
     array = method.array(stand_in_participant(config, source, model), counts.seed_per_round, source.classes)
     message = None
     if array is not None:
@@ -145,7 +151,7 @@ def compute(config: Config, source: Source, method: Method, counts: SampleCounts
 
 
 def _refuse_single_samples(
-    config: Config, source: Source, method: Method, counts: SampleCounts, built: dict[str, nn.Module]
+    config: Config, source: Source, method: Method, counts: SampleCounts, built: Mapping[str, nn.Module]
 ) -> None:
     """Raise if a minibatch has one sample and the model cannot be trained on it, such as BatchNorm of one pixel."""
     steps, optimizer = config.method, config.optimizer

@@ -1,6 +1,8 @@
 """Libraries that the base install lacks, and the extras that install them."""
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 from fedh2l_mpi.errors import UserError
@@ -63,3 +65,14 @@ def fix(library: str, extra: str = "") -> str:
     extra = extra or EXTRAS[library]
     ranks = ", or [mpi] to run on several ranks" if extra == "run" else ""
     return f"install the extra [{extra}], as in pip install '.[{extra}]' from a checkout{ranks}"
+
+
+@contextlib.contextmanager
+def name_missing_library() -> Iterator[None]:
+    """Turn a failed import of an optional library into a UserError that names the extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        if mistake := missing(error):
+            raise mistake from None
+        raise

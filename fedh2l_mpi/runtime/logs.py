@@ -3,6 +3,8 @@
 import logging
 import logging.handlers
 import sys
+from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from fedh2l_mpi.runtime import processes
@@ -10,47 +12,53 @@ from fedh2l_mpi.runtime import processes
 log = logging.getLogger("fedh2l_mpi")
 
 
-def buffer_log() -> logging.handlers.MemoryHandler:
-    """Keep log records in memory until the run directory exists. `setup_logging` then writes them."""
-    held = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-    log.addHandler(held)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    return held
+class RunLog:
+    """The log of one run on one rank. As a context, it leaves the logger as it was."""
 
+    def __init__(self) -> None:
+        self._before = (log.level, log.propagate)
+        # What is logged while the run directory does not exist yet is kept, and written by `open`.
+        self._held = logging.handlers.MemoryHandler(
+            capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False
+        )
+        self._handlers: list[logging.Handler] = []
+        self._add(self._held)
 
-def setup_logging(
-    path: str, rank: int, size: int, speaks: bool, held: logging.handlers.MemoryHandler | None = None
-) -> None:
-    """Write this rank's log to its file and, if it `speaks`, to standard output.
-
-    Parameters
-    ----------
-    path : str
-        The log file.
-    speaks : bool
-        True: also write to standard output, except records marked `file_only`.
-    held : MemoryHandler or None
-        From `buffer_log`: its records are written first, each message once.
-    """
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
-    if speaks:
-        handlers.append(_Spoken(sys.stdout))
-        handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}/{size} %(levelname)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if held is not None:
-        log.removeHandler(held)
-        # Every participant of an architecture loads the same file, so equal messages are written once.
-        for record in {record.getMessage(): record for record in reversed(held.buffer)}.values():
+    def open(self, path: Path, rank: int, size: int, prints: bool) -> None:
+        """Send the log to a file, and to standard output if it `prints`; first, each message so far once."""
+        handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+        if prints:
+            handlers.append(_Printed(sys.stdout))
+            handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}/{size} %(levelname)s %(message)s", "%H:%M:%S"))
+            self._add(handler)
+        log.removeHandler(self._held)
+        # Every participant of an architecture loads the same file, so messages repeat.
+        for record in {record.getMessage(): record for record in reversed(self._held.buffer)}.values():
             log.handle(record)
 
+    def __enter__(self) -> "RunLog":
+        return self
 
-class _Spoken(logging.StreamHandler[TextIO]):
-    """Handler for standard output that goes silent if standard output is closed."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for handler in self._handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(self._before[0])
+        log.propagate = self._before[1]
+
+    def _add(self, handler: logging.Handler) -> None:
+        log.addHandler(handler)
+        self._handlers.append(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+class _Printed(logging.StreamHandler[TextIO]):
+    """Lines on standard output, as long as somebody takes them."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):

@@ -30,6 +30,15 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and "OMPI_COMM_WORLD_SIZE" not in os.environ
 
 
+def is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return type(get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
 def open_console() -> "RichConsole":
     """Return a console for tables: as wide as the terminal, or 120 columns in a batch log."""
     from rich.console import Console

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
@@ -50,8 +50,31 @@ class World:
         self.launched = launched
         self.host = socket.gethostname()
         self.at = "start-up"
+        self._duplicates: list[MPI.Intracomm] = []
         # Host and pid of every rank, to find the dead ranks if MPI reports a failure.
         self._processes = self.collect((self.host, os.getpid()))
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Keep `at` up to date while the context lasts; it stays if an error leaves the context, for the message."""
+        before, self.at = self.at, what
+        yield
+        self.at = before
+
+    def duplicate(self) -> "MPI.Intracomm | None":
+        """Return a communicator of the same ranks for one purpose; None for a single process. **Collective.**"""
+        if self.comm is None:
+            return None
+        self._duplicates.append(self.comm.Dup())
+        return self._duplicates[-1]
+
+    def close(self) -> None:
+        """Free this world's communicators; MPI itself stays initialised. **Collective.**"""
+        if self.comm is not None:
+            for duplicate in self._duplicates:
+                duplicate.Free()
+            self._duplicates.clear()
+            self.comm.Free()
 
     @property
     def ranks_here(self) -> list[int]:

@@ -8,12 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedh2l_mpi import metrics
+from fedh2l_mpi import api, metrics
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 
 GOLDEN = Path(__file__).with_name("metrics.json")
 ARRAYS = ("loss", "accuracy", "loss_private", "loss_seed", "loss_distillation", "gradient_cosine")
@@ -22,7 +21,7 @@ ARRAYS = ("loss", "accuracy", "loss_private", "loss_seed", "loss_distillation", 
 def record(overrides: list[str], folder: Path) -> dict[str, object]:
     """The arrays of the last round of a run in one process."""
     settings = loading.load(None, overrides).resolved(1, launched=False)
-    Simulation(settings, World(None), RunReservation(RunDirectory(folder))).run(lambda round_index, table: None)
+    api.assemble(settings, World(None), RunReservation(RunDirectory(folder))).run()
     run = metrics.read(RunDirectory(folder).metrics)
     return {name: run[name][-1].round(6).tolist() for name in ARRAYS if run[name][-1].max() == run[name][-1].max()}
 

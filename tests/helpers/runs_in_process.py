@@ -1,9 +1,10 @@
 """Whole runs in this process, started and resumed as the command line does it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedh2l_mpi import api
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle import run_config, start
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
@@ -16,16 +17,17 @@ ALONE = World(None)
 
 @contextmanager
 def simulation(
-    out: Path, *overrides: str, mode: run_config.Mode = "never", signals: Signals | None = None
+    out: Path,
+    *overrides: str,
+    mode: run_config.Mode = "never",
+    signals: Signals | None = None,
+    listener: Callable[[int, object], None] = lambda index, table: None,
 ) -> Iterator[Simulation]:
-    """A run that begins, or goes on, as the command line would have it."""
+    """A run that starts or resumes as the command line does it."""
     stored = run_config.stored_config(str(out), mode)
     config = loading.load(stored, overrides).resolved(1, launched=False)
-    hold = start.reserve(ALONE, RunDirectory(out), config, mode)
-    try:
-        yield Simulation(config, ALONE, hold, signals)
-    finally:
-        hold.release()
+    with start.reserve(ALONE, RunDirectory(out), config, mode) as reservation:
+        yield api.assemble(config, ALONE, reservation, signals, listener=listener)
 
 
 def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after: int | None = None) -> StopRequest:
@@ -35,5 +37,5 @@ def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after:
         if round_index + 1 == stop_after:
             (out / "STOP").touch()
 
-    with simulation(out, *overrides, mode=mode) as made:
-        return made.run(follow)
+    with simulation(out, *overrides, mode=mode, listener=follow) as made:
+        return made.run()

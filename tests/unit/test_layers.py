@@ -12,9 +12,9 @@ import fedh2l_mpi
 PACKAGE = Path(fedh2l_mpi.__file__).parent
 # From the top: a room may import only from rooms below it.
 ROOMS = (
-    "__main__ > cli > api > simulation, launch > lifecycle > build > planning, analysis > evaluation"
+    "__main__, __init__ > cli > api > simulation, launch > lifecycle > build > planning, analysis > evaluation"
     " > metrics, methods > exchange, participant > models, data, topology, run_directory > runtime > config"
-    " > losses, rng, errors, __init__"
+    " > losses, rng, errors"
 )
 ENTRIES, MODULE_LINES = 28, 420
 DEPTH = {room.strip(): depth for depth, rooms in enumerate(ROOMS.split(">")) for room in rooms.split(",")}

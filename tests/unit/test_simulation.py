@@ -11,7 +11,7 @@ import yaml
 from helpers.launching import ROOT
 from torch import nn
 
-from fedh2l_mpi import config, metrics, run_directory
+from fedh2l_mpi import api, config, metrics, run_directory
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
@@ -22,7 +22,6 @@ from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.rng import Purpose, torch_seed
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Topology
 
 ALONE = World(None)
@@ -32,7 +31,7 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())
 def run(folder: Path, *overrides: str) -> metrics.RunMetrics:
     settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    Simulation(settings, World(None), RunReservation(directory)).run(lambda round_index, table: None)
+    api.assemble(settings, World(None), RunReservation(directory)).run()
     return metrics.read(directory.metrics)
 
 
@@ -42,14 +41,17 @@ def test_runs_that_begin_in_one_second_have_a_directory_each_and_none_before_the
     settings = loading.load(None, ["models=[mlp]", "rounds=1"]).resolved(1, launched=False)
     claims = [start.reserve(ALONE, run_directory.choose(None, "default"), settings, "never") for _ in range(3)]
     assert not Path("runs").exists()
-    made = [Simulation(settings, ALONE, mine) for mine in claims]
-    assert [each.directory.path.name for each in made] == [f"default-20260102-030405{n}" for n in ("", "-2", "-3")]
+    made = [api.assemble(settings, ALONE, mine) for mine in claims]
+    assert [each.supervisor.directory.path.name for each in made] == [
+        f"default-20260102-030405{n}" for n in ("", "-2", "-3")
+    ]
     late = start.reserve(ALONE, run_directory.choose(None, "default"), settings, "never")
-    made.append(Simulation(settings, ALONE, late))
-    for each in made:
-        each.run(lambda round_index, table: None)
-        assert metrics.read(each.directory.metrics).rounds == 1
-        assert not each.directory.lock.exists()
+    made.append(api.assemble(settings, ALONE, late))
+    for each, reservation in zip(made, [*claims, late], strict=True):
+        with reservation:
+            each.run()
+        assert metrics.read(each.supervisor.directory.metrics).rounds == 1
+        assert not each.supervisor.directory.lock.exists()
 
 
 def plain_fedh2l(settings: config.Config) -> np.ndarray:

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from helpers.written_runs import header, ring, table, write
 
-from fedh2l_mpi import metrics
+from fedh2l_mpi import api, metrics
 from fedh2l_mpi.analysis import validation
 from fedh2l_mpi.analysis.validation import contents
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 
 
 def errors(path, programs=False):
@@ -62,7 +61,7 @@ def test_a_real_run_whose_graph_is_redrawn_is_valid(tmp_path):
     overrides = ["participants=4", "rounds=4", "evaluation.every=2", "method.local_steps=2", "method.mutual_steps=2"]
     graph = ["topology.kind=random_regular", "topology.degree=2", "topology.redraw_every=2"]
     config = loading.load(None, [*overrides, *graph]).resolved(1, launched=False)
-    Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run"))).run(lambda round_index, table: None)
+    api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run"))).run()
     assert errors(tmp_path / "run") == []
 
 

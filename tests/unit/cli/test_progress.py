@@ -10,9 +10,8 @@ import pytest
 from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.cli import progress
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.lifecycle import status
+from fedh2l_mpi.lifecycle import progress, status
 from fedh2l_mpi.runtime import units
 
 
@@ -33,12 +32,12 @@ def test_sizes_have_three_digits_and_a_unit(count, text):
 
 def test_a_batch_log_has_a_line_for_each_evaluation(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("fedh2l_mpi"), "propagate", True)
-    bar = progress.Progress(Config(rounds=4).resolved(1, False), quiet=False)
+    bar = progress.Progress(Config(rounds=4).resolved(1, False), shows=False)
     quiet_row = metrics.pack_row({"loss_private": 0.5, "seconds_local": 0.1}, [np.nan], [np.nan])
     row = metrics.pack_row({"loss_private": 0.5, "accuracy_all": 0.75, "seconds_local": 0.1}, [0.75], [1.0])
     with caplog.at_level(logging.INFO, "fedh2l_mpi"):
-        bar.round(0, np.stack([quiet_row]))
-        bar.round(1, np.stack([row]))
+        bar.round(0, metrics.unpack_table(np.stack([quiet_row]), domains=1))
+        bar.round(1, metrics.unpack_table(np.stack([row]), domains=1))
     (line,) = caplog.messages
     assert line.startswith("2 of 4 rounds: private 0.500 nats")
     assert "all-domain 0.750" in line

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
-from fedh2l_mpi import config, metrics
+from fedh2l_mpi import api, config, metrics
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated, pack_writer, photo_decoding
@@ -580,7 +580,6 @@ def write_pngs(root: Path, domain: str, images: np.ndarray, labels: np.ndarray) 
 
 
 def test_two_natural_domains_of_digits_are_learned(mnist, tmp_path):
-    from fedh2l_mpi.simulation import Simulation
 
     small = load_digits()
     write_pngs(tmp_path / "tree", "eight_pixels", (small.images[:500] * 15.9375).astype(np.uint8), small.target[:500])
@@ -592,7 +591,7 @@ def test_two_natural_domains_of_digits_are_learned(mnist, tmp_path):
     pack_writer.pack(tmp_path / "tree", tmp_path / "digits.h5", side=28, grey=True, workers=1)
     given = settings(tmp_path / "digits.h5", "participants=3", "rounds=8", "models=[mlp, lenet5]", "seed_set.share=0.2")
     directory = RunDirectory(tmp_path / "run")
-    Simulation(given, World(None), RunReservation(directory)).run(lambda round_index, table: None)
+    api.assemble(given, World(None), RunReservation(directory)).run()
     result = metrics.read(directory.metrics)
     assert [name.decode() for name in result["domain_name"]] == ["eight_pixels", "mnist"]
     assert result["own_domain"].tolist() == [0, 1, 0]

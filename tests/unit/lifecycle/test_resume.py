@@ -18,8 +18,9 @@ from helpers.runs_in_process import ALONE, run, simulation
 from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import build, metrics
+from fedh2l_mpi.api import Ended
 from fedh2l_mpi.cli import commands
-from fedh2l_mpi.cli.run import _tell as tell
+from fedh2l_mpi.cli.run import _print_end as print_end
 from fedh2l_mpi.config import RunConfig, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import checkpoint_files, checkpoint_writer, start, status, status_reporter
@@ -56,8 +57,8 @@ CASES = {
 def resumed_at(out: Path) -> int:
     """After how many rounds a run would go on; it does not."""
     with simulation(out, mode="auto") as made:
-        made.writer.close("stopped")
-        return made.first_round
+        made.recorder.close("stopped")
+        return made.supervisor.first_round
 
 
 @pytest.fixture
@@ -293,7 +294,7 @@ def test_a_run_that_would_begin_anew_leaves_all_as_it_was_until_its_start_has_pr
         assert copy.lock.exists(), "another process could take the run"
         raise UserError("data.root: not mounted")
 
-    monkeypatch.setattr(build, "load", away)
+    monkeypatch.setattr(build, "build_rank", away)
     with pytest.raises(UserError, match="not mounted"):
         run(copy.path, mode="auto")
     assert {path: path.read_bytes() for path in before} == before
@@ -327,8 +328,8 @@ def test_a_file_asks_for_a_checkpoint_and_is_gone_when_it_is_there(tmp_path):
             out.checkpoint_request.touch()
         seen.append((out.checkpoint_request.exists(), [path.name for path in out.committed()]))
 
-    with simulation(out.path, "models=[mlp]", "rounds=6", "checkpoint.every=null") as made:
-        made.run(follow)
+    with simulation(out.path, "models=[mlp]", "rounds=6", "checkpoint.every=null", listener=follow) as made:
+        made.run()
     assert seen[1] == (True, [])
     assert seen[-1] == (False, ["round-00000002"])
     assert [path.name for path in out.committed()] == ["round-00000006", "round-00000002"]
@@ -353,8 +354,10 @@ def test_a_file_that_asks_for_a_checkpoint_again_while_one_is_made_is_answered_b
             time.sleep(0.01)
 
     monkeypatch.setattr(checkpoint_writer.CheckpointWriter, "begin", begin_and_ask_again)
-    with simulation(out.path, "models=[mlp]", "rounds=12", "checkpoint.every=null", "checkpoint.keep=9") as made:
-        made.run(follow)
+    with simulation(
+        out.path, "models=[mlp]", "rounds=12", "checkpoint.every=null", "checkpoint.keep=9", listener=follow
+    ) as made:
+        made.run()
     assert len(states_of) == 3
     assert (states_of[0], states_of[-1]) == (2, 12)
     assert not out.checkpoint_request.exists()
@@ -374,8 +377,8 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
                 path.unlink()
                 path.touch()
 
-    with simulation(out.path, "models=[mlp]", "rounds=6") as made:
-        assert made.run(follow) == StopRequest.FILE_STOP
+    with simulation(out.path, "models=[mlp]", "rounds=6", listener=follow) as made:
+        assert made.run() == StopRequest.FILE_STOP
     assert status.read(out.status).round == 3
     assert not any(path.exists() for path in asking)
 
@@ -419,10 +422,10 @@ def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_pa
     monkeypatch.setattr(checkpoint_writer, "commit", slow_commit)
     monkeypatch.setattr(metrics.MetricsWriter, "close", closing)
     with (
-        simulation(out.path, "models=[mlp]", "rounds=99", "checkpoint.every=1") as made,
+        simulation(out.path, "models=[mlp]", "rounds=99", "checkpoint.every=1", listener=follow) as made,
         pytest.raises(RuntimeError, match="a fault"),
     ):
-        made.run(follow)
+        made.run()
     assert held == {"checkpoint": True, "metrics": True}
     assert status.read(out.status).state == "failed"
     assert [path.name for path in out.committed()] == ["round-00000001"]
@@ -446,18 +449,18 @@ def terminated() -> Iterator[Signals]:
 def test_a_run_that_lacks_only_its_last_word_is_complete_whoever_wants_to_stop_it(copy, terminated):
     # The checkpoint of 3 rounds is there, and the file was not closed as that of a complete run.
     with simulation(copy.path, "rounds=3", mode="auto", signals=terminated) as made:
-        assert made.first_round == 3
-        assert made.run(lambda round_index, table: None) == StopRequest.NOTHING
+        assert made.supervisor.first_round == 3
+        assert made.run() == StopRequest.NOTHING
     assert status.read(copy.status).state == "complete"
     assert metrics.read(copy.metrics).attributes["state"] == "complete"
 
 
 def test_a_run_that_stops_says_whether_there_is_a_checkpoint(tmp_path, copy, terminated, capsys):
-    cases = {copy: "with a checkpoint; .* goes on", RunDirectory(tmp_path / "new"): "before round 0; .* begins it"}
+    cases = {copy: "with a checkpoint; .* resumes it", RunDirectory(tmp_path / "new"): "before round 0; .* starts it"}
     for out, says in cases.items():
         with simulation(out.path, *([] if out is copy else ["models=[mlp]"]), mode="auto", signals=terminated) as made:
-            asked = made.run(lambda round_index, table: None)
-        tell(out, asked, None)
+            asked = made.run()
+        print_end(Ended(out, asked), 3, None)
         assert re.search(rf"stopped \(TERM\), {says}\n$", capsys.readouterr().out)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi import losses, metrics
+from fedh2l_mpi import api, losses, metrics
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods import batched
@@ -22,8 +22,8 @@ from fedh2l_mpi.simulation import Simulation
 def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
     settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    simulation = Simulation(settings, World(None), RunReservation(directory))
-    simulation.run(lambda round_index, table: None)
+    simulation = api.assemble(settings, World(None), RunReservation(directory))
+    simulation.run()
     return metrics.read(directory.metrics), simulation
 
 
@@ -43,7 +43,7 @@ def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path,
     common = ["participants=7", "rounds=4", "evaluation.every=2", "data.partition.domains=4", *settings]
     alone, one_by_one = run(tmp_path / "alone", *common)
     together, simulation = run(tmp_path / "together", *common, "devices.batching=like")
-    assert any(isinstance(learner, BatchedParticipants) for learner in simulation.learners)
+    assert any(isinstance(learner, BatchedParticipants) for learner in simulation.training_units)
     for name in alone.arrays:
         if name not in metrics.TIMINGS:
             assert together[name].tobytes() == alone[name].tobytes(), name
@@ -132,15 +132,15 @@ def test_a_model_whose_passes_or_gradients_somebody_listens_to_steps_alone(hook)
 def test_a_model_alone_and_models_of_other_kinds_step_alone(tmp_path):
     sets = ["participants=4", "rounds=1", "models=[mlp, lenet5, cnn, lenet5]", "devices.batching=like"]
     _, simulation = run(tmp_path / "run", *sets)
-    assert simulation.learners == simulation.participants
+    assert simulation.training_units == simulation.participants
 
 
 def test_cohorts_are_of_bounded_size_and_lose_nobody(tmp_path):
     sets = ["participants=70", "rounds=1", "models=[mlp]", "method.local_steps=1", "method.mutual_steps=1"]
     _, simulation = run(tmp_path / "run", *sets, "data.partition.domains=4", "devices.batching=like")
-    sizes = [len(learner.members) for learner in simulation.learners if isinstance(learner, BatchedParticipants)]
+    sizes = [len(learner.members) for learner in simulation.training_units if isinstance(learner, BatchedParticipants)]
     assert sizes == [batched.MEMBERS] * 4 + [6]
-    members = [member.index for learner in simulation.learners for member in learner.members]
+    members = [member.index for learner in simulation.training_units for member in learner.members]
     assert members == list(range(70))
 
 
@@ -148,4 +148,4 @@ def test_methods_that_look_at_one_participant_at_a_time_are_left_alone(tmp_path)
     sets = ["rounds=1", "models=[mlp]", "topology.kind=complete", "devices.batching=like"]
     for more in (["method.combine=gem_neighbours"], ["method.teachers=median"], ["method.name=dml"]):
         _, simulation = run(tmp_path / more[0], *sets, *more)
-        assert simulation.learners == simulation.participants
+        assert simulation.training_units == simulation.participants

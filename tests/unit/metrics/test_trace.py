@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import trace_events
 
-from fedh2l_mpi import metrics
+from fedh2l_mpi import api, metrics
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
@@ -14,7 +14,6 @@ from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.metrics import trace as timeline
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 
 SETTINGS = ["rounds=4", "participants=3", "evaluation.every=2", "checkpoint.every=2", "method.local_steps=2"]
 
@@ -22,7 +21,7 @@ SETTINGS = ["rounds=4", "participants=3", "evaluation.every=2", "checkpoint.ever
 def run(folder: Path, trace: Path | None, *more: str) -> metrics.RunMetrics:
     settings = loading.load(None, [*SETTINGS, *more]).resolved(1, launched=False)
     directory = RunDirectory(folder)
-    Simulation(settings, World(None), RunReservation(directory), trace=trace).run(lambda round_index, table: None)
+    api.assemble(settings, World(None), RunReservation(directory), trace=trace).run()
     return metrics.read(directory.metrics)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fedh2l_mpi import methods, metrics
+from fedh2l_mpi import api, methods, metrics
 from fedh2l_mpi.config import Config, ExchangeConfig, TopologyConfig, loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.seed_set import SeedRound
@@ -28,7 +28,6 @@ from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Graph, Topology, draw
 
 # A message with one 3 x 10 array: 48 bytes of header, 4 for the sender, 120 of numbers.
@@ -95,7 +94,7 @@ def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks
     hosting = Hosting(12, ranks)
     told = traffic.links(graph.edges, hosting)
     for rank in range(ranks):
-        exchange = Exchange(SimpleNamespace(rank=rank, comm=None), hosting, ARRAY, 1.0)
+        exchange = Exchange(SimpleNamespace(rank=rank, comm=None, duplicate=lambda: None), hosting, ARRAY, 1.0)
         exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.participants_of(rank)})
         assert exchange.mpi_sent == told.mpi_bytes_R(SIZE)[rank]
         assert len(exchange._routes) == told.messages_R[rank]
@@ -145,11 +144,11 @@ def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
         "participants=5", "rounds=5", *overrides, "method.local_steps=1", "method.mutual_steps=1", "evaluation.every=5"
     )
     directory = RunDirectory(tmp_path / "run")
-    simulation = Simulation(config, World(None), RunReservation(directory))
-    simulation.run(lambda round_index, table: None)
+    simulation = api.assemble(config, World(None), RunReservation(directory))
+    simulation.run()
     hosting, source = Hosting(5, 1), digits()
     schedule = graph_schedule.draw_schedule(config, hosting, simulation.method.exchanges_in)
-    needs = requirements.compute(config, source, simulation.method, requirements.count_samples(simulation.hosted.plan))
+    needs = requirements.compute(config, source, simulation.method, requirements.count_samples(simulation.setup.plan))
     sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
     assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
     assert (sent > 0) == (config.method.name != "independent")
@@ -182,12 +181,10 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
 @pytest.mark.parametrize("optimizer", [["optimizer.name=adam"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]])
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
-    simulation = Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
-    needs = requirements.compute(
-        config, digits(), simulation.method, requirements.count_samples(simulation.hosted.plan)
-    )
+    simulation = api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
+    needs = requirements.compute(config, digits(), simulation.method, requirements.count_samples(simulation.setup.plan))
     told = needs.memory(Hosting(5, 1), traffic.links(Graph(5, []).edges, Hosting(5, 1)))
-    held = simulation.hosted.federation
+    held = simulation.setup.federation
     sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
     # The views of a round's seed samples are beside what is held all the time.
     views = 3 * len(held.seed_set.of_round(0)) * digits().input_bytes

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi import methods
+from fedh2l_mpi import api, methods
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
@@ -16,7 +16,6 @@ from fedh2l_mpi.planning.memory_check import DeviceMemory
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Topology
 
 GIB = 2**30
@@ -212,14 +211,14 @@ def test_a_method_that_exchanges_nothing_has_no_message():
 def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     config, *_ = run_of()
     monkeypatch.setattr(memory_check, "available_bytes", lambda: 1)
-    Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
+    api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
     assert len(warnings) == 1
     monkeypatch.undo()
 
-    def refuse(*arguments):
+    def refuse(*arguments, **more):
         raise UserError("devices: rank 0 needs more")
 
     monkeypatch.setattr(memory_check, "check_memory", refuse)
     with pytest.raises(UserError, match="needs more"):
-        Simulation(config, World(None), RunReservation(RunDirectory(tmp_path / "refused")))
+        api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "refused")))
     assert not (tmp_path / "refused").exists()

@@ -1,0 +1,190 @@
+"""Show a run's start and progress on rank 0: a bar on a terminal or in a notebook, plain lines in a batch log.
+
+rich is imported by the rank that shows a bar, not by the others.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.runtime.terminal import is_notebook, is_terminal
+from fedh2l_mpi.runtime.world import World
+
+log = logging.getLogger("fedh2l_mpi")
+Columns = Mapping[str, NDArray[np.float64]]
+# In a batch log, a round without evaluation gets a line only if rounds are slow.
+QUIET_S = 30.0
+# More participants than this are counted instead of listed.
+LISTED = 32
+
+
+class Bar(Protocol):
+    """A place where the newest state of a run is shown."""
+
+    def update(self, done: int, accuracy: str, timing: str) -> None:
+        """Show the state after `done` rounds."""
+
+    def stop(self) -> None:
+        """Leave the terminal or the notebook as it was."""
+
+
+class Progress:
+    """Progress of a run on rank 0.
+
+    Parameters
+    ----------
+    config : Config
+        A resolved config.
+    shows : bool
+        Whether a bar may be shown; where neither a terminal nor a notebook is there, none is.
+    """
+
+    def __init__(self, config: Config, shows: bool) -> None:
+        self._rounds, self._shows, self._first = config.rounds, shows, 0
+        self._begin = self._logged = time.monotonic()
+        self._accuracy = float("nan")
+        self._bar: Bar | None = None
+
+    @contextlib.contextmanager
+    def after(self, first_round: int) -> Iterator[None]:
+        """Show the bar while the context lasts, beginning after the rounds that were finished before."""
+        self._first = first_round
+        self._begin = self._logged = time.monotonic()
+        if self._shows and is_terminal():
+            self._bar = TerminalBar(self._rounds, first_round)
+        elif self._shows and is_notebook():
+            self._bar = NotebookBar(self._rounds, first_round)
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+    def round(self, index: int, columns_P: Columns) -> None:
+        """Show a finished round, and log it if it was evaluated.
+
+        Parameters
+        ----------
+        columns_P : mapping of str to float64 (P,)
+            The round's numbers of all participants, by the names of the metrics file.
+        """
+        is_evaluated = not np.isnan(columns_P["accuracy_all"]).all()
+        if is_evaluated:
+            self._accuracy = float(np.nanmean(columns_P["accuracy_all"]))
+        # Participants of one rank take turns, so a person can compare a phase's mean over participants only.
+        phases = {name: 1e3 * _mean(columns_P[f"seconds_{name}"]) for name in ("local", "wait", "mutual")}
+        timing = ", ".join(f"{name} {ms:.0f} ms" for name, ms in phases.items())
+        done = index + 1
+        if self._bar is not None:
+            self._bar.update(done, "-" if np.isnan(self._accuracy) else f"{self._accuracy:.3f}", timing)
+        now = time.monotonic()
+        if not is_evaluated and now - self._logged <= QUIET_S:
+            return
+        self._logged = now
+        left = (now - self._begin) / (done - self._first) * (self._rounds - done)
+        line = (
+            f"{done} of {self._rounds} rounds: private {_mean(columns_P['loss_private']):.3f} nats, "
+            f"mutual {_mean(columns_P['loss_distillation']):.3f} nats, all-domain {self._accuracy:.3f}, "
+            f"{timing} per participant, {_duration(left)} left"
+        )
+        # A terminal with a bar shows this already.
+        log.info(line, extra={"file_only": self._bar is not None})
+
+
+class TerminalBar:
+    """A bar on a terminal of 80 columns or more."""
+
+    def __init__(self, rounds: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            BarColumn(bar_width=10),
+            TextColumn("all {task.fields[accuracy]}  {task.fields[timing]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._task = self._bar.add_task("", total=rounds, completed=done, accuracy="-", timing="")
+        self._bar.start()
+
+    def update(self, done: int, accuracy: str, timing: str) -> None:
+        """Show the state after `done` rounds."""
+        self._bar.update(self._task, completed=done, accuracy=accuracy, timing=timing)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()
+
+
+class NotebookBar:
+    """A line with a bar in a notebook's output, which needs nothing but IPython."""
+
+    WIDTH = 20
+
+    def __init__(self, rounds: int, done: int) -> None:
+        from IPython.display import display
+
+        self._rounds = rounds
+        self._handle: Any = display(self._text(done, "-", ""), raw=True, display_id=True)
+
+    def update(self, done: int, accuracy: str, timing: str) -> None:
+        """Show the state after `done` rounds."""
+        self._handle.update(self._text(done, accuracy, timing), raw=True)
+
+    def stop(self) -> None:
+        """Leave the last state in the notebook."""
+
+    def _text(self, done: int, accuracy: str, timing: str) -> dict[str, str]:
+        full = self.WIDTH * done // self._rounds
+        bar = "█" * full + "░" * (self.WIDTH - full)
+        return {"text/plain": f"{done}/{self._rounds} rounds {bar} all-domain {accuracy}  {timing}".rstrip()}
+
+
+def log_start(
+    config: Config, world: World, everyone: Sequence[Mapping[str, Any]], histogram_PC: NDArray[np.int64], domains: int
+) -> None:
+    """Log which process this is, and on rank 0 who learns where, on what data."""
+    log.info(str(world))
+    if world.rank != 0:
+        return
+    part = config.data.partition
+    log.info(
+        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {domains} "
+        f"domains), {config.method.name}, {config.rounds} rounds, seed {config.seed}"
+    )
+    for index, row in enumerate(everyone[:LISTED]):
+        domain = f"domain {row['own_domain']}" if row["own_domain"] >= 0 else "all domains"
+        log.info(
+            f"participant {index}: {row['architecture']}, {row['parameters']:,} parameters, rank {row['rank']} on "
+            f"{row['host']} (pid {row['pid']}), {row['device']}; {row['private_samples']} private samples of {domain}, "
+            f"by label {histogram_PC[index].tolist()}"
+        )
+    if len(everyone) > LISTED:
+        log.info(f"and {len(everyone) - LISTED} more; metrics.h5 lists them all")
+
+
+def log_notes(world: World, note: str, caution: str, first_round: int, rounds: int) -> None:
+    """Log the caller's note, on rank 0 the method's caution, and where a resumed run begins."""
+    if note:
+        log.info(note)
+    if caution and world.rank == 0:
+        log.warning(caution)
+    if first_round:
+        log.info(f"resumed after {first_round} of {rounds} rounds, from a checkpoint")
+
+
+def _mean(values_P: NDArray[np.float64]) -> float:
+    return float(np.nanmean(values_P)) if not np.isnan(values_P).all() else float("nan")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

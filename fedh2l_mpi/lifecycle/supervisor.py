@@ -1,0 +1,183 @@
+"""Supervise one rank's rounds: status, checkpoints, requests to stop, and clean-up after an error."""
+
+import contextlib
+import logging
+import resource
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.lifecycle.checkpoint_writer import CheckpointWriter, Stateful
+from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
+from fedh2l_mpi.lifecycle.status_reporter import StatusReporter
+from fedh2l_mpi.lifecycle.stopping import Stopping
+from fedh2l_mpi.metrics.run_recorder import RunRecorder
+from fedh2l_mpi.metrics.trace import Trace, during
+from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
+
+log = logging.getLogger("fedh2l_mpi")
+Listener = Callable[[int, NDArray[np.float64]], None]
+
+
+class Supervisor:
+    """Context of the rounds: it reports their begin and end, and leaves readable files if an error ends them.
+
+    Building it is **collective**.
+
+    Parameters
+    ----------
+    config : Config
+        A resolved config.
+    participants : sequence of Stateful
+        The participants hosted here, whose states make a checkpoint.
+    facts : mapping
+        What a checkpoint's manifest says of the run.
+    recorder : RunRecorder
+        The metrics file, which is closed at the end.
+    first_round : int
+        Rounds that were finished before.
+    listener : callable
+        Rank 0 calls it with each round and its table of rows (P, row width), after the round is in the file.
+    signals : Signals or None
+        Signals that may ask the run to stop; None: no signal is looked at.
+
+    Attributes
+    ----------
+    directory : RunDirectory
+        The run's directory.
+    first_round : int
+        The first round that this process runs.
+    trace : Trace or None
+        The trace of the run.
+    outcome : StopRequest
+        The request that stopped the run; NOTHING while it runs, and if it is complete.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        hosting: Hosting,
+        directory: RunDirectory,
+        participants: Sequence[Stateful],
+        facts: Mapping[str, Any],
+        recorder: RunRecorder,
+        first_round: int = 0,
+        listener: Listener = lambda index, table: None,
+        signals: Signals | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        deadline_s = config.exchange.deadline_s
+        self._config, self._world, self._participants = config, world, participants
+        self._recorder, self._listener, self.trace = recorder, listener, trace
+        self.directory, self.first_round = directory, first_round
+        recorder.on_written = self._round_is_written
+        worked = trace.checkpoint_work if trace is not None else None
+        keep = config.checkpoint.keep
+        self.checkpoints = CheckpointWriter(world, hosting, directory, facts, keep, deadline_s, worked)
+        self.stopping = Stopping(world, signals, config.run, directory, deadline_s)
+        self.reporter = StatusReporter(world, directory, config.rounds)
+        self.outcome = StopRequest.NOTHING
+        # Rounds in the checkpoint that answers a request; None: no request waits for an answer.
+        self._requested: int | None = None
+
+    def __enter__(self) -> "Supervisor":
+        self.reporter.begin(self.first_round)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._finish()
+        except BaseException as failure:
+            self._give_up(failure)
+            raise
+        if error is not None:
+            self._give_up(error)
+            return
+        if self.trace is not None:
+            self.trace.end(complete=not self.outcome.stops)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        log.info(
+            f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
+            extra={"file_only": True},
+        )
+
+    def rounds_left(self) -> Iterator[int]:
+        """Yield the rounds that are not finished; none if a signal has asked to stop before the first. **Collective.**
+
+        A run whose rounds are all finished is complete, even if somebody asks it to stop.
+        """
+        asked = self.stopping.asked_before()
+        if self.first_round < self._config.rounds:
+            self.outcome = asked
+        if not self.outcome.stops:
+            yield from range(self.first_round, self._config.rounds)
+
+    def after_round(self, index: int) -> StopRequest:
+        """Agree with all ranks whether to stop, and begin a checkpoint if it is due or asked for. **Collective.**"""
+        done, every = index + 1, self._config.checkpoint.every
+        with self._world.doing(f"round {index}, agreeing"), during(self.trace, "agree", index):
+            asked = self.stopping.agreed(idle=self.poll)
+        if done == self._config.rounds:
+            # The run is complete, even if somebody asked it to stop.
+            asked = StopRequest.NOTHING
+        self.outcome = asked if asked.stops else StopRequest.NOTHING
+        is_due = every is not None and done % every == 0
+        if asked:
+            self._requested = done
+            self.stopping.checkpoint_begins()
+        if is_due or asked or done == self._config.rounds:
+            with self._world.doing(f"round {index}, checkpoint"), during(self.trace, "checkpoint", index):
+                self.checkpoints.begin(done, self._participants, self.poll)
+        self.poll()
+        if self.trace is not None:
+            self.trace.flush(only_if_due=True)
+        return asked
+
+    def poll(self) -> None:
+        """Do what can be done without waiting: write rows that have arrived, commit checkpoints that are written."""
+        self._recorder.poll()
+        if self.checkpoints.poll():
+            self.reporter.checkpoint = self.checkpoints.newest
+            if self._requested is not None and self.checkpoints.newest >= self._requested:
+                self.stopping.checkpoint_was_made()
+                self._requested = None
+
+    def _round_is_written(self, index: int, table: NDArray[np.float64], digest: str) -> None:
+        self.checkpoints.rows_are_written(index + 1, digest)
+        self.reporter.progress(index + 1)
+        self._listener(index, table)
+
+    def _finish(self) -> None:
+        """Wait until everything on its way has arrived and is in its files; close them and report the end."""
+        with self._world.doing("the end of the run"):
+            self.stopping.close(idle=self.poll)
+            self._recorder.finish()
+            self.checkpoints.finish()
+            self.reporter.checkpoint = self.checkpoints.newest or self.first_round
+            self.stopping.run_has_ended()
+            state, reason = ("stopped", self.outcome.reason) if self.outcome.stops else ("complete", "")
+            self._recorder.close(state)
+            self.reporter.end(state, reason)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Leave files that can be read, and a report of the error."""
+        self.reporter.fail(error)
+        # A closed file opens everywhere. On a full disk it cannot be closed, but can still be read.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            self._recorder.close("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        if self.trace is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.trace.close()
+        self.checkpoints.abandon()
+        with contextlib.suppress(OSError):
+            self.reporter.leave()

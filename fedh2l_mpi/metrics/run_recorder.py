@@ -1,0 +1,147 @@
+"""Record a run: one row for each participant and round, collected on rank 0 and written into the metrics file."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedh2l_mpi.metrics.collector import Collector
+from fedh2l_mpi.metrics.schema import pack_row, row_width
+from fedh2l_mpi.metrics.trace import Trace, during
+from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
+from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.world import World
+from fedh2l_mpi.topology import Graph, Topology
+
+Table = NDArray[np.float64]
+OnWritten = Callable[[int, Table, str], None]
+
+
+class Noting(Protocol):
+    """A participant, of which the recorder needs its number and what it noted."""
+
+    index: int
+
+    def noted_means(self) -> dict[str, float]:
+        """Return the mean of each scalar noted in this round."""
+
+
+class Traffic(Protocol):
+    """Bytes that each hosted participant sent and received in a round."""
+
+    sent: dict[int, int]
+    received: dict[int, int]
+
+
+class RunRecorder:
+    """One rank's part in the recording; rank 0 has the file. Building it is **collective**.
+
+    Parameters
+    ----------
+    path : Path
+        The metrics file.
+    header : RunHeader or None
+        What the file says of the run; None on ranks other than 0.
+    domains : int
+        D, the number of test sets.
+    kept_rounds : int
+        Finished rounds that the file holds already and keeps; 0: the file is new.
+    deadline_s : float
+        Longest wait for another rank [s].
+
+    Attributes
+    ----------
+    on_written : callable
+        Rank 0 calls it after a round is in the file, with the round, its table (P, row width), and the digest of all
+        rows so far.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        hosting: Hosting,
+        topology: Topology,
+        path: Path,
+        header: RunHeader | None,
+        domains: int,
+        kept_rounds: int,
+        deadline_s: float,
+        trace: Trace | None = None,
+    ) -> None:
+        self._topology, self._domains, self._trace = topology, domains, trace
+        self.on_written: OnWritten = lambda index, table, digest: None
+        self._writer: MetricsWriter | None = None
+        if header is not None:
+            self._writer = MetricsWriter(path, header, kept_rounds or None)
+            for index in filter(topology.is_redrawn, range(kept_rounds)):
+                self._writer.add_graph(index, topology.graph(index).edges)
+        self._collector = Collector(world, hosting, row_width(domains), self._write, deadline_s)
+
+    def record(
+        self,
+        index: int,
+        graph: Graph,
+        participants: Sequence[Noting],
+        seconds: Mapping[int, Mapping[str, float]],
+        traffic: Traffic,
+        scores: Mapping[int, Mapping[str, Any]],
+    ) -> None:
+        """Hand over the rows of this rank's participants. **Collective.** Rank 0 writes them when all have arrived.
+
+        Parameters
+        ----------
+        seconds : mapping
+            From a participant to its time in each phase [s].
+        traffic : Traffic
+            Bytes over the edges of the graph in this round.
+        scores : mapping
+            From a participant to what `evaluation.evaluate` returned; empty in a round without evaluation.
+
+        Raises
+        ------
+        DivergedError
+            If something that a participant noted is not finite.
+        LateRankError
+            If the rows of the round before have not arrived in time.
+        """
+        unknown = [float("nan")] * self._domains
+        rows = []
+        for participant in participants:
+            number = participant.index
+            values: dict[str, Any] = {
+                "seconds_publish": 0.0,
+                "seconds_wait": 0.0,
+                **participant.noted_means(),
+                **{f"seconds_{phase}": spent for phase, spent in seconds[number].items()},
+                "bytes_sent": traffic.sent.get(number, 0),
+                "bytes_received": traffic.received.get(number, 0),
+                "degree": len(graph.neighbours[number]),
+                **scores.get(number, {}),
+            }
+            by_domain = (values.get("accuracy_D", unknown), values.get("loss_D", unknown))
+            rows.append(pack_row(values, *by_domain, values.get("calibration_3K")))
+        self._collector.record(index, np.stack(rows))
+
+    def poll(self) -> None:
+        """Write the rounds whose rows have all arrived. It is cheap and never waits."""
+        self._collector.poll()
+
+    def finish(self) -> None:
+        """Wait until every round is in the file. **Collective.**"""
+        self._collector.finish()
+
+    def close(self, state: str) -> None:
+        """Close the file, which says from then on that the run is complete, stopped or failed."""
+        if self._writer is not None:
+            self._writer.close(state)
+
+    def _write(self, index: int, table: Table) -> None:
+        if self._writer is None:
+            return
+        with during(self._trace, "write", index):
+            if self._topology.is_redrawn(index):
+                self._writer.add_graph(index, self._topology.graph(index).edges)
+            digest = self._writer.append(index, table)
+        self.on_written(index, table, digest)
