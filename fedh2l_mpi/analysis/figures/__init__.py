@@ -1,6 +1,5 @@
-"""Figures of a run, for a paper or a page: PNG, SVG or PDF."""
+"""Draw figures of a run, for a paper or a page, as PNG, SVG or PDF."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
 from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, house_style
 from fedh2l_mpi.analysis.figures.traffic import BYTES
 from fedh2l_mpi.analysis.run import Run
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,27 +42,27 @@ FIGURES: Mapping[str, FigureKind] = MappingProxyType(
     {kind.name: kind for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY)}
 )
 ALL = "all"
-# Text of 7 points leaves no room for data in a narrower figure, and no sheet is wider.
+# In a narrower figure, text of 7 points leaves no room for data; no sheet of paper is wider.
 WIDTHS_MM = (60.0, 500.0)
 
 
 @dataclass(frozen=True)
 class Plotted:
-    """Files that were written, and why the figures that are missing are, by their names."""
+    """Files that were written, and for each figure that was skipped the reason."""
 
     files: Sequence[Path]
     skipped: Mapping[str, str]
 
 
 def draw(run: Run, name: str, width_mm: float | None = None) -> "Figure":
-    """A figure of a run.
+    """Draw a figure of a run.
 
     Parameters
     ----------
     name : str
         One of FIGURES.
     width_mm : float or None
-        COLUMN_MM and PAGE_MM are a paper's one and two columns; None: the figure's own width.
+        Width, such as COLUMN_MM and PAGE_MM, one and two columns of a paper; None: the figure's default.
 
     Raises
     ------
@@ -73,7 +72,7 @@ def draw(run: Run, name: str, width_mm: float | None = None) -> "Figure":
     kind = _kind(name)
     width_mm = kind.width_mm if width_mm is None else width_mm
     if not WIDTHS_MM[0] <= width_mm <= WIDTHS_MM[1]:
-        raise UserError(f"width of a figure: got {width_mm:g} mm, must be from {WIDTHS_MM[0]:g} to {WIDTHS_MM[1]:g}")
+        raise UserError(f"width of a figure: got {width_mm:g} mm, must be from {WIDTHS_MM[0]:g} to {WIDTHS_MM[1]:g}.")
     with house_style():
         try:
             return kind.drawn(run, width_mm)
@@ -93,16 +92,16 @@ def plot(
     Parameters
     ----------
     names : sequence of str
-        Of FIGURES. `all` is every one that this run has something for; the others are skipped.
+        Names in FIGURES. `all` means every figure that this run has data for; the others are skipped.
     out : Path or None
-        For one figure a file, for several or `all` a folder, which is made; None: beside the metrics file.
+        A file for one figure; a folder, which is made, for several or `all`; None: next to the metrics file.
     ending : {"png", "svg", "pdf"}
-        Where `out` does not say.
+        File type, unless `out` has an ending.
 
     Raises
     ------
     UserError
-        If a figure that was asked for by name, or every figure of `all`, has nothing to draw; if one cannot be written.
+        If a figure that is named, or every figure of `all`, has nothing to draw, or one cannot be written.
     """
     ending = checked_ending(ending, "plot")
     is_all = ALL in names
@@ -115,7 +114,7 @@ def plot(
         return Plotted([file], {})
     folder = run.file.parent / "plots" if out is None else out
     if folder.suffix.removeprefix(".") in ENDINGS and not folder.is_dir():
-        raise UserError(f"{folder}: several figures need a folder, got the name of a file")
+        raise UserError(f"{folder}: several figures need a folder, but this is the name of a file. Name a folder.")
     files, skipped = [], {}
     for name in chosen:
         try:
@@ -129,15 +128,14 @@ def plot(
         save(figure, folder / f"{name}.{ending}")
         files.append(folder / f"{name}.{ending}")
     if not files:
-        raise UserError(next(iter(skipped.values()), "plot: no figure was asked for"))
+        raise UserError(next(iter(skipped.values()), "plot: no figure was named."))
     return Plotted(files, skipped)
 
 
 def _kind(name: str) -> FigureKind:
     if name not in FIGURES:
-        near = difflib.get_close_matches(name, FIGURES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"figure: got {name!r}; known: {', '.join(FIGURES)}{hint}")
+        hint = did_you_mean(name, list(FIGURES))
+        raise UserError(f"figure: got {name!r}. Known: {', '.join(FIGURES)}{hint}")
     return FIGURES[name]
 
 

@@ -1,4 +1,4 @@
-"""Whether private and seed gradients agreed, and what became of the losses.
+"""Draw how far private and seed gradients agree, and the losses.
 
 Shape letters: R rounds, P participants.
 """
@@ -39,7 +39,7 @@ LOSSES = {
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """A panel for the gradients and one for the losses, each where the method has them."""
+    """Draw a panel for the gradients and one for the losses, as far as the method has them."""
     panels = [
         (title, {name: look for name, look in looks.items() if not np.isnan(run.metrics[name]).all()})
         for title, looks in (("share, cosine", GRADIENTS), ("loss [nats]", LOSSES))

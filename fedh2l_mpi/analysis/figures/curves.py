@@ -1,4 +1,4 @@
-"""Learning curves of a run.
+"""Draw the learning curves of a run.
 
 Shape letters: E evaluated rounds, P participants.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def measures(run: Run) -> Sequence[tuple[str, str]]:
-    """Fields of accuracy that differ in this run, and what to call them."""
+    """Return the accuracy fields that differ in this run, and their labels."""
     if len(run.metrics["domain"]) == 1:
         return [("accuracy_all", "test set")]
     own = [("accuracy_own", "own domain")] if (run.metrics["own_domain"] >= 0).any() else []
@@ -39,7 +39,7 @@ def measures(run: Run) -> Sequence[tuple[str, str]]:
 
 
 def means_on(axes: "Axes", run: Run) -> None:
-    """All measures in one place, a band for the accuracy on all domains only."""
+    """Draw all measures into one panel, with a band for the accuracy on all domains only."""
     rows = evaluated(run)
     rounds_E = run.metrics["round"][rows] + 1
     looks = {"accuracy_own": (GREY, "--"), "accuracy_all": (BLUE, "-"), "accuracy_worst": (VERMILION, ":")}
@@ -51,12 +51,12 @@ def means_on(axes: "Axes", run: Run) -> None:
         spread_on(axes, rounds_E, run.metrics[name][rows], colour, style, label, has_band)
     accuracy_axis(axes, "test accuracy" + (", mean over participants" if run.participants > 1 else ""))
     round_axis(axes, rounds_E)
-    # Above, as curves leave no corner free for certain.
+    # The legend stands above the panel, because curves may cross any corner of it.
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0))
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """A panel for each measure, with the same scale."""
+    """Draw a panel for each measure, with the same scale."""
     rows = evaluated(run)
     rounds_E = run.metrics["round"][rows] + 1
     shown = measures(run)
@@ -93,7 +93,7 @@ CURVES = FigureKind(
     "curves",
     "Learning curves",
     "Test accuracy over the rounds on the participant's own domain, on all domains and on the domain where it is "
-    "lowest: mean over participants, their band, and the participant that is lowest in the end.",
+    "lowest: mean over participants, their band, and the participant that is lowest at the end.",
     COLUMN_MM,
     drawn,
 )

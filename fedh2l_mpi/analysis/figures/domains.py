@@ -1,4 +1,4 @@
-"""Who is good at what: accuracy of every participant on every domain.
+"""Draw the accuracy of every participant on every domain.
 
 Shape letters: P participants, D domains.
 """
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW_MM, AROUND_MM, LETTER_MM = 4.4, 21.0, 1.5
-# Points that `0.87`, and its short form `.87`, need in figures of 7 points.
+# Width of `0.87`, and of its short form `.87`, at a font size of 7 points [pt].
 NUMBER_PT, SHORT_PT, LINE_PT = 21.0, 14.0, 8.0
-# More rows cannot be told apart in a figure of usual height.
+# More rows could not be distinguished in a figure of usual height.
 STRIPS = 200
 # Ticks can name this many columns, and groups of rows.
 COLUMNS = GROUPS = 24
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """The matrix of the last evaluated round."""
+    """Draw the matrix of the last evaluated round."""
     last = int(evaluated(run)[-1])
     figure = new_figure(width_mm, height_mm(run, LISTED))
     matrix_on(figure.subplots(), run, last, LISTED)
@@ -51,27 +51,27 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
 
 def height_mm(run: Run, listed: int) -> float:
-    """Height that the matrix takes where up to `listed` participants have rows of their own."""
+    """Return the height that the matrix needs, if up to `listed` participants have rows of their own."""
     ticks, _ = domain_ticks(run)
     names_mm = LETTER_MM * max(map(len, ticks)) if _is_upright(ticks) else 0.0
     return names_mm + (max(32.0, AROUND_MM + ROW_MM * run.participants) if run.participants <= listed else 78.0)
 
 
 def _is_upright(ticks: Sequence[str]) -> bool:
-    """Whether the columns' names are too long to stand side by side in one column of a paper."""
+    """Return True if the columns' names are too long for one line in one column of a paper."""
     return len(ticks) > 1 and max(map(len, ticks)) * min(len(ticks), COLUMNS) > 36
 
 
 def matrix_on(axes: "Axes", run: Run, row: int, listed: int) -> None:
-    """Draw the matrix: a row for each participant up to `listed` of them, strips of participants by domain beyond.
+    """Draw the matrix: a row for each of up to `listed` participants; for more, strips of participants by domain.
 
-    The figure's other contents must be there already: whether numbers fit into the cells depends on them.
+    Draw everything else first: the space that it leaves decides if numbers fit into the cells.
     """
     accuracy_PD = np.asarray(run.metrics.read_row("accuracy", row), dtype=np.float64)
     own_P = np.asarray(run.metrics["own_domain"])
     is_listed = len(own_P) <= listed
     if not is_listed:
-        # By own domain, within it the best first; those with a mix of all come last.
+        # Sort by own domain, then best first; participants with a mix of all domains come last.
         groups_P = np.where(own_P < 0, accuracy_PD.shape[1], own_P)
         order_P = np.lexsort((-np.nan_to_num(accuracy_PD.mean(axis=1)), groups_P))
         accuracy_PD, own_P = accuracy_PD[order_P], own_P[order_P]
@@ -107,12 +107,12 @@ def matrix_on(axes: "Axes", run: Run, row: int, listed: int) -> None:
 
 
 def strips(accuracy_PD: NDArray[np.float64], own_P: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Means of several neighbouring rows of one own domain, where a row by itself would not be seen.
+    """Return means of neighbouring rows with the same own domain, as a single row would be too thin to see.
 
     Returns
     -------
     edges : int64 (B + 1,)
-        Between which rows the strips are.
+        First row of each strip, and the number of rows.
     accuracy : float64 (B, D)
     """
     rows = -(-len(own_P) // STRIPS)
@@ -122,7 +122,7 @@ def strips(accuracy_PD: NDArray[np.float64], own_P: NDArray[Any]) -> tuple[NDArr
 
 
 def _domain_axis(axes: "Axes", ticks: Sequence[str], kind: str, outlined: bool) -> None:
-    """Name the columns: all that fit, upright if they are long."""
+    """Write the names of the columns that fit, upright if they are long."""
     domains = len(ticks)
     if domains == 1:
         axes.set_xticks([])
@@ -148,7 +148,7 @@ def _group_axis(axes: "Axes", own_P: NDArray[Any], ticks: Sequence[str]) -> None
 
 
 def _outline(axes: "Axes", own_P: NDArray[Any], domains: int) -> bool:
-    """Frame what participants reach on their own domain; whether there is anything to frame."""
+    """Outline the participants' own domains; return True if there is any to outline."""
     from matplotlib.patches import Rectangle
 
     framed = [(domain, first, last) for domain, first, last in _groups(own_P) if 0 <= domain < domains]
@@ -162,7 +162,7 @@ def _outline(axes: "Axes", own_P: NDArray[Any], domains: int) -> bool:
 
 
 def _groups(own_P: NDArray[Any]) -> Iterator[tuple[int, int, int]]:
-    """Neighbouring rows of one own domain: the domain, the first row, the one after the last."""
+    """Yield the groups of neighbouring rows with the same own domain: domain, first row, row after the last."""
     starts = [0, *(np.flatnonzero(np.diff(own_P)) + 1), len(own_P)]
     for first, last in itertools.pairwise(starts):
         yield int(own_P[first]), int(first), int(last)
@@ -192,8 +192,8 @@ DOMAINS = FigureKind(
     "domains",
     "Participants and domains",
     "Test accuracy of every participant on every domain in the last evaluated round; its own domain is outlined. "
-    "Many participants are ordered by own domain and then by accuracy, and where they are too many for rows of their "
-    "own, a strip is the mean of a few that are alike.",
+    "Many participants are sorted by own domain and then by accuracy. If there are too many for rows of their own, a "
+    "strip is the mean of a few similar ones.",
     COLUMN_MM,
     drawn,
 )

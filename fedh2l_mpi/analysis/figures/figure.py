@@ -1,4 +1,4 @@
-"""What a figure is."""
+"""FigureKind: name, title, caption and drawing function of a figure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ class FigureKind:
     Attributes
     ----------
     title : str
-        A few words.
+        Title of a few words.
     caption : str
-        What is seen, in one or two sentences.
+        Caption of one or two sentences.
     width_mm : float
-        Its width where none is asked for.
+        Default width.
     drawn : function
-        From a run and a width [mm] to the figure; a `UserError` without the run's name if there is nothing to draw.
+        Function of a run and a width [mm] that returns the figure. If there is nothing to draw, it raises a
+        `UserError` without the run's name.
     """
 
     name: str

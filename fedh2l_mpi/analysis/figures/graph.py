@@ -1,4 +1,4 @@
-"""Who talked to whom, how much, and how well each does.
+"""Draw the graph of a run, with the traffic of its edges and the accuracy of its participants.
 
 Shape letters: R rounds, P participants, E edges.
 """
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Shapes in which a number can still be read.
+# Shapes with room for a number.
 MARKERS = ("o", "s", "D", "h", "^", "v")
-# Nodes, up to so many: their diameter [pt], and the widths of edges [pt] from little to much traffic.
+# Largest number of nodes, their diameter [pt], and the widths of edges [pt] from little to much traffic.
 SIZES = ((LISTED, 13.0, (0.6, 1.4, 2.6)), (150, 6.0, (0.4, 0.9, 1.6)), (10**9, 3.0, (0.15, 0.3, 0.6)))
-# Of more edges, a sample is drawn: a thousand participants may have half a million.
+# A sample of this many edges is drawn if there are more: a thousand participants may have half a million.
 DRAWN = 5000
-# The drawing of one path fails where it is too long.
+# Edges in one path: matplotlib fails to draw a path that is too long.
 IN_A_PATH = 500
-# Lengths (the graph is about 2 wide) times widths [pt] of all lines, so that they leave half of the ground free.
+# Sum of length (the graph is about 2 wide) times width [pt] over all lines, which leaves half of the area free.
 MOST_INK = 200.0
-# On a circle, everybody's edges can be told apart up to here.
+# With more participants, edges of a circle could not be distinguished.
 CIRCLE = 12
-# Beyond this many, forces between all pairs of nodes take too long in full.
+# With more nodes, the full layout by forces between all pairs would take too long.
 FEW = 100
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """The last graph of the run."""
+    """Draw the last graph of the run."""
     edges_E2, since = last_graph(run)
     participants = run.participants
     positions_P2 = layout(participants, edges_E2)
@@ -92,7 +92,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
 
 def last_graph(run: Run) -> tuple[NDArray[np.int64], int]:
-    """Edges of the run's last graph, int64 (E, 2), and the round (from 0) since which it was in use.
+    """Return the edges of the run's last graph, int64 (E, 2), and the first round (from 0) that used it.
 
     Raises
     ------
@@ -114,7 +114,10 @@ def last_graph(run: Run) -> tuple[NDArray[np.int64], int]:
 
 
 def edge_bytes(run: Run, edges_E2: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Bytes over each edge in these rounds, both ways, float64 (E,); each participant's are shared out evenly."""
+    """Return the bytes over each edge in these rounds, both ways, float64 (E,).
+
+    The bytes of a participant are divided evenly among its edges.
+    """
     degree_P = np.bincount(edges_E2.ravel(), minlength=run.participants)
     sent_P = run.metrics["bytes_sent"][rows].sum(axis=0, dtype=np.float64)
     each_P = sent_P / np.maximum(degree_P, 1)
@@ -122,7 +125,7 @@ def edge_bytes(run: Run, edges_E2: NDArray[np.int64], rows: NDArray[np.int64]) -
 
 
 def layout(participants: int, edges_E2: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Where to draw every participant, float64 (P, 2): the same for the same graph.
+    """Return the position of every participant, float64 (P, 2), which depends on the graph only.
 
     Raises
     ------
@@ -149,7 +152,7 @@ def layout(participants: int, edges_E2: NDArray[np.int64]) -> NDArray[np.float64
 
 
 def _circle(around: Sequence[int], participants: int) -> NDArray[np.float64]:
-    """Some on a circle, clockwise from the top; the others at its centre."""
+    """Place the participants `around` on a circle, clockwise from the top, and all others at its centre."""
     positions_P2 = np.zeros((participants, 2))
     angles = 2 * np.pi * np.arange(len(around)) / len(around)
     positions_P2[list(around)] = np.stack([np.sin(angles), np.cos(angles)], axis=1)
@@ -163,7 +166,7 @@ def _by_forces(graph: "networkx.Graph", is_connected: bool) -> NDArray[np.float6
         if is_connected and len(graph) <= FEW:
             positions = networkx.kamada_kawai_layout(graph)
         else:
-            # Many find their places sooner from a circle than from anywhere.
+            # Many nodes settle faster if they start on a circle.
             start = dict(enumerate(_circle(range(len(graph)), len(graph))))
             turns = 50 if len(graph) <= 5 * FEW else 15
             positions = networkx.spring_layout(graph, pos=start, seed=0, iterations=turns)
@@ -174,7 +177,7 @@ def _by_forces(graph: "networkx.Graph", is_connected: bool) -> NDArray[np.float6
 
 
 def _sample(edges: int) -> NDArray[np.int64]:
-    """Which edges to draw: all, or as many as there is room for, always the same ones."""
+    """Return the edges to draw: all, or a sample that is the same every time."""
     if edges <= DRAWN:
         return np.arange(edges)
     return np.sort(np.random.default_rng(0).choice(edges, DRAWN, replace=False))
@@ -187,7 +190,7 @@ def _edges(
     bytes_E: NDArray[np.float64],
     widths: Sequence[float],
 ) -> list[Any]:
-    """Draw the edges in at most three widths; many edges in one path, as a thousand paths make a slow page."""
+    """Draw the edges in at most three widths, many in one path, because thousands of paths make a page slow."""
     from matplotlib.collections import PathCollection
     from matplotlib.lines import Line2D
     from matplotlib.path import Path
@@ -201,13 +204,13 @@ def _edges(
         paths = [Path(ends.reshape(-1, 2), [Path.MOVETO, Path.LINETO] * len(ends)) for ends in pieces]
         lines = PathCollection(paths, facecolors="none", edgecolors=GREY, linewidths=width * thinner, zorder=1)
         axes.add_collection(lines)
-        # The thinnest would not be seen in a legend.
+        # The thinnest lines would be invisible in a legend.
         handles.append(Line2D([], [], color=GREY, linewidth=max(width, 0.5), label=label))
     return handles
 
 
 def _levels(bytes_E: NDArray[np.float64], widths: Sequence[float]) -> list[tuple[str, NDArray[np.bool_], float]]:
-    """Groups of edges by their traffic: what to call them, which edges, how wide."""
+    """Group the edges by traffic; return each group's label, its edges and its line width."""
     if len(bytes_E) == 0:
         return []
     unknown_E = np.isnan(bytes_E)
@@ -235,7 +238,7 @@ def _nodes(
     architectures: Sequence[str],
     diameter_pt: float,
 ) -> list[Any]:
-    """Draw the participants, of few architectures each with a shape of its own; the legend's handles for these."""
+    """Draw the participants, and return the legend's handles; few architectures get one shape each."""
     from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(architectures))

@@ -1,4 +1,4 @@
-"""Figures as files, and as part of a page."""
+"""Write figures to files, or into a page."""
 
 import hashlib
 import html
@@ -13,43 +13,42 @@ from fedh2l_mpi.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Without the time of day, the same run gives the same file.
+# Without a date, the same run gives the same file.
 METADATA: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 ENDINGS = tuple(METADATA)
 DPI = 300
 
 
 def save(figure: "Figure", out: Path) -> None:
-    """Write a figure as PNG, SVG or PDF, by `out`'s ending; fonts are in the PDF, and letters are paths in the SVG.
+    """Write a figure as PNG, SVG or PDF, by the ending of `out`. PDF embeds fonts; SVG draws letters as paths.
 
     Raises
     ------
     UserError
-        If the ending is another, or the file cannot be written.
+        If the ending is different, or the file cannot be written.
     """
     ending = checked_ending(out.suffix.removeprefix("."), str(out))
-    # In memory first, so that a disk that is full is told as one, and a picture of the same name is not lost before.
+    # The picture is made in memory first, so that a failure to draw does not destroy a file of the same name.
     picture = io.BytesIO()
     with house_style():
         figure.savefig(picture, format=ending, dpi=DPI, metadata=METADATA[ending])
     try:
         out.write_bytes(picture.getvalue())
     except OSError as error:
-        raise UserError(f"{out}: cannot write the figure: {error.strerror}") from None
+        raise UserError(f"{out}: cannot write the figure: {error.strerror}.") from None
 
 
 def checked_ending(ending: str, where: str) -> str:
-    """An ending in small letters, if a figure can have it."""
+    """Return the ending in lower case; raise a UserError if a figure cannot have it."""
     if ending.lower() not in ENDINGS:
-        raise UserError(f"{where}: cannot write the figure: got ending {ending!r}, must be {', '.join(ENDINGS)}")
+        raise UserError(f"{where}: cannot write a figure with the ending {ending!r}. Allowed: {', '.join(ENDINGS)}.")
     return ending.lower()
 
 
 def inline_svg(figure: "Figure", title: str) -> str:
-    """A figure as an <svg> element of an HTML page: it scales, and takes the page's font and text colour.
+    """Return a figure as an <svg> element of an HTML page, which scales and uses the page's font.
 
-    Whatever is black becomes the page's text colour. The same figure is the same text, and two figures have no id in
-    common.
+    Everything black gets the page's text colour. The same figure gives the same text, and no two figures share an id.
     """
     text = io.StringIO()
     with house_style():
@@ -62,14 +61,14 @@ def inline_svg(figure: "Figure", title: str) -> str:
     inner = rest[rest.index(">") + 1 : rest.rindex("</svg>")]
     inner = re.sub(r"<!--.*?-->\n?", "", inner, flags=re.DOTALL)
     inner = re.sub(r"<metadata>.*?</metadata>\n?", "", inner, flags=re.DOTALL)
-    # It would hold for the whole page; what it says is said once at the top instead.
+    # This style would apply to the whole page, so the svg element carries it instead.
     inner = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\n?", "", inner, flags=re.DOTALL)
     inner = inner.replace("xlink:href", "href")
     inner = re.sub(r'(?<=base64,)[^"]*', lambda data: re.sub(r"\s", "", data.group()), inner)
     inner = re.sub(r"(stroke|fill): ?#000000", r"\1: currentColor", inner)
     inner = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", _page_font, inner)
     inner = re.sub(r"; font-family: [^;\"]*", "", inner)
-    # A hundredth of a point is not seen, and a thousand rounds make long paths.
+    # Paths of a thousand rounds are long, and a hundredth of a point is invisible, so numbers are rounded.
     inner = re.sub(r'\b(d|x|y)="[^"]*"|translate\([^)]*\)', _rounded, inner)
     name = f"f{hashlib.sha256((title + inner).encode()).hexdigest()[:8]}-"
     inner = re.sub(r'\bid="', f'id="{name}', inner)

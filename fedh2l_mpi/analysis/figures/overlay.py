@@ -1,4 +1,4 @@
-"""The runs of a sweep as one picture: accuracy against rounds, and against what was sent for it.
+"""Draw the runs of a sweep in one figure: accuracy against rounds, and against the bytes sent.
 
 Shape letters: S runs that differ in their seeds, E evaluated rounds.
 """
@@ -36,7 +36,7 @@ HIGHEST_MM = 230.0
 
 
 def plot_overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: Path) -> None:
-    """Write all-domain accuracy, a line for each row: mean over its runs, and a band from the lowest to the highest.
+    """Draw all-domain accuracy, one line per row: the mean over its runs, and a band from lowest to highest.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def plot_overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: 
     with house_style():
         rows = {row: runs for row, runs in runs_by_row.items() if runs}
         sent = [float(sent) for runs in rows.values() for run in runs for sent in run.bytes_E if sent > 0]
-        # The legend is at the side, one line for each row: the figure is as high as it needs.
+        # The legend stands at the side with one line for each row, so it decides the height of the figure.
         height_mm = min(max(80.0, 20.0 + 3.4 * len(rows)), HIGHEST_MM)
         figure = new_figure(240.0 if sent else 160.0, height_mm)
         panels = figure.subplots(1, 2 if sent else 1, sharey=True, squeeze=False)[0]
@@ -56,7 +56,7 @@ def plot_overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: 
             accuracy_SE = np.stack([run.accuracy_E for run in runs])
             bytes_E = np.mean([run.bytes_E for run in runs], axis=0)
             for axes, x_E in zip(panels, (rounds_E, bytes_E), strict=False):
-                # A method that sends nothing has no place on an axis of bytes, nor has a warm-up without exchange.
+                # A method that sends nothing, or a warm-up without exchange, has no position on an axis of bytes.
                 placed = x_E > 0
                 x_E, shown_SE = x_E[placed], accuracy_SE[:, placed]
                 marker = "o" if len(x_E) == 1 else ""

@@ -1,4 +1,4 @@
-"""A run at a glance: how accuracy grew, and who is good at what in the end."""
+"""Draw a run at a glance: learning curves, and the final accuracy of every participant on every domain."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,12 @@ from fedh2l_mpi.analysis.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of more participants, the matrix would make the figure higher than wide.
+# With more participants, the matrix would make the figure higher than wide.
 LISTED = 16
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """Learning curves, and beside them (below, in a narrow figure) the accuracies of the last evaluated round."""
+    """Draw learning curves and, to the right or (in a narrow figure) below, the last accuracy matrix."""
     last = int(evaluated(run)[-1])
     matrix_mm = domains.height_mm(run, LISTED)
     if width_mm >= WIDE_MM:

@@ -1,4 +1,4 @@
-"""Where the time went.
+"""Draw the time spent in each phase.
 
 Shape letters: R rounds, P participants, F phases, B bars.
 """
@@ -35,7 +35,7 @@ BAR_MM = 3.6
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """Seconds of every participant by phase; of many, those of every rank, or all as one area."""
+    """Draw the seconds of every participant by phase; for many participants, of every rank, or as one area."""
     seconds_FP = phase_seconds(run)
     rank_P = np.asarray(run.metrics["rank"])
     ranks = np.unique(rank_P[rank_P >= 0])
@@ -72,12 +72,12 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
 
 def phase_seconds(run: Run) -> NDArray[np.float64]:
-    """Seconds in each of the PHASES over all rounds, float64 (F, P); what is not known counts as nothing.
+    """Return the seconds in each of the PHASES over all rounds, float64 (F, P); unknown times count as 0.
 
     Raises
     ------
     UserError
-        If nothing is known.
+        If no time is known.
     """
     if run.metrics.rounds == 0:
         raise UserError("no round has finished yet")
@@ -119,7 +119,7 @@ PHASES_KIND = FigureKind(
     "phases",
     "Time by phase",
     "Time in each phase, summed over the rounds: a bar for each participant, or for each rank where there are many. "
-    "Participants that share a rank take turns, so that waiting of a rank is shared out among them.",
+    "Participants of one rank take turns, so the rank's waiting is divided among them.",
     COLUMN_MM,
     drawn,
 )

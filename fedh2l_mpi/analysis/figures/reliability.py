@@ -1,4 +1,4 @@
-"""Whether the models are as often right as they are certain.
+"""Draw the reliability diagram: are the models right as often as they are confident?
 
 Shape letters: P participants, K confidence bins.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """Accuracy against confidence in the last evaluated round, and how many samples there are of which confidence."""
+    """Draw accuracy against confidence in the last evaluated round, and the share of samples in each bin."""
     row = calibrated(run)
     share_PK, confidence_PK, accuracy_PK = (
         np.asarray(run.metrics.read_row(f"calibration_{what}", row), dtype=np.float64)
@@ -34,7 +34,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
         diagram, histogram = figure.subplots(1, 2, width_ratios=(1.0, 0.8))
     else:
         diagram, histogram = figure.subplots(2, 1, height_ratios=(3.4, 1.0), sharex=True)
-    diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8, label="as often right as certain")
+    diagram.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8, label="accuracy = confidence")
     if run.participants > 1:
         diagram.fill_between(
             confidence_K[filled_K],
@@ -49,7 +49,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
     diagram.plot(confidence_K[filled_K], accuracy_K[filled_K], color=BLUE, marker="o", clip_on=False, label=label)
     diagram.set(xlim=(0, 1), ylim=(0, 1), ylabel=f"test accuracy after {rounds_text(run.after(row))}")
     diagram.grid(True)
-    # Above, as either corner may be where the curve is.
+    # The legend stands above the panel, because the curve may cross any corner of it.
     diagram.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0))
 
     bins = share_PK.shape[1]
@@ -65,7 +65,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
 
 def calibrated(run: Run) -> int:
-    """Row of the last evaluated round with calibration.
+    """Return the row of the last evaluated round with calibration.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def calibrated(run: Run) -> int:
 
 
 def pooled(share_PK: NDArray[np.float64], values_PK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each bin over the samples of all participants, float64 (K,); NaN for a bin that is empty everywhere."""
+    """Return the mean of each bin over all participants' samples, float64 (K,); NaN for a bin without samples."""
     weights_PK = np.where(np.isnan(values_PK), 0.0, np.nan_to_num(share_PK))
     weight_K = weights_PK.sum(axis=0)
     sums_K = (weights_PK * np.nan_to_num(values_PK)).sum(axis=0)
@@ -89,7 +89,7 @@ def pooled(share_PK: NDArray[np.float64], values_PK: NDArray[np.float64]) -> NDA
 
 
 def _error_text(run: Run, row: int) -> str:
-    """Expected calibration error, and where the participants' are."""
+    """Write the expected calibration error, and its range over the participants."""
     errors_1P = np.asarray(run.metrics.read_row("calibration_error", row), dtype=np.float64)[None]
     over = spread(errors_1P)
     if np.isnan(over.mean_R[0]):
@@ -102,8 +102,8 @@ RELIABILITY = FigureKind(
     "reliability",
     "Calibration",
     "Accuracy against mean confidence in each bin of confidence, on the test sets of all domains in the last "
-    "evaluated round, pooled over participants, with the band of the single ones; below, the share of samples in "
-    "each bin. Under the diagonal, the models are more certain than right.",
+    "evaluated round, pooled over participants, with a band over single participants; below, the share of samples in "
+    "each bin. Under the diagonal, the models are overconfident.",
     COLUMN_MM,
     drawn,
 )

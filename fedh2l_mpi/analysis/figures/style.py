@@ -1,4 +1,4 @@
-"""How every figure looks: sizes, colours, and what is drawn the same way everywhere.
+"""Style of all figures: sizes, colours, and common parts.
 
 Shape letters: R rounds (or any rows), P participants.
 """
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 # One column of a paper and two.
 COLUMN_MM, PAGE_MM = 85.0, 175.0
-# From here on, two panels have room side by side.
+# From this width on, two panels fit next to each other.
 WIDE_MM = 130.0
 MM_PER_INCH = 25.4
-# Okabe and Ito's colours: told apart with any kind of colour vision.
+# Okabe and Ito's colours, which people with any kind of colour vision can distinguish.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
-# Seen on white and on black.
+# Grey is visible on white and on black.
 GREY = "#808080"
-# On a page, black becomes the page's text colour. These two lie on colours of our own and stay as they are.
+# On a page, pure black becomes the page's text colour. These two stand on fixed colours, so they must not change.
 DARK, LIGHT = "#111111", "#ffffff"
 COLOUR_MAP = "cividis"
-# The one who learns least, of whatever colour the others are.
+# Line style of the participant with the lowest accuracy.
 DOTS = (0, (1, 1.2))
-# Beyond this many participants, each by itself cannot be shown.
+# With more participants than this, single ones are not shown.
 LISTED = 32
-# Beyond this many, one odd participant should not make the band.
+# With more participants than this, the band excludes outliers.
 PERCENTILES_FROM = 50
 SMALL = 7.0
-# Of an axis of accuracies.
+# Smallest range of an axis of accuracies.
 LEAST_SPAN = 0.06
 
 SETTINGS: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that a figure is the same everywhere
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so figures are the same everywhere
     "font.size": 7.5,
     "axes.labelsize": 7.5,
     "axes.titlesize": 7.5,
@@ -74,7 +74,7 @@ SETTINGS: dict[str, Any] = {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "axes.formatter.use_mathtext": False,
-    "text.parse_math": False,  # a name may hold a dollar
+    "text.parse_math": False,  # a name may contain a dollar sign
     "text.usetex": False,
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
@@ -84,7 +84,7 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Our settings of matplotlib and no others, whatever the user's are; both to draw in and to save in.
+    """Use our matplotlib settings instead of the user's, for drawing and for saving.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(width_mm: float, height_mm: float) -> "Figure":
-    """An empty figure that keeps everything inside its edges."""
+    """Return an empty figure that keeps everything inside its edges."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -108,7 +108,7 @@ def new_figure(width_mm: float, height_mm: float) -> "Figure":
 
 
 def evaluated(run: Run) -> NDArray[np.int64]:
-    """Rows of the evaluated rounds, at least one.
+    """Return the rows of the evaluated rounds, at least one.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def evaluated(run: Run) -> NDArray[np.int64]:
 
 
 def mean(values_RP: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of what is known in each row, float64 (R,); NaN where nothing is."""
+    """Return the mean of the known values in each row, float64 (R,); NaN if there is none."""
     values_RP = np.asarray(values_RP, dtype=np.float64)
     known_R = (~np.isnan(values_RP)).sum(axis=1)
     return np.where(known_R > 0, np.nansum(values_RP, axis=1) / np.maximum(known_R, 1), np.nan)
@@ -130,7 +130,7 @@ def mean(values_RP: NDArray[Any]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Over participants: their mean, and a band in which most or all of them are, each float64 (R,)."""
+    """Mean over participants, and a band that contains most or all of them, each float64 (R,)."""
 
     mean_R: NDArray[np.float64]
     low_R: NDArray[np.float64]
@@ -138,21 +138,21 @@ class Spread:
 
 
 def spread(values_RP: NDArray[Any]) -> Spread:
-    """Mean and band of each row, of what is known in it."""
+    """Return mean and band of the known values in each row."""
     values_RP = np.asarray(values_RP, dtype=np.float64)
     if values_RP.shape[1] <= PERCENTILES_FROM:
         return Spread(mean(values_RP), np.fmin.reduce(values_RP, axis=1), np.fmax.reduce(values_RP, axis=1))
     low_R, high_R = np.full((2, len(values_RP)), np.nan)
     whole_R = ~np.isnan(values_RP).any(axis=1)
     low_R[whole_R], high_R[whole_R] = np.percentile(values_RP[whole_R], [10, 90], axis=1)
-    # Slow, but hardly ever needed: a row in which some are not known.
+    # Rows with unknown values are rare, so a slow loop is enough.
     for row in np.flatnonzero(~whole_R & ~np.isnan(values_RP).all(axis=1)):
         low_R[row], high_R[row] = np.nanpercentile(values_RP[row], [10, 90])
     return Spread(mean(values_RP), low_R, high_R)
 
 
 def band_name(participants: int) -> str:
-    """What a band of `spread` shows."""
+    """Return the meaning of the band of `spread`."""
     return "lowest to highest" if participants <= PERCENTILES_FROM else "10th to 90th percentile"
 
 
@@ -165,7 +165,7 @@ def spread_on(
     label: str | None = None,
     has_band: bool = True,
 ) -> None:
-    """Draw the mean over participants as a line, and their band."""
+    """Draw the mean over participants as a line, with their band."""
     over = spread(values_RP)
     known_R = ~np.isnan(over.mean_R)
     x_R = np.asarray(x_R)[known_R]
@@ -179,7 +179,7 @@ def spread_on(
 
 
 def round_axis(axes: "Axes", rounds_R: NDArray[np.int64], ticks: int = 6) -> None:
-    """Whole numbers of rounds along x."""
+    """Set the x axis to whole numbers of rounds."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("rounds")
@@ -191,7 +191,7 @@ def round_axis(axes: "Axes", rounds_R: NDArray[np.int64], ticks: int = 6) -> Non
 
 
 def accuracy_axis(axes: "Axes", label: str) -> None:
-    """Accuracies along y; what differs in the third digit only must not look like a leap."""
+    """Set the y axis to accuracies, with a smallest range, so that a difference of 0.001 does not look large."""
     axes.set_ylabel(label)
     low, high = axes.get_ylim()
     if high - low < LEAST_SPAN:
@@ -199,32 +199,32 @@ def accuracy_axis(axes: "Axes", label: str) -> None:
 
 
 def colour_bar(figure: Any, mappable: Any, axes: Any, label: str) -> None:
-    """Beside the axes, what their colours mean."""
+    """Draw the colour bar next to the axes."""
     bar = figure.colorbar(mappable, ax=axes, label=label, aspect=25, pad=0.02, fraction=0.05, panchor=False)
-    # As one picture: 256 strips would leave hairs of the ground between them.
+    # The bar is one raster image, because thin lines would show between 256 separate strips.
     if bar.solids is not None:
         bar.solids.set_rasterized(True)
 
 
 def ink_on(shade: float) -> str:
-    """Black or white, whichever is read on this place of the colour map, from 0 to 1."""
+    """Return black or white, whichever is readable on this shade of the colour map, from 0 to 1."""
     return DARK if shade > 0.5 else LIGHT
 
 
 def limits(values: NDArray[np.float64], least: float = 0.02) -> tuple[float, float]:
-    """Lowest and highest of what is known, a little apart where they are not."""
+    """Return the lowest and the highest known value, moved apart if they are almost equal."""
     low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if not np.isnan(values).all() else (0.0, 1.0)
     return (low, high) if high - low >= least else (low - least / 2, high + least / 2)
 
 
 def shown(text: str, most: int = 16) -> str:
-    """A name as a figure can show it: printable, and not longer than there is room for."""
+    """Return a name that a figure can show: printable, and at most `most` characters."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def domain_ticks(run: Run) -> tuple[Sequence[str], str]:
-    """The domains' names, and what they are: what all have in common is said once."""
+    """Return the domains' names without their common part, and the label of the axis."""
     names = run.metrics.texts("domain_name")
     if len(names) > 1 and all(name.startswith("rotated ") and name.endswith(" deg") for name in names):
         return [shown(name[len("rotated ") : -len(" deg")], 8) for name in names], "rotation [degrees]"
@@ -232,5 +232,5 @@ def domain_ticks(run: Run) -> tuple[Sequence[str], str]:
 
 
 def rounds_text(count: int) -> str:
-    """A number of rounds in words."""
+    """Write a number of rounds with its unit."""
     return f"{count:,} round{'' if count == 1 else 's'}"

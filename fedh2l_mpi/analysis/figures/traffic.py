@@ -1,4 +1,4 @@
-"""What accuracy cost in bytes.
+"""Draw accuracy against the bytes sent.
 
 Shape letters: R rounds, E evaluated rounds, P participants.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def drawn(run: Run, width_mm: float) -> "Figure":
-    """Accuracy against the bytes that a participant had sent by then, and what sharing parameters would have cost."""
+    """Draw accuracy against the bytes that a participant had sent, and the traffic of sharing parameters instead."""
     rows = evaluated(run)
     sent_E = mean(run.metrics["bytes_sent"]).cumsum()[rows]
     method = shown(str(run.key("method.name", "this run")), 28)
@@ -45,7 +45,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
     figure = new_figure(width_mm, 66.0)
     axes = figure.subplots()
-    # A warm-up without exchange has no place on a logarithmic axis.
+    # A warm-up without exchange has sent 0 bytes, which a logarithmic axis cannot show.
     placed = sent_E > 0
     label = f"{method}: {size(float(np.nanmax(sent_E)))} in {rounds_text(run.after(rows[-1]))}"
     if run.participants > 1:
@@ -64,7 +64,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
 
 def bytes_axis(axes: "Axes", low: float, high: float, ticks: int) -> None:
-    """A logarithmic x axis from `low` to `high` bytes, with at most this many ticks, in KiB, MiB and GiB."""
+    """Set a logarithmic x axis from `low` to `high` bytes, with at most `ticks` ticks, in KiB, MiB and GiB."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = low / 1.4, high * 1.4
@@ -87,8 +87,8 @@ BYTES = FigureKind(
     "bytes",
     "Accuracy and traffic",
     "All-domain test accuracy against the bytes that a participant had sent by then, mean and band over participants. "
-    "The dashed line is what sharing parameters would have sent in as many rounds: one copy of the model over every "
-    "edge in every round.",
+    "The dashed line is the traffic of sharing parameters instead for as many rounds: one copy of the model per edge "
+    "and round.",
     COLUMN_MM,
     drawn,
 )

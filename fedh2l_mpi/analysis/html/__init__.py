@@ -1,4 +1,4 @@
-"""Runs as one HTML page: a single file that needs no network, and is read on a screen, on a phone or on paper.
+"""Write runs as one HTML page: a single file that needs no network, for a screen, a phone or paper.
 
 Shape letters: P participants, D domains.
 """
@@ -31,50 +31,50 @@ from fedh2l_mpi.runtime.libraries import require
 from fedh2l_mpi.runtime.units import size
 
 HERE = Path(__file__).parent
-# The overview repeats the others, and the domains are the matrix.
+# The page leaves out the overview, which repeats other plots, and the domains, which are its matrix.
 PLOTS = tuple(name for name in figures.FIGURES if name not in ("overview", "domains"))
 PLOT_MM = 100.0
-# More participants than this are summed up, with so many of the least and the most accurate.
+# With more participants than LISTED, the table has quantiles and the EXTREMES least and most accurate participants.
 LISTED, EXTREMES = 64, 5
 DASH = "–"
-# The height of many participants' matrix, and what a line of its labels needs, in CSS pixels.
+# Height of the matrix of many participants, and of one line of its labels, in CSS pixels.
 HEAT_PX, LABEL_PX = 560, 17
 
-# What the links in headings lead to.
+# Terms that the headings link to.
 TERMS = {
     "own": (
         "own-domain accuracy",
-        "on the test set of the domain that the participant's private data are of (on all domains, if they are a mix)",
+        "accuracy on the test set of the domain of the participant's private data (of all domains, if they are a mix)",
     ),
-    "all": ("all-domain accuracy", "the mean over every domain's test set: what learning together is for"),
-    "worst": ("worst-domain accuracy", "on the domain on which the participant is least accurate"),
-    "gain": ("gain", "all-domain accuracy less that of the same participant in the baseline run"),
+    "all": ("all-domain accuracy", "mean accuracy over every domain's test set: the aim of learning together"),
+    "worst": ("worst-domain accuracy", "accuracy on the domain on which the participant is least accurate"),
+    "gain": ("gain", "all-domain accuracy minus that of the same participant in the baseline run"),
     "validation": (
         "at best validation",
-        "all-domain accuracy in the round that private data held back would choose; test data choose nothing",
+        "all-domain accuracy in the round with the best accuracy on held-back private data; test data choose nothing",
     ),
     "calibration": (
         "calibration error",
-        "expected calibration error: how far confidence and accuracy lie apart, mean over test samples in ten bins of "
-        "confidence; 0 if a model is right as often as it is sure to be",
+        "expected calibration error: the distance between confidence and accuracy, mean over test samples in ten bins "
+        "of confidence; 0 if a model is right as often as its confidence says",
     ),
     "conflict": (
         "conflict rate",
-        "share of mutual steps in which the gradient on private data and that on the seed set point against each "
-        "other (their inner product is negative), mean over rounds",
+        "share of mutual steps in which the gradients on private data and on the seed set point against each other "
+        "(their inner product is negative), mean over rounds",
     ),
-    "sent": ("sent", "bytes over the participant's edges of the graph in all rounds, whether or not they cross a rank"),
+    "sent": ("sent", "bytes over the participant's edges of the graph in all rounds, within a rank or between ranks"),
     "parameters": (
         "as parameters",
-        "what sharing models would have sent instead: one copy over every edge in every round",
+        "traffic if participants exchanged models instead: one copy per edge and round",
     ),
-    "waiting": ("waiting", "share of the participants' time in the rounds that passed in waiting for messages"),
+    "waiting": ("waiting", "share of the participants' time in the rounds that they spent waiting for messages"),
 }
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of tables: an array of `Summary.participants`, and how to show it."""
+    """Column of tables: an array of `Summary.participants`, and the function that formats it."""
 
     name: str
     heading: str
@@ -83,38 +83,38 @@ class Measure:
 
 
 def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
-    """Write the page; it appears when it is complete.
+    """Write the page. The file appears when it is complete.
 
     Parameters
     ----------
     summaries : sequence of Summary
-        Of the same runs in the same order.
+        Summaries of the same runs in the same order.
 
     Raises
     ------
     UserError
         If jinja2 is missing, or the file cannot be written.
     """
-    # Unlike Path.is_dir, it raises nothing for a name that is too long.
+    # Path.is_dir would raise an error for a name that is too long.
     if os.path.isdir(out):
-        raise UserError(f"--html: {out} is a directory, must be the name of a file")
+        raise UserError(f"--html: {out} is a directory. Choose the name of a file.")
     text = render(runs, summaries)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        # A folder's name need not be UTF-8.
+        # A folder's name may contain bytes that are not UTF-8.
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(out)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"--html: {out} cannot be written: {error.strerror}") from None
+        raise UserError(f"--html: {out} cannot be written: {error.strerror}.") from None
 
 
 def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     jinja2, Markup = require("jinja2", "--html"), require("markupsafe", "--html").Markup
     room = matrix.CELLS // len(runs)
-    matrices = [matrix.run_dataset(run, room) for run in runs]
+    matrices = [matrix.run_matrix(run, room) for run in runs]
     scale, colours = matrix.scale_of(matrices), matrix.palette()
     many = len(runs) > 1
     sections = []
@@ -136,7 +136,7 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
                 "plots": [(title, caption, Markup(svg)) for title, caption, svg in plots],
                 "missing": missing,
                 "config": str(run.metrics.attributes.get("config", "")).rstrip(),
-                # Last: while all this was read, more may have come up.
+                # Problems come last, because reading the arrays above may reveal more.
                 "problems": list(dict.fromkeys([*summary.problems, *run.problems])),
             }
         )
@@ -177,9 +177,9 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
 
 
 def _plots(run: Run, where: str) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Title, caption and SVG of what can be drawn, and a line for what cannot."""
+    """Return title, caption and SVG of each plot, and a line for each plot that cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        return [], ["There are no plots, since matplotlib was missing where this page was made."]
+        return [], ["There are no plots, because matplotlib was not installed when this page was made."]
     plots, missing = [], []
     for name in PLOTS:
         kind = figures.FIGURES[name]
@@ -187,14 +187,14 @@ def _plots(run: Run, where: str) -> tuple[list[tuple[str, str, str]], list[str]]
             svg = figures.inline_svg(figures.draw(run, name, PLOT_MM), f"{kind.title}, {where}")
         except UserError as error:
             reason = str(error).removeprefix(f"{run.file}: ").removeprefix(f"nothing to draw for {name!r}: ")
-            missing.append(f"{kind.title}: not drawn, {reason}.")
+            missing.append(f"{kind.title}: not drawn, {reason.removesuffix('.')}.")
         else:
             plots.append((kind.title, kind.caption, svg))
     return plots, missing
 
 
 def _cards(run: Run, summary: Summary) -> Iterator[tuple[str, str, str, str]]:
-    """The key numbers: heading, term, value, and a line about it."""
+    """Yield the key numbers: heading, term, value, and a note."""
     count = len(summary.participants["parameters"])
     average = f"mean of {count:,} participants" if count > 1 else "the one participant"
     for name, heading, term in (
@@ -219,7 +219,7 @@ def _cards(run: Run, summary: Summary) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _why(run: Run, summary: Summary, name: str) -> str:
-    """Why a number is not known; empty if it is."""
+    """Return the reason why a number is unknown, or an empty string if it is known."""
     if not math.isnan(summary.mean(name)):
         return ""
     if run.metrics.rounds == 0:
@@ -228,7 +228,7 @@ def _why(run: Run, summary: Summary, name: str) -> str:
         return "not recorded, or damaged in the file"
     if summary.after == 0 and (name == "gain" or name.startswith(("accuracy", "calibration"))):
         return "no round has been evaluated"
-    return {"gain": "not known for the baseline", "conflict_rate": "no step had two gradients"}.get(name, "not known")
+    return {"gain": "unknown for the baseline", "conflict_rate": "no step had two gradients"}.get(name, "unknown")
 
 
 def _measures(has_gain: bool) -> list[Measure]:
@@ -247,7 +247,7 @@ def _measures(has_gain: bool) -> list[Measure]:
 
 
 def _comparison(summaries: Sequence[Summary]) -> dict[str, Any]:
-    """Several runs, a row of means each."""
+    """Return the table of several runs, one row of means each."""
     measures = _measures(any(summary.baseline is not None for summary in summaries))
     return {
         "measures": measures,
@@ -263,7 +263,7 @@ def _comparison(summaries: Sequence[Summary]) -> dict[str, Any]:
 
 
 def _participants(summary: Summary) -> dict[str, Any]:
-    """The table of participants: groups of rows, each with a heading or none, and the row of means."""
+    """Return the table of participants: groups of rows, each with or without a heading, and the row of means."""
     named, count = summary.participants, len(summary.participants["parameters"])
     measures = [Measure("parameters", "parameters", _whole), *_measures(summary.baseline is not None)]
 
@@ -285,9 +285,9 @@ def _participants(summary: Summary) -> dict[str, Any]:
             (label, "", "", [measure.show(report.quantile(named[measure.name], part)) for measure in measures])
             for label, part in report.QUANTILES.items()
         ]
-        groups.append(("Quantiles, each column by itself", quantiles))
+        groups.append(("Quantiles of each column", quantiles))
         accuracy_P = named["accuracy_all"]
-        # In the order of accuracy, and of number where that is the same.
+        # Sort by accuracy; participants with the same accuracy keep the order of their numbers.
         ordered = [int(i) for i in np.argsort(accuracy_P, kind="stable") if not np.isnan(accuracy_P[i])]
         if len(ordered) >= 2 * EXTREMES:
             groups.append((f"Lowest {EXTREMES} in all-domain accuracy", [row(i) for i in ordered[:EXTREMES]]))
@@ -299,22 +299,22 @@ def _participants(summary: Summary) -> dict[str, Any]:
 
 
 def _facts(run: Run, summary: Summary) -> dict[str, str]:
-    """What ran, and from which file that is known."""
-    told = run.metrics.attributes
+    """Return the run's settings, digests and file."""
+    attributes = run.metrics.attributes
     facts = {"state": summary.state, **summary.facts}
-    if told.get("seed_set_bytes"):
-        facts["seed set, once"] = f"{_size(float(told['seed_set_bytes']))} to every participant, before round 1"
+    if attributes.get("seed_set_bytes"):
+        facts["seed set, once"] = f"{_size(float(attributes['seed_set_bytes']))} to every participant, before round 1"
     return facts | {
-        "seed set digest": str(told.get("seed_set_digest") or DASH),
+        "seed set digest": str(attributes.get("seed_set_digest") or DASH),
         "content digest": str(
-            told.get("content_digest") or f"{DASH} (the file was not closed, or is of an older version)"
+            attributes.get("content_digest") or f"{DASH} (the file was not closed, or an older version wrote it)"
         ),
         "file": str(run.file),
     }
 
 
 def _matrix(run: Run, summary: Summary, accuracies: Matrix, scale: Scale) -> dict[str, Any] | None:
-    """The matrix of the last evaluated round, and what surrounds it; None if no round was evaluated."""
+    """Return the matrix of the last evaluated round with its labels and notes, or None if there is no such round."""
     if not accuracies.after_S:
         return None
     cells_PD, owners_P = accuracies.cells_SPD[-1], run.metrics["own_domain"][accuracies.order_P]
@@ -362,7 +362,7 @@ def _matrix(run: Run, summary: Summary, accuracies: Matrix, scale: Scale) -> dic
 
 
 def _owners(summary: Summary, owners_P: NDArray[np.int64], height: int) -> list[tuple[str, float, float]]:
-    """Labels of the rows of one own domain: text (empty if there is no room), top and height in per cent."""
+    """Return a label for each own domain's rows: text (empty if there is no room), top and height in per cent."""
     firsts = [0, *(np.flatnonzero(np.diff(owners_P)) + 1).tolist(), len(owners_P)]
     labels = []
     for first, end in itertools.pairwise(firsts):
@@ -388,7 +388,7 @@ def _permille(cell: int) -> str:
 
 
 def _typeset(show: Callable[[float], str]) -> Callable[[float], str]:
-    """A format of the report's, with the dash and the minus sign that a page has and a terminal may not."""
+    """Return a format of the report with the dash and the minus sign that a page can show."""
     return lambda value: DASH if math.isnan(value) else show(value).replace("-", "−")
 
 

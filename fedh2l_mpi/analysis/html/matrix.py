@@ -1,6 +1,6 @@
-"""The accuracy matrix of a page: its numbers as whole per mille, of the rounds that there is room for, and colours.
+"""Make the accuracy matrix of a page: whole per mille in as many rounds as there is room for, and colours.
 
-Shape letters: P participants, D domains, S shown rounds, Q rows that sum up the participants.
+Shape letters: P participants, D domains, S shown rounds, Q summary rows.
 """
 
 import base64
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.report import QUANTILES
 from fedh2l_mpi.analysis.run import Run
 
-# Up to so many participants are rows of numbers; more are rows of colours.
+# Up to this many participants get rows of numbers; more get rows of colours.
 NUMBERED = 40
-# Numbers that all matrices of a page may hold together: about 4 bytes each.
+# Largest number of cells in all matrices of a page, of about 4 bytes each.
 CELLS = 200_000
-# A NaN among whole numbers.
+# Stands for NaN among whole numbers.
 UNKNOWN = -1
-# The colour map cividis of matplotlib, in equal steps; between them it is linear enough.
+# Matplotlib's colour map cividis in equal steps, between which it is almost linear.
 CIVIDIS = "00224e 003170 2a3f6d 434e6c 575d6d 6a6c71 7d7c78 918b78 a59c74 bcae6c d2c060 e9d34e fee838"
 LEVELS = 64
 UNKNOWN_COLOUR = "#888888"
@@ -30,19 +30,19 @@ UNKNOWN_COLOUR = "#888888"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Accuracies of a run, whole per mille, UNKNOWN where they are not known.
+    """Accuracies of a run in whole per mille, or UNKNOWN.
 
     Attributes
     ----------
     after_S : list of int
-        How many rounds had finished, in each shown round.
+        Number of rounds that had finished after each shown round.
     evaluated : int
-        How many rounds could be shown, were there room.
+        Number of evaluated rounds, which may be more than the shown ones.
     order_P : int64 (P,)
-        The participant in each row: by number, or by own domain where rows have no room for a number.
+        Participant in each row: sorted by number, or by own domain if rows have no room for a number.
     cells_SPD : int16 (S, P, D)
     summary_SQD : int16 (S, Q, D)
-        Over participants: their mean, or their quantiles where they are many.
+        Mean over participants, or quantiles if there are many.
     """
 
     after_S: list[int]
@@ -53,12 +53,12 @@ class Matrix:
 
     @property
     def is_numbered(self) -> bool:
-        """Whether every accuracy is to be read as a number."""
+        """True if rows show numbers instead of colours only."""
         return len(self.order_P) <= NUMBERED
 
 
-def run_dataset(run: Run, room: int) -> Matrix:
-    """The matrix of a run in no more than `room` numbers, but always in its first and last evaluated round."""
+def run_matrix(run: Run, room: int) -> Matrix:
+    """Return the matrix of a run with at most `room` cells, but always with the first and last evaluated round."""
     participants, domains = run.participants, len(run.metrics["domain"])
     shown = thinned(run.evaluated_E, max(2, room // max(1, participants * domains)))
     if participants <= NUMBERED:
@@ -69,7 +69,7 @@ def run_dataset(run: Run, room: int) -> Matrix:
     summary_SQD = np.empty((len(shown), len(parts) if parts else 1, domains), np.int16)
     for place, row in enumerate(shown):
         accuracy_PD = run.metrics.read_row("accuracy", int(row))[order_P]
-        # What a changed bit has made of an accuracy is no accuracy.
+        # A flipped bit may turn an accuracy into any number, so numbers out of range count as unknown.
         accuracy_PD = np.where((accuracy_PD >= 0) & (accuracy_PD <= 1), accuracy_PD, math.nan)
         cells_SPD[place] = per_mille(accuracy_PD)
         summary_SQD[place] = per_mille(_summed_up(accuracy_PD, parts))
@@ -77,17 +77,17 @@ def run_dataset(run: Run, room: int) -> Matrix:
 
 
 def thinned(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """No more than `most` (at least 2) of the rows, evenly, the first and the last among them."""
+    """Return at most `most` (at least 2) rows, evenly spread, with the first and the last."""
     if len(rows) <= most:
         return rows
     return rows[np.rint(np.linspace(0, len(rows) - 1, most)).astype(np.int64)]
 
 
 def per_mille(values: NDArray[np.float64]) -> NDArray[np.int16]:
-    """Fractions as whole per mille, with the three digits that formatting gives them; UNKNOWN for NaN."""
+    """Convert fractions to whole per mille, with the same digits as their `.3f`; UNKNOWN for NaN."""
     whole = np.full(values.shape, UNKNOWN, np.int16)
     known = ~np.isnan(values)
-    # Not np.rint(1000 * values): the product is rounded before, and 0.0625 would differ from its `.3f` now and then.
+    # np.rint(1000 * values) would round twice, and sometimes differ from `.3f`, as for 0.0625.
     whole[known] = [round(1000 * round(value, 3)) for value in values[known].tolist()]
     return whole
 
@@ -102,19 +102,19 @@ def _summed_up(accuracy_PD: NDArray[np.float64], parts: Sequence[float] | None) 
 
 @dataclass(frozen=True)
 class Scale:
-    """What colours mean: LEVELS equal steps from `low` to `high`, both per mille."""
+    """Scale of colours: LEVELS equal steps from `low` to `high`, both per mille."""
 
     low: int
     high: int
 
     def level(self, cells: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Number of each cell's colour; LEVELS where it is unknown."""
+        """Return the number of each cell's colour; LEVELS if the cell is unknown."""
         levels = np.clip((cells.astype(np.int64) - self.low) * LEVELS // (self.high - self.low), 0, LEVELS - 1)
         return np.where(cells == UNKNOWN, LEVELS, levels)
 
 
 def scale_of(matrices: Sequence[Matrix]) -> Scale:
-    """One scale for all, so that colours can be compared from run to run and from round to round."""
+    """Return one scale for all matrices, so that colours can be compared between runs and rounds."""
     known = [matrix.cells_SPD[matrix.cells_SPD != UNKNOWN] for matrix in matrices]
     known = [cells for cells in known if len(cells)]
     if not known:
@@ -125,7 +125,7 @@ def scale_of(matrices: Sequence[Matrix]) -> Scale:
 
 
 def palette() -> list[str]:
-    """LEVELS colours from the lowest accuracy to the highest, #rrggbb."""
+    """Return LEVELS colours from the lowest accuracy to the highest, as #rrggbb."""
     anchors = np.array([list(bytes.fromhex(colour)) for colour in CIVIDIS.split()], dtype=np.float64)
     at = np.linspace(0, len(anchors) - 1, LEVELS)
     channels = [np.interp(at, np.arange(len(anchors)), channel) for channel in anchors.T]
@@ -133,12 +133,12 @@ def palette() -> list[str]:
 
 
 def ink_on(colour: str) -> str:
-    """Black or white: of the two, always one has a contrast of 4.5 or more."""
+    """Return black or white, whichever has the higher contrast, which is always at least 4.5."""
     return "#000" if contrast(colour, "#000000") >= contrast(colour, "#ffffff") else "#fff"
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours, #rrggbb.
+    """Return the contrast ratio of two colours, #rrggbb.
 
     Source: WCAG 2.2, "contrast ratio" and "relative luminance".
     """
@@ -153,10 +153,10 @@ def _luminance(colour: str) -> float:
 
 
 def picture(cells_PD: NDArray[np.int16], scale: Scale) -> str:
-    """A round's matrix as the address of a PNG, a pixel a cell: what there is to see without JavaScript."""
+    """Return a round's matrix as the data URL of a PNG, one pixel per cell, for pages without JavaScript."""
     levels_PD = scale.level(cells_PD)
     colours = bytes.fromhex("".join([*palette(), UNKNOWN_COLOUR]).replace("#", ""))
-    # Every line begins with its filter, 0: none.
+    # In a PNG, every line begins with its filter; 0 means none.
     lines = np.hstack([np.zeros((len(levels_PD), 1), np.uint8), levels_PD.astype(np.uint8)]).tobytes()
     header = struct.pack(">IIBBBBB", levels_PD.shape[1], levels_PD.shape[0], 8, 3, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"PLTE", colours), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))

@@ -6,7 +6,7 @@
 
   const text = (cell) => (cell < 0 ? "–" : (cell / 1000).toFixed(3));
 
-  // The same whole-number arithmetic as where the page was made.
+  // Same integer arithmetic as in matrix.py, which made the page.
   function level(cell) {
     if (cell < 0) return levels;
     const place = Math.floor(((cell - data.low) * levels) / (data.high - data.low));
@@ -87,7 +87,7 @@
     follow(document.querySelector(`.matrix[data-run="${id}"]`), run);
   }
 
-  // On paper, what is folded is lost.
+  // Open all folded parts before printing, because paper cannot unfold them.
   let unfolded = [];
   addEventListener("beforeprint", () => {
     unfolded = [...document.querySelectorAll("details:not([open])")];

@@ -289,15 +289,15 @@ def test_a_run_that_has_not_finished_a_round_has_no_figure_but_its_graph(run, tm
 
 
 def test_what_cannot_be_asked_for_is_told(run, tmp_path):
-    with pytest.raises(UserError, match=r"got 'grahp'; known: overview, .*did you mean 'graph'"):
+    with pytest.raises(UserError, match=r"got 'grahp'. Known: overview, .*did you mean 'graph'"):
         figures.draw(run, "grahp")
-    with pytest.raises(UserError, match="got 'grahp'; known: "):
+    with pytest.raises(UserError, match="got 'grahp'. Known: "):
         figures.plot(run, ["all", "grahp"], tmp_path / "all")
     with pytest.raises(UserError, match="--format: got 'svg', but --out ends in .png"):
         commands.execute(commands.parse(["plot", "run", "--format", "svg", "--out", "x.PNG"]), World(None))
     with pytest.raises(UserError, match="got 20 mm, must be from 60 to 500"):
         figures.draw(run, "graph", 20)
-    with pytest.raises(UserError, match=r"got ending 'docx', must be png, svg, pdf"):
+    with pytest.raises(UserError, match=r"cannot write a figure with the ending 'docx'. Allowed: png, svg, pdf"):
         figures.plot(run, ["bytes"], tmp_path / "plot.docx")
     with pytest.raises(UserError, match=r"cannot write the figure: No such file"):
         figures.plot(run, ["bytes"], tmp_path / "nowhere" / "plot.png")

@@ -126,7 +126,7 @@ def test_without_matplotlib_there_are_numbers_and_a_line_about_it(tmp_path, monk
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = built(tmp_path, write(tmp_path / "run", THREE))
     assert "<svg" not in text
-    assert text.count("matplotlib was missing") == 1
+    assert text.count("matplotlib was not installed") == 1
     assert ">0.900</td>" in text
 
 
@@ -145,8 +145,8 @@ def test_a_page_that_cannot_be_written_is_told(tmp_path):
         (tmp_path / "no" / "page.html", "cannot be written: No such file"),
         (run.file / "page.html", "cannot be written: Not a directory"),
         (tmp_path / ("n" * 255), "cannot be written: File name too long"),
-        (tmp_path, "is a directory, must be the name of a file"),
-        (Path(), "is a directory, must be the name of a file"),
+        (tmp_path, "is a directory. Choose the name of a file"),
+        (Path(), "is a directory. Choose the name of a file"),
     ):
         with pytest.raises(UserError, match=f"--html: .* {told}"):
             html.build([run], [summary.summarise(run)], out)
