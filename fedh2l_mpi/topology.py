@@ -1,6 +1,6 @@
-"""Who is whose neighbour, in every round: undirected graphs without self-loops, the same on every rank.
+"""Graphs of neighbours in every round: undirected, without self-loops, the same on every rank.
 
-networkx is imported where a graph is drawn: reading a config and a ring do not need it.
+networkx is imported where a graph is drawn, because reading a config and a ring do not need it.
 """
 
 import hashlib
@@ -53,48 +53,48 @@ class Graph:
         self.neighbours = [tuple(sorted(near)) for near in around]
 
     def digest(self) -> bytes:
-        """SHA-256 of the edges."""
+        """Return the SHA-256 of the edges."""
         return hashlib.sha256(repr((len(self.neighbours), self.edges)).encode()).digest()
 
     def degrees(self) -> NDArray[np.int64]:
-        """int64 (P,), number of neighbours of each participant."""
+        """Count the neighbours of each participant, int64 (P,)."""
         return np.array([len(near) for near in self.neighbours], dtype=np.int64)
 
 
 class Topology:
     """The graph of every round: drawn once, or redrawn every `redraw_every` rounds from the seed.
 
-    Every graph of the run is drawn once at the start, so that a draw that fails does so before the first round.
+    Every graph of the run is drawn once at the start, so a draw that fails does so before the first round.
 
     Raises
     ------
     UserError
-        If no such graph exists for this number of participants.
+        If a graph of this kind does not exist for this number of participants.
     """
 
     def __init__(self, config: TopologyConfig, participants: int, seed: int, rounds: int) -> None:
         self._every = config.redraw_every or rounds
-        # Two, because rank 0 may still be writing the round before a redraw.
+        # Two graphs are cached because rank 0 may still be writing the round before a redraw.
         self._drawing = lru_cache(maxsize=2)(lambda drawing: draw(config, participants, seed, drawing))
-        # Backwards, so that the first graphs are the ones kept.
+        # Drawing backwards leaves the first graphs in the cache.
         digests = [self._drawing(drawing).digest() for drawing in reversed(range(-(-rounds // self._every)))]
         self._digest = hashlib.sha256(b"".join(digests)).digest()
 
     def digest(self) -> bytes:
-        """SHA-256 of all graphs of the run."""
+        """Return the SHA-256 of all graphs of the run."""
         return self._digest
 
     def graph(self, round_index: int) -> Graph:
-        """The graph of a round."""
+        """Return the graph of a round."""
         return self._drawing(round_index // self._every)
 
     def is_redrawn(self, round_index: int) -> bool:
-        """Whether this round is the first of its graph."""
+        """Return True if this round is the first with its graph."""
         return round_index % self._every == 0
 
 
 def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> Graph:
-    """The `drawing`-th graph of this kind and seed.
+    """Draw the `drawing`-th graph of this kind and seed.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
             return Graph(participants, graph.edges)
     raise UserError(
         f"topology.kind: none of {config.tries} seeded draws of {config.kind} with {participants} participants was "
-        "connected; raise topology.probability, topology.degree or topology.tries, or set topology.connected to false"
+        "connected. Raise topology.probability, topology.degree or topology.tries, or set topology.connected to false."
     )
 
 
@@ -149,10 +149,10 @@ def _random(config: RandomGraph, participants: int, generator: np.random.Generat
 
 
 def _dense(participants: int) -> float:
-    """The largest degree for which a regular graph's edges are drawn, instead of those that it lacks.
+    """Return the largest degree for which a regular graph is drawn directly instead of as a complement.
 
-    networkx pairs ends of edges at random and begins anew where that fails: 26 neighbours of 30, 51 of 64 or 70 of 100
-    take from many seconds to for ever. Up to here it takes some seconds at most.
+    networkx pairs ends of edges at random and starts again if that fails. 26 neighbours of 30, 51 of 64 or 70 of 100
+    take many seconds, or never end. Up to the returned degree, a draw takes a few seconds at most.
     """
     return max(20, min(0.75 * participants, 48), 0.5 * participants)
 
@@ -169,30 +169,32 @@ def check_fits(config: TopologyConfig, participants: int) -> None:
         return
     degree = config.degree
     if degree >= participants:
-        raise UserError(f"topology.degree: got {degree}, must be less than the number of participants, {participants}")
+        raise UserError(
+            f"topology.degree: got {degree}. It must be less than the number of participants, {participants}."
+        )
     if isinstance(config, RandomRegular):
         if degree * participants % 2:
             raise UserError(
-                f"topology.degree: got {degree} for {participants} participants; degree times participants must be "
-                "even for a regular graph"
+                f"topology.degree: got {degree} for {participants} participants. In a regular graph, degree times "
+                "participants must be even."
             )
         if config.connected and (degree == 0 or (degree == 1 and participants > 2)):
             raise UserError(
-                f"topology.degree: got {degree}, with which {participants} participants cannot be connected; "
-                "take 2 or more, or set topology.connected to false"
+                f"topology.degree: got {degree}, with which {participants} participants cannot be connected. "
+                "Use 2 or more, or set topology.connected to false."
             )
     if isinstance(config, SmallWorld) and (degree < 2 or degree % 2):
-        raise UserError(f"topology.degree: got {degree}, must be even and at least 2 for small_world")
+        raise UserError(f"topology.degree: got {degree}. It must be even and at least 2 for small_world.")
 
 
 def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
-    """A graph from lines `i j`; participants that no line names are isolated."""
+    """Read a graph from lines `i j`; participants that no line names are isolated."""
     import networkx
 
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"topology.path: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"topology.path: cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     edges: dict[Edge, int] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
@@ -202,20 +204,20 @@ def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
         try:
             a, b = map(int, words)
         except ValueError:
-            raise UserError(f"{where}: got {line.strip()!r}, must be two participants 'i j'") from None
+            raise UserError(f"{where}: got {line.strip()!r}. A line must be two participants 'i j'.") from None
         if not (0 <= a < participants and 0 <= b < participants):
-            raise UserError(f"{where}: got {a} {b}, participants are 0 to {participants - 1}")
+            raise UserError(f"{where}: got {a} {b}. Participants are 0 to {participants - 1}.")
         if a == b:
-            raise UserError(f"{where}: participant {a} cannot be its own neighbour")
+            raise UserError(f"{where}: participant {a} cannot be its own neighbour.")
         edge = (min(a, b), max(a, b))
         if edge in edges:
-            raise UserError(f"{where}: edge {a} {b} stands in line {edges[edge]} already")
+            raise UserError(f"{where}: edge {a} {b} is in line {edges[edge]} already. Remove one.")
         edges[edge] = number
     graph = networkx.Graph(list(edges))
     graph.add_nodes_from(range(participants))
     if connected and not networkx.is_connected(graph):
         parts = networkx.number_connected_components(graph)
         raise UserError(
-            f"topology.path: {path}: the graph falls into {parts} parts; add edges, or set topology.connected to false"
+            f"topology.path: {path}: the graph has {parts} parts. Add edges, or set topology.connected to false."
         )
     return Graph(participants, edges)

@@ -1,6 +1,6 @@
-"""Who holds which training rows, and of which domain: labels in, indices out, no image read.
+"""Distribution of training rows and domains to participants, by labels only, without reading an image.
 
-The same on every rank, because it depends on the labels, the config and the seed alone.
+The result is the same on every rank, because it depends only on the labels, the config and the seed.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Samples:
-    """Training rows and the domain in which each is seen."""
+    """Training rows, and the domain in which each is used."""
 
     rows: Rows
     domains: Rows
@@ -33,7 +33,7 @@ class Samples:
 
     @staticmethod
     def join(parts: Iterable["Samples"]) -> "Samples":
-        """One after the other."""
+        """Concatenate samples."""
         rows, domains = zip(*((part.rows, part.domains) for part in parts), strict=True)
         return Samples(np.concatenate(rows), np.concatenate(domains))
 
@@ -48,7 +48,7 @@ class Share:
 
 
 def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
-    """Each participant's private, validation and seed samples, where any row may be seen in any domain.
+    """Distribute rows that may be used in any domain to the participants' private, validation and seed samples.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
 
 
 def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config: Config) -> list[Share]:
-    """As `partition`, where every row belongs to one domain: a participant holds rows of its own domain only.
+    """Distribute rows that belong to one domain each; a participant gets rows of its own domain only.
 
-    The kinds deal each domain's rows among the participants that share it; `iid` deals all rows, whatever their domain.
+    Every kind distributes a domain's rows to the participants that share it, except `iid`, which ignores the domains.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config:
     rows : int64
         The rows for training.
     domains : NaturalDomains
-        Of every row of the table.
+        Domains of all rows of the table.
     config : Config
         A resolved config.
     """
@@ -102,7 +102,7 @@ def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config:
     else:
         for domain, name in enumerate(domains.names):
             own = rows[domains.of_row[rows] == domain]
-            # With fewer participants than domains, the others are for testing only.
+            # With fewer participants than domains, the remaining domains are for testing only.
             sharers = everyone[domain :: len(domains.names)]
             draw = generator(config.seed, Purpose.PARTITION, domain)
             dealt = _deal(labels[own], part, len(sharers), draw, f" of domain {name!r}") if sharers else []
@@ -116,9 +116,9 @@ def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config:
 
 
 def kept_for_testing(labels: Rows, domains: NaturalDomains, share: float) -> list[Rows]:
-    """Each domain's rows kept for testing: `share` of every class in it, the same whatever the run's seed.
+    """Choose each domain's rows for testing: `share` of every class in it, the same for any seed of the run.
 
-    A class with at least two images in a domain has at least one on either side.
+    A class with at least two images in a domain has at least one for training and one for testing.
 
     Raises
     ------
@@ -139,14 +139,14 @@ def kept_for_testing(labels: Rows, domains: NaturalDomains, share: float) -> lis
         kept.append(np.sort(np.concatenate(parts)))
         if len(kept[-1]) == 0:
             raise UserError(
-                f"data.test_share: {share} leaves domain {name!r} no test image, as none of its classes has two "
-                f"images (it has {len(own)} in all); add images, or take the domain out of the pack"
+                f"data.test_share: {share} leaves domain {name!r} no test image, because none of its classes has two "
+                f"images (it has {len(own)} in total). Add images, or remove the domain from the pack."
             )
     return kept
 
 
 def own_domain(participant: int, part: PartitionConfig, domains: int) -> int:
-    """The domain that `participant` holds; -1 where each holds a mix of all (kind `iid` over several domains)."""
+    """Return the domain of a participant, or -1 if all hold a mix of domains (kind `iid`, several domains)."""
     return -1 if part.kind == "iid" and domains > 1 else participant % domains
 
 
@@ -157,7 +157,7 @@ def _split(samples: Samples, participant: int, config: Config) -> Share:
         raise UserError(
             f"seed_set.share: {config.seed_set.share} (with evaluation.validation_share "
             f"{config.evaluation.validation_share}) leaves participant {participant} no private data: "
-            f"of {len(samples)} samples, {seed} go to the seed set and {validation} to validation"
+            f"{seed} of its {len(samples)} samples go to the seed set and {validation} to validation. Lower a share."
         )
     return Share(
         private=samples[seed + validation :], validation=samples[seed : seed + validation], seed=samples[:seed]
@@ -173,16 +173,17 @@ def _check_disjoint(shares: list[Share]) -> None:
 def _deal(
     labels: Rows, part: PartitionConfig, participants: int, draw: np.random.Generator, where: str = ""
 ) -> list[Rows]:
-    """Positions in `labels` for each of the participants; `where` completes "the training data" in a message."""
+    """Distribute positions in `labels` to participants; `where` follows "the training data" in a message."""
     each = part.samples_per_participant or len(labels) // participants
     if each == 0:
         raise UserError(
-            f"participants: got {participants}{where}, but there are only {len(labels)} training samples{where}"
+            f"participants: got {participants}{where}, but there are only {len(labels)} training samples{where}. "
+            "Use fewer participants."
         )
     if each * participants > len(labels):
         raise UserError(
             f"data.partition.samples_per_participant: {participants} participants with {each} samples each need "
-            f"{each * participants}, the training data{where} have {len(labels)}"
+            f"{each * participants}, but the training data{where} have {len(labels)}. Use fewer."
         )
     if isinstance(part, QuantityPartition):
         return _quantity(labels, participants, each, part.alpha, draw)
@@ -194,14 +195,14 @@ def _deal(
 
 
 def _equal(labels: Rows, participants: int, each: int, draw: np.random.Generator) -> list[Rows]:
-    """Equal IID shares."""
+    """Draw equal IID shares."""
     return list(draw.permutation(len(labels))[: participants * each].reshape(participants, each))
 
 
 def _quantity(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
-    """IID shares whose sizes are Dirichlet(alpha) proportions of the whole.
+    """Draw IID shares whose sizes are Dirichlet(alpha) proportions of the whole.
 
-    Everyone has at least about a tenth of the mean: rounded down, but one sample or more.
+    Every participant has at least a tenth of the mean, rounded down, and at least one sample.
 
     Source: Li, Diao, Chen and He, "Federated learning on non-IID data silos", 2022, quantity skew.
     """
@@ -212,13 +213,14 @@ def _quantity(labels: Rows, participants: int, each: int, alpha: float, draw: np
 
 
 def _shards(labels: Rows, participants: int, each: int, shards: int, draw: np.random.Generator) -> list[Rows]:
-    """Rows sorted by label, cut into participants x shards pieces, dealt at random.
+    """Sort rows by label, cut them into participants x shards pieces, and distribute these at random.
 
     Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
     """
     if shards > each:
         raise UserError(
-            f"data.partition.shards_per_participant: got {shards}, but a participant has only {each} samples"
+            f"data.partition.shards_per_participant: got {shards}, but a participant has only {each} samples. "
+            "Use fewer."
         )
     chosen = draw.permutation(len(labels))[: participants * each]
     by_label = chosen[np.argsort(labels[chosen], kind="stable")]
@@ -228,9 +230,10 @@ def _shards(labels: Rows, participants: int, each: int, shards: int, draw: np.ra
 
 
 def _dirichlet(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
-    """Equal sizes; each participant's class proportions are drawn from Dirichlet(alpha), without replacement.
+    """Draw equal shares without replacement; each participant's class proportions come from Dirichlet(alpha).
 
-    A class that has run out is replaced by the classes that are left, in the participant's own proportions.
+    A class that has run out is replaced by the remaining classes, in the participant's own proportions.
+
     Source: Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution", 2019.
     """
     pools = [draw.permutation(np.flatnonzero(labels == label)) for label in range(int(labels.max()) + 1)]
@@ -241,7 +244,7 @@ def _dirichlet(labels: Rows, participants: int, each: int, alpha: float, draw: n
         missing = each
         while missing:
             left = np.array([len(pool) for pool in pools])
-            # The small constant lets a participant whose wished-for classes are all gone take any other.
+            # The small constant lets a participant take any other class once all classes it wants have run out.
             chance = np.where(left > 0, wish + 1e-9, 0.0)
             counts = np.minimum(draw.multinomial(missing, chance / chance.sum()), left)
             for label, count in enumerate(counts):

@@ -1,8 +1,8 @@
 """The seed set: the same samples in the same order on every participant, and each round's subset and views of them.
 
-A seed set that is learned by heart teaches little: every teacher's posterior on it is nearly one-hot. Views change that
-for no byte more: every participant transforms the round's samples by the same random numbers, drawn from (seed, round),
-so posteriors are exchanged on inputs that nobody has seen before.
+A memorised seed set teaches little, because every teacher's posterior on it is nearly one-hot. Views avoid this
+without additional traffic. Every participant transforms the round's samples with the same random numbers, drawn from
+(seed, round), so posteriors are exchanged on inputs that are new to all.
 
 Shape letters: A all seed samples, S seed samples of a round, K channels, H height, W width, C classes.
 """
@@ -20,21 +20,21 @@ from fedh2l_mpi.data.augmentation import Affine, Photo
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.rng import Purpose, generator
 
-# Views of round 0 that are hashed on the CPU: enough to notice another library that transforms in another way.
+# Number of views of round 0 that are hashed on the CPU; these few reveal a library that transforms differently.
 HASHED_VIEWS = 16
 
 
 @dataclass(frozen=True)
 class SeedRound:
-    """The seed samples of one round, as every participant sees them.
+    """Seed samples of one round, the same for every participant.
 
     Attributes
     ----------
     images : float32 (S, K, H, W)
     labels : int64 (S,)
-        Classes; of a mixed pair, the class of its heavier half.
+        Classes; a mixed pair has the class of its heavier half.
     targets : int64 (S,) or float32 (S, C)
-        What the cross-entropy aims at: the classes, or a mixed pair's two classes with their weights.
+        Targets of the cross-entropy: the classes, or a mixed pair's two classes with their weights.
     """
 
     round: int
@@ -48,7 +48,7 @@ class SeedRound:
 
 @dataclass(frozen=True)
 class SeedSet:
-    """All seed samples, and how a round's are drawn from them and transformed.
+    """All seed samples, with the draw and the views of each round.
 
     Attributes
     ----------
@@ -73,11 +73,11 @@ class SeedSet:
 
     @property
     def nbytes(self) -> int:
-        """What handing the set to one participant costs once [bytes]."""
+        """Bytes of distributing the set to one participant, once."""
         return self.samples.images.nbytes + self.samples.labels.nbytes
 
     def digest(self) -> bytes:
-        """SHA-256 of samples, labels, their order and their views: equal digests mean the same seed set."""
+        """Return the SHA-256 of samples, labels, their order and views; equal digests mean equal seed sets."""
         images, labels = self.samples.images, self.samples.labels
         # This text is in the digests of stored checkpoints; a key that is added later must not change it.
         keys = ", ".join(f"{key}={value!r}" for key, value in self.config.model_dump().items())
@@ -86,7 +86,7 @@ class SeedSet:
         sha = hashlib.sha256(text.encode())
         sha.update(images.cpu().contiguous().numpy().data)
         sha.update(labels.cpu().numpy().data)
-        # On the CPU, whatever the device: a GPU of another kind may round the last bit in another way.
+        # The CPU computes these views on every device, because GPUs of different kinds may differ in the last bit.
         first = self.samples.inputs(slice(0, HASHED_VIEWS)).cpu()
         seen = self._viewed(SeedRound(0, first, labels[:HASHED_VIEWS].cpu(), labels[:HASHED_VIEWS].cpu()))
         sha.update(seen.images.contiguous().numpy().data)
@@ -94,7 +94,7 @@ class SeedSet:
         return sha.digest()
 
     def of_round(self, round_index: int) -> SeedRound:
-        """The round's subset and its views, drawn from (seed, round): the same on every participant."""
+        """Return the round's subset and its views, drawn from (seed, round): the same on every participant."""
         rows: Tensor | slice = slice(None)
         if self.samples_per_round < len(self):
             draw = generator(self.seed, Purpose.SEED_SUBSET, round_index)
@@ -104,7 +104,7 @@ class SeedSet:
         return self._viewed(SeedRound(round_index, self.samples.inputs(rows), labels, labels))
 
     def _viewed(self, seed: SeedRound) -> SeedRound:
-        """The round's samples transformed as `seed_set.views` says."""
+        """Transform the round's samples by `seed_set.views`."""
         config, draw = self.config, generator(self.seed, Purpose.SEED_VIEWS, seed.round)
         images, labels, targets = seed.images, seed.labels, seed.targets
         if isinstance(config, AffineViews):
@@ -119,9 +119,14 @@ class SeedSet:
 def mixup(
     images: Tensor, labels: Tensor, classes: int, alpha: float, draw: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each image mixed with another: images (S, K, H, W), labels of the heavier halves (S,), targets (S, C).
+    """Mix each image with another one.
 
-    The own weight is max(b, 1 - b) with b drawn from Beta(alpha, alpha).
+    The weight of the image itself is max(b, 1 - b), with b drawn from Beta(alpha, alpha).
+
+    Returns
+    -------
+    float (S, K, H, W), int64 (S,), float (S, C)
+        Images, labels of the heavier halves, targets.
 
     Source: Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: beyond empirical risk minimization", 2018.
     """

@@ -174,7 +174,7 @@ WRONG = {
     "a model that is not there": (["--set", "models=[nowhere:Model]"], "cannot import nowhere"),
     "a degree too large": (
         ["--set", "topology.kind=random_regular", "--set", "topology.degree=4"],
-        "topology.degree: got 4, must be less than the number of participants, 4",
+        "topology.degree: got 4. It must be less than the number of participants, 4",
     ),
     "too many samples": (["--set", "data.partition.samples_per_participant=9999"], "the training data have 1438"),
     "no private data left": (

@@ -101,8 +101,8 @@ def test_a_graph_that_is_hardly_ever_connected_is_refused_after_its_tries():
 @pytest.mark.parametrize(
     ("config", "participants", "says"),
     [
-        ({"kind": "random_regular", "degree": 6}, 6, "topology.degree: got 6, must be less than .* 6"),
-        ({"kind": "random_regular", "degree": 3}, 7, "degree times participants must be even"),
+        ({"kind": "random_regular", "degree": 6}, 6, r"topology.degree: got 6\. It must be less than .* 6"),
+        ({"kind": "random_regular", "degree": 3}, 7, r"In a regular graph, degree times participants must be even"),
         ({"kind": "random_regular", "degree": 1}, 4, "cannot be connected"),
         ({"kind": "random_regular", "degree": 0}, 4, "cannot be connected"),
         ({"kind": "small_world", "degree": 3}, 9, "must be even and at least 2"),
@@ -127,13 +127,13 @@ def test_an_edge_list_is_read_and_may_leave_participants_alone(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("0 1\n1\n", "line 2: got '1', must be two participants"),
+        ("0 1\n1\n", r"line 2: got '1'\. A line must be two participants"),
         ("0 a\n", "line 1: got '0 a'"),
         ("0 1 2\n", "line 1: got '0 1 2'"),
-        ("0 9\n", "participants are 0 to 3"),
+        ("0 9\n", "Participants are 0 to 3"),
         ("1 1\n", "cannot be its own neighbour"),
-        ("0 1\n2 3\n1 0\n", "line 3: edge 1 0 stands in line 1 already"),
-        ("0 1\n2 3\n", "the graph falls into 2 parts"),
+        ("0 1\n2 3\n1 0\n", "line 3: edge 1 0 is in line 1 already"),
+        ("0 1\n2 3\n", "the graph has 2 parts"),
     ],
 )
 def test_a_wrong_edge_list_is_refused_by_its_line(tmp_path, text, says):

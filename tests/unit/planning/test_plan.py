@@ -152,7 +152,7 @@ def test_data_that_do_not_suffice_are_told_and_planned_all_the_same(capsys):
     flat = " ".join(page.split())
     assert "A run would be refused: participants: got 5000, but there are only 1438 training samples" in flat
     got = told(capsys, "--ranks", "10", "--participants", "50", "--set", "data.partition.samples_per_participant=100")
-    assert "50 participants with 100 samples each need 5000, the training data have 1438" in got["refused"]
+    assert "50 participants with 100 samples each need 5000, but the training data have 1438" in got["refused"]
     assert got["memory_bytes"]["data"] > 5 * 80 * 4 * 64
 
 
