@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi import methods, metrics
 from fedh2l_mpi.config import Config, loading
+from fedh2l_mpi.config.topology import RandomRegular, Ring
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.planning import overhead, requirements, sample_counts, timing
 from fedh2l_mpi.planning.overhead import Loads, OverheadConstants
@@ -262,7 +263,8 @@ def calibrate(settings: list[str]) -> None:
     source = open_source(config.data.name, config.data.root)
     held, _ = sample_counts.count_or_assume(config, source)
     message = requirements.compute(config, source, methods.build(config), held).message
-    degree = 2.0 if config.topology.kind == "ring" else float(config.topology.degree or 0)
+    graph = config.topology
+    degree = 2.0 if isinstance(graph, Ring) else float(graph.degree if isinstance(graph, RandomRegular) else 0)
     found = timing.calibrate(config, source, held, degree, message.array_bytes if message else 0)
     (phases,) = found.phases.values()
     numbers = {name: getattr(phases, name) for name in ("publish", "local", "mutual", "evaluate")}

@@ -24,8 +24,7 @@ class Key(NamedTuple):
     name : str
         Dotted name.
     default : object
-        Default value. For a key of some kinds only, a text such as `dirichlet: 0.5; quantity: 1.0`, or the value if
-        all these kinds have the same.
+        Default value, or a text such as `0.5; quantity: 1.0` if the kinds have different defaults.
     allowed : str
         Allowed values.
     meaning : str

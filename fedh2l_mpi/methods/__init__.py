@@ -36,31 +36,31 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build(config: Config) -> Method:
-    """The method that a resolved config names.
+    """Return the method that a resolved config names.
 
     Raises
     ------
     UserError
-        If it is unknown, or does not fit the seed set, the models or the graph of the config.
+        If the method is unknown, or does not fit the seed set, the models or the graph of the config.
     """
     name = config.method.name
     method = (METHODS.get(name) or _users_own(name))(config.method, config.seed_set.labelled)
     per_neighbour = isinstance(config.method, CombineOptions) and config.method.combine == "gem_neighbours"
     if per_neighbour and not method.constrains_each_neighbour:
         raise UserError(
-            f"method.combine: got 'gem_neighbours', but {name!r} makes no gradient for each neighbour; use "
-            f"{', '.join(COMBINERS)} (a class that makes them says so by constrains_each_neighbour = True)"
+            f"method.combine: got 'gem_neighbours', but {name!r} makes no gradient for each neighbour. Fix: use "
+            f"{', '.join(COMBINERS)}. A class that makes such gradients sets constrains_each_neighbour = True."
         )
     architectures = sorted({config.architecture(index) for index in range(config.size)})
     if method.shares_parameters and len(architectures) > 1:
         raise UserError(
             f"method.name: {name!r} averages parameters, so all participants need one architecture, but models gives "
-            f"{', '.join(architectures)}; set models to one of them, or choose a method that exchanges posteriors"
+            f"{', '.join(architectures)}. Fix: set models to one of them, or choose a method that exchanges posteriors."
         )
     if method.needs_complete_graph and config.topology.kind != "complete":
         raise UserError(
-            f"topology.kind: got {config.topology.kind!r}, but method {name!r} averages over all participants; "
-            "set topology.kind=complete (d_psgd averages over the neighbours of any graph)"
+            f"topology.kind: got {config.topology.kind!r}, but method {name!r} averages over all participants. "
+            "Fix: set topology.kind=complete, or use d_psgd, which averages over the neighbours of any graph."
         )
     exchanges = type(method).array is not Method.array
     if config.exchange.skip_below is not None and exchanges and not method.shares_parameters:
@@ -69,23 +69,23 @@ def build(config: Config) -> Method:
 
 
 def _check_rows_stay(config: Config) -> None:
-    """Rows that are compared with those of the round before must be of the same inputs."""
+    """Raise `UserError` unless the rows of every round belong to the same inputs, so that they can be compared."""
     skipping = f"exchange.skip_below={config.exchange.skip_below}"
     if config.seed_set.views != "none":
         raise UserError(
-            f"seed_set.views: got {config.seed_set.views!r}, must be 'none' for {skipping}: with views, a round's "
-            "rows are of other images than the last round's; set seed_set.views=none, or exchange.skip_below=null"
+            f"seed_set.views: got {config.seed_set.views!r}, must be 'none' for {skipping}, because views give every "
+            "round different images. Fix: set seed_set.views=none, or exchange.skip_below=null."
         )
     if config.seed_set.samples_per_round is not None:
         raise UserError(
             f"seed_set.samples_per_round: got {config.seed_set.samples_per_round}, must be null (the whole seed set) "
-            f"for {skipping}: a subset is another one in every round; set seed_set.samples_per_round=null, with a "
-            "smaller seed_set.max_samples if need be, or exchange.skip_below=null"
+            f"for {skipping}, because every round draws a different subset. Fix: set seed_set.samples_per_round=null "
+            "(seed_set.max_samples limits the seed set), or exchange.skip_below=null."
         )
 
 
 def _users_own(name: str) -> type[Method]:
     kind: type[Method] = load_class("method.name", name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise UserError(f"method.name: {name!r} must be a subclass of fedh2l_mpi.methods.Method, got {kind!r}")
+        raise UserError(f"method.name: {name!r} must be a subclass of fedh2l_mpi.Method, got {kind!r}")
     return kind

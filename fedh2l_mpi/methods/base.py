@@ -1,6 +1,6 @@
-"""What the round loop asks of a method, and what most methods do when asked.
+"""Base classes of learning methods: the interface to the round loop, and the defaults that most methods share.
 
-Shape letters: N neighbours, S seed samples of the round, C classes, K gradients, W weights of the model; a published
+Shape letters: N neighbours, S seed samples of the round, C classes, K gradients, W weights of the model. A published
 array has rows and columns.
 """
 
@@ -23,18 +23,18 @@ from fedh2l_mpi.topology import Graph
 
 @dataclass(frozen=True)
 class Round:
-    """What all participants know about a round.
+    """Facts of a round that all participants know.
 
     Attributes
     ----------
     index : int
-        From 0.
+        Number of the round, from 0.
     graph : Graph
-        Who is whose neighbour.
+        Neighbours of every participant.
     seed : SeedRound
-        The round's seed samples, as everyone sees them.
+        The round's seed samples, the same for all participants.
     private_samples : tuple of int
-        How many private training samples each participant has, (P,).
+        Number of private training samples of each participant, (P,).
     """
 
     index: int
@@ -44,42 +44,43 @@ class Round:
 
 
 class Method:
-    """A learning method; one object serves all participants of a rank, so what it remembers belongs into them.
+    """Base class of learning methods.
 
-    A subclass says what is exchanged (`array`, `publish`) and how participants learn (`local_phase`, `mutual_phase`).
-    For a fair comparison, both phases together make `local_steps + mutual_steps` optimiser steps in every round.
+    A subclass defines what is exchanged (`array`, `publish`) and how participants learn (`local_phase`,
+    `mutual_phase`). One object serves all participants of a rank, so a method stores its state in `participant.kept`.
+    Both phases together make `local_steps + mutual_steps` optimiser steps per round, so that methods compare fairly.
 
     Parameters
     ----------
     config : MethodConfig
-        The section `method` of the config.
+        The method's options: section `method` of the config, as an object of the method's own class of options.
     labelled : bool
-        Whether the seed labels may be used.
+        True if the seed labels may be used.
     """
 
-    # Parameters are exchanged: all participants need one architecture, and begin with the same weights.
+    # Participants exchange parameters, so all need one architecture and start with the same weights.
     shares_parameters = False
-    # Everyone averages with everyone: the graph must be complete.
+    # Every participant averages with all others, so the graph must be complete.
     needs_complete_graph = False
-    # Everyone trains on everybody's private data.
+    # Every participant trains on the private data of all.
     pools_private_data = False
-    # Some steps are on seed minibatches: a model that cannot be trained on one sample is refused where they have one.
+    # Some steps use seed minibatches, so a model that cannot train on one sample is refused if one has a single sample.
     trains_on_seed_set = False
-    # Every participant keeps a copy of the array that it published: the memory estimate counts it.
+    # Every participant keeps a copy of the array that it published; the memory estimate counts it.
     keeps_published = False
-    # Of the neighbours' arrays, one at a time lies on the device, not all at once: the memory estimate counts it.
+    # The neighbours' arrays are moved to the device one at a time; the memory estimate counts one instead of all.
     takes_theirs_one_by_one = False
-    # Not E steps in the one phase and M in the other, but E + M in this one: `plan` times fewer, and scales them up.
+    # One phase makes all E + M steps; `plan` times fewer steps there, and scales the time up.
     all_steps_in: Literal["local", "mutual"] | None = None
-    # Knows `method.combine: gem_neighbours`: a constraint for every neighbour, by `step_within_cone`.
+    # The method supports `method.combine: gem_neighbours`, a constraint for each neighbour, by `step_within_cone`.
     constrains_each_neighbour = False
-    # Both phases treat a `BatchedParticipants` as they treat a participant.
+    # Both phases accept `BatchedParticipants` in place of a participant.
     takes_batches = False
-    # What whoever starts a run should be told.
+    # Warning that is printed when a run starts.
     caution = ""
 
     def __init_subclass__(cls) -> None:
-        """What a class inherits was said of phases that it may replace: one with its own must say it again."""
+        """Reset inherited flags about phases that the subclass replaces: it must set them again."""
         super().__init_subclass__()
         if "local_phase" in vars(cls) or "mutual_phase" in vars(cls):
             cls.constrains_each_neighbour = vars(cls).get("constrains_each_neighbour", False)
@@ -89,19 +90,19 @@ class Method:
         self.config, self.labelled = config, labelled
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec | None:
-        """Name and shape of what a participant publishes in a round; None: nothing is ever exchanged.
+        """Return the name and shape of the array that a participant publishes, or None if nothing is ever exchanged.
 
         Parameters
         ----------
         participant : Participant
-            Any one; for those that share parameters, all are alike.
+            Any participant; if parameters are shared, all have the same shape.
         samples, classes : int
             S, seed samples of a round, and C.
         """
         return None
 
     def exchanges_in(self, round_index: int) -> bool:
-        """Whether participants publish in this round; must depend on the round alone."""
+        """Return True if participants publish in this round; the answer must depend on the round alone."""
         return True
 
     @property
@@ -110,11 +111,11 @@ class Method:
         return not isinstance(self.config, DistillationOptions | DPsgdOptions) or self.config.publish == "start"
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """The array that goes to the neighbours, float32 (rows, columns) in host memory.
+        """Return the array for the neighbours, float32 (rows, columns) in host memory.
 
-        Until the round ends, nothing may write to it; of the participant's own parameters, a copy is taken.
+        Nothing may write to it until the round ends. The loop copies a view of the participant's own parameters.
         """
-        raise NotImplementedError(f"{type(self).__name__} has an array to exchange, but does not say which numbers")
+        raise NotImplementedError(f"{type(self).__name__} defines array(), so it must define publish(), too")
 
     def published(self, participant: Participant, now: Round) -> Tensor:
         """Return the published array, copied if it is a view of the participant's parameters.
@@ -125,7 +126,7 @@ class Method:
         return array.clone() if participant.parameters.share_memory_with(array) else array
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """Make E steps on private minibatches.
+        """Take E steps on private minibatches.
 
         With `takes_batches`, `participant` may be a batch of participants in both phases (`TrainingUnit`).
         """
@@ -133,19 +134,19 @@ class Method:
         self.private_steps(participant, self.config.local_steps)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """M steps with what the neighbours sent.
+        """Take M steps with the neighbours' arrays.
 
         Parameters
         ----------
         theirs : float32 tensor (N, rows, columns)
-            In host memory, in the order of `now.graph.neighbours[participant.index]`; N = 0 without neighbours, and
-            in a round without exchange.
+            Arrays in host memory, in the order of `now.graph.neighbours[participant.index]`. N is 0 without neighbours
+            and in a round without an exchange.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how participants learn from each other")
+        raise NotImplementedError(f"{type(self).__name__} must define mutual_phase()")
 
     @staticmethod
     def private_steps(participant: Participant, steps: int) -> None:
-        """Optimiser steps on private minibatches."""
+        """Take optimiser steps on private minibatches."""
         for _ in range(steps):
             participant.step(participant.gradient(participant.private_loss()))
 
@@ -156,7 +157,7 @@ class Method:
         participant.step(g_private.mul_(a[..., None]).add_(g_seed.mul_(b[..., None])))
 
     def step_within_cone(self, participant: Participant, g_private: Tensor, g_terms: list[Tensor]) -> None:
-        """One step along the vector nearest to the sum of all that, to first order, raises none of their losses."""
+        """Take one step along the vector nearest to the sum of the gradients that, to first order, raises no loss."""
         gradients_KW = torch.stack([g_private, *g_terms])
         self._noted_products(participant, g_private, gradients_KW[1:].sum(dim=0))
         gram_KK = gradients_KW @ gradients_KW.T
@@ -173,7 +174,7 @@ class Method:
 
 
 class PosteriorMethod(Method):
-    """A method whose participants publish their posteriors on the round's seed samples, and nothing else."""
+    """Base class of methods whose participants publish only their posteriors on the round's seed samples."""
 
     config: DistillationOptions
 
@@ -186,16 +187,16 @@ class PosteriorMethod(Method):
         return ArraySpec("posteriors", samples, classes, sums_to_one=True)
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """softmax(logits / T) in eval mode, float32 (S, C) in host memory: all that ever leaves a participant."""
+        """Return softmax(logits / T) in eval mode, float32 (S, C) in host memory; nothing else leaves a participant."""
         logits_SC = participant.logits(now.seed.images)
         return host_memory.to_host(losses.posteriors(logits_SC, self.temperature).float())
 
 
 class ParameterMethod(Method):
-    """A method whose participants publish parameters, and average them instead of learning from the seed set.
+    """Base class of methods whose participants average parameters instead of learning from the seed set.
 
-    BatchNorm's running statistics are averaged like parameters, where the average is of current ones; the optimiser's
-    moments stay local.
+    BatchNorm's running statistics are averaged like parameters if the averaged parameters are the current ones. The
+    optimiser's moments stay local.
     """
 
     shares_parameters = True
@@ -205,10 +206,10 @@ class ParameterMethod(Method):
         return ArraySpec("parameters", 1, participant.shared_state.size)
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Parameters and running statistics, float32 (1, size) in host memory."""
+        """Return parameters and running statistics, float32 (1, size) in host memory."""
         return host_memory.to_host(participant.shared_state.read().float())[None]
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """E + M steps on private minibatches."""
+        """Take E + M steps on private minibatches."""
         participant.begin(now.index, phase=0)
         self.private_steps(participant, self.config.local_steps + self.config.mutual_steps)

@@ -8,12 +8,13 @@ from fedh2l_mpi.topology import Graph
 
 
 class DPsgd(ParameterMethod):
-    """E + M steps on private data; parameters are averaged with the neighbours', by the graph's Metropolis weights.
+    """Participants take E + M steps on private data, then average parameters with their neighbours.
 
-    x_i <- x_i + sum over neighbours j of w_ij (x_j - x_i), where x_i, x_j in the bracket are as published. Published
-    after the local steps, this is local SGD with gossip; with `publish: start`, the average is of the weights before
-    them, as in the paper, and the exchange is hidden behind them. BatchNorm's running statistics then stay local: old
-    differences put on new variances could make them negative.
+    The average is x_i <- x_i + sum over neighbours j of w_ij (x_j - x_i), with the graph's Metropolis weights w_ij and
+    the published x_i and x_j in the bracket. If parameters are published after the local steps, this is local SGD with
+    gossip. If `publish` is `start`, the average is of the weights before the local steps, as in the paper, and the
+    exchange is hidden behind these steps. BatchNorm's running statistics stay local in that case, because old
+    differences could make new variances negative.
 
     Source: Lian et al., "Can decentralized algorithms outperform centralized algorithms?", 2017, algorithm 1; Xiao,
     Boyd and Kim, "Distributed average consensus with least-mean-square deviation", 2007, for the weights.
@@ -23,12 +24,12 @@ class DPsgd(ParameterMethod):
     takes_theirs_one_by_one = True
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Parameters and running statistics, kept to take the differences from."""
+        """Return parameters and running statistics, and keep them for the differences."""
         participant.kept["published"] = participant.shared_state.read()
         return super().publish(participant, now)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """The average."""
+        """Average with the neighbours."""
         state, published = participant.shared_state.read(), participant.kept["published"]
         averaged = len(participant.parameters.vector) if self.publishes_first else len(state)
         for neighbour, parameters in zip(now.graph.neighbours[participant.index], theirs, strict=True):
@@ -38,5 +39,8 @@ class DPsgd(ParameterMethod):
 
 
 def metropolis_weight(graph: Graph, i: int, j: int) -> float:
-    """1 / (1 + the larger degree of two neighbours): symmetric; with the rest of 1 for oneself, doubly stochastic."""
+    """Return 1 / (1 + the larger degree of two neighbours).
+
+    These weights are symmetric. They are doubly stochastic if each participant's own weight completes its sum to 1.
+    """
     return 1 / (1 + max(len(graph.neighbours[i]), len(graph.neighbours[j])))

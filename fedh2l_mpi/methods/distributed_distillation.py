@@ -1,4 +1,4 @@
-"""Distillation on an unlabelled common set.
+"""Distributed distillation on an unlabelled common set.
 
 Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
 """
@@ -11,16 +11,18 @@ from fedh2l_mpi.participant import Participant
 
 
 class DistributedDistillation(PosteriorMethod):
-    """E steps on private data, then M on private data and the neighbours' posteriors; seed labels are never used.
+    """Participants take E steps on private data, then M steps on private data and the neighbours' posteriors.
 
-    Source: Bistritz, Mann and Bambos, "Distributed distillation for on-device learning", 2020. There, soft decisions
-    are averaged over the graph from step to step; here the neighbours' posteriors are taken as they are.
+    Seed labels are never used.
+
+    Source: Bistritz, Mann and Bambos, "Distributed distillation for on-device learning", 2020. The paper averages soft
+    decisions over the graph from step to step; here, the neighbours' posteriors are used unchanged.
     """
 
     trains_on_seed_set = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own), gradients plainly added."""
+        """Take M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own); gradients are summed."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
         scale = self.config.weight_kd * self.temperature**2

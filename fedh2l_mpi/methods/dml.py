@@ -12,18 +12,18 @@ from fedh2l_mpi.participant import Participant
 
 
 class DeepMutualLearning(PosteriorMethod):
-    """E steps on private data, then M on the seed set alone: its labels, plus the divergences of all neighbours.
+    """Participants take E steps on private data, then M steps on the seed set: its labels and all divergences.
 
-    Source: Zhang, Xiang, Hospedales and Lu, "Deep mutual learning", 2018. Three things differ: the common data are the
-    seed set, posteriors are exchanged once a round instead of at every step, and the sum over neighbours is not divided
-    by their number (`weight_kd` = 1 / degree does that).
+    Source: Zhang, Xiang, Hospedales and Lu, "Deep mutual learning", 2018. Three things differ. The common data are the
+    seed set. Posteriors are exchanged once per round instead of at every step. The sum over neighbours is not divided
+    by their number; `weight_kd` = 1 / degree does that.
     """
 
     config: DmlOptions
     trains_on_seed_set = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
+        """Take M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
         scale = self.config.weight_kd * self.temperature**2 * len(theirs_NSC)

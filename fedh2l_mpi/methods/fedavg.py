@@ -9,17 +9,17 @@ from fedh2l_mpi.participant import Participant
 
 
 class FedAvg(ParameterMethod):
-    """E + M steps on private data from the common weights, then everybody's mean, weighted by private samples.
+    """Participants take E + M steps from common weights, then adopt the mean, weighted by private samples.
 
-    Without a server, everyone sends its parameters to everyone: the graph must be complete. Sums are taken in the order
-    of participants, so all end with the same bits. With a codec that loses digits, or skipped rows, they differ a
-    little: everyone takes its own parameters as they are.
+    There is no server, so every participant sends its parameters to all others, and the graph must be complete. Sums
+    are taken in the order of participants, so all participants end with the same bits. They differ a little if a codec
+    loses digits or rows are skipped, because a participant uses its own parameters unchanged.
 
     Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
     """
 
     needs_complete_graph = True
-    # None: the host adds them up. But the own one is read on the device.
+    # The host adds the arrays up; only the own parameters are read on the device.
     takes_theirs_one_by_one = True
 
     @property
@@ -27,7 +27,7 @@ class FedAvg(ParameterMethod):
         return False
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """The weighted mean of all."""
+        """Adopt the weighted mean of all participants."""
         states = dict(zip(now.graph.neighbours[participant.index], theirs[:, 0], strict=True))
         states[participant.index] = participant.shared_state.read().float().cpu()
         total = sum(now.private_samples[index] for index in states)
@@ -38,7 +38,7 @@ class FedAvg(ParameterMethod):
 
 
 class FedProx(FedAvg):
-    """FedAvg whose local steps also minimise mu / 2 |w - w_0|^2, the pull towards the weights of the last average.
+    """FedAvg with a proximal term: local steps also minimise mu / 2 |w - w_0|^2, with the last average w_0.
 
     Source: Li et al., "Federated optimization in heterogeneous networks", 2020.
     """
@@ -46,7 +46,7 @@ class FedProx(FedAvg):
     config: FedProxOptions
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """E + M steps on private minibatches, each gradient with mu (w - w_0) added."""
+        """Take E + M steps on private minibatches, with mu (w - w_0) added to each gradient."""
         participant.begin(now.index, phase=0)
         weights = participant.parameters.vector
         last_average = weights.clone()

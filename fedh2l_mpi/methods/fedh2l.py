@@ -1,4 +1,4 @@
-"""FedH2L as its abstract describes it: mutual distillation on a shared seed set, gradients combined.
+"""FedH2L as its abstract describes it: mutual distillation on a shared seed set, with combined gradients.
 
 Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
 """
@@ -16,10 +16,10 @@ from fedh2l_mpi.participant import Participant
 
 
 class FedH2L(PosteriorMethod):
-    """Publish posteriors, learn from private data, then from private data and the neighbours' posteriors together.
+    """Participants publish posteriors, learn from private data, then from private data and neighbours' posteriors.
 
     Source: Li, Zhou, Wang, Mi and Hospedales, "FedH2L: Federated learning with model and statistical heterogeneity",
-    arXiv 2101.11296. Schedule and weights are this project's definition.
+    arXiv 2101.11296. Its abstract leaves schedule and weights open; they are defined here.
     """
 
     config: FedH2LOptions
@@ -29,20 +29,26 @@ class FedH2L(PosteriorMethod):
 
     def __init__(self, config: FedH2LOptions, labelled: bool) -> None:
         super().__init__(config, labelled)
-        # A teacher's weight, and a constraint for every neighbour, are found for one participant at a time.
+        # Weights of teachers and constraints for each neighbour are computed for one participant at a time.
         alone = config.combine == "gem_neighbours" or config.teachers not in ("each", "mean")
         self.takes_batches = self.takes_batches and not alone
         if not labelled:
             if config.teachers == "seed_accuracy":
-                raise UserError("method.teachers: got 'seed_accuracy', but seed_set.labelled is false")
+                raise UserError(
+                    "method.teachers: got 'seed_accuracy', but seed_set.labelled is false. Fix: set it to true, "
+                    "or choose other teachers."
+                )
             if config.warmup_rounds:
-                raise UserError("method.warmup_rounds: needs seed labels, but seed_set.labelled is false")
+                raise UserError(
+                    "method.warmup_rounds: needs seed labels, but seed_set.labelled is false. Fix: set it to true, or "
+                    "method.warmup_rounds to 0."
+                )
 
     def exchanges_in(self, round_index: int) -> bool:
         return round_index >= self.config.warmup_rounds
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """M steps, each along a combination of the private and the seed gradient at the same weights."""
+        """Take M steps, each along a combination of the private and the seed gradient at the same weights."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
         taught = teachers.choose(self.config.teachers, theirs_NSC, now.seed.labels)
@@ -56,7 +62,7 @@ class FedH2L(PosteriorMethod):
                 self.combined_step(participant, g_private, participant.gradient(torch.stack(losses).sum(dim=0)))
 
     def weight_kd(self, round_index: int) -> float:
-        """w_kd of a round: 0 in the warm-up, then rising linearly over the ramp to its value."""
+        """Return w_kd of a round: 0 in the warm-up, then a linear rise to its value over the ramp."""
         since = round_index - self.config.warmup_rounds
         if since < 0:
             return 0.0
@@ -65,9 +71,9 @@ class FedH2L(PosteriorMethod):
     def _seed_losses(
         self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers, weight_kd: float
     ) -> list[Tensor]:
-        """The terms of w_ce CE + w_kd T^2 mean over teachers of KL(teacher || own), in nats.
+        """Return the terms of w_ce CE + w_kd T^2 mean over teachers of KL(teacher || own), in nats.
 
-        With a constraint for every neighbour, each neighbour's part of the mean is a term of its own.
+        The mean is one term. If each neighbour has a constraint, its part of the mean is a separate term.
         """
         own_logits_BC = participant.model(now.seed.images[rows_B])
         losses = []

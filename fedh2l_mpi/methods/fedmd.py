@@ -1,4 +1,4 @@
-"""FedMD: everybody approaches the mean of the logits, then returns to its own data.
+"""FedMD: participants approach the mean of their logits, then return to their own data.
 
 Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
 """
@@ -14,13 +14,14 @@ from fedh2l_mpi.participant import Participant
 
 
 class FedMD(Method):
-    """Logits to the neighbours; M steps to digest their consensus, then E steps to revisit private data.
+    """Participants publish logits, take M steps to digest the consensus, then E steps to revisit private data.
 
-    The consensus is the mean of the own and the neighbours' logits (there, of everybody's). The first rounds stand for
-    the transfer learning that comes before any exchange: M steps on the seed labels, where these may be used.
+    The consensus is the mean of the own and the neighbours' logits; in the paper, it is the mean of all participants.
+    The first rounds replace the paper's transfer learning before any exchange: they take M steps on the seed labels, or
+    on private data if the labels may not be used.
 
-    What is noted as `loss_distillation` is the mean distance of the logits, not a divergence in nats as of the others:
-    the two do not compare.
+    The metric `loss_distillation` is the mean distance of logits here. It does not compare with the divergence in nats
+    of other methods.
 
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019, algorithm 1.
     """
@@ -37,16 +38,16 @@ class FedMD(Method):
         return round_index >= self.config.warmup_rounds
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Logits on the round's seed samples, float32 (S, C), kept for the own part of the consensus."""
+        """Return logits on the round's seed samples, float32 (S, C), and keep them for the consensus."""
         logits_SC = participant.logits(now.seed.images).float()
         participant.kept["logits"] = logits_SC
         return host_memory.to_host(logits_SC)
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """Nothing yet: private data are revisited after the consensus has been digested."""
+        """Do nothing: private data are revisited after the consensus."""
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """Digest, then revisit."""
+        """Digest the consensus, then revisit private data."""
         participant.begin(now.index, phase=1)
         if self.exchanges_in(now.index):
             own_1SC = participant.kept["logits"][None]

@@ -1,7 +1,7 @@
-"""Combining the private gradient g_L and the seed gradient g_S, taken at the same weights, into one direction.
+"""Rules that combine the private gradient g_L and the seed gradient g_S, at the same weights, into one direction.
 
-Every rule is a pair of weights (a, b) for `a g_L + b g_S`, found from the three inner products of the two gradients, so
-no rule needs more than these three numbers, and none of them leaves the device.
+Every rule is a pair of weights (a, b) for `a g_L + b g_S`. It uses only the three inner products of the two gradients,
+and these numbers stay on the device.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of the longest gradient's length: what rounding of float32 (1.2e-7 each) adds up to in a shorter one.
+# Rounding to float32 (1.2e-7 per number) adds up to about this share of the longest gradient's length.
 VANISHING = 1e-6
 
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """<g_L, g_L>, <g_S, g_S> and <g_L, g_S>, each a tensor without dimensions."""
+    """Inner products <g_L, g_L>, <g_S, g_S> and <g_L, g_S>, each a tensor without dimensions."""
 
     private: Tensor
     seed: Tensor
@@ -30,13 +30,13 @@ class InnerProducts:
 
     @property
     def cosine(self) -> Tensor:
-        """Cosine of the angle between the two; 0 if either vanishes."""
-        # Roots before the product, which would leave float32's range; rounding may leave [-1, 1].
+        """Cosine of the angle between the two gradients; 0 if either vanishes."""
+        # Roots come first, because the product could leave float32's range; rounding may leave [-1, 1].
         return _ratio(self.cross, self.private.sqrt() * self.seed.sqrt()).clamp(-1, 1)
 
     @property
     def conflict(self) -> Tensor:
-        """1 where the two gradients oppose each other (negative inner product), else 0."""
+        """1 if the two gradients oppose each other (negative inner product), else 0."""
         return (self.cross < 0).to(self.cross.dtype)
 
 
@@ -44,10 +44,10 @@ Weights = tuple[Tensor, Tensor]
 
 
 def gem(products: InnerProducts) -> Weights:
-    """The vector nearest to g_L + g_S that has a non-negative inner product with both.
+    """Return the weights of the vector nearest to g_L + g_S that has a non-negative inner product with both.
 
-    To first order neither loss rises. Of two gradients at most one constraint is violated, so the nearest vector is
-    the projection onto that one's half-space, and it fulfils the other.
+    To first order, neither loss rises. At most one of the two constraints is violated, so the nearest vector is the
+    projection onto the half-space of that constraint, and it also satisfies the other one.
 
     Source: Lopez-Paz and Ranzato, "Gradient episodic memory", 2017 (a quadratic programme there; closed form for two).
     """
@@ -57,7 +57,7 @@ def gem(products: InnerProducts) -> Weights:
 
 
 def project(products: InnerProducts) -> Weights:
-    """g_L + g_S, with what opposes g_L dropped from g_S.
+    """Return the weights of g_L + g_S without the part of g_S that opposes g_L.
 
     Source: Chaudhry et al., "Efficient lifelong learning with A-GEM", 2019, equation 11.
     """
@@ -66,7 +66,7 @@ def project(products: InnerProducts) -> Weights:
 
 
 def pcgrad(products: InnerProducts) -> Weights:
-    """g_L + g_S, each with what opposes the other dropped.
+    """Return the weights of g_L + g_S, each without the part that opposes the other.
 
     Source: Yu et al., "Gradient surgery for multi-task learning", 2020, algorithm 1 for two tasks.
     """
@@ -75,7 +75,7 @@ def pcgrad(products: InnerProducts) -> Weights:
 
 
 def plain_sum(products: InnerProducts) -> Weights:
-    """g_L + g_S."""
+    """Return the weights of g_L + g_S."""
     one = torch.ones_like(products.cross)
     return one, one
 
@@ -89,11 +89,12 @@ COMBINERS: dict[str, Callable[[InnerProducts], Weights]] = {
 
 
 def nearest_in_cone(gram_KK: Tensor) -> Tensor:
-    """Weights (K,) of K gradients in the vector nearest to their sum that has a non-negative inner product with each.
+    """Return weights (K,): the sum of K weighted gradients is the vector nearest to their plain sum in the cone.
 
-    With Gram matrix G, the vector is sum_k (1 + v_k) g_k, and v >= 0 minimises |A (v + 1)|^2 where A^T A = G: a small
-    non-negative least-squares problem, solved by SciPy on the host. `gem` is the closed form for two. A gradient that
-    is shorter than what float32 rounds off the longest one constrains nothing: its direction is that of rounding.
+    Every vector of the cone has a non-negative inner product with each gradient. The vector is sum_k (1 + v_k) g_k, and
+    v >= 0 minimises |A (v + 1)|^2 with A^T A = G, the Gram matrix. SciPy solves this small non-negative least-squares
+    problem on the host; `gem` is the closed form for two gradients. A gradient shorter than the rounding error of the
+    longest one is no constraint, because its direction is random.
 
     Parameters
     ----------
@@ -115,10 +116,10 @@ def nearest_in_cone(gram_KK: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # Row by row: one product for all of them would add up in another order.
+    # Row by row, because one product of all rows would sum in a different order and change the last bits.
     return a.dot(b) if a.dim() == 1 else torch.stack([one.dot(other) for one, other in zip(a, b, strict=True)])
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, and 0 where `below` is 0: a gradient that vanishes constrains nothing."""
+    """Return above / below, or 0 if `below` is 0, because a gradient that vanishes is no constraint."""
     return torch.where(below > 0, above / below, torch.zeros_like(above))

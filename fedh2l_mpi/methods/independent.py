@@ -1,4 +1,4 @@
-"""Everyone alone: the lower bound."""
+"""Independent training: the lower bound."""
 
 from torch import Tensor
 
@@ -7,11 +7,11 @@ from fedh2l_mpi.participant import Participant
 
 
 class Independent(Method):
-    """E + M steps on private data; the seed set is not used, nothing is exchanged."""
+    """Participants take E + M steps on private data, without the seed set and without any exchange."""
 
     takes_batches = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """M more steps on private minibatches."""
+        """Take M more steps on private minibatches."""
         participant.begin(now.index, phase=1)
         self.private_steps(participant, self.config.mutual_steps)

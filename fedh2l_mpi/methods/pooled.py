@@ -1,13 +1,13 @@
-"""Everybody's data in one place: the upper bound."""
+"""Training on the pooled data of all participants: the upper bound."""
 
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
 
 
 class Pooled(SeedSupervised):
-    """Each architecture trained on everybody's private data and the seed set, with as many steps as the others.
+    """Every architecture trains on the private data of all participants and on the seed set, with E + M steps.
 
-    It exchanges no message, because it breaks what federated learning is for: the private data lie in one place.
+    No messages are exchanged, because all private data are in one place, which federated learning exists to avoid.
     """
 
     pools_private_data = True
-    caution = "pooled puts everybody's private data in one place: an upper bound, which breaks privacy"
+    caution = "pooled puts the private data of all participants in one place: it is an upper bound without privacy"

@@ -1,4 +1,4 @@
-"""Private data and the labelled seed set, without each other's posteriors: what the seed labels alone are worth."""
+"""Training on private data and the labelled seed set, which shows what the seed labels alone are worth."""
 
 from torch import Tensor
 
@@ -10,9 +10,9 @@ from fedh2l_mpi.participant import Participant
 
 
 class SeedSupervised(Method):
-    """E steps on private data, M steps on private data and the seed set's labels; nothing is exchanged.
+    """Participants take E steps on private data, then M steps on private data and the seed labels.
 
-    It is FedH2L without distillation: the same samples, steps and combination of gradients.
+    Nothing is exchanged. It is FedH2L without distillation: samples, steps and combination of gradients are the same.
     """
 
     config: SeedSupervisedOptions
@@ -22,10 +22,13 @@ class SeedSupervised(Method):
     def __init__(self, config: SeedSupervisedOptions, labelled: bool) -> None:
         super().__init__(config, labelled)
         if not labelled:
-            raise UserError(f"seed_set.labelled: got False, but method {config.name!r} learns from the seed labels")
+            raise UserError(
+                f"seed_set.labelled: got False, but method {config.name!r} learns from the seed labels. "
+                "Fix: set it to true."
+            )
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """M steps, each along a combination of the private and the seed gradient at the same weights."""
+        """Take M steps, each along a combination of the private and the seed gradient at the same weights."""
         participant.begin(now.index, phase=1)
         for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
             g_private = participant.gradient(participant.private_loss())

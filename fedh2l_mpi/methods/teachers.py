@@ -1,4 +1,4 @@
-"""Whom to believe: the neighbours' posteriors of a round as the teachers of its mutual phase, each with a weight.
+"""Select and weight the neighbours' posteriors that are the teachers of a mutual phase.
 
 Shape letters: N neighbours, M teachers, S seed samples of the round, C classes.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of the values on either side, the trimmed mean drops this share, and at least one where there are three.
+# The trimmed mean drops this share of the values on either side, and at least one if there are three or more.
 TRIM = 0.2
 
 
@@ -17,32 +17,34 @@ TRIM = 0.2
 class Teachers:
     """Posteriors float32 (M, S, C) and the weight of each on each sample (M, S), summing to 1 over M.
 
-    Without weights, all count the same.
+    All teachers count equally if there are no weights.
     """
 
     posteriors: Tensor
     weights: Tensor | None = None
 
     def on(self, rows_B: Tensor) -> "Teachers":
-        """The teachers on a minibatch of the round's samples; of several participants, (N, G, S, C) on rows (G, B).
+        """Return the teachers on a minibatch of the round's samples.
+
+        Several participants have posteriors (N, G, S, C) and rows (G, B).
 
         Raises
         ------
         ValueError
-            If there are weights, but several participants: whose they are is not known.
+            If there are weights and several participants, because the weights belong to one participant.
         """
         if rows_B.dim() == 2:
             if self.weights is not None:
                 raise ValueError(
-                    f"teachers with weights {tuple(self.weights.shape)} are of one participant, but rows "
-                    f"{tuple(rows_B.shape)} are of several"
+                    f"weights of shape {tuple(self.weights.shape)} belong to one participant, but rows of shape "
+                    f"{tuple(rows_B.shape)} belong to several"
                 )
             return Teachers(self.posteriors[:, torch.arange(len(rows_B), device=rows_B.device)[:, None], rows_B])
         weights = None if self.weights is None else self.weights[:, rows_B]
         return Teachers(self.posteriors[:, rows_B], weights)
 
     def apart(self) -> "list[Teachers]":
-        """Each teacher alone with its weight: their divergences add up to that of all; one empty part for none."""
+        """Return each teacher alone with its weight, so that divergences add up; one empty part if there is none."""
         count, samples = self.posteriors.shape[:2]
         weights = self.weights
         if weights is None:
@@ -51,32 +53,33 @@ class Teachers:
 
 
 def each(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """Every neighbour, all alike."""
+    """Return every neighbour, with equal weights."""
     return Teachers(theirs_NSC)
 
 
 def mean(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """One teacher, the mean of the neighbours. For KL(teacher || own) its gradient is that of `each`."""
+    """Return one teacher, the mean of the neighbours. Its gradient of KL(teacher || own) equals that of `each`."""
     return Teachers(theirs_NSC.mean(dim=0, keepdim=True))
 
 
 def by_seed_accuracy(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """Every neighbour, weighted by its accuracy on the round's seed labels; all alike if none has any right."""
+    """Return every neighbour, weighted by its accuracy on the round's seed labels; equally if all are 0."""
     right_N = (theirs_NSC.argmax(dim=-1) == labels_S).to(theirs_NSC.dtype).mean(dim=-1)
     return Teachers(theirs_NSC, _shares(right_N[:, None].expand(-1, theirs_NSC.shape[1])))
 
 
 def by_confidence(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """Every neighbour, weighted on each sample by 1 - H / log C, with H its posterior's entropy."""
+    """Return every neighbour, weighted on each sample by 1 - H / log C, where H is its posterior's entropy."""
     entropy_NS = -torch.xlogy(theirs_NSC, theirs_NSC).sum(dim=-1)
     classes = torch.tensor(float(theirs_NSC.shape[-1]))
     return Teachers(theirs_NSC, _shares((1 - entropy_NS / classes.log().to(theirs_NSC)).clamp(min=0)))
 
 
 def median(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """One teacher, the median of each class over the neighbours, scaled to sum to 1: a minority cannot move it far.
+    """Return one teacher, the median of each class over the neighbours, scaled to sum to 1.
 
-    Of an even number, the mean of the middle two. Source: Yin et al., "Byzantine-robust distributed learning", 2018.
+    A minority of neighbours cannot move it far. An even number of neighbours gives the mean of the middle two.
+    Source: Yin et al., "Byzantine-robust distributed learning", 2018.
     """
     ordered, count = theirs_NSC.sort(dim=0).values, len(theirs_NSC)
     middle = ordered[(count - 1) // 2 : count // 2 + 1].mean(dim=0, keepdim=True)
@@ -84,7 +87,7 @@ def median(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
 
 
 def trimmed_mean(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """One teacher, the mean of each class without its lowest and highest values, scaled to sum to 1.
+    """Return one teacher, the mean of each class without its lowest and highest values, scaled to sum to 1.
 
     Source: Yin et al., "Byzantine-robust distributed learning", 2018.
     """
@@ -105,25 +108,25 @@ CHOICES: dict[str, Callable[[Tensor, Tensor], Teachers]] = {
 
 
 def choose(kind: str, theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
-    """The round's teachers; none for a participant without neighbours.
+    """Return the round's teachers; a participant without neighbours has none.
 
     Parameters
     ----------
     kind : str
         A name of CHOICES.
     labels_S : int64 (S,)
-        Looked at by `seed_accuracy` alone.
+        Seed labels; only `seed_accuracy` uses them.
     """
     return CHOICES[kind](theirs_NSC, labels_S) if len(theirs_NSC) else Teachers(theirs_NSC)
 
 
 def _shares(weights_NS: Tensor) -> Tensor:
-    """Non-negative weights scaled to sum to 1 over the neighbours; equal where all are 0."""
+    """Return non-negative weights scaled to sum to 1 over the neighbours; equal weights if all are 0."""
     total_S = weights_NS.sum(dim=0)
     return torch.where(total_S > 0, weights_NS / total_S.clamp(min=1e-30), 1 / len(weights_NS))
 
 
 def _distribution(values: Tensor) -> Tensor:
-    # The class-wise median of contradictory certainties can be 0 everywhere: then nothing is known.
+    # The class-wise median of contradictory certainties can be 0 for all classes; an even distribution then says so.
     total = values.sum(dim=-1, keepdim=True)
     return torch.where(total > 1e-12, values / total.clamp(min=1e-12), 1 / values.shape[-1])
