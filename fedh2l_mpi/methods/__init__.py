@@ -87,5 +87,5 @@ def _check_rows_stay(config: Config) -> None:
 def _users_own(name: str) -> type[Method]:
     kind: type[Method] = load_class("method.name", name)
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise UserError(f"method.name: {name!r} must be a subclass of fedh2l_mpi.Method, got {kind!r}")
+        raise UserError(f"method.name: {name!r} must be a subclass of fedh2l_mpi.methods.Method, got {kind!r}")
     return kind

@@ -128,7 +128,7 @@ class Method:
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Take E steps on private minibatches.
 
-        With `takes_batches`, `participant` may be a batch of participants in both phases (`TrainingUnit`).
+        In both phases, `participant` may be a batch of participants (`TrainingUnit`) if `takes_batches` is True.
         """
         participant.begin(now.index, phase=0)
         self.private_steps(participant, self.config.local_steps)

@@ -221,7 +221,7 @@ def test_under_mpirun_a_mistake_is_told_once_and_all_leave(tmp_path, any_mpi, ca
 def test_too_many_ranks_are_refused(tmp_path, any_mpi):
     ended = launch(["--set", "participants=2", "--out", str(tmp_path / "run")], ranks=3, mpi=any_mpi)
     assert ended.code == 2
-    assert "the config has 2, but mpirun started 3 ranks; use -n 2 or fewer" in ended.err
+    assert "the config has 2, but mpirun started 3 ranks. Fix: use -n 2 or fewer" in ended.err
 
 
 def test_a_directory_that_holds_a_run_is_never_used_again(tmp_path):

@@ -72,7 +72,7 @@ def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_pat
 def test_pooling_private_data_says_that_it_breaks_privacy(tmp_path):
     ended = launch(["--set", "method.name=pooled", "--set", "rounds=1", "--out", str(tmp_path / "run")])
     assert ended.code == 0, ended.err
-    assert ended.out.count("WARNING pooled puts everybody's private data in one place") == 1
+    assert ended.out.count("WARNING pooled puts the private data of all participants in one place") == 1
     assert metrics.read(tmp_path / "run" / "metrics.h5")["private_samples"].tolist() == [258] * 4
 
 

@@ -319,7 +319,7 @@ def test_a_step_within_the_cone_of_constraints_raises_no_loss():
         (
             ["method.name=fedh2l_mpi.methods.dml:DeepMutualLearning", "method.combine=gem_neighbours"],
             "method.combine: got 'gem_neighbours', but 'fedh2l_mpi.methods.dml:DeepMutualLearning' makes no gradient "
-            "for each neighbour; use gem, project, pcgrad, sum",
+            "for each neighbour. Fix: use gem, project, pcgrad, sum.",
         ),
         (["method.name=json:JSONDecoder"], "must be a subclass of fedh2l_mpi.methods.Method"),
     ],

@@ -41,7 +41,10 @@ def test_weights_are_never_dropped_for_several_participants():
     together = teachers.Teachers(theirs[:, None].expand(-1, 2, -1, -1))
     torch.testing.assert_close(together.on(rows).posteriors[:, 0], theirs.flip(1))
     weighted = teachers.Teachers(together.posteriors, torch.full((2, 2), 0.5))
-    with pytest.raises(ValueError, match=r"weights \(2, 2\) are of one participant, but rows \(2, 2\) are of several"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights of shape \(2, 2\) belong to one participant, but rows of shape \(2, 2\) belong to several",
+    ):
         weighted.on(rows)
 
 
