@@ -1,4 +1,4 @@
-"""The one owner of a run directory's paths."""
+"""Paths in a run directory, and the choice of a directory for a run."""
 
 import errno
 import itertools
@@ -21,7 +21,7 @@ class RunDirectory:
     Attributes
     ----------
     named_by_time : bool
-        Nobody has asked for this name: if another run of the same second is there, another name will do.
+        The name comes from the time, so a run that finds it taken may use a different one.
     """
 
     path: Path
@@ -39,22 +39,22 @@ class RunDirectory:
 
     @property
     def status(self) -> Path:
-        """What the run is doing, or what became of it."""
+        """The status file: the run's progress or its end."""
         return self.path / "status"
 
     @property
     def lock(self) -> Path:
-        """Who is at work on the run."""
+        """The lock of the process that works on the run."""
         return self.path / "lock"
 
     @property
     def stop_request(self) -> Path:
-        """Whoever makes this file asks the run to stop."""
+        """A file that asks the run to stop; anyone may make it."""
         return self.path / "STOP"
 
     @property
     def checkpoint_request(self) -> Path:
-        """Whoever makes this file asks for a checkpoint."""
+        """A file that asks the run for a checkpoint; anyone may make it."""
         return self.path / "CHECKPOINT"
 
     @property
@@ -63,31 +63,31 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     def checkpoint(self, rounds: int) -> Path:
-        """The checkpoint after `rounds` finished rounds."""
+        """Return the folder of the checkpoint after `rounds` finished rounds."""
         return self.checkpoints / f"round-{rounds:08d}"
 
     def committed(self) -> list[Path]:
-        """The checkpoints that are whole, as far as their names tell, the newest first."""
+        """Return the checkpoints whose names say that they are complete, newest first."""
         if not self.checkpoints.is_dir():
             return []
         found = [path for path in self.checkpoints.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
 
     def log(self, rank: int) -> Path:
-        """The log of a rank."""
+        """Return the path of a rank's log."""
         return self.path / "log" / f"rank-{rank:04d}.log"
 
     @property
     def traces(self) -> Path:
-        """The folder of the parts of the run's timeline."""
+        """The folder of the parts of the run's trace."""
         return self.path / "trace"
 
     def trace(self, attempt: int, rank: int) -> Path:
-        """A rank's part of the timeline of one of the times that the run was begun or gone on with, counted from 1."""
+        """Return the path of a rank's part of a trace; starting and each resuming are one attempt, counted from 1."""
         return self.traces / f"attempt-{attempt:04d}" / f"rank-{rank:04d}.json"
 
     def make(self) -> "RunDirectory":
-        """Make the directory, and which one that is: of a name by the time, the first that no other run has.
+        """Make the directory and return it; a name from the time gets a number if another run has taken it.
 
         Raises
         ------
@@ -101,34 +101,34 @@ class RunDirectory:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return RunDirectory(next(path for path in self._candidates() if _is_made_here(path)))
         except OSError as error:
-            raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
+            raise UserError(f"--out: {self.path} cannot be written: {error.strerror}.") from None
 
     def _candidates(self) -> Iterator[Path]:
         yield self.path
         yield from (self.path.with_name(f"{self.path.name}-{n}") for n in itertools.count(2))
 
     def create(self, config_text: str) -> None:
-        """Put the resolved config into the directory; for rank 0 alone, with the lock held, once the run is sound.
+        """Write the resolved config into the directory. Only rank 0 calls it, holding the lock, after all checks.
 
         Raises
         ------
         UserError
-            If the directory cannot be written, or another run took it in the meantime.
+            If the directory cannot be written, or another run has taken it in the meantime.
         """
         try:
             self.log(0).parent.mkdir(parents=True, exist_ok=True)
-            # Of two runs that start at the same moment, one has the lock; what the other finds is whole.
+            # If two runs start at the same moment, one gets the lock first, and the other finds a complete config.
             if self.config.exists():
                 raise FileExistsError(errno.EEXIST, "File exists", str(self.config))
             atomic_files.write_text(self.config, config_text)
         except FileExistsError as error:
-            raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already") from None
+            raise UserError(f"--out: {self.path} cannot be used: {error.filename} exists already.") from None
         except OSError as error:
-            raise UserError(f"--out: {self.path} cannot be written: {error.strerror}") from None
+            raise UserError(f"--out: {self.path} cannot be written: {error.strerror}.") from None
 
 
 def _is_made_here(path: Path) -> bool:
-    """Make a directory; False if it exists already."""
+    """Make a directory; return False if it exists already."""
     try:
         path.mkdir()
     except FileExistsError:
@@ -137,35 +137,35 @@ def _is_made_here(path: Path) -> bool:
 
 
 def choose(out: str | None, name: str, holds_a_run: bool = False) -> RunDirectory:
-    """The directory for a new run, or of one to go on with; nothing is written yet.
+    """Choose the directory of a run that starts or resumes; this writes nothing.
 
     Parameters
     ----------
     out : str or None
-        The directory; None means a new one under `runs/`, named after the config and the time. Which name it has in
-        the end is known when it is made: several runs may start in one second.
+        The directory; None means a new one under `runs/`, named after the config and the time. Its final name is known
+        once it is made, because several runs may start in the same second.
     name : str
-        What the run is called where `out` is None.
+        Name of the run if `out` is None.
     holds_a_run : bool
-        Whether it may hold a run already.
+        The directory may contain a run already.
 
     Raises
     ------
     UserError
-        If the directory holds a run already, or is a file.
+        If the directory contains a run already, or is a file.
     """
     if out is None:
         return RunDirectory(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}", named_by_time=True)
     directory = RunDirectory(Path(out))
     try:
         if directory.path.exists() and not directory.path.is_dir():
-            raise UserError(f"--out: {directory.path} is a file, must be a directory or new")
+            raise UserError(f"--out: {directory.path} is a file. Use a directory, or a path that does not exist.")
         for taken in (directory.metrics, directory.config):
             if taken.exists() and not holds_a_run:
                 raise UserError(
-                    f"--out: {directory.path} holds a run already ({taken.name}); choose another directory, or go on "
-                    "with that run with --resume auto"
+                    f"--out: {directory.path} holds a run already ({taken.name}). Choose a different directory, or "
+                    "resume that run with --resume auto."
                 )
     except OSError as error:
-        raise UserError(f"--out: {directory.path} cannot be used: {error.strerror}") from None
+        raise UserError(f"--out: {directory.path} cannot be used: {error.strerror}.") from None
     return directory

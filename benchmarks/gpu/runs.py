@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import itertools
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from benchmarks.gpu.findings import DEVICE, FAIL, INFO, PASS, ROOT, SCRATCH, Report
 
@@ -116,27 +114,10 @@ def whole_run(
 
 
 def run_here(*overrides: str) -> Path:
-    """Run the program inside this process, which saves the start of a process and of a GPU; return the run directory.
+    """Run inside this process, which saves the start of a process and of a GPU; return the run directory."""
+    import fedh2l_mpi as fh
 
-    Raises
-    ------
-    RuntimeError
-        If the run does not exit with code 0. Its own message is on standard error.
-    """
-    out = new_directory()
-    words = [word for override in (f"devices.kind={DEVICE}", *overrides) for word in ("--set", override)]
-    # A run replaces signal handlers; this part needs its own again.
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        with mock.patch.object(sys, "argv", ["fedh2l_mpi", *words, "--out", str(out), "--quiet"]):
-            runpy.run_module("fedh2l_mpi", run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise RuntimeError(f"exit code {end.code}") from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return out
+    return fh.run(set=[f"devices.kind={DEVICE}", *overrides], out=new_directory(), quiet=True).path
 
 
 def has_torchvision() -> bool:
