@@ -179,7 +179,7 @@ def view(watched: WatchedRun) -> "RenderableType":
     state = watched.state
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="ellipsis", no_wrap=True)
+    grid.add_column(overflow="fold")
     grid.add_row("run", Text(watched.title))
     grid.add_row("state", Text(f"{state}{', ' if _left(watched) else ''}{_left(watched)}"))
     if state.planned:

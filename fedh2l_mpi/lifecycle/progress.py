@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.runtime.terminal import is_notebook, is_terminal
 from fedh2l_mpi.runtime.world import World
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger("fedh2l_mpi")
 Columns = Mapping[str, NDArray[np.float64]]
@@ -79,11 +82,11 @@ class Progress:
         if is_evaluated:
             self._accuracy = float(np.nanmean(columns_P["accuracy_all"]))
         # Participants of one rank take turns, so a person can compare a phase's mean over participants only.
-        phases = {name: 1e3 * _mean(columns_P[f"seconds_{name}"]) for name in ("local", "wait", "mutual")}
-        timing = ", ".join(f"{name} {ms:.0f} ms" for name, ms in phases.items())
+        phases = {name: _mean(columns_P[f"seconds_{name}"]) for name in ("local", "wait", "mutual")}
+        timing = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in phases.items())
         done = index + 1
         if self._bar is not None:
-            self._bar.update(done, "-" if np.isnan(self._accuracy) else f"{self._accuracy:.3f}", timing)
+            self._bar.update(done, "-" if np.isnan(self._accuracy) else f"{self._accuracy:.3f}", _short(phases))
         now = time.monotonic()
         if not is_evaluated and now - self._logged <= QUIET_S:
             return
@@ -99,17 +102,22 @@ class Progress:
 
 
 class TerminalBar:
-    """A bar on a terminal of 80 columns or more."""
+    """A line of at most 80 columns, in which the bar gets the columns that the text leaves."""
 
-    def __init__(self, rounds: int, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def __init__(self, rounds: int, done: int, console: "Console | None" = None) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        def whole() -> Column:
+            return Column(no_wrap=True)
 
         self._bar = Progress(
-            MofNCompleteColumn(),
-            TextColumn("rounds"),
-            BarColumn(bar_width=10),
-            TextColumn("all {task.fields[accuracy]}  {task.fields[timing]}"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=whole()),
+            BarColumn(bar_width=20),
+            TextColumn("accuracy {task.fields[accuracy]}, {task.fields[timing]}", table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
+            TextColumn("left", table_column=whole()),
+            console=console,
         )
         self._task = self._bar.add_task("", total=rounds, completed=done, accuracy="-", timing="")
         self._bar.start()
@@ -178,6 +186,13 @@ def log_notes(world: World, note: str, caution: str, first_round: int, rounds: i
         log.warning(caution)
     if first_round:
         log.info(f"resumed after {first_round} of {rounds} rounds, from a checkpoint")
+
+
+def _short(seconds: Mapping[str, float]) -> str:
+    """Return the seconds of each phase in a common unit, such as `local 40, wait 0, mutual 57 ms`."""
+    largest = max((value for value in seconds.values() if not np.isnan(value)), default=0.0)
+    scale, unit, digits = (1e3, "ms", 0) if largest < 1 else (1.0, "s", 1 if largest < 100 else 0)
+    return ", ".join(f"{name} {scale * value:.{digits}f}" for name, value in seconds.items()) + f" {unit}"
 
 
 def _mean(values_P: NDArray[np.float64]) -> float:

@@ -2,12 +2,15 @@
 
 import logging
 import logging.handlers
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from fedh2l_mpi.runtime import processes
+from fedh2l_mpi.runtime.terminal import is_terminal
 
 log = logging.getLogger("fedh2l_mpi")
 
@@ -30,8 +33,10 @@ class RunLog:
         if prints:
             handlers.append(_Printed(sys.stdout))
             handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
+        form = f"%(asctime)s {rank}/{size} %(levelname)s %(message)s"
         for handler in handlers:
-            handler.setFormatter(logging.Formatter(f"%(asctime)s {rank}/{size} %(levelname)s %(message)s", "%H:%M:%S"))
+            wraps = isinstance(handler, _Printed) and is_terminal()
+            handler.setFormatter((_Wrapping if wraps else logging.Formatter)(form, "%H:%M:%S"))
             self._add(handler)
         log.removeHandler(self._held)
         # Every participant of an architecture loads the same file, so messages repeat.
@@ -55,6 +60,19 @@ class RunLog:
         self._handlers.append(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+class _Wrapping(logging.Formatter):
+    """Formatter that breaks lines between words at the terminal's width. Later lines are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        width = shutil.get_terminal_size().columns
+        indent = " " * len("12:34:56 ")
+        lines = super().format(record).splitlines()
+        return "\n".join(
+            textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            for line in lines
+        )
 
 
 class _Printed(logging.StreamHandler[TextIO]):

@@ -1,15 +1,27 @@
 """What a person sees: the table at the end, and the lines on the way."""
 
+import contextlib
+import fcntl
+import io
 import logging
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
 from helpers.four_rounds import THREE, write
+from helpers.launching import ROOT
+from rich.console import Console
 
 from fedh2l_mpi import metrics
+from fedh2l_mpi.analysis import report, watch
+from fedh2l_mpi.analysis.run import load_run
+from fedh2l_mpi.analysis.summary import summarise
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.lifecycle import progress, status
 from fedh2l_mpi.runtime import units
@@ -87,3 +99,81 @@ def test_a_name_that_is_no_text_can_be_printed(tmp_path):
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.splitlines()[1].startswith("run-\\udcff,")
+
+
+SECONDS = {"seconds_local": 0.04, "seconds_wait": 0.0, "seconds_mutual": 0.057}
+SLOW = {"seconds_local": 12.3, "seconds_wait": 0.04, "seconds_mutual": 99.9}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "seconds", "shows"),
+    [
+        (40, SECONDS, "12/40 .* accuracy 0.826, local 40, wait 0, mutual 57 ms -:--:-- left"),
+        (9999, SLOW, "12/9999 .* accuracy 0.826, local 12.3, wait 0.0, mutual 99.9 s -:--:-- left"),
+    ],
+)
+def test_the_bar_is_one_line_of_80_columns_with_all_its_numbers(monkeypatch, rounds, seconds, shows):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    bar = progress.TerminalBar(rounds, 0, console)
+    monkeypatch.setattr(progress, "is_terminal", lambda: True)
+    monkeypatch.setattr(progress, "TerminalBar", lambda rounds, done: bar)
+    shown = progress.Progress(Config(rounds=rounds).resolved(1, False), shows=True)
+    row = metrics.pack_row({"accuracy_all": 0.826, **seconds}, [0.826], [1.0])
+    with shown.after(0):
+        shown.round(11, metrics.unpack_table(np.stack([row]), domains=1))
+    console.file.truncate(0)
+    console.print(bar._bar.get_renderable())
+    (line,) = console.file.getvalue().strip("\x00\n").splitlines()
+    assert re.search(shows, line), line
+    assert len(line) <= 80
+
+
+def test_a_run_in_a_terminal_of_80_columns_breaks_its_lines_between_words(tmp_path):
+    command = [sys.executable, "-m", "fedh2l_mpi", str(ROOT / "configs/digits_ring.yaml"), "--set", "rounds=3"]
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    environ = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
+    environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
+    with subprocess.Popen(
+        [*command, "--out", "run"], cwd=tmp_path, env=environ, stdin=follower, stdout=follower, stderr=follower
+    ) as process:
+        os.close(follower)
+        written = b""
+        # On Linux, a terminal whose other end is closed fails to read.
+        with contextlib.suppress(OSError):
+            while block := os.read(leader, 65536):
+                written += block
+        assert process.wait(60) == 0
+    os.close(leader)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
+    lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
+    assert max(map(len, lines)) <= 80, lines
+    assert any(re.match(r" {9}\S", line) for line in lines)
+    assert any(line.startswith("3/3 ") and line.rstrip().endswith(" left") for line in lines)
+    # The file has each message in one line.
+    assert re.search(
+        r"participant 0: lenet5, .*, by label \[.*\]\n", (tmp_path / "run" / "log" / "rank-0000.log").read_text()
+    )
+
+
+def test_a_watched_run_fits_80_columns(tmp_path):
+    watched = watch.WatchedRun(
+        write(tmp_path / "a-run-with-a-name-that-is-a-good-deal-longer-than-most", THREE) / "metrics.h5"
+    )
+    watched.look()
+    watched.problems.append("a problem that needs many words " * 5)
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(watch.view(watched))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+
+
+def test_a_result_table_fits_80_columns(tmp_path):
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    run = load_run(write(tmp_path / "run", THREE))
+    console.print(report.rich_table(report.result_table(summarise(run))))
+    run.close()
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
