@@ -191,16 +191,16 @@ def load_run(path: Path) -> Run:
         If there is no metrics file, or none of it can be read.
     """
     file = metrics_file(path)
-    looked = look(file)
+    measured = look(file)
     try:
-        config = yaml.safe_load(str(looked.attributes.get("config", "")))
+        config = yaml.safe_load(str(measured.attributes.get("config", "")))
     # A flipped bit may turn a number into an impossible date, which raises ValueError instead of YAMLError.
     except (yaml.YAMLError, TypeError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        looked.problems.append("attribute 'config' is missing or damaged")
+        measured.problems.append("attribute 'config' is missing or damaged")
         config = {}
-    return Run(file, looked, config)
+    return Run(file, measured, config)
 
 
 def metrics_file(path: Path) -> Path:

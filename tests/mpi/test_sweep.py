@@ -182,8 +182,11 @@ def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
         (["--index", "-1"], "--index: got -1, must be from 0 to 3"),
         (["--jobs", "0"], "--jobs: got '0', must be a whole number >= 1"),
         (["--ranks", "3"], "--ranks: got 3, but there are 2 participants"),
-        (["--share-imports"], "--share-imports: runs of one process have nobody to share with; give --ranks 2 or more"),
-        (["--share-imports", "--ranks", "2", "--index", "0", "--prepare"], "--share-imports: --prepare runs nothing;"),
+        (
+            ["--share-imports"],
+            "--share-imports: a run of one process has no other rank to share with. Fix: give --ranks 2 or more",
+        ),
+        (["--share-imports", "--ranks", "2", "--index", "0", "--prepare"], "--share-imports: --prepare runs nothing."),
         (["--set", "topology.kind=star", "--set", "seed=3"], "--set seed: an axis or an element sets this key"),
         (["--set", "topology={kind: random_regular, degree: 3}"], "topology.degree: got 3, must be"),
         (["--set", "data={name: mnist, root: /nowhere}"], "/nowhere"),

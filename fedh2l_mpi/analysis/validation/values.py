@@ -12,7 +12,7 @@ from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.config import Config, MethodConfig
 from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS
 
-# Memory that a block of rounds may take, all its arrays together.
+# Largest size of a block of rounds, all its arrays together.
 BLOCK_BYTES = 2**25
 
 
@@ -162,11 +162,11 @@ class _Tally:
     """One check over all rounds: the number of failures, and the first of them."""
 
     def __init__(self, sound: str) -> None:
-        self.sound, self.count, self.first, self.looked = sound, 0, "", False
+        self.sound, self.count, self.first, self.is_checked = sound, 0, "", False
 
     def add(self, wrong: NDArray[np.bool_], describe: Callable[..., str]) -> None:
         """Count a block's failures; `describe` gets the index of the first."""
-        self.looked = True
+        self.is_checked = True
         if wrong.any():
             if not self.count:
                 self.first = describe(*np.argwhere(wrong)[0].tolist())
@@ -174,7 +174,7 @@ class _Tally:
 
     def close(self, group: str, report: Report) -> None:
         """Report one line, or none if nothing was checked."""
-        if not self.looked:
+        if not self.is_checked:
             return
         more = f" ({self.count} such)" if self.count > 1 else ""
         report.verdict(group, [self.first + more] if self.count else [], self.sound)

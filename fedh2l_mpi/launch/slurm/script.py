@@ -318,7 +318,7 @@ PACK=${{PACK:-{shlex.quote(pack)}}}
 case /$PACK/ in */../*) PACK=$(realpath -m -- "$PACK") ;; esac
 scratch=${{SLURM_TMPDIR:-${{TMPDIR:-/tmp}}}}/{SCRATCH}$SLURM_JOB_ID
 per_node=(srun --mpi=none "--nodes=$SLURM_NNODES" "--ntasks=$SLURM_NNODES" --ntasks-per-node=1)
-# A job that Slurm is ending cannot start anything. Then the site or the job's next start removes the copy.
+# A job that Slurm is ending cannot start anything. Then the cluster or the job's next start removes the copy.
 clean() {{ "${{per_node[@]}}" rm -rf -- "$scratch" 2>/dev/null; }}
 # Each node copies to a name of its own, then renames: if scratch is shared after all, nobody sees half a file.
 # The copy keeps the pack's whole path, by which comparisons know runs of one pack in several jobs (comparison.py).

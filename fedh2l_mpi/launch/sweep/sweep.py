@@ -151,7 +151,7 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     from fedh2l_mpi.topology import Topology
 
     source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
-    held: dict[str, SampleCounts] = {}
+    counts_by_data: dict[str, SampleCounts] = {}
     fitting: set[str] = set()
     mistakes = Mistakes()
     for element in elements:
@@ -166,16 +166,18 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
             method = methods.build(config) if config.method.name in methods.METHODS else None
             source = source_of(config.data.name, config.data.root)
             # Elements that differ only in the method give the same samples to the same participants.
-            dealt = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
-            if dealt not in held:
-                held[dealt] = requirements.count_samples(federated.plan(config, source))
+            data_key = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
+            if data_key not in counts_by_data:
+                counts_by_data[data_key] = requirements.count_samples(federated.plan(config, source))
             names = sorted(requirements.architectures(config))
             in_zoo = all(":" not in name or name.startswith(torchvision_models.PREFIX) for name in names)
             # A method's options do not change what it sends, so each method is tried once.
-            of = repr((names, config.weights, config.method.name, config.exchange, config.data.name, config.data.root))
-            if method is not None and in_zoo and of not in fitting:
-                requirements.compute(config, source, method, held[dealt])
-                fitting.add(of)
+            combination = repr(
+                (names, config.weights, config.method.name, config.exchange, config.data.name, config.data.root)
+            )
+            if method is not None and in_zoo and combination not in fitting:
+                requirements.compute(config, source, method, counts_by_data[data_key])
+                fitting.add(combination)
     mistakes.raise_all(path)
 
 

@@ -148,7 +148,7 @@ def test_runs_at_a_time_are_not_bound_to_the_same_cores_unless_the_user_binds_th
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("axes: {models: [[lenet5], [lenet6]]}", "models: got 'lenet6'; known: .* \\(in models=lenet6\\)"),
+        ("axes: {models: [[lenet5], [lenet6]]}", "models: got 'lenet6'. Known: .* \\(in models=lenet6\\)"),
         (
             "set: {exchange.codec: uint8, models: [mlp]}\naxes: {method: [fedh2l, d_psgd], seed: [0, 1]}",
             "exchange.codec: got 'uint8', .* \\(in d_psgd,seed=0; d_psgd,seed=1\\)",
