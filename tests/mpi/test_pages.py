@@ -4,19 +4,14 @@ import pytest
 from helpers.launching import ROOT
 from helpers.pages import blocks, run_page
 
-import fedh2l_mpi
 from fedh2l_mpi import metrics
 
-needs_api = pytest.mark.skipif(not hasattr(fedh2l_mpi, "run"), reason="fedh2l_mpi.run is not there yet")
 
-
-@needs_api
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/notebook.md"])
 def test_the_blocks_of_a_page_run_and_print_what_it_shows(name, tmp_path):
     run_page(ROOT / name, tmp_path)
 
 
-@needs_api
 def test_the_examples_of_a_method_a_model_and_data_of_ones_own_are_short_and_learn(tmp_path):
     page = ROOT / "docs" / "extending.md"
     run_page(page, tmp_path)
