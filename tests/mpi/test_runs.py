@@ -1,5 +1,6 @@
 """Whole runs of the program under mpirun: the same numbers however many ranks and whichever MPI."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -148,3 +149,38 @@ def test_metrics_hold_what_the_ranks_are(tmp_path):
     assert result.attributes["ranks"] == 2
     assert result.attributes["threads"] == 1
     assert np.isfinite(result["seconds_wait"]).all()
+
+
+SCRIPT = """
+import sys
+import fedh2l_mpi as fh
+
+rounds = []
+small = {"participants": 5, "rounds": 2, "models": ["mlp"]}
+first = fh.run(small, out="first", on_round=lambda index, arrays: rounds.append(index))
+second = fh.run(small, set=["seed=1"], out="second")
+said = (first.state, second.state, rounds, first["accuracy_all"].shape, first.model(4).training)
+# In one piece, since the ranks share standard output.
+sys.stdout.write(" ".join(map(str, said)) + "\\n")
+if "fail" in sys.argv:
+    def fail(index, arrays):
+        raise ValueError("a mistake of the script's own")
+    fh.run(small, out="failed", on_round=fail)
+"""
+
+
+def test_a_script_runs_twice_on_every_rank_and_its_own_error_ends_the_job(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ended = launch([], ranks=3, cwd=tmp_path, module="script")
+    assert ended.code == 0, ended.err
+    # Rank 0 alone is called back; every rank finds both runs complete.
+    expected = [f"complete complete {rounds} (2, 5) False" for rounds in ("[0, 1]", "[]", "[]")]
+    assert sorted(ended.out.splitlines()) == sorted(expected)
+    arguments = ["--set", "participants=5", "--set", "rounds=2", "--set", "models=[mlp]"]
+    assert_same(run(arguments, tmp_path / "alone"), tmp_path / "first" / "metrics.h5")
+    for name in ("first", "second"):
+        shutil.rmtree(tmp_path / name)
+    failed = launch(["fail"], ranks=3, cwd=tmp_path, module="script")
+    assert failed.code == 1
+    assert "failed with ValueError: a mistake of the script's own" in failed.err
+    assert (tmp_path / "failed" / "status").read_text().startswith("state: failed\n")
