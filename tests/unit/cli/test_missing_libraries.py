@@ -66,7 +66,7 @@ def test_what_needs_no_training_works_without_torch_and_mpi(ended, words):
 
 def test_a_page_without_matplotlib_says_why_it_has_no_plots(ended, tmp_path):
     assert ended("matplotlib", ["report", "run", "--html", "page.html"]).code == 0
-    assert "matplotlib was missing where this page was made" in (tmp_path / "page.html").read_text()
+    assert "matplotlib was not installed when this page was made" in (tmp_path / "page.html").read_text()
 
 
 def test_the_doctor_prints_its_page(ended):
