@@ -39,3 +39,10 @@ def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after:
 
     with simulation(out, *overrides, mode=mode, listener=follow) as made:
         return made.run()
+
+
+def resumed_at(out: Path) -> int:
+    """After how many rounds a run would go on; it does not."""
+    with simulation(out, mode="auto") as made:
+        made.recorder.close("stopped")
+        return made.supervisor.first_round

@@ -1,69 +1,23 @@
-"""Runs compared: how they are grouped and named, what is left out, the statistics, and the tables of them."""
+"""Compared runs: what is left out, and the tables and figures of the groups."""
 
 import csv
 import io
-import math
 import re
 import shutil
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 import scipy.stats
-import yaml
+from helpers.compared_runs import write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import compare as comparing
-from fedh2l_mpi.analysis import grouping, statistics, tables
+from fedh2l_mpi.analysis import tables
 from fedh2l_mpi.analysis.compare import compare, render
-from fedh2l_mpi.analysis.run import Run
-from fedh2l_mpi.config.comparison import differing_keys, what_counts
-from fedh2l_mpi.config.loading import load
 from fedh2l_mpi.errors import UserError
-
-PARTICIPANT = {
-    "architecture": "mlp", "parameters": 9, "parameter_bytes": 36, "private_samples": 5, "own_domain": 0, "rank": 0,
-    "host": "here", "device": "cpu",
-}  # fmt: skip
-
-
-def write(
-    path: Path,
-    *overrides: str,
-    seed: int = 0,
-    accuracy: float = 0.5,
-    sent: int = 0,
-    started: str = "2026-01-01T00:00:00+00:00",
-    state: str = "complete",
-    evaluated: bool | str = True,
-    rounds: int = 2,
-    revision: str = "0123456789",
-) -> Path:
-    """A run of two participants whose all-domain accuracies in the last round have this mean.
-
-    Evaluated is every round, none, or "once", the last.
-    """
-    config = load(None, [f"seed={seed}", "participants=2", f"rounds={rounds}", *overrides])
-    attributes = {
-        "config": config.to_yaml(), "seed": seed, "git_revision": revision, "started": started, "rounds_planned": 2,
-    }  # fmt: skip
-    path.mkdir(parents=True)
-    header = metrics.RunHeader(attributes, [PARTICIPANT] * 2, np.ones((2, 3), np.int64), ["plain"])
-    writer = metrics.MetricsWriter(path / "metrics.h5", header)
-    for number in range(rounds):
-        level = accuracy if number == rounds - 1 else 0.1
-        values = [{"accuracy_own": 0.9, "accuracy_all": level + sign * 0.05} for sign in (-1, 1)]
-        is_evaluated = evaluated is True or (evaluated == "once" and number == rounds - 1)
-        values = [{**row, "accuracy_worst": 0.2, "seconds_local": 1.0} if is_evaluated else {} for row in values]
-        rows = [metrics.pack_row({**row, "bytes_sent": sent, "bytes_received": sent}, [0.5], [1.0]) for row in values]
-        writer.append(number, np.stack(rows))
-    writer.close(state)
-    return path
-
 
 # Three seeds each; the paired differences of two of them are worked out by hand below.
 ACCURACIES = {
@@ -85,195 +39,6 @@ def three_methods(tmp_path_factory):
 
 def lines(comparison) -> dict[str, dict[str, str]]:
     return {line["group"]: line for line in csv.DictReader(io.StringIO(render(comparison, "csv")))}
-
-
-# Statistics.
-
-
-def test_an_interval_is_students_by_hand():
-    # Differences 1, 2, 3: mean 2, deviation 1; t of 2 degrees at 0.975 is 4.30265, over the root of 3: 2.48414.
-    found = statistics.difference({0: 2.0, 1: 4.0, 2: 6.0, 9: 50.0}, {2: 3.0, 0: 1.0, 1: 2.0, 7: 0.0}, 0.95)
-    assert (found.mean, found.pairs) == (pytest.approx(2.0), 3)
-    assert (found.low, found.high) == (pytest.approx(2 - 2.48414, abs=1e-5), pytest.approx(2 + 2.48414, abs=1e-5))
-
-
-@pytest.mark.parametrize("pairs", [2, 3, 5, 40])
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
-def test_an_interval_is_scipys(pairs, confidence):
-    ours, theirs = np.random.default_rng(pairs).normal(0.7, 0.1, (2, pairs))
-    found = statistics.difference(dict(enumerate(ours)), dict(enumerate(theirs)), confidence)
-    theirs_interval = scipy.stats.ttest_rel(ours, theirs).confidence_interval(confidence)
-    again = scipy.stats.t.interval(confidence, pairs - 1, found.mean, scipy.stats.sem(ours - theirs))
-    assert (found.low, found.high) == pytest.approx(tuple(theirs_interval))
-    assert (found.low, found.high) == pytest.approx(again)
-
-
-def test_of_fewer_than_two_pairs_there_is_no_interval():
-    one = statistics.difference({0: 0.7, 1: 0.5}, {0: 0.5, 2: 0.5}, 0.95)
-    assert (one.mean, one.pairs, math.isnan(one.low), math.isnan(one.high)) == (pytest.approx(0.2), 1, True, True)
-    none = statistics.difference({0: 0.7}, {1: 0.7}, 0.95)
-    assert (none.pairs, math.isnan(none.mean)) == (0, True)
-
-
-def test_the_best_group_must_be_clear_of_every_other_by_a_corrected_interval():
-    def group(mean, spread):
-        return {seed: mean + spread * deviation for seed, deviation in enumerate([-1.0, 0.5, 0.5, -0.5, 0.5])}
-
-    low, middle, high = group(0.1, 0.01), group(0.5, -0.01), group(0.9, 0.02)
-    assert statistics.best([low, high, middle], True, 0.95) == 1
-    assert statistics.best([low, high, middle], False, 0.95) == 0
-    near = {seed: value + 0.3 * (-1) ** seed for seed, value in high.items()}
-    assert statistics.best([low, high, near], True, 0.95) is None
-    assert statistics.best([low, high, {0: 0.0}], True, 0.95) is None, "a single pair is no evidence"
-    assert statistics.best([high, high], True, 0.95) is None
-    assert statistics.best([high], True, 0.95) is None
-    # Between the plain interval and the corrected one lies what the number of groups decides.
-    base = {seed: 0.0 for seed in range(5)}
-    better = {seed: 1.0 + deviation for seed, deviation in enumerate([-0.8, 0.8, -0.6, 0.6, 0.0])}
-    assert statistics.best([base, better], True, 0.95) == 1
-    far = [{seed: -100.0 for seed in range(5)} for _ in range(20)]
-    assert statistics.best([base, better, *far], True, 0.95) is None
-    assert 1 - statistics.corrected(0.95, 22) == pytest.approx(0.05 / 21)
-
-
-@pytest.mark.parametrize("groups", [2, 4])
-def test_among_equals_one_is_called_best_no_more_often_than_promised(groups):
-    normal = np.random.default_rng(0).normal(size=(400, groups, 4))
-    found = [statistics.best([dict(enumerate(g)) for g in trial], True, 0.8) for trial in normal]
-    share = sum(number is not None for number in found) / len(found)
-    # Of two equals, exactly: one of them in 20 %; three deviations of 400 trials are 6 %.
-    assert share < 0.26
-    assert groups > 2 or share > 0.14
-
-
-# Groups and their names.
-
-
-def settings(*overrides: str) -> dict:
-    config = yaml.safe_load(load(None, overrides).to_yaml())
-    return what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
-
-
-def test_a_run_that_is_older_than_a_key_is_like_one_with_the_default():
-    config = yaml.safe_load(load(None, []).to_yaml())
-    del config["exchange"]["codec"], config["optimizer"]["precision"]
-    old = what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
-    assert grouping.differing([old, settings()]) == []
-    assert grouping.differing([old, settings("exchange.codec=uint8")]) == ["exchange.codec"]
-
-
-def names(*runs: tuple[str, ...]) -> list[str]:
-    given = [settings(*overrides) for overrides in runs]
-    keys = grouping.distinguishing(given, grouping.differing(given))
-    return grouping.labels(given, keys, [run["method.name"] for run in given])
-
-
-def test_the_options_of_a_method_follow_it_and_are_no_part_of_its_name():
-    assert names(("method.name=independent",), ("method.name=fedh2l",), ("method.name=d_psgd",)) == [
-        *("independent", "fedh2l", "d_psgd")
-    ]
-
-
-def test_a_key_that_only_one_kind_has_is_named_with_it():
-    ring, three, four = (
-        ("topology.kind=ring",),
-        ("topology.kind=random_regular", "topology.degree=3"),
-        ("topology.kind=random_regular", "topology.degree=4"),
-    )
-    assert names(ring, three) == ["topology.kind=ring", "topology.kind=random_regular"]
-    assert names(three, four) == ["topology.degree=3", "topology.degree=4"]
-    # The kind is that of most, and said in the caption; without it, a degree would tell all three apart.
-    assert names(ring, three, four) == ["topology.kind=ring", "topology.degree=3", "topology.degree=4"]
-
-
-def test_a_setting_of_most_groups_is_said_once_and_not_in_every_name():
-    given = [(), ("method.weight_kd=2.0",), ("method.combine=sum",), ("method.combine=sum", "method.weight_kd=2.0")]
-    assert names(*given[:3]) == ["fedh2l", "method.weight_kd=2.0", "method.combine=sum"]
-    # In a full grid no value is the usual one.
-    assert names(*given)[0] == "method.weight_kd=1.0, method.combine=gem"
-
-
-def test_names_are_short_and_unique_whatever_the_values():
-    many = ["lenet5"] * 9
-    models = (f"models=[{','.join(many)}, mlp, cnn]", f"models=[{','.join(many)}, cnn, cnn]", "models=[mlp, cnn]")
-    assert names((models[0],), (models[2],)) == ["models=lenet5+…+cnn (11)", "models=mlp+cnn"]
-    first, second = names((models[0],), (models[1],))
-    assert first != second
-    assert names(("topology.kind=random_regular",), ("topology.kind=random_regular", "topology.redraw_every=5")) == [
-        *("topology.redraw_every=null", "topology.redraw_every=5")
-    ]
-
-
-def test_groups_of_numbers_are_sorted_by_them(tmp_path):
-    for rate in (0.01, 0.002, 0.1):
-        write(tmp_path / str(rate), f"optimizer.lr={rate}")
-    found = compare(sorted(tmp_path.iterdir(), reverse=True))
-    assert [group.label for group in found.groups] == ["optimizer.lr=0.002", "optimizer.lr=0.01", "optimizer.lr=0.1"]
-
-
-def test_seeds_places_and_speeds_make_no_groups_nor_does_the_folder_of_public_data(tmp_path):
-    elsewhere = ("data.name=mnist", "data.root=/there", "devices.threads=2", "exchange.deadline_s=9")
-    write(tmp_path / "a", "data.name=mnist", "data.root=/here", seed=0)
-    write(tmp_path / "b", *elsewhere, seed=1)
-    found = compare(list(tmp_path.iterdir()))
-    assert [group.label for group in found.groups] == ["fedh2l"]
-    assert [outcome.seed for outcome in found.groups[0].outcomes] == [0, 1]
-    assert found.notes == []
-    assert differing_keys(load(None, elsewhere), load(None, ["data.name=mnist"])) == [], "a sweep has the same rule"
-    packs = [("data.name=pack", f"data.root={root}.h5") for root in "ab"]
-    assert names(*packs) == ["data.root=a.h5", "data.root=b.h5"]
-
-
-def test_the_job_that_copied_a_pack_makes_no_group_but_the_pack_that_was_copied_does(tmp_path):
-    for job, pack in enumerate(["/d/a.h5", "/d/a.h5", "/other/a.h5", "/other/a.h5"]):
-        root = f"data.root=/tmp/fedh2l_mpi-{job}/copy-of/{pack}"
-        write(tmp_path / str(job), "data.name=pack", root, "data.partition={kind: domains}", seed=job % 2)
-    write(tmp_path / "plain", "data.name=pack", "data.root=/d/a.h5", "data.partition={kind: domains}", seed=2)
-    found = compare(list(tmp_path.iterdir()))
-    seeds = {group.label: [outcome.seed for outcome in group.outcomes] for group in found.groups}
-    assert seeds == {"data.root=/d/a.h5": [0, 1, 2], "data.root=/other/a.h5": [0, 1]}
-    assert found.notes == []
-
-
-def test_by_and_ignore_choose_the_keys_and_what_is_mixed_is_said(tmp_path):
-    for degree in (2, 3):
-        for rate in (0.1, 0.2):
-            kind = ("topology.kind=random_regular", f"topology.degree={degree}", "participants=4")
-            write(tmp_path / f"{degree}-{rate}", *kind, f"optimizer.lr={rate}", seed=int(10 * rate))
-    paths = sorted(tmp_path.iterdir())
-    assert len(compare(paths).groups) == 4
-    found = compare(paths, by=["topology"])
-    assert [group.label for group in found.groups] == ["topology.degree=2", "topology.degree=3"]
-    assert found.notes == ["runs of one group differ in optimizer.lr (0.1, 0.2)"]
-    ignoring = compare(paths, ignore=["optimizer"])
-    assert [group.label for group in ignoring.groups] == ["topology.degree=2", "topology.degree=3"]
-    assert ignoring.notes == []
-    assert len(compare(paths, by=["topology", "optimizer"], ignore=["topology.degree"]).groups) == 2
-    for ignored in ("topology", "topology.degree"):
-        with pytest.raises(UserError, match="--by: got 'topology.degree', but --ignore has it, too"):
-            compare(paths, by=["optimizer", "topology.degree"], ignore=[ignored])
-    with pytest.raises(
-        UserError, match="--by: got 'topology.degre', but no run's config.*did you mean 'topology.degree'"
-    ):
-        compare(paths, by=["topology.degre"])
-    with pytest.raises(UserError, match="--ignore: got 'optimiser'.*did you mean 'optimizer'"):
-        compare(paths, ignore=["optimiser"])
-    with pytest.raises(UserError, match="--by: got 'seed'"):
-        compare(paths, by=["seed"])
-
-
-def test_what_else_differs_between_groups_is_said(tmp_path):
-    paths = [
-        write(tmp_path / "a", "method.name=independent", "optimizer.lr=0.1"),
-        write(tmp_path / "b", "method.name=fedh2l", "optimizer.lr=0.2", revision="abcdefabcdef-dirty"),
-    ]
-    assert compare(paths).notes == [
-        "the groups also differ in optimizer.lr (0.1, 0.2)",
-        "the runs come from 2 revisions of the code (0123456, abcdefa-dirty), so their numbers may differ",
-    ]
-
-
-# What is left out.
 
 
 def test_of_the_same_group_and_seed_the_newest_stays(tmp_path):
@@ -343,9 +108,6 @@ def test_a_file_of_a_newer_schema_is_compared_with_a_note(tmp_path):
     found = compare(paths)
     assert len(found.groups[0].outcomes) == 2
     assert found.notes == ["the runs come from 2 schemas of the file (1, 2), so their numbers may differ"]
-
-
-# Tables.
 
 
 def test_the_csv_has_all_numbers_in_full(three_methods):

@@ -1,42 +1,34 @@
-"""The arithmetic of what a run takes, against what runs, messages, files and tensors really take."""
+"""Memory of a rank by arithmetic, against what tensors, steps and messages really use."""
 
 import tracemalloc
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.configs import settled
 from torch.profiler import ProfilerActivity, profile
 
-from fedh2l_mpi import api, methods, metrics
-from fedh2l_mpi.config import Config, ExchangeConfig, TopologyConfig, loading
+from fedh2l_mpi import api, methods
+from fedh2l_mpi.config import Config, ExchangeConfig, TopologyConfig
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
 from fedh2l_mpi.evaluation import score
-from fedh2l_mpi.exchange import ArraySpec, Exchange, codecs
+from fedh2l_mpi.exchange import ArraySpec, codecs
 from fedh2l_mpi.exchange.row_skipping import HeldRows
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.methods.batched import BatchedParticipants
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.planning import disk, graph_schedule, memory, requirements, traffic
+from fedh2l_mpi.planning import memory, requirements, traffic
 from fedh2l_mpi.planning.memory import ModelSize, SampleCounts
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph, Topology, draw
-
-# A message with one 3 x 10 array: 48 bytes of header, 4 for the sender, 120 of numbers.
-ARRAY = ArraySpec("posteriors", 3, 10)
-SIZE = MessageSize(48, 4 + 120, 120)
-
-
-def settled(*overrides: str, ranks: int = 1) -> Config:
-    return loading.load(None, overrides).resolved(ranks, launched=False)
 
 
 def test_of_a_codec_both_what_is_sent_and_what_is_decoded_takes_memory():
@@ -85,97 +77,6 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     tracemalloc.stop()
     told = memory.CHANGES_ARRAYS[codec] * array.held_bytes
     assert 0.9 * told <= measured <= 1.02 * told
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 12])
-@pytest.mark.parametrize("kind", ["ring", "star", "complete", "random_regular", "erdos_renyi"])
-def test_messages_and_bytes_are_those_that_the_exchange_gives_to_mpi(kind, ranks):
-    graph = draw(TopologyConfig(kind=kind), 12, 0, 0)
-    hosting = Hosting(12, ranks)
-    told = traffic.links(graph.edges, hosting)
-    for rank in range(ranks):
-        exchange = Exchange(SimpleNamespace(rank=rank, comm=None, duplicate=lambda: None), hosting, ARRAY, 1.0)
-        exchange.start(0, graph, {index: torch.full((3, 10), 0.1) for index in hosting.participants_of(rank)})
-        assert exchange.mpi_sent == told.mpi_bytes_R(SIZE)[rank]
-        assert len(exchange._routes) == told.messages_R[rank]
-        assert sum(len(route.incoming.senders) for route in exchange._routes) == told.received_R[rank]
-    assert told.edge_bytes(SIZE) == 2 * len(graph.edges) * ARRAY.message_bytes()
-    assert told.degree_P.tolist() == graph.degrees().tolist()
-
-
-@pytest.mark.parametrize("ranks", [1, 3, 4, 11])
-def test_a_complete_graph_need_not_be_drawn(ranks):
-    hosting = Hosting(11, ranks)
-    drawn = traffic.links(draw(TopologyConfig(kind="complete"), 11, 0, 0).edges, hosting)
-    told = traffic.expected_links(1.0, hosting)
-    assert not told.expected
-    for name in ("degree_P", "messages_R", "sent_R", "received_R", "degree_max_R", "edges"):
-        assert np.array_equal(getattr(told, name), getattr(drawn, name)), name
-
-
-def test_expected_links_are_the_mean_of_drawn_ones():
-    hosting = Hosting(40, 7)
-    config = TopologyConfig(kind="erdos_renyi", probability=0.1, connected=False)
-    drawn = [traffic.links(draw(config, 40, 0, drawing).edges, hosting) for drawing in range(200)]
-    told = traffic.expected_links(0.1, hosting)
-    assert told.expected
-    for name in ("messages_R", "sent_R", "received_R"):
-        mean = np.mean([getattr(one, name) for one in drawn], axis=0)
-        assert getattr(told, name) == pytest.approx(mean, rel=0.05), name
-    assert told.edges == pytest.approx(np.mean([one.edges for one in drawn]), rel=0.02)
-
-
-REDRAWN = ["topology.kind=erdos_renyi", "topology.redraw_every=2", "topology.probability=0.4"]
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        REDRAWN,
-        ["method.name=d_psgd", "models=[mlp]"],
-        ["method.name=fedmd", "method.warmup_rounds=2"],
-        ["method.name=independent"],
-        ["exchange.codec=top_k", "exchange.top_k=3"],
-        ["method.name=d_psgd", "models=[mlp]", "exchange.codec=bfloat16"],
-    ],
-)
-def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
-    config = settled(
-        "participants=5", "rounds=5", *overrides, "method.local_steps=1", "method.mutual_steps=1", "evaluation.every=5"
-    )
-    directory = RunDirectory(tmp_path / "run")
-    simulation = api.assemble(config, World(None), RunReservation(directory))
-    simulation.run()
-    hosting, source = Hosting(5, 1), digits()
-    schedule = graph_schedule.draw_schedule(config, hosting, simulation.method.exchanges_in)
-    needs = requirements.compute(config, source, simulation.method, requirements.count_samples(simulation.setup.plan))
-    sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
-    assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
-    assert (sent > 0) == (config.method.name != "independent")
-    told = disk.files(config, hosting, needs.counts, needs.models, schedule.edges)
-    assert told.metrics_bytes == pytest.approx(directory.metrics.stat().st_size, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("participants", "domains", "rounds"), [(16, 6, 300), (300, 4, 70), (2000, 10, 3)], ids=["long", "wide", "wider"]
-)
-def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rounds):
-    row = {
-        "architecture": "lenet5", "parameters": 1, "parameter_bytes": 4, "private_samples": 1, "own_domain": 0,
-        "rank": 0, "host": "node-0001.cluster", "device": "cuda:0",
-    }  # fmt: skip
-    names = [f"rotated {15 * domain} deg" for domain in range(domains)]
-    histogram = np.zeros((participants, 10), dtype=np.int64)
-    header = metrics.RunHeader({"config": "x" * 2500}, [row] * participants, histogram, names)
-    writer = metrics.MetricsWriter(tmp_path / "metrics.h5", header)
-    edges = draw(TopologyConfig(kind="ring"), participants, 0, 0).edges
-    writer.add_graph(0, edges)
-    table = np.zeros((participants, metrics.row_width(domains)))
-    for round_index in range(rounds):
-        writer.append(round_index, table)
-    writer.close("complete")
-    told = disk.metrics_file_bytes(participants, domains, 10, rounds, len(edges))
-    assert told == pytest.approx((tmp_path / "metrics.h5").stat().st_size, rel=0.01)
 
 
 @pytest.mark.parametrize("optimizer", [["optimizer.name=adam"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]])
@@ -405,27 +306,3 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
     for participants, each in ((2000, 10), (500, 100)):
         measured, told = remembered(participants, each)
         assert told == pytest.approx(measured, rel=0.25)
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("kept", [0, 500_000])
-def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
-    config = settled("participants=6", "models=[lenet5, resnet8, mlp]")
-    source, method = digits(), methods.build(config)
-    needs = requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
-    hosting = Hosting(6, ranks)
-    told = disk.checkpoint_bytes(config, hosting, needs.models, kept)
-    for rank in range(ranks):
-        content = {}
-        for index in hosting.participants_of(rank):
-            one = requirements.stand_in_participant(config, source, build(config.architecture(index), 1, 8, 10, 0))
-            content[index] = {
-                "model": {name: value.clone() for name, value in one.model.state_dict().items()},
-                "optimizer": one.optimizer.state(),
-                "steps": 3,
-                "position": 30,
-                "kept": {"published": torch.zeros(kept // 4)},
-            }
-        path = tmp_path / f"rank-{rank:04d}.pt"
-        torch.save({"round": 9, "participants": content}, path)
-        assert told[rank] == pytest.approx(path.stat().st_size, rel=0.05)

@@ -1,0 +1,137 @@
+"""A federation whose domains are the data's own: who holds which rows of a pack."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.photographs import DOMAINS, SIDE, picture, settings
+
+from fedh2l_mpi.data import federated, pack_writer
+from fedh2l_mpi.data.pack_reader import open_pack
+from fedh2l_mpi.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def all_rows(plan: federated.Plan) -> np.ndarray:
+    return np.concatenate([part.rows for s in plan.shares for part in (s.private, s.validation, s.seed)])
+
+
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity"])
+@pytest.mark.parametrize("participants", [2, 4, 7])
+def test_a_participant_holds_rows_of_its_own_domain_only(packed, kind, participants):
+    source = open_pack(str(packed))
+    plan = federated.plan(settings(packed, f"participants={participants}", f"data.partition.kind={kind}"), source)
+    assert source.domains is not None
+    of_row = source.domains.of_row
+    assert (plan.domains, plan.domain_names) == (4, list(DOMAINS))
+    for participant, share in enumerate(plan.shares):
+        assert plan.own_domain(participant) == participant % 4
+        for part in (share.private, share.validation, share.seed):
+            assert set(part.domains.tolist()) <= {participant % 4}
+            assert np.array_equal(part.domains, of_row[part.rows])
+    rows = np.concatenate([all_rows(plan), *(test.rows for test in plan.tests)])
+    assert len(np.unique(rows)) == len(rows)
+    assert plan.label_histogram().shape == (participants, 3)
+
+
+def test_domains_are_shared_out_whole_among_those_that_hold_them(packed):
+    plan = federated.plan(settings(packed, "participants=6"), open_pack(str(packed)))
+    held = [sum(len(part) for part in (share.private, share.validation, share.seed)) for share in plan.shares]
+    # 24 training images of a domain, 16 of the sketches; domains 0 and 1 have two participants.
+    assert held == [12, 12, 24, 16, 12, 12]
+
+
+def test_iid_mixes_all_domains_and_every_row_keeps_its_own(packed):
+    source = open_pack(str(packed))
+    plan = federated.plan(settings(packed, "data.partition.kind=iid", "participants=2"), source)
+    assert source.domains is not None
+    for participant, share in enumerate(plan.shares):
+        assert plan.own_domain(participant) == -1
+        assert set(share.private.domains.tolist()) == {0, 1, 2, 3}
+        assert np.array_equal(share.private.domains, source.domains.of_row[share.private.rows])
+    assert len(np.unique(all_rows(plan))) == 88
+
+
+def test_the_test_part_is_stratified_and_the_same_for_every_seed(packed):
+    source = open_pack(str(packed))
+    plans = [federated.plan(settings(packed, f"seed={seed}"), source) for seed in (0, 1)]
+    for domain in range(4):
+        one, other = (plan.tests[domain] for plan in plans)
+        assert np.array_equal(one.rows, other.rows)
+        assert set(one.domains.tolist()) == {domain}
+        # A fifth of the ten images of every class.
+        assert np.bincount(source.train.labels[one.rows]).tolist() == ([2, 2] if domain == 3 else [2, 2, 2])
+        assert not np.isin(all_rows(plans[0]), one.rows).any()
+    assert not np.array_equal(plans[0].shares[0].private.rows, plans[1].shares[0].private.rows)
+
+
+def test_small_classes_are_on_both_sides_and_a_lone_image_is_for_training(tmp_path):
+    for label, count in (("one", 1), ("two", 2), ("many", 20)):
+        folder = tmp_path / "root" / "only" / label
+        folder.mkdir(parents=True)
+        for index in range(count):
+            picture(index).save(folder / f"{index}.png")
+    pack_writer.pack(tmp_path / "root", tmp_path / "p.h5", side=8, workers=1)
+    source = open_pack(str(tmp_path / "p.h5"))
+    rows = federated.plan(settings(tmp_path / "p.h5", "participants=1"), source).tests[0].rows
+    # In the order of the names: many, one, two.
+    assert np.bincount(source.train.labels[rows], minlength=3).tolist() == [4, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["evaluation.test_samples_per_domain=5"], "got 5, but domain 'sketch' has 4 test samples"),
+        (["participants=100"], "participants: got 25 of domain 'art_painting', but there are only 24"),
+        (
+            ["participants=8", "data.partition.samples_per_participant=9"],
+            "2 participants with 9 samples each need 18, but the training data of domain 'sketch' have 16",
+        ),
+        (["data.partition.domains=2"], "data.partition.domains: got 2, but a pack brings its own domains"),
+    ],
+)
+def test_a_pack_that_does_not_suffice_is_refused_by_the_domain(packed, overrides, says):
+    with pytest.raises(UserError, match=says):
+        federated.plan(settings(packed, *overrides), open_pack(str(packed)))
+
+
+def test_the_test_samples_of_a_domain_are_capped(packed):
+    plan = federated.plan(settings(packed, "evaluation.test_samples_per_domain=4"), open_pack(str(packed)))
+    assert [len(test) for test in plan.tests] == [4, 4, 4, 4]
+
+
+def test_photographs_stay_bytes_and_become_normalised_floats(packed):
+    source = open_pack(str(packed))
+    plan = federated.plan(settings(packed, "participants=2"), source)
+    private = federated.load(plan, [1], CPU).private[1]
+    assert private.images.dtype == torch.uint8
+    assert private.images[0].nbytes == plan.image_bytes() == 3 * SIDE * SIDE
+    rows = torch.tensor([5, 0, 3])
+    seen = private.inputs(rows)
+    assert seen.dtype == torch.float32
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+    pixels = torch.from_numpy(source.train.images(plan.shares[1].private.rows[[5, 0, 3]])).double()
+    mean = torch.tensor([0.485, 0.456, 0.406]).double().view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).double().view(3, 1, 1)
+    torch.testing.assert_close(seen.double(), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert torch.equal(private.labels, torch.from_numpy(source.train.labels[plan.shares[1].private.rows]))
+    assert torch.equal(private.inputs()[rows], seen)
+    # Seeing is not changing.
+    assert private.images.dtype == torch.uint8
+    assert torch.equal(private.inputs(rows), seen)
+
+
+def test_a_rank_reads_the_rows_of_its_participants_and_nothing_else(packed, monkeypatch):
+    source = open_pack(str(packed))
+    plan, read = federated.plan(settings(packed), source), []
+    original = type(source.train).images
+
+    def watched(table: object, rows: np.ndarray) -> np.ndarray:
+        read.extend(rows.tolist())
+        return original(table, rows)
+
+    monkeypatch.setattr(type(source.train), "images", watched)
+    federated.load(plan, [2], CPU)
+    share = plan.shares[2]
+    parts = [share.private, share.validation, plan.seed, *plan.tests]
+    assert sorted(read) == sorted(row for part in parts for row in part.rows.tolist())

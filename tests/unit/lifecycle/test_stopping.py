@@ -1,0 +1,102 @@
+"""Requests to a running job: files that ask for a checkpoint or a stop, and a limit of time."""
+
+import os
+import time
+
+import numpy as np
+from helpers.runs_in_process import ALONE, run, simulation
+
+from fedh2l_mpi import metrics
+from fedh2l_mpi.config import RunConfig
+from fedh2l_mpi.lifecycle import checkpoint_writer, status
+from fedh2l_mpi.lifecycle.signals import StopRequest
+from fedh2l_mpi.lifecycle.stopping import Stopping
+from fedh2l_mpi.run_directory import RunDirectory
+
+
+def test_requests_that_cannot_be_removed_are_answered_once_and_end_no_job(tmp_path, told):
+    directory = RunDirectory(tmp_path)
+    stopping = Stopping(ALONE, None, RunConfig(), directory, deadline_s=1.0)
+    directory.checkpoint_request.mkdir()
+    for touched_ns in (1, 2):
+        os.utime(directory.checkpoint_request, ns=(touched_ns, touched_ns))
+        assert stopping.agreed() == StopRequest.CHECKPOINT
+        stopping.checkpoint_begins()
+        stopping.checkpoint_was_made()
+        assert stopping.agreed() == StopRequest.NOTHING
+    directory.stop_request.mkdir()
+    stopping.run_has_ended()
+    assert [message.count("cannot be removed: Is a directory") for message in told.messages] == [1] * 4
+
+
+def test_a_file_asks_for_a_checkpoint_and_is_gone_when_it_is_there(tmp_path):
+    out, seen = RunDirectory(tmp_path / "run"), []
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 1:
+            out.checkpoint_request.touch()
+        seen.append((out.checkpoint_request.exists(), [path.name for path in out.committed()]))
+
+    with simulation(out.path, "models=[mlp]", "rounds=6", "checkpoint.every=null", listener=follow) as made:
+        made.run()
+    assert seen[1] == (True, [])
+    assert seen[-1] == (False, ["round-00000002"])
+    assert [path.name for path in out.committed()] == ["round-00000006", "round-00000002"]
+
+
+def test_a_file_that_asks_for_a_checkpoint_again_while_one_is_made_is_answered_by_another(tmp_path, monkeypatch):
+    out, begin, states_of = RunDirectory(tmp_path / "run"), checkpoint_writer.CheckpointWriter.begin, []
+
+    def begin_and_ask_again(self, rounds, *arguments):
+        begin(self, rounds, *arguments)
+        states_of.append(rounds)
+        if len(states_of) == 1:
+            # Later than the first time by more than the file system's clock may be coarse.
+            later_ns = time.time_ns() + 10**9
+            os.utime(out.checkpoint_request, ns=(later_ns, later_ns))
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 1:
+            out.checkpoint_request.touch()
+        until = time.monotonic() + 20
+        while states_of and not out.committed() and time.monotonic() < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(checkpoint_writer.CheckpointWriter, "begin", begin_and_ask_again)
+    with simulation(
+        out.path, "models=[mlp]", "rounds=12", "checkpoint.every=null", "checkpoint.keep=9", listener=follow
+    ) as made:
+        made.run()
+    assert len(states_of) == 3
+    assert (states_of[0], states_of[-1]) == (2, 12)
+    assert not out.checkpoint_request.exists()
+
+
+def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_next_round(tmp_path):
+    out = RunDirectory(tmp_path / "run")
+    asking = (out.stop_request, out.checkpoint_request)
+
+    def follow(round_index: int, table: object) -> None:
+        if round_index == 0:
+            for path in asking:
+                # No file can have that name: an error, as from a server that is away, and not an absent file.
+                path.symlink_to(300 * "x")
+        if round_index == 2:
+            for path in asking:
+                path.unlink()
+                path.touch()
+
+    with simulation(out.path, "models=[mlp]", "rounds=6", listener=follow) as made:
+        assert made.run() == StopRequest.FILE_STOP
+    assert status.read(out.status).round == 3
+    assert not any(path.exists() for path in asking)
+
+
+def test_a_run_stops_in_time_for_its_limit(tmp_path):
+    out = tmp_path / "run"
+    asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=1.5", "evaluation.every=1000")
+    assert asked == StopRequest.MAX_WALL
+    said = status.read(out / "status")
+    assert (said.state, said.reason) == ("stopped", "max_wall")
+    assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds >= 2
+    assert np.isfinite(metrics.read(out / "metrics.h5")["loss_private"]).all()
