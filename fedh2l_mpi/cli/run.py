@@ -161,7 +161,7 @@ def _print_check(command: RunCommand) -> None:
 
 def _print_keys(word: str) -> None:
     for key in keys.select_keys(word or None):
-        print(f"{key.name}: {json.dumps(key.default)}\n    {key.allowed}\n    {key.meaning}")
+        print(key)
 
 
 def _config(command: RunCommand) -> Config:
