@@ -139,7 +139,7 @@ def test_check_needs_no_mpi_and_trains_nothing(tmp_path):
     for words in ("star, 3 edges, degree 1 to 3", "288 samples", "lenet5 21,386", "the config is sound"):
         assert words in ended.out, words
     # 3 edges, both ways, each a message of 288 x 10 posteriors.
-    assert f"{6 * (48 + 4 + 288 * 10 * 4) / 1024:.1f} KiB a round" in ended.out
+    assert f"{6 * (48 + 4 + 288 * 10 * 4) / 1024:.1f} KiB per round" in ended.out
 
 
 def test_metrics_hold_what_the_ranks_are(tmp_path):
