@@ -188,7 +188,7 @@ def test_an_element_that_another_process_runs_is_not_prepared(tmp_path, sweep):
         ),
         (["--share-imports", "--ranks", "2", "--index", "0", "--prepare"], "--share-imports: --prepare runs nothing."),
         (["--set", "topology.kind=star", "--set", "seed=3"], "--set seed: an axis or an element sets this key"),
-        (["--set", "topology={kind: random_regular, degree: 3}"], "topology.degree: got 3, must be"),
+        (["--set", "topology={kind: random_regular, degree: 3}"], "topology.degree: got 3. It must be less than"),
         (["--set", "data={name: mnist, root: /nowhere}"], "/nowhere"),
         (
             ["--set", "models=[lenet5, mlp]", "--set", "method.name=d_psgd", "--set", "method.temperature=null"],
@@ -207,7 +207,7 @@ def test_what_cannot_run_is_told_before_anything_does(tmp_path, sweep, options, 
 def test_several_processes_are_told_that_one_is_enough(sweep):
     ended = launch(sweep(), ranks=2)
     assert ended.code != 0
-    assert "mpirun started 2 processes, must be one, which starts the runs itself; use --ranks 2" in text(ended)
+    assert "mpirun started 2 processes, but one process starts the runs. Fix: use --ranks 2" in text(ended)
 
 
 def test_a_run_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path, sweep):
