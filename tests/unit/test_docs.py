@@ -3,6 +3,7 @@
 Their blocks are run in `tests/mpi/test_pages.py`.
 """
 
+import ast
 import re
 import sys
 
@@ -67,6 +68,14 @@ def test_every_key_that_a_page_sets_is_one(page):
 def test_the_page_of_the_keys_is_fresh():
     stored = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert stored == as_page(), "run: python -m fedh2l_mpi.config.keys > docs/configuration.md"
+
+
+def test_the_order_of_rooms_is_the_one_that_imports_keep():
+    source = (ROOT / "tests" / "unit" / "test_layers.py").read_text(encoding="utf-8")
+    order = re.search(r"^ROOMS = (\(.*?^\))", source, re.MULTILINE | re.DOTALL)
+    shown = [block.text for block in blocks(ROOT / "docs" / "architecture.md") if block.text.startswith("__main__")]
+    assert order is not None
+    assert [" ".join(text.split()) for text in shown] == [ast.literal_eval(order[1])]
 
 
 def test_the_tutorial_is_short():
