@@ -256,7 +256,7 @@ def assemble(
         rounds_before = (index for index in reversed(range(first)) if setup.method.exchanges_in(index))
         last = next(rounds_before, None)
         before = (last, topology.graph(last)) if last is not None else None
-        exchange.keep_held({participant.index: participant.kept for participant in participants}, before)
+        exchange.share_cache({participant.index: participant.kept for participant in participants}, before)
     header = run_metadata.header(config, world, setup) if world.rank == 0 else None
     recorder = RunRecorder(
         world, hosting, topology, directory.metrics, header, setup.plan.domains, first, deadline_s, tracing

@@ -1,9 +1,10 @@
-"""What an array is on the wire: exactly its float32 numbers, or fewer bytes that stand for nearly the same ones.
+"""Codecs of published arrays: float32 without loss, or fewer bytes for nearly the same numbers.
 
-Every codec is a pair of functions, and says how many bytes it makes of so many rows and columns, by arithmetic. Where
-the rows are posteriors, what a codec makes of them is scaled to sum to 1 again (`as_distributions`). Errors are told
-for a row scaled to sum to 1, as the total variation distance (half the sum of absolute differences) between it and what
-is decoded.
+Each codec encodes an array as bytes and decodes the bytes. It computes their number from rows and columns alone.
+Decoded posteriors are scaled to sum to 1 again (`as_distributions`).
+
+The error of a codec is the total variation distance: half the sum of absolute differences. It compares a row that sums
+to 1 with the row that is decoded from it.
 
 Shape letters: R rows, C columns (classes), K columns that are kept.
 """
@@ -24,18 +25,18 @@ Bytes = NDArray[np.uint8]
 
 
 class Codec(ABC):
-    """Turns float32 arrays into bytes and back; the same bytes always become the same numbers.
+    """Encoder and decoder of float32 arrays. The same bytes always become the same numbers.
 
     Attributes
     ----------
     name, number : str, int
-        What it is called in the config, and in a message's header.
+        Its name in the config, and its number in a message's header.
     exact : bool
-        Whether decoding gives the same bits back.
+        Whether decoding returns the same bits.
     distributions_only : bool
-        Whether it is for rows that sum to 1, and no others.
+        Whether it accepts only rows that sum to 1.
     largest : float
-        The largest magnitude that it can hold.
+        The largest magnitude that it can encode.
     """
 
     name: ClassVar[str]
@@ -46,30 +47,30 @@ class Codec(ABC):
 
     @abstractmethod
     def encoded_bytes(self, rows: int, columns: int) -> int:
-        """Size of an encoded array [bytes]."""
+        """Return the size of an encoded array [bytes]."""
 
     @abstractmethod
     def encode(self, values_RC: Floats) -> Bytes:
-        """The array, of finite numbers up to `largest`, as contiguous bytes (encoded_bytes,)."""
+        """Encode an array of finite numbers up to `largest` as contiguous bytes (encoded_bytes,)."""
 
     @abstractmethod
     def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
-        """The array float32 (rows, columns) that the bytes stand for, not scaled.
+        """Decode the bytes into an array, float32 (rows, columns), without scaling it.
 
         Raises
         ------
         ValueError
-            If they stand for none.
+            If the bytes encode no array.
         """
 
     def tv_bound(self, columns: int) -> float:
-        """Upper bound of the total variation distance of a row of so many columns from what is decoded of it."""
+        """Return the upper bound of the total variation distance between a row of n columns and its decoded copy."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class Float32(Codec):
-    """The numbers as they are, 4 bytes each; nothing is copied, and nothing is lost."""
+    """Codec without loss: 4 bytes per number. It copies nothing."""
 
     name = "float32"
     number = 0
@@ -90,10 +91,11 @@ class Float32(Codec):
 
 @dataclass(frozen=True)
 class Float16(Codec):
-    """IEEE half precision, 2 bytes each, to the nearest, ties to even.
+    """IEEE half precision: 2 bytes per number, rounded to the nearest, ties to even.
 
-    Error: at most 2^-11 of a number, or 2^-25 where it is under 6e-5; under 3e-8 it becomes 0. Of posteriors, a total
-    variation distance of at most 2^-11 + C 2^-25 (C = 10: 0.0005). Numbers over 65,504 cannot be sent.
+    The error is at most 2^-11 of a number. Below 6e-5 it is at most 2^-25 instead, and numbers below 3e-8 become 0. The
+    total variation distance of posteriors is at most 2^-11 + C 2^-25 (C = 10: 0.0005). Numbers over 65,504 cannot be
+    sent.
     """
 
     name = "float16"
@@ -115,14 +117,15 @@ class Float16(Codec):
 
 @dataclass(frozen=True)
 class BFloat16(Codec):
-    """The upper half of a float32, 2 bytes each, to the nearest, ties to even: float32's range with 8 bits of it.
+    """Upper half of a float32: 2 bytes per number, rounded to the nearest, ties to even.
 
-    Error: at most 2^-8 of a number. Of posteriors, a total variation distance of at most 2^-8 (0.004).
+    It keeps the range of float32 and 8 bits of the significand. The error is at most 2^-8 of a number. The total
+    variation distance of posteriors is at most 2^-8 (0.004).
     """
 
     name = "bfloat16"
     number = 2
-    # All but the lowest exponent's bits and 8 bits of the significand are set.
+    # The largest finite bfloat16: 8 bits of the significand are set, and the exponent is the largest.
     largest = (2.0 - 2.0**-7) * 2.0**127
 
     def encoded_bytes(self, rows: int, columns: int) -> int:
@@ -130,7 +133,7 @@ class BFloat16(Codec):
 
     def encode(self, values_RC: Floats) -> Bytes:
         bits = np.ascontiguousarray(values_RC).reshape(-1).view(np.uint32)
-        # Half of the last bit that stays, or one less before an even one: what is exactly between goes to the even one.
+        # Add half of the last kept bit, or one less if that bit is 0, so that a tie goes to the even number.
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
         return rounded.astype(np.uint16).view(np.uint8)
 
@@ -143,13 +146,13 @@ class BFloat16(Codec):
 
 @dataclass(frozen=True)
 class QuantisedLog(Codec):
-    """-log p in steps of 1/16 nat, a byte each, for posteriors: every probability within 3.2 % before scaling.
+    """Posteriors as -log p in steps of 1/16 nat, one byte each: every probability within 3.2 % before scaling.
 
-    Levels 0 to 255 are 1 down to exp(-255/16) = 1.2e-7, the floor: what is smaller, a 0 too, becomes that. So a
-    decoded probability is never 0, and no divergence infinite.
+    Levels 0 to 255 stand for 1 down to exp(-255/16) = 1.2e-7, which is the floor. Smaller probabilities, also 0,
+    become the floor. A decoded probability is therefore never 0, and no divergence is infinite.
 
-    Error: half a step in log p, so e^(1/32) in the ratio; a total variation distance of at most tanh(step / 4) plus C
-    times the floor (C = 10: 0.016).
+    The error is half a step in log p, so e^(1/32) in the ratio. The total variation distance is at most tanh(step / 4)
+    plus C times the floor (C = 10: 0.016).
     """
 
     name = "uint8"
@@ -167,11 +170,11 @@ class QuantisedLog(Codec):
     def encode(self, values_RC: Floats) -> Bytes:
         levels = np.log(np.maximum(values_RC, np.float32(self.FLOOR)))
         levels *= np.float32(-1 / self.STEP)
-        # Rounding may have left a probability over 1.
+        # A probability may be rounded to more than 1, which would be a level below 0.
         return np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8).reshape(-1)
 
     def decode(self, encoded: Bytes, rows: int, columns: int) -> Floats:
-        # By multiplication, which is the same to the last bit on every machine; exp is not.
+        # Multiply, because a product has the same last bit on every machine; exp has not.
         table = np.cumprod(np.concatenate([[1.0], np.full(255, self.RATIO)]))
         return table.astype(np.float32)[encoded].reshape(rows, columns)
 
@@ -181,13 +184,13 @@ class QuantisedLog(Codec):
 
 @dataclass(frozen=True)
 class TopK(Codec):
-    """The k largest posteriors of each row in half precision, with their classes; the others share the rest evenly.
+    """The k largest posteriors of each row in half precision, with their classes. The others share the rest evenly.
 
-    2 bytes for each of the k, and 1, 2 or 4 for its class, whichever is enough for C of them. Of equals, the lower
-    class is kept.
+    Each of the k needs 2 bytes, and 1, 2 or 4 bytes for its class, whichever is enough for C classes. Among equal
+    posteriors, those of the lower classes are kept.
 
-    Error: a total variation distance of at most the sum of what is not kept, itself at most 1 - k / C, plus that of
-    half precision, 2^-11 + k 2^-25. A row whose others are equal has only the latter.
+    The total variation distance is at most the sum of the posteriors that are not kept, which is at most 1 - k / C,
+    plus the error of half precision, 2^-11 + k 2^-25. A row whose other posteriors are equal has only the latter.
     """
 
     k: int
@@ -211,7 +214,7 @@ class TopK(Codec):
         value_RK = encoded[:values].view(np.float16).astype(np.float32).reshape(rows, self.k)
         index_RK = encoded[values:].view(_index_type(columns)).astype(np.int64).reshape(rows, self.k)
         if index_RK.max() >= columns:
-            raise ValueError(f"class {index_RK.max()} of {columns}")
+            raise ValueError(f"got class {index_RK.max()}. Allowed: 0 to {columns - 1}.")
         rest_R1 = np.maximum(0.0, 1.0 - value_RK.sum(axis=1, dtype=np.float64, keepdims=True))
         decoded_RC = np.empty((rows, columns), dtype=np.float32)
         decoded_RC[:] = rest_R1 / max(1, columns - self.k)
@@ -233,12 +236,12 @@ def build(config: ExchangeConfig) -> Codec:
 
 
 def as_distributions(values_RC: Floats) -> Floats:
-    """Rows of non-negative numbers, scaled in place to sum to 1; a row of zeros becomes an even one.
+    """Scale rows of non-negative numbers in place so that they sum to 1. A row of zeros becomes an even distribution.
 
-    The same bits give the same bits: a row's sum is taken over that row alone, in float64.
+    The same bits give the same bits, because each row's sum is taken over that row alone, in float64.
     """
     total_R1 = values_RC.sum(axis=1, dtype=np.float64, keepdims=True)
-    # Of very many classes, all may be too small for half precision.
+    # With very many classes, all posteriors of a row may be too small for half precision, so their sum is 0.
     empty_R = total_R1[:, 0] == 0
     if empty_R.any():
         values_RC[empty_R] = 1.0
@@ -248,5 +251,5 @@ def as_distributions(values_RC: Floats) -> Floats:
 
 
 def _index_type(columns: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest type that holds every index of so many columns."""
+    """Return the smallest unsigned type that can store every index of n columns."""
     return np.dtype(np.uint8 if columns <= 2**8 else np.uint16 if columns <= 2**16 else np.uint32)

@@ -1,6 +1,6 @@
-"""The exchange of a rank: which messages go where, when they start, and when they must be there.
+"""Exchange of one rank's arrays with its neighbours: it posts messages, waits for them, and counts their bytes.
 
-Messages between ranks are sent and received by MPI; what one rank hosts is handed over in memory.
+MPI carries messages between ranks. Participants on one rank get each other's arrays in memory.
 
 Shape letters: N neighbours.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from fedh2l_mpi.exchange import codecs, host_memory
 from fedh2l_mpi.exchange.array_spec import ArraySpec
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.exchange.row_skipping import HeldRows, rows_of
+from fedh2l_mpi.exchange.row_skipping import CachedRows, build_rows
 from fedh2l_mpi.exchange.wire_format import message_bytes
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import TAGS, World
@@ -28,14 +28,13 @@ from fedh2l_mpi.topology import Graph
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-
-# A participant keeps what its neighbours hold of its array under this name.
-HELD = "held_by_neighbours"
+# Under this name, a participant's state contains the rows that its neighbours have cached. Checkpoints store the name.
+CACHED = "held_by_neighbours"
 
 
 @dataclass(frozen=True)
 class _Route:
-    """The messages between this rank and another for one graph."""
+    """Pair of messages between this rank and another one for one graph."""
 
     rank: int
     outgoing: Message
@@ -43,15 +42,15 @@ class _Route:
 
 
 class Received(Mapping[int, Tensor]):
-    """From each hosted participant to its neighbours' arrays, float32 (N, rows, columns), in participant order.
+    """Mapping from each hosted participant to its neighbours' arrays, float32 (N, rows, columns), in participant order.
 
-    An item is put together when it is asked for, and must be asked for before the next round starts, which reuses the
-    buffers: the arrays of all neighbours of all participants at once would be P times as many where all are neighbours.
+    Read every item before the next round starts, because that round reuses the buffers. Items are built when they are
+    read; otherwise a complete graph would need P times the memory.
 
     Attributes
     ----------
     arrays : mapping
-        From everyone whose array is here to that array, float32 tensor (rows, columns).
+        From each participant whose array is on this rank to that array, float32 tensor (rows, columns).
     """
 
     def __init__(
@@ -79,8 +78,8 @@ class Received(Mapping[int, Tensor]):
 class Ledger:
     """Bytes that crossed edges of the graph in a round, by hosted participant.
 
-    An edge is charged the message that would carry one participant's array alone, whether or not it crosses a rank: the
-    traffic of the method does not depend on hosting. Rows that are skipped do not cross.
+    An edge counts as the message that would carry one participant's array alone, also within a rank. The traffic of
+    the method therefore does not depend on the hosting. Skipped rows do not count.
     """
 
     sent: dict[int, int] = field(default_factory=dict)
@@ -88,27 +87,27 @@ class Ledger:
 
 
 class Exchange:
-    """The exchange of one rank's participants with their neighbours. Building it is **collective**.
+    """Exchange of one rank's participants with their neighbours. Building it is **collective**.
 
     Parameters
     ----------
     array : ArraySpec
-        What participants publish, the same on every rank (the handshake has seen to that).
+        The published array, the same on every rank, which the handshake has checked.
     deadline_s : float
         Longest wait for another rank [s].
     pinned : bool
-        Whether what arrives is handed out in page-locked memory, on its way to a GPU. The messages themselves are not:
-        only MPI and the CPU touch them.
+        Whether received arrays are returned in page-locked memory, for a copy to a GPU. The messages themselves are in
+        ordinary memory, because only MPI and the CPU use them.
     arrived : callable, optional
-        Called once in a round with messages: with the round, with the `time.perf_counter` when its sends were posted,
-        and with that when this rank first saw all of them complete, its own and those to it [s].
+        Called once in each round that has messages, with three arguments: the round; the `time.perf_counter` at which
+        its sends were posted; the one at which this rank first saw all its messages complete, sent and received [s].
 
     Attributes
     ----------
     ledger : Ledger
-        Of the round that was finished last.
+        The ledger of the last finished round.
     mpi_sent : int
-        What has been given to MPI, in all rounds [bytes].
+        Size of all messages given to MPI so far [bytes].
     """
 
     def __init__(
@@ -129,15 +128,15 @@ class Exchange:
         self._routes: list[_Route] = []
         self._receives: list[MPI.Request] = []
         self._sends: list[MPI.Request] = []
-        self._rows = rows_of(array, self._hosted)
-        # Hosted participants' parts of the round's messages, which their neighbours here take, too.
+        self._rows = build_rows(array, self._hosted)
+        # Hosted participants' parts of the round's messages, because their neighbours on this rank decode them, too.
         self._parts: Mapping[int, NDArray[np.uint8]] = {}
         self._round = -1
         self.ledger = Ledger()
         self.mpi_sent = 0
 
     def start(self, round_index: int, graph: Graph, published: Mapping[int, Tensor]) -> None:
-        """Post the receives, then the sends, of a round; returns at once.
+        """Post the receives of a round, then its sends, and return at once.
 
         Parameters
         ----------
@@ -147,20 +146,20 @@ class Exchange:
         Raises
         ------
         RuntimeError
-            If they are not what the specification says: checked here too, because what one rank hosts never crosses
-            MPI.
+            If an array does not fit the specification. The receiver's check is not enough, because arrays between
+            participants on one rank never cross MPI.
         UserError
             If a number is too large for the codec.
         """
         for participant, array in published.items():
             self._check(participant, array)
         if graph is not self._graph:
-            # A new neighbour holds nothing. By its edges, since another object may be the same graph.
+            # Forget the cache, because a new neighbour has none. Compare edges, because two objects may be one graph.
             if self._graph is None or graph.edges != self._graph.edges:
                 self._rows.forget()
             self._graph, self._routes = graph, self._plan_routes(graph)
         self._round = round_index
-        self._parts = {index: self._rows.part(index, array.numpy()) for index, array in published.items()}
+        self._parts = {index: self._rows.encode(index, array.numpy()) for index, array in published.items()}
         tag = round_index % TAGS
         if self._comm is not None:
             self._receives = [self._comm.Irecv(route.incoming.buffer, route.rank, tag) for route in self._routes]
@@ -178,95 +177,96 @@ class Exchange:
             self._receives[0].Get_status()
             waits = self._arrived is not None and not math.isnan(self._posted_s)
             if waits and all(request.Get_status() for request in (*self._receives, *self._sends)):
-                self._tell_arrival()
+                self._report_arrival()
 
     def finish(self, idle: Callable[[], None] | None = None) -> "Received":
-        """Wait for the round's messages: each hosted participant's neighbours' arrays, in participant order.
+        """Wait for the round's messages, and return the arrays of each hosted participant's neighbours.
 
         Parameters
         ----------
         idle : callable
-            Called while there is nothing to do but wait.
+            Background work, called while this rank waits.
 
         Returns
         -------
         Received
-            From participant to float32 tensor (N, rows, columns) in host memory; N = 0 for an isolated participant.
+            From participant to float32 tensor (N, rows, columns) in host memory, neighbours in participant order;
+            N = 0 for an isolated participant.
 
         Raises
         ------
         LateRankError
-            If a rank's message does not come within the deadline.
+            If a rank's message does not arrive before the deadline.
         RuntimeError
-            If a message is not what this round expects.
+            If a message does not fit this round.
         """
         if self._graph is None:
-            raise RuntimeError("finish() was called before start()")
-        arrays = {index: torch.from_numpy(self._rows.take(index, part)) for index, part in self._parts.items()}
+            raise RuntimeError("finish() was called before start().")
+        arrays = {index: torch.from_numpy(self._rows.decode(index, part)) for index, part in self._parts.items()}
         arrays |= {index: torch.from_numpy(array) for index, array in self._from_other_ranks(idle)}
         self._charge(self._graph)
         self._parts = {}
         return Received(self._array, self._graph, self._hosted, arrays, self._pinned)
 
-    def held(self, participant: int) -> Tensor:
-        """What the neighbours of a hosted participant hold of its array, where unchanged rows are skipped.
+    def cached(self, participant: int) -> Tensor:
+        """Return the copy of a hosted participant's array that its neighbours have cached.
 
         Returns
         -------
         float32 tensor (rows, columns)
-            In host memory, NaN before anything was sent; it follows what is sent, and belongs to the participant's
-            state.
+            In host memory. Later rounds update it, and rows that were never sent are NaN. It belongs to the
+            participant's state.
 
         Raises
         ------
         RuntimeError
-            Where all rows are always sent, and none is held.
+            If all rows are always sent, so that none is cached.
         """
-        return torch.from_numpy(self._held_rows().of(participant))
+        return torch.from_numpy(self._cached_rows().cached(participant))
 
-    def hand_over(self, round_index: int, graph: Graph, held: Mapping[int, Tensor]) -> None:
-        """Go on from what neighbours held after a round, where unchanged rows are skipped. **Collective.**
+    def resend(self, round_index: int, graph: Graph, cached: Mapping[int, Tensor]) -> None:
+        """Restore the neighbours' caches as they were after a round, if unchanged rows are skipped. **Collective.**
 
-        They get it once more, as it is: of float32 no bit is lost. The ledger does not count that: a run that was
-        interrupted has sent what an unbroken one has.
+        The arrays are sent again as float32, so no bit is lost. The ledger does not count them, because the traffic of
+        a resumed run must equal that of an uninterrupted run.
 
         Parameters
         ----------
         round_index, graph : int, Graph
             The last round that had an exchange, and its graph.
-        held : mapping
-            From each hosted participant to what `held` was then.
+        cached : mapping
+            From each hosted participant to the array that `cached` returned then.
 
         Raises
         ------
         LateRankError
-            If a rank's message does not come within the deadline.
+            If a rank's message does not arrive before the deadline.
         """
         whole = replace(self._array, codec=codecs.FLOAT32, skip_below=None)
         once = Exchange(self._world, self._hosting, whole, self._deadline_s)
-        once.start(round_index, graph, held)
-        self._held_rows().go_on_from({index: array.numpy() for index, array in once.finish().arrays.items()})
+        once.start(round_index, graph, cached)
+        self._cached_rows().resume_from({index: array.numpy() for index, array in once.finish().arrays.items()})
         self._graph, self._routes = graph, self._plan_routes(graph)
 
-    def keep_held(self, kept: Mapping[int, dict[str, Tensor]], before: tuple[int, Graph] | None) -> None:
-        """Make what the neighbours hold a part of each participant's state, where unchanged rows are skipped.
+    def share_cache(self, kept: Mapping[int, dict[str, Tensor]], before: tuple[int, Graph] | None) -> None:
+        """Make the neighbours' caches a part of each participant's state, if unchanged rows are skipped.
 
-        **Collective.** After a checkpoint, the neighbours get back what they held then. Where all rows are always sent,
-        this does nothing.
+        **Collective.** On resume, the neighbours first get back the caches of the checkpoint. If all rows are always
+        sent, this does nothing.
 
         Parameters
         ----------
         kept : mapping
-            From each hosted participant to the dict in which it keeps what its state contains.
+            From each hosted participant to the dict of the tensors that its state contains.
         before : tuple of int and Graph, or None
             The last finished round that had an exchange, and its graph; None if there is none.
         """
-        if not isinstance(self._rows, HeldRows):
+        if not isinstance(self._rows, CachedRows):
             return
         if before is not None:
-            self.hand_over(*before, {index: state[HELD].cpu() for index, state in kept.items()})
+            self.resend(*before, {index: state[CACHED].cpu() for index, state in kept.items()})
         for index, state in kept.items():
-            state[HELD] = self.held(index)
+            state[CACHED] = self.cached(index)
 
     def nothing(self) -> Mapping[int, Tensor]:
         """Return the arrays of a round without an exchange, float32 (0, rows, columns) for each participant."""
@@ -274,12 +274,12 @@ class Exchange:
         return dict.fromkeys(self._hosted, empty)
 
     def close_round(self) -> Ledger:
-        """The round's ledger; a round that exchanges nothing has an empty one."""
+        """Return the round's ledger, and begin an empty one. A round without an exchange has an empty ledger."""
         ledger, self.ledger = self.ledger, Ledger()
         return ledger
 
     def _from_other_ranks(self, idle: Callable[[], None] | None) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """What has arrived from other ranks, by participant."""
+        """Yield each array from another rank with its participant."""
         if not self._receives:
             return
         ranks = [route.rank for route in self._routes]
@@ -287,41 +287,42 @@ class Exchange:
         self._receives, self._sends = [], []
         what = f"{self._array.name} of round {self._round}"
         sizes = self._world.wait(requests, ranks + ranks, self._deadline_s, what, idle)
-        self._tell_arrival()
-        # A message longer than its buffer has raised MPI_ERR_TRUNCATE; a shorter one is MPI's silent case.
+        self._report_arrival()
+        # Check the sizes, because MPI accepts a short message silently. A long one has raised MPI_ERR_TRUNCATE.
         for route, received_bytes in zip(self._routes, sizes, strict=False):
             try:
-                arrays = route.incoming.opened(self._round, received_bytes, self._rows)
+                arrays = route.incoming.open(self._round, received_bytes, self._rows)
             except RuntimeError as error:
                 raise RuntimeError(f"message of round {self._round} from rank {route.rank}: {error}") from None
             yield from zip(route.incoming.senders, arrays, strict=True)
 
-    def _tell_arrival(self) -> None:
-        """The round's messages are seen to be complete; told the first time only."""
+    def _report_arrival(self) -> None:
+        """Report, once per round, that all messages of the round are complete."""
         if self._arrived is not None and not math.isnan(self._posted_s):
             self._arrived(self._round, self._posted_s, time.perf_counter())
         self._posted_s = math.nan
 
     def _check(self, participant: int, array: Tensor) -> None:
-        """Refuse what is not what the specification says, by its type, its place, its shape and its numbers."""
+        """Check a published array against the specification: type, device, shape and numbers."""
         got = f"{array.dtype} {tuple(array.shape)} on {array.device}{', with gradients' if array.requires_grad else ''}"
         expected = f"torch.float32 {(self._array.rows, self._array.columns)} on cpu"
         if got != expected:
-            raise RuntimeError(f"{self._array.name} of participant {participant}: got {got}, expected {expected}")
+            raise RuntimeError(f"{self._array.name} of participant {participant}: got {got}, expected {expected}.")
         self._array.check(array.numpy()[None], [participant])
 
-    def _held_rows(self) -> HeldRows:
-        if not isinstance(self._rows, HeldRows):
-            raise RuntimeError(f"all rows of {self._array.name} are sent in every round: nothing is held of them")
+    def _cached_rows(self) -> CachedRows:
+        if not isinstance(self._rows, CachedRows):
+            raise RuntimeError(f"{self._array.name}: every row is sent in every round, so no rows are cached.")
         return self._rows
 
     def _charge(self, graph: Graph) -> None:
-        """Enter into the ledger what has crossed each hosted participant's edges."""
+        """Enter the bytes of each hosted participant's edges into the ledger."""
         alone_bytes = {index: message_bytes([len(part)]) for index, part in self._parts.items()}
         for route in self._routes:
             parts = zip(route.incoming.senders, route.incoming.part_bytes, strict=True)
             alone_bytes |= {index: message_bytes([size]) for index, size in parts}
-        # All are of one size, but where rows are skipped: a complete graph has too many edges to look at each.
+        # Multiply if all sizes are equal, because a complete graph has too many edges to add one by one. Only skipped
+        # rows make sizes differ.
         same = set(alone_bytes.values())
         for participant in self._hosted:
             near = graph.neighbours[participant]
@@ -331,7 +332,7 @@ class Exchange:
             )
 
     def _plan_routes(self, graph: Graph) -> list[_Route]:
-        """One route for every other rank that hosts a neighbour of a participant hosted here."""
+        """Plan one route for each other rank that hosts a neighbour of a participant on this rank."""
         outgoing: dict[int, set[int]] = {}
         incoming: dict[int, set[int]] = {}
         for participant in self._hosted:
@@ -351,7 +352,7 @@ class Exchange:
 
 
 class NoExchange:
-    """The exchange of a method that never publishes anything.
+    """Exchange of a method that publishes nothing.
 
     Parameters
     ----------
@@ -365,14 +366,14 @@ class NoExchange:
         self._hosted = hosted
 
     def start(self, round_index: int, graph: Graph, published: Mapping[int, Tensor]) -> None:
-        """Refuse: there is no array to send.
+        """Raise an error, because there is no array to send.
 
         Raises
         ------
         RuntimeError
             Always.
         """
-        raise RuntimeError("the method has no array to exchange, but something was published")
+        raise RuntimeError("exchange: the method publishes no array, so there is nothing to send.")
 
     def progress(self) -> None:
         """Do nothing, because no message is on its way."""

@@ -1,6 +1,6 @@
-"""Host memory that a GPU copies to and from: page-locked ("pinned"), so that the copy needs no second one inside CUDA.
+"""Host memory for copies to and from a GPU. It is page-locked ("pinned"), so that CUDA needs no second copy.
 
-On a CPU nothing is copied. PyTorch keeps page-locked blocks that are no longer used, and hands them out again.
+On a CPU nothing is copied. PyTorch keeps page-locked blocks that are no longer used, and uses them again.
 """
 
 from collections.abc import Sequence
@@ -10,26 +10,29 @@ from torch import Tensor
 
 
 def host_buffer(shape: Sequence[int], dtype: torch.dtype = torch.float32, pinned: bool = False) -> Tensor:
-    """A contiguous tensor in host memory, its numbers not set; page-locked if `pinned`, which needs CUDA."""
+    """Return a contiguous, uninitialised tensor in host memory. It is page-locked if `pinned`, which needs CUDA."""
     return torch.empty(tuple(shape), dtype=dtype, pin_memory=pinned)
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous in host memory and complete; itself if it is that already.
+    """Return the tensor, contiguous in host memory and complete. It is not copied if it is that already.
 
-    From a GPU it comes through page-locked memory.
+    A tensor on a GPU is copied through page-locked memory.
     """
     if tensor.device.type != "cuda":
         return tensor.cpu().contiguous()
     staged = host_buffer(tensor.shape, tensor.dtype, pinned=True)
     staged.copy_(tensor, non_blocking=True)
-    # The copy is only queued so far: a message sent now would carry what was in the buffer before.
+    # Wait, because the copy is only queued so far; otherwise a message would carry the buffer's old content.
     torch.cuda.current_stream(tensor.device).synchronize()
     return staged
 
 
 def stacked(tensors: Sequence[Tensor], pinned: bool) -> Tensor:
-    """Tensors of one shape and type, at least one, in host memory, along a new first axis; page-locked if `pinned`."""
+    """Stack tensors of one shape and type along a new first axis in host memory, page-locked if `pinned`.
+
+    There must be at least one.
+    """
     if not pinned:
         return torch.stack(list(tensors))
     return torch.stack(list(tensors), out=host_buffer((len(tensors), *tensors[0].shape), tensors[0].dtype, pinned=True))

@@ -1,4 +1,4 @@
-"""A message between two ranks: a header, the list of senders, and their parts, in one buffer that is never pickled."""
+"""Message between two ranks: a header, the list of senders, and their parts in one buffer, without pickling."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from fedh2l_mpi.exchange.wire_format import HEADER, MAGIC, SENDER_BYTES, SKIPPIN
 
 
 class Message:
-    """One message's buffer, and what is in it.
+    """Message with its buffer, which is used again in every round.
 
     Attributes
     ----------
     buffer : uint8 (message_bytes,)
-        As long as the message can be.
+        Memory for the largest possible message.
     nbytes : int
-        How much of the buffer the message takes, as it was filled [bytes].
+        Size of the message since it was last filled [bytes].
     part_bytes : list of int
-        Size of each sender's part, as it was filled or opened [bytes].
+        Size of each sender's part since the message was last filled or opened [bytes].
     """
 
     def __init__(self, senders: Sequence[int], array: ArraySpec) -> None:
@@ -50,35 +50,36 @@ class Message:
             self.nbytes += len(part)
 
     def seal(self, round_index: int) -> None:
-        """Write header and senders for the payload as it stands."""
+        """Write the header and the senders of the current payload."""
         self._listed[:] = self.senders
         name, checksum = self.array.name.encode(), self._checksum(self.nbytes)
         header = HEADER.pack(MAGIC, VERSION, self._number, name, self.shape[0], round_index, *self.shape[1:], checksum)
         self.buffer[: HEADER.size] = np.frombuffer(header, dtype=np.uint8)
 
-    def opened(self, round_index: int, received_bytes: int, taken: Rows) -> list[NDArray[np.float32]]:
-        """Each sender's array (rows, columns); anything but sound arrays of the expected name and senders is refused.
+    def open(self, round_index: int, received_bytes: int, rows_of_senders: Rows) -> list[NDArray[np.float32]]:
+        """Check a received message and return each sender's array (rows, columns).
 
         Parameters
         ----------
         received_bytes : int
-            How much of the buffer has been written [bytes].
-        taken : Rows
-            Makes the arrays of the parts.
+            Size of what was received in the buffer [bytes].
+        rows_of_senders : Rows
+            Decoder of the parts.
 
         Raises
         ------
         RuntimeError
-            With what differs: codec, size, magic, version, name, round, shape, senders, checksum, finiteness, row sums.
+            Names what differs: codec, size, magic, version, name, round, shape, senders, checksum, finiteness, row
+            sums.
         """
         magic, version, number, name, count, got_round, rows, columns, checksum = HEADER.unpack_from(self.buffer.data)
-        # First of all: another codec makes messages of another size.
+        # Check the codec first, because another codec also changes the size.
         if received_bytes >= HEADER.size and (magic, version) == (MAGIC, VERSION) and number != self._number:
-            raise RuntimeError(f"codec: got {_codec_name(number)!r}, expected {_codec_name(self._number)!r}")
+            raise RuntimeError(f"codec: got {_codec_name(number)!r}, expected {_codec_name(self._number)!r}.")
         parts = self._parts()
         expected_bytes = self._begin + sum(map(len, parts))
         if received_bytes != expected_bytes:
-            raise RuntimeError(f"size: got {received_bytes} bytes, expected {expected_bytes}")
+            raise RuntimeError(f"size: got {received_bytes} bytes, expected {expected_bytes}.")
         got = {
             "magic": (magic, MAGIC),
             "version": (version, VERSION),
@@ -90,19 +91,19 @@ class Message:
         }
         for what, (value, expected) in got.items():
             if value != expected:
-                raise RuntimeError(f"{what}: got {value!r}, expected {expected!r}")
+                raise RuntimeError(f"{what}: got {value!r}, expected {expected!r}.")
         self.part_bytes = [len(part) for part in parts]
         arrays = []
         for participant, part in zip(self.senders, parts, strict=True):
             try:
-                arrays.append(taken.take(participant, part))
+                arrays.append(rows_of_senders.decode(participant, part))
             except ValueError as error:
                 raise RuntimeError(f"{self.array.name} of participant {participant}: {error}") from None
             self.array.check(arrays[-1][None], [participant])
         return arrays
 
     def _parts(self) -> list[NDArray[np.uint8]]:
-        """Each sender's part, as long as it says that it is: never beyond the buffer, whatever it says."""
+        """Return each sender's part. It has the size that its mask states, but never extends beyond the buffer."""
         parts, begin = [], self._begin
         for _ in self.senders:
             end = begin + self.array.part_bytes(self.buffer[begin:])
@@ -115,6 +116,6 @@ class Message:
 
 
 def _codec_name(number: int) -> object:
-    """What a header's number of the codec means, for a message."""
+    """Return the codec's name for an error message, from its number in a header."""
     name = codecs.NAMES.get(number % SKIPPING)
     return number if name is None else f"{name}, skipping rows" if number >= SKIPPING else name

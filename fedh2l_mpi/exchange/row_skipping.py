@@ -1,7 +1,7 @@
-"""Which rows of an array cross in a round, and what they become where they arrive.
+"""Encode the rows of an array that are sent in a round, and decode them at the receiver.
 
-Participants that one rank hosts get each other's arrays from the same bytes as those of other ranks: the numbers do not
-depend on who is hosted where.
+Participants on one rank decode each other's arrays from the same bytes as participants on other ranks do. The numbers
+therefore do not depend on the hosting.
 
 Shape letters: R rows, C columns.
 """
@@ -16,14 +16,14 @@ from fedh2l_mpi.exchange.array_spec import ArraySpec
 
 
 class Rows(ABC):
-    """Makes a participant's part of a message of its array, and an array of a part."""
+    """Encoder of an array as a participant's part of a message, and decoder of such a part."""
 
     def __init__(self, array: ArraySpec) -> None:
         self.array = array
 
     @abstractmethod
-    def part(self, participant: int, values_RC: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """A hosted participant's part of every message with it, of an array that has passed `ArraySpec.check`.
+    def encode(self, participant: int, values_RC: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Encode a hosted participant's array, which has passed `ArraySpec.check`, as its part of every message.
 
         Raises
         ------
@@ -32,81 +32,81 @@ class Rows(ABC):
         """
 
     @abstractmethod
-    def take(self, participant: int, part: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """A participant's array, float32 (R, C), from its part; once for each part, in the order of rounds.
+    def decode(self, participant: int, part: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Decode one participant's part into a float32 (R, C) array. Call once per part, in round order.
 
         Raises
         ------
         ValueError
-            If the bytes stand for no such array.
+            If the bytes encode no such array.
         """
 
     @abstractmethod
     def forget(self) -> None:
-        """Whatever was sent before, neighbours are new, and hold nothing of it."""
+        """Forget what was sent: the graph changed, so the neighbours have no cached rows."""
 
 
 class WholeRows(Rows):
-    """Every row, in every round. Of an exact codec, parts and arrays are views."""
+    """Sender of every row in every round. If the codec is exact, parts and arrays are views."""
 
-    def part(self, participant: int, values_RC: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def encode(self, participant: int, values_RC: NDArray[np.float32]) -> NDArray[np.uint8]:
         return self.array.encode(values_RC, participant)
 
-    def take(self, participant: int, part: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def decode(self, participant: int, part: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.array.decode(part)
 
     def forget(self) -> None:
         return
 
 
-class HeldRows(Rows):
-    """Only rows that are not nearly what neighbours hold already; they go on with those.
+class CachedRows(Rows):
+    """Sender of only those rows that differ from the copies that the neighbours have cached.
 
-    A part is a bit for every row, and the rows whose bit is set. Sender and receivers hold the rows that were last
-    sent, as decoded from the same bytes.
+    A part has one bit per row, followed by the rows whose bit is set. Sender and receivers cache the rows that were
+    last sent, decoded from the same bytes.
 
     Parameters
     ----------
     hosted : iterable of int
-        Participants whose arrays are held from the beginning.
+        Participants whose arrays are cached from the beginning.
     """
 
     def __init__(self, array: ArraySpec, hosted: Iterable[int]) -> None:
         super().__init__(array)
-        self._held: dict[int, NDArray[np.float32]] = {}
+        self._cached: dict[int, NDArray[np.float32]] = {}
         for participant in hosted:
-            self.of(participant)
+            self.cached(participant)
 
-    def of(self, participant: int) -> NDArray[np.float32]:
-        """What is held of a participant, float32 (R, C), NaN before anything was sent; it follows what is taken."""
-        if participant not in self._held:
+    def cached(self, participant: int) -> NDArray[np.float32]:
+        """Return the cached array of a participant, float32 (R, C). `decode` updates it; unsent rows are NaN."""
+        if participant not in self._cached:
             shape = (self.array.rows, self.array.columns)
-            self._held[participant] = np.full(shape, np.nan, dtype=np.float32)
-        return self._held[participant]
+            self._cached[participant] = np.full(shape, np.nan, dtype=np.float32)
+        return self._cached[participant]
 
-    def part(self, participant: int, values_RC: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def encode(self, participant: int, values_RC: NDArray[np.float32]) -> NDArray[np.uint8]:
         arriving = self.array.decode(self.array.encode(values_RC, participant))
-        # In float32, a difference just above the bound could be rounded to it.
-        gap = np.subtract(arriving, self.of(participant), dtype=np.float64)
-        # Not (>): nothing is far from NaN, and what nobody holds must be sent.
+        # Subtract in float64, because float32 could round a difference just above the bound to the bound.
+        gap = np.subtract(arriving, self.cached(participant), dtype=np.float64)
+        # Negate <= instead of writing >, because a row that nobody has cached is NaN and must be sent.
         is_sent_R = ~(np.abs(gap, out=gap).max(axis=1) <= self.array.skip_below)
         return np.concatenate([np.packbits(is_sent_R), self.array.codec.encode(values_RC[is_sent_R])])
 
-    def take(self, participant: int, part: NDArray[np.uint8]) -> NDArray[np.float32]:
-        held, is_sent_R = self.of(participant), self.array.is_sent_R(part)
+    def decode(self, participant: int, part: NDArray[np.uint8]) -> NDArray[np.float32]:
+        cached, is_sent_R = self.cached(participant), self.array.is_sent_R(part)
         if is_sent_R.any():
-            held[is_sent_R] = self.array.decode(part[self.array.mask_bytes :], int(is_sent_R.sum()))
-        return held
+            cached[is_sent_R] = self.array.decode(part[self.array.mask_bytes :], int(is_sent_R.sum()))
+        return cached
 
     def forget(self) -> None:
-        for held in self._held.values():
-            held.fill(np.nan)
+        for cached in self._cached.values():
+            cached.fill(np.nan)
 
-    def go_on_from(self, arrays: Mapping[int, NDArray[np.float32]]) -> None:
-        """Hold copies of these arrays (R, C), by participant, from now on."""
-        self._held = {participant: values.copy() for participant, values in arrays.items()}
+    def resume_from(self, arrays: Mapping[int, NDArray[np.float32]]) -> None:
+        """Replace the cache by copies of these arrays (R, C), by participant."""
+        self._cached = {participant: values.copy() for participant, values in arrays.items()}
 
 
-def rows_of(array: ArraySpec, hosted: Iterable[int]) -> Rows:
-    """As the array's specification says, for the participants of a rank."""
-    return WholeRows(array) if array.skip_below is None else HeldRows(array, hosted)
+def build_rows(array: ArraySpec, hosted: Iterable[int]) -> Rows:
+    """Return the encoder and decoder that the specification asks for, for the participants of a rank."""
+    return WholeRows(array) if array.skip_below is None else CachedRows(array, hosted)

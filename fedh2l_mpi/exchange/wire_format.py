@@ -1,18 +1,18 @@
-"""What a message begins with, and how long it is."""
+"""Format of a message: its header and its size."""
 
 import struct
 from collections.abc import Iterable
 
 MAGIC = b"FH2L"
 VERSION = 2
-# magic, version, codec, name of the array, number of senders, round, rows, columns, CRC-32 of senders and payload
+# The fields: magic, version, codec, array name, number of senders, round, rows, columns, CRC-32 of senders and payload.
 HEADER = struct.Struct("<4sHH16sIqIII")
-# A participant's number.
+# Each sender is listed by its participant number.
 SENDER_BYTES = 4
-# Added to the codec's number in the header of a message without unchanged rows: these are laid out in another way.
+# The header adds this to the codec's number if unchanged rows are skipped, because such a message has another layout.
 SKIPPING = 2**8
 
 
 def message_bytes(parts: Iterable[int]) -> int:
-    """Size of a message with parts of these sizes, one for each sender [bytes]."""
+    """Return the size of a message with parts of these sizes, one for each sender [bytes]."""
     return HEADER.size + sum(SENDER_BYTES + part for part in parts)

@@ -146,7 +146,7 @@ def compute(
         array = array.coded(config.exchange)
         fixed = array.message_bytes(0)
         is_coded = not array.codec.exact or array.skip_below is not None
-        message = MessageSize(fixed, array.message_bytes(1) - fixed, array.held_bytes, is_coded)
+        message = MessageSize(fixed, array.message_bytes(1) - fixed, array.memory_bytes, is_coded)
     return Requirements(config, method, counts, sizes, message)
 
 

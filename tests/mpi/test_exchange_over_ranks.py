@@ -107,7 +107,7 @@ def rounds_of(exchange: Exchange, hosted: range, graphs: list[Graph], first: int
         exchange.start(round_index, graphs[round_index], {i: creeping(i, round_index) for i in hosted})
         arrived = {i: theirs.numpy().tobytes() for i, theirs in exchange.finish().items()}
         ledger = exchange.close_round()
-        found.append((arrived, ledger.sent, ledger.received, {i: exchange.held(i).clone() for i in hosted}))
+        found.append((arrived, ledger.sent, ledger.received, {i: exchange.cached(i).clone() for i in hosted}))
     return found
 
 
@@ -129,7 +129,7 @@ def test_where_rows_are_skipped_every_number_of_ranks_brings_the_same_and_so_doe
             hosted = hosting.participants_of(world.rank)
             unbroken, resumed = (Exchange(world, hosting, array, deadline_s=20.0) for _ in range(2))
             got = rounds_of(unbroken, hosted, graphs)
-            resumed.hand_over(1, graphs[1], got[1][3])
+            resumed.resend(1, graphs[1], got[1][3])
             for rounds in (got, got[:2] + rounds_of(resumed, hosted, graphs, first=2)):
                 for here, everywhere in zip(rounds, expected, strict=True):
                     for ours, all_of_it in zip(here[:3], everywhere[:3], strict=True):

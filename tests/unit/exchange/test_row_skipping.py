@@ -12,7 +12,7 @@ from fedh2l_mpi.config import ExchangeConfig, MethodConfig, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec, Exchange
 from fedh2l_mpi.exchange.message import Message
-from fedh2l_mpi.exchange.row_skipping import HeldRows, WholeRows
+from fedh2l_mpi.exchange.row_skipping import CachedRows, WholeRows
 from fedh2l_mpi.exchange.wire_format import HEADER, SKIPPING, VERSION
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
@@ -30,9 +30,9 @@ def alone(array: ArraySpec, participants: int = 2) -> Exchange:
     return Exchange(World(None), Hosting(participants, 1), array, deadline_s=1.0)
 
 
-def holding(array: ArraySpec, held: dict[int, np.ndarray]) -> HeldRows:
-    rows = HeldRows(array, held)
-    rows.go_on_from(held)
+def holding(array: ArraySpec, held: dict[int, np.ndarray]) -> CachedRows:
+    rows = CachedRows(array, held)
+    rows.resume_from(held)
     return rows
 
 
@@ -60,7 +60,7 @@ def test_bits_bytes_and_rows_are_those_worked_out_by_hand():
     moved[1, 0], moved[3, 1], moved[8] = 0.25, -0.5, 1.0
     exchange.start(1, PAIR, {0: moved, 1: values[1]})
     theirs = exchange.finish()
-    assert holding(exchange._array, {0: np.zeros((9, 2), np.float32)}).part(0, moved.numpy()).tolist() == [
+    assert holding(exchange._array, {0: np.zeros((9, 2), np.float32)}).encode(0, moved.numpy()).tolist() == [
         *(0b00010000, 0b10000000),
         *np.float32([0.0, -0.5, 1.0, 1.0]).view(np.uint8).tolist(),
     ]
@@ -131,14 +131,14 @@ def test_another_graph_means_that_everything_is_sent_and_the_same_one_does_not()
 SPEC = ArraySpec("posteriors", 5, 10, sums_to_one=True, skip_below=0.0)
 
 
-def sealed() -> tuple[Message, HeldRows]:
+def sealed() -> tuple[Message, CachedRows]:
     """A message of two senders of whom rows 1 and 4, and no row, are new; what is held of them."""
     held = {1: np.full((5, 10), 0.1, np.float32), 4: np.full((5, 10), 0.1, np.float32)}
     new = {index: array.copy() for index, array in held.items()}
     new[1][[1, 4]] = np.eye(10, dtype=np.float32)[[2, 3]]
     message = Message([1, 4], SPEC)
     rows = holding(SPEC, held)
-    message.fill({index: rows.part(index, new[index]) for index in new})
+    message.fill({index: rows.encode(index, new[index]) for index in new})
     message.seal(3)
     return message, rows
 
@@ -151,7 +151,7 @@ def test_a_message_of_changed_rows_says_which_and_is_as_long_as_they_take():
     received.buffer[: sent.nbytes] = sent.wire
     # What an earlier, longer message has left in the buffer is no part of this one.
     received.buffer[sent.nbytes :] = 255
-    first, second = received.opened(3, sent.nbytes, held)
+    first, second = received.open(3, sent.nbytes, held)
     assert first.argmax(axis=1).tolist() == [0, 2, 0, 0, 3]
     assert np.array_equal(second, np.full((5, 10), 0.1, np.float32))
     assert received.part_bytes == sent.part_bytes == [81, 1]
@@ -162,23 +162,23 @@ def test_any_flipped_byte_of_it_is_noticed(byte):
     message, held = sealed()
     message.buffer[byte] ^= 0x10
     with pytest.raises(RuntimeError, match="got"):
-        message.opened(3, message.nbytes, held)
+        message.open(3, message.nbytes, held)
 
 
 def test_a_message_of_another_length_layout_or_with_wrong_rows_is_refused():
     message, held = sealed()
     for received_bytes in (0, 10, message.nbytes - 1, message.nbytes + 1, message.buffer.nbytes):
         with pytest.raises(RuntimeError, match=f"size: got {received_bytes} bytes, expected {message.nbytes}"):
-            message.opened(3, received_bytes, held)
+            message.open(3, received_bytes, held)
     usual = Message([1, 4], ArraySpec("posteriors", 5, 10, sums_to_one=True))
     usual.buffer[: message.nbytes] = message.wire
     with pytest.raises(RuntimeError, match="codec: got 'float32, skipping rows', expected 'float32'"):
-        usual.opened(3, message.nbytes, WholeRows(usual.array))
+        usual.open(3, message.nbytes, WholeRows(usual.array))
     part = np.concatenate([np.packbits([0, 0, 1, 0, 0]), np.full(10, 0.3, np.float32).view(np.uint8)])
     message.fill({1: part, 4: part})
     message.seal(3)
     with pytest.raises(RuntimeError, match="posteriors of participant 1, row 2: .* does not sum to 1"):
-        message.opened(3, message.nbytes, held)
+        message.open(3, message.nbytes, held)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
 from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.exchange import ArraySpec, codecs
-from fedh2l_mpi.exchange.row_skipping import HeldRows
+from fedh2l_mpi.exchange.row_skipping import CachedRows
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.methods.batched import BatchedParticipants
@@ -68,14 +68,14 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     exchange = ExchangeConfig(codec=codec, top_k=3 if codec == "top_k" else None)
     array = ArraySpec("posteriors", 20_000, 10, True, codecs.build(exchange), skip_below=0.01)
     posteriors = torch.full((20_000, 10), 0.1).numpy()
-    rows = HeldRows(array, [0])
+    rows = CachedRows(array, [0])
     tracemalloc.start()
-    part = rows.part(0, posteriors)
-    rows.take(0, part)
+    part = rows.encode(0, posteriors)
+    rows.decode(0, part)
     # The part itself is counted as what is published.
     measured = tracemalloc.get_traced_memory()[1] - len(part)
     tracemalloc.stop()
-    told = memory.CHANGES_ARRAYS[codec] * array.held_bytes
+    told = memory.CHANGES_ARRAYS[codec] * array.memory_bytes
     assert 0.9 * told <= measured <= 1.02 * told
 
 
