@@ -76,7 +76,7 @@ def score(participant: Participant, samples: Labelled) -> Score:
     hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
     loss = float(losses.cross_entropy(logits_NC, samples.labels))
     if not math.isfinite(loss):
-        raise DivergedError(f"participant {participant.index} diverged: its loss on held-out data is {loss}; {REMEDY}")
+        raise DivergedError(f"participant {participant.index} diverged: its loss on held-out data is {loss}. {REMEDY}")
     bins_3K = calibration_bins(logits_NC, samples.labels, CONFIDENCE_BINS)
     return Score(int(hits) / len(samples), loss, bins_3K.cpu().numpy())
 

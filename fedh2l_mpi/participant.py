@@ -1,4 +1,4 @@
-"""One learner: its model, its optimiser and its private data, and the few things that every method does with them.
+"""One participant: its model, optimiser and private data, and the operations on them that methods share.
 
 Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or confidence bins, H, W pixels.
 """
@@ -20,7 +20,7 @@ from fedh2l_mpi.models import mixed_precision, optimizers
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
 from fedh2l_mpi.rng import Purpose, generator, torch_seed
 
-REMEDY = "a smaller optimizer.lr may help"
+REMEDY = "Fix: try a smaller optimizer.lr."
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,9 +28,9 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class TrainingUnit(Protocol):
-    """One participant, or several that step together: all that a method's phases may ask of it.
+    """One participant, or a batch of G participants that step together, as the phases of a method use it.
 
-    For several, tensors have one more axis, of G members, in front: losses (G,), gradients (G, W).
+    The tensors of a batch have one more axis in front, of its G members: losses (G,), gradients (G, W).
     """
 
     members: "list[Participant]"
@@ -38,7 +38,7 @@ class TrainingUnit(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The model that takes the minibatches."""
+        """Model that maps the minibatches to logits."""
 
     def begin(self, round_index: int, phase: int) -> None:
         """Enter a training phase."""
@@ -59,14 +59,14 @@ class TrainingUnit(Protocol):
         """Record a scalar of this step."""
 
     def received(self, theirs: Mapping[int, Tensor]) -> Tensor | None:
-        """Return what the neighbours have published; None if the members have to learn from it one by one."""
+        """Return the neighbours' published arrays; None if the members have to learn from them one by one."""
 
 
 class Minibatches:
-    """An endless walk over samples in epochs: every epoch a new order, cut into whole minibatches.
+    """Endless sequence of minibatches. Every epoch draws a new order and cuts it into whole minibatches.
 
-    Minibatch k depends on (seed, participant, k) alone, so the position is the only state. What an epoch's last whole
-    minibatch leaves over is dropped for that epoch; data smaller than a minibatch are one.
+    Minibatch k depends on (seed, participant, k) alone, so the position is the only state. Samples after an epoch's
+    last whole minibatch are dropped for that epoch. If there are fewer samples than a minibatch has, they form one.
     """
 
     def __init__(self, samples: int, batch_size: int, seed: int, participant: int) -> None:
@@ -77,7 +77,7 @@ class Minibatches:
         self.position = 0
 
     def next(self) -> Tensor:
-        """Rows of the next minibatch, int64 (B,), in host memory."""
+        """Return the rows of the next minibatch, int64 (B,), in host memory."""
         epoch, within = divmod(self.position, self._per_epoch)
         if self._order[0] != epoch:
             draw = generator(self._seed, Purpose.PRIVATE_BATCHES, self._participant, epoch)
@@ -87,30 +87,30 @@ class Minibatches:
 
 
 class Participant:
-    """A learner and what belongs to it alone.
+    """Participant with its model, optimiser and private data.
 
     Parameters
     ----------
     index : int
         Its number, 0 to P - 1.
     architecture : str
-        Name of the model's architecture, for the record.
+        Name of the model's architecture.
     model : nn.Module
-        On the CPU or on the device already; it is moved to `private`'s device and its trainable parameters become
+        A model on the CPU or on the device. It is moved to `private`'s device, and its trainable parameters become
         views of one vector.
     private, validation : Labelled
         Disjoint samples on the device.
     seed : int
         The run's seed.
     augment : callable or None
-        Transforms the images of every private minibatch.
+        Transformation of the images of every private minibatch.
 
     Attributes
     ----------
     shared_state : SharedState
-        What parameter-sharing methods exchange.
+        The parameters and buffers that parameter-sharing methods exchange.
     kept : dict of str to Tensor
-        What a method has to remember about this participant, from one phase or round to the next.
+        Tensors that a method keeps for this participant between phases and rounds. Checkpoints contain them.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Participant:
         augment: Augmentation | None = None,
     ) -> None:
         self.index, self.architecture = index, architecture
-        # A unit of one: the loop treats it as it treats a batch of participants.
+        # A participant is a training unit of one, so the loop handles it like a batch of participants.
         self.members = [self]
         self.private, self.validation = private, validation
         self.device = private.images.device
@@ -143,9 +143,10 @@ class Participant:
         self._noted: dict[str, list[Tensor]] = {}
 
     def state(self) -> dict[str, Any]:
-        """A copy, in host memory, of all that the next round depends on: tensors, numbers and dicts of them.
+        """Return a copy, in host memory, of everything that the next round depends on.
 
-        Random numbers need no place in it: they are drawn anew for every participant, round and phase.
+        It consists of tensors, numbers and dicts of them. Random generators are not part of it, because they start
+        again for every participant, round and phase.
         """
         return {
             "model": _copied(self.model.state_dict()),
@@ -157,12 +158,12 @@ class Participant:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Become the participant whose `state` this was.
+        """Restore a state that `state` returned.
 
         Raises
         ------
         ValueError
-            If it was one with another model or optimiser.
+            If the state is of a different model or optimiser.
         """
         try:
             self.model.load_state_dict(state["model"])
@@ -170,7 +171,10 @@ class Participant:
             raise ValueError(f"participant {self.index}: {' '.join(str(error).split())}") from None
         ours, theirs = self.optimizer.state(), state["optimizer"]
         if {name: value.shape for name, value in ours.items()} != {name: v.shape for name, v in theirs.items()}:
-            raise ValueError(f"participant {self.index}: the optimiser's state is {sorted(theirs)}, not {sorted(ours)}")
+            raise ValueError(
+                f"participant {self.index}: got an optimiser's state of {sorted(theirs)}. Allowed: {sorted(ours)}, "
+                "with the shapes of this model."
+            )
         for name, value in ours.items():
             value.copy_(theirs[name])
         self.optimizer.steps = state["optimizer_steps"]
@@ -179,24 +183,24 @@ class Participant:
 
     @property
     def parameter_count(self) -> int:
-        """Trainable and frozen parameters of the model."""
+        """Number of the model's parameters, trainable and frozen."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def begin(self, round_index: int, phase: int) -> None:
-        """Enter a training phase: train mode, and the random numbers of the forward passes (dropout) that belong to it.
+        """Enter a training phase: set train mode, and seed the random numbers of its forward passes (dropout).
 
-        Modules like dropout can draw from torch's global generator only. Seeding it here keeps their numbers apart
-        between participants and the same for every number of ranks.
+        Modules like dropout draw only from torch's global generator. Seeding it here gives each participant its own
+        numbers, the same for every number of ranks.
         """
         seed = torch_seed(self._seed, Purpose.FORWARD_NOISE, self.index, round_index, phase)
-        # Not torch.manual_seed: for every kind of device that is not there it keeps a note, with a stack trace.
+        # Seed the generators one by one, because torch.manual_seed keeps a stack trace for every absent kind of device.
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed_all(seed)
         self.model.train()
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
-        """The next private minibatch: images (B, K, H, W) as the model sees them, and labels (B,)."""
+        """Return the next private minibatch: images (B, K, H, W), ready for the model, and labels (B,)."""
         position = self.minibatches.position
         rows = self.minibatches.next().to(self.device)
         images = self.private.inputs(rows)
@@ -205,26 +209,29 @@ class Participant:
         return images, self.private.labels[rows]
 
     def private_loss(self) -> Tensor:
-        """Cross-entropy on the next private minibatch, in nats; gradients flow into the model."""
+        """Return the cross-entropy on the next private minibatch, in nats. Gradients flow into the model."""
         images, labels = self.private_minibatch()
         loss = losses.cross_entropy(self.model(images), labels)
         self.note("loss_private", loss)
         return loss
 
     def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
-        """d loss / d parameters, flat; `again` if another gradient through the same forward pass will follow."""
+        """Return d loss / d parameters, flat. Set `again` if another gradient through the same forward pass follows."""
         return self.parameters.gradient(loss, again)
 
     def step(self, gradient: Tensor) -> None:
-        """One update by the participant's optimiser, which lives as long as the run."""
+        """Make one update with the participant's optimiser, which keeps its state for the whole run."""
         self.optimizer.step(gradient)
 
     def received(self, theirs: Mapping[int, Tensor]) -> Tensor:
-        """Return what this participant's neighbours have published, float32 (N, rows, columns)."""
+        """Return the arrays that this participant's neighbours have published, float32 (N, rows, columns)."""
         return theirs[self.index]
 
     def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
-        """Rows of the round's seed samples for each mutual step, int64 (B,), drawn from (seed, participant, round)."""
+        """Yield rows of the round's seed samples for each mutual step, int64 (B,).
+
+        They are drawn from (seed, participant, round).
+        """
         size = min(self._seed_batch_size, samples)
         draw = generator(self._seed, Purpose.SEED_BATCHES, self.index, round_index)
         epochs = math.ceil(steps / (samples // size)) if steps else 0
@@ -234,30 +241,30 @@ class Participant:
 
     @torch.no_grad()
     def logits(self, images_NKHW: Tensor) -> Tensor:
-        """Scores (N, C) on the device in eval mode: running statistics are used and not moved, nothing is dropped."""
+        """Return logits (N, C) on the device, in eval mode: without dropout, and with unchanged running statistics."""
         self.model.eval()
         return torch.cat([self.model(piece) for piece in images_NKHW.split(self.forward_size)])
 
     def note(self, name: str, value: Tensor) -> None:
-        """Remember a scalar of this step; nothing leaves the device before `noted_means`."""
+        """Record a scalar of this step. It stays on the device until `noted_means`."""
         self._noted.setdefault(name, []).append(value.detach())
 
     @property
     def notes(self) -> int:
-        """How many scalars were noted since the last `noted_means`."""
+        """Number of scalars recorded since the last `noted_means`."""
         return sum(map(len, self._noted.values()))
 
     def noted_means(self) -> dict[str, float]:
-        """Mean of each scalar noted since the last call, which it forgets; a name never noted is not there.
+        """Return the mean of each scalar that was recorded since the last call, by name, and forget the scalars.
 
         Raises
         ------
         DivergedError
-            If one is not finite: a diverged participant would teach nothing to the others.
+            If a mean is not finite, because a diverged participant would teach nothing to the others.
         """
         means = {name: float(torch.stack(values).double().mean()) for name, values in self._noted.items()}
         self._noted = {}
         for name, mean in means.items():
             if not math.isfinite(mean):
-                raise DivergedError(f"participant {self.index} diverged: {name} is {mean}; {REMEDY}")
+                raise DivergedError(f"participant {self.index} diverged: {name} is {mean}. {REMEDY}")
         return means

@@ -162,7 +162,7 @@ class Method:
         self._noted_products(participant, g_private, gradients_KW[1:].sum(dim=0))
         gram_KK = gradients_KW @ gradients_KW.T
         if not torch.isfinite(gram_KK).all():
-            raise DivergedError(f"participant {participant.index} diverged: a gradient is not finite; {REMEDY}")
+            raise DivergedError(f"participant {participant.index} diverged: a gradient is not finite. {REMEDY}")
         participant.step(nearest_in_cone(gram_KK) @ gradients_KW)
 
     @staticmethod
