@@ -19,36 +19,28 @@ from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import atomic_files
 
 FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
-
-
 MANIFEST = "manifest.json"
-
-
-# A file system's client may not see yet what another has made.
+# A client of a shared file system may see a new file of another client only after a moment.
 PATIENCE_S = 1.0
-
-
-# A file's size [bytes] and its SHA-256, as a message.
+# A message about a written file: its size [bytes] and its SHA-256.
 REPORT = np.dtype([("size", "<i8"), ("sha256", "u1", 32)])
-
-
 States = Mapping[int, Mapping[str, Any]]
 
 
 class DamagedError(Exception):
-    """A checkpoint cannot be gone on from; the text says which file, and what is wrong with it."""
+    """Error of a checkpoint that cannot be resumed. Its text names the file and the damage."""
 
 
 def commit(directory: RunDirectory, folder: Path, manifest: Mapping[str, Any], keep: int) -> None:
-    """Make a checkpoint of the files in `folder`: add its manifest, give it its name, remove the oldest ones.
+    """Make the files in `folder` a checkpoint: add its manifest, rename the folder, and remove the oldest checkpoints.
 
     Raises
     ------
     OSError
-        If that fails; the checkpoints before stay.
+        If that fails. The earlier checkpoints are unchanged.
     """
     final = directory.checkpoint(manifest["round"])
-    # The rows that belong to it must not be lost with the machine if it is not.
+    # Force its rows to the disk first; otherwise a power failure could leave a checkpoint without its rows.
     with directory.metrics.open("rb") as rows:
         atomic_files.sync_file(rows)
     with (folder / MANIFEST).open("wb") as file:
@@ -58,44 +50,46 @@ def commit(directory: RunDirectory, folder: Path, manifest: Mapping[str, Any], k
     folder.rename(final)
     atomic_files.sync_folder(directory.checkpoints)
     for old in directory.committed()[keep:]:
-        # Under a name that says that it is to go; if it cannot go now, since somebody reads in it, then later.
+        # Rename it first, because removing it may fail while another program reads it. `clear` then removes it later.
         with contextlib.suppress(OSError):
             shutil.rmtree(old.rename(old.with_name(f"{old.name}.old.tmp")), ignore_errors=True)
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed process has left half-written; for whoever holds the run."""
+    """Remove the files that a killed process left incomplete. The caller must have the run's lock."""
     for path in folder.glob("round-*.tmp") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself.
+    """Return the manifest of a checkpoint.
 
     Raises
     ------
     DamagedError
-        If there is no manifest, it has been changed, or it is another checkpoint's.
+        If there is no manifest, it was changed, or it is the manifest of a different checkpoint.
     """
     path = folder / MANIFEST
     content = _content(path)
     try:
         sealed = json.loads(content)
-        manifest, told = sealed["checkpoint"], sealed["sha256"]
+        manifest, digest = sealed["checkpoint"], sealed["sha256"]
     except (ValueError, KeyError, TypeError):
-        raise DamagedError(f"{path}: is no manifest any more") from None
-    if told != _digest_of(manifest):
-        raise DamagedError(f"{path}: has been changed since it was written")
+        raise DamagedError(f"{path}: the file is no longer a manifest") from None
+    if digest != _digest_of(manifest):
+        raise DamagedError(f"{path}: its content has changed since it was written")
     if manifest["format"] != FORMAT or manifest["version"] > VERSION:
-        raise DamagedError(f"{path}: of format {manifest['version']}, this version of fedh2l_mpi reads {VERSION}")
-    # Of a copied folder: the checkpoint that belongs there could not take its name.
+        raise DamagedError(
+            f"{path}: its format is {manifest['version']}, but this version of fedh2l_mpi reads up to {VERSION}"
+        )
+    # Refuse a copied folder, because its name is then missing for the checkpoint of that round.
     if int(folder.name.partition("-")[2]) != manifest["round"]:
-        raise DamagedError(f"{path}: is that of the checkpoint after {manifest['round']} rounds")
+        raise DamagedError(f"{path}: the manifest belongs to the checkpoint after {manifest['round']} rounds")
     return dict(manifest)
 
 
 def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The states of some participants, from files of which size and digest are checked first.
+    """Load the states of some participants, after checking the size and the digest of their files.
 
     Raises
     ------
@@ -109,20 +103,20 @@ def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int])
         path = folder / file["name"]
         content = _content(path)
         if len(content) != file["bytes"]:
-            raise DamagedError(f"{path}: has {len(content)} bytes, must have {file['bytes']}")
+            raise DamagedError(f"{path}: got {len(content)} bytes, expected {file['bytes']}")
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
             raise DamagedError(f"{path}: its content has changed since it was written")
-        # Tensors and plain containers only: whatever a file says, nothing of it is run.
+        # Load only tensors and plain containers, because a file's code must not be run.
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         states |= {index: state for index, state in loaded["participants"].items() if index in wanted}
     missing = sorted(wanted - set(states))
     if missing:
-        raise DamagedError(f"{folder}: has no participant {missing[0]}")
+        raise DamagedError(f"{folder}: the state of participant {missing[0]} is missing")
     return states
 
 
 def set_aside(folders: Sequence[Path]) -> None:
-    """Give checkpoints that cannot be used a name under which nobody looks for them."""
+    """Rename damaged checkpoints, so that they are not tried again."""
     for folder in folders:
         aside = folder.with_name(f"{folder.name}.damaged")
         with contextlib.suppress(FileNotFoundError):
@@ -131,7 +125,7 @@ def set_aside(folders: Sequence[Path]) -> None:
 
 
 def write_states(path: Path, rounds: int, states: States) -> NDArray[Any]:
-    """Write one rank's file; its report."""
+    """Write one rank's file, and return its report."""
     content = io.BytesIO()
     torch.save({"round": rounds, "participants": dict(states)}, content)
     report = np.zeros(1, REPORT)
@@ -143,13 +137,13 @@ def write_states(path: Path, rounds: int, states: States) -> NDArray[Any]:
             file.write(content.getbuffer())
             atomic_files.sync_file(file)
     except OSError as error:
-        # Of a full disk, the error itself names no file.
+        # Add the path, because the error of a full disk names no file.
         raise OSError(error.errno, error.strerror, str(path)) from None
     return report
 
 
 def _content(path: Path) -> bytes:
-    """What a file of a checkpoint holds; a file that is not there is damage, one that cannot be read now is not."""
+    """Return the content of a checkpoint's file. A missing file is damage; a file that cannot be read now is not."""
     until = time.monotonic() + PATIENCE_S
     try:
         while not path.exists() and time.monotonic() < until:
@@ -159,20 +153,23 @@ def _content(path: Path) -> bytes:
         raise DamagedError(f"{path}: {error.strerror}") from None
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; the checkpoint was left as it is: try again"
+            f"{path}: the file cannot be read now ({error.strerror}). The checkpoint was not changed. "
+            "Fix: check the file system, then resume again."
         ) from None
 
 
 def rank_file_name(rank: int) -> str:
+    """Return the name of a rank's file."""
     return f"rank-{rank:04d}.pt"
 
 
 def unfinished_folder(final: Path, attempt: str) -> Path:
+    """Return the folder in which a checkpoint is written before it is committed as `final`."""
     return final.with_name(f"{final.name}.{attempt}.tmp")
 
 
 def _sealed(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, with a digest of its own."""
+    """Return the manifest's text, which includes its own digest."""
     return json.dumps({"checkpoint": manifest, "sha256": _digest_of(manifest)}, indent=1) + "\n"
 
 

@@ -1,13 +1,13 @@
-"""Checkpoints: all that a run needs to go on, in a folder that is there whole or not at all.
+"""Write checkpoints in the background. A checkpoint contains everything that a resumed run needs.
 
-A checkpoint is `round-00000010/` (the state after 10 rounds) with a file for each rank, `rank-0000.pt`, and
-`manifest.json`, which has the size and the SHA-256 of each file. It is written under another name, forced to the disk
-and then renamed. Loading checks every digest: PyTorch itself reads 97 of 100 files with a flipped bit as if
-nothing were wrong.
+A checkpoint is a folder, such as `round-00000010/` for the state after 10 rounds. It has one file for each rank,
+`rank-0000.pt`, and `manifest.json` with the size and the SHA-256 of each file. It is written under a temporary name,
+forced to the disk and then renamed, so it is complete or absent. Loading checks every digest, because PyTorch reads
+97 of 100 files with a flipped bit without an error.
 
-A rank copies its participants' state and goes on; a thread of its own writes the copy. Ranks tell rank 0 by a message
-when they have written; whoever is first to look commits. Nobody waits, but for a thread that is a whole checkpoint
-behind.
+Each rank copies the state of its participants and continues to train. Its writer thread writes the copy, and the rank
+then sends a report to rank 0. Rank 0 commits at its next poll. Training waits only if the writer thread is a whole
+checkpoint behind.
 """
 
 import logging
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedh2l_mpi")
 
 PAUSE_S = 2e-3
-# More than a commit takes, unless the file server does not answer; a run that fails must end even then.
+# A run that fails waits this long for a commit. A commit needs less, unless the file server does not answer.
 COMMIT_S = 5.0
 T = TypeVar("T")
 
 
 class Stateful(Protocol):
-    """A participant, for all that matters here."""
+    """Participant whose state a checkpoint can contain."""
 
     index: int
 
     def state(self) -> dict[str, Any]:
-        """A copy of its state in host memory."""
+        """Return a copy of its state in host memory."""
 
 
 @dataclass
 class _Pending:
-    """A checkpoint that is not committed yet; on a rank other than 0, that has not been reported yet."""
+    """Checkpoint that rank 0 has not committed yet, or that another rank has not reported yet."""
 
     begin: float
     own: Future[NDArray[Any]]
@@ -58,19 +58,19 @@ class _Pending:
 
 
 class CheckpointWriter:
-    """One rank's end of the writing of checkpoints. Building it is **collective**.
+    """Writer of one rank's share of the checkpoints. Building it is **collective**.
 
     Parameters
     ----------
     facts : mapping
-        What the manifest says of the run besides: numbers, texts and lists.
+        Facts about the run for the manifest: numbers, texts and lists.
     keep : int
-        How many checkpoints stay.
+        Number of checkpoints to keep.
     deadline_s : float
         Longest wait for another rank's file [s].
     worked : callable, optional
-        Called by the thread when it has done something: with what it was, with the rounds that the checkpoint is of,
-        and with the `time.perf_counter` of begin and end [s].
+        The writer thread calls it after each piece of work, with the name of the work, the checkpoint's number of
+        rounds, and the `time.perf_counter` of begin and end [s].
     """
 
     def __init__(
@@ -89,35 +89,36 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._worked = worked
         self._pending: dict[int, _Pending] = {}
-        # On rank 0: the digest of the metrics file's rows after so many rounds, for checkpoints to come or pending.
+        # On rank 0, by number of rounds: the digest of the metrics file's rows, for pending checkpoints and the next.
         self._rows: dict[int, str] = {}
         self._sending: list[MPI.Request] = []
         self.newest = 0
-        # A rank that outlives a killed job must not write into the next one's files.
+        # Folders are named by the attempt, because a rank that outlives a killed job must not write into the next
+        # job's files.
         self._attempt: str = world.from_first(lambda: f"{world.host}-{os.getpid()}")
 
-    def rows_are_written(self, rounds: int, digest: str) -> None:
-        """On rank 0: the metrics file holds `rounds` rounds; none is committed before its rows are in that file."""
+    def note_rows(self, rounds: int, digest: str) -> None:
+        """Note, on rank 0, that the metrics file contains `rounds` rounds. Only then is their checkpoint committed."""
         self._rows = {r: d for r, d in self._rows.items() if r in self._pending}
         self._rows[rounds] = digest
 
     def begin(self, rounds: int, participants: Sequence[Stateful], idle: Callable[[], None] = lambda: None) -> None:
         """Copy the states of this rank's participants after `rounds` rounds, and write the copy in the background.
 
-        **Collective.** Waits if the checkpoint before has not been written yet.
+        **Collective.** It waits if this rank has not written the previous checkpoint yet.
 
         Parameters
         ----------
         idle : callable
-            Called while there is nothing to do but wait.
+            Background work, called while this rank waits.
 
         Raises
         ------
         OSError
-            If that one could not be written.
+            If the previous checkpoint could not be written.
         """
         began = time.perf_counter()
-        # `idle` may look after the checkpoints, and take away what is done.
+        # Look at the pending checkpoints again after each call of `idle`, because it may commit and remove them.
         while not all(pending.own.done() for pending in self._pending.values()):
             idle()
             time.sleep(PAUSE_S)
@@ -136,14 +137,14 @@ class CheckpointWriter:
                 pending.requests.append(self._comm.Irecv(pending.reports[-1].view(np.uint8), rank, rounds % TAGS))
 
     def poll(self) -> bool:
-        """Do what can be done without waiting; whether a checkpoint has been committed since the last call.
+        """Report and commit without waiting. Return True if a checkpoint was committed since the last call.
 
         Raises
         ------
         OSError
             If a file cannot be written.
         """
-        news = False
+        has_committed = False
         for rounds, pending in list(self._pending.items()):
             if not pending.own.done():
                 break
@@ -152,11 +153,11 @@ class CheckpointWriter:
                 self._report(rounds, own)
             elif pending.commit is not None:
                 if pending.commit.done():
-                    self._committed(rounds)
-                    news = True
+                    self._finish_commit(rounds)
+                    has_committed = True
             elif rounds in self._rows and all(request.Get_status() for request in pending.requests):
-                self._commit(rounds, own)
-        return news
+                self._begin_commit(rounds, own)
+        return has_committed
 
     def finish(self) -> None:
         """Wait until every checkpoint begun so far is committed (on rank 0) or reported. **Collective.**
@@ -166,7 +167,7 @@ class CheckpointWriter:
         OSError
             If a file cannot be written.
         LateRankError
-            If another rank has not reported in time, or rank 0 has not heard of it.
+            If a report does not arrive before the deadline.
         """
         while self._pending:
             rounds, pending = next(iter(self._pending.items()))
@@ -178,21 +179,24 @@ class CheckpointWriter:
                 if pending.commit is not None:
                     pending.commit.result()
                 elif rounds not in self._rows:
-                    raise RuntimeError(f"the rows of {rounds} rounds were never written, but its checkpoint was")
+                    raise RuntimeError(
+                        f"checkpoint after {rounds} rounds: its files were written, but its rows were never written."
+                    )
             self.poll()
-        self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "word of a checkpoint")
+        self._world.wait(self._sending, [0] * len(self._sending), self._deadline_s, "report of a checkpoint")
         self._sending = []
 
     def abandon(self) -> None:
-        """Begin nothing more, and wait for a checkpoint that is about to get its name; for a run that fails.
+        """Stop writing after an error, but wait for a commit that has begun.
 
-        Whoever goes on with the run looks for its newest checkpoint once, and will make the later ones again.
+        A job that resumes the run looks for the newest checkpoint only once, so none must appear after that. It makes
+        the later checkpoints again.
         """
         wait([pending.commit for pending in self._pending.values() if pending.commit is not None], COMMIT_S)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _in_background(self, what: str, rounds: int, work: Callable[[], T]) -> Future[T]:
-        """Have the thread do it."""
+        """Give the work to the writer thread."""
         worked = self._worked
         if worked is None:
             return self._thread.submit(work)
@@ -207,13 +211,13 @@ class CheckpointWriter:
         return self._thread.submit(timed)
 
     def _report(self, rounds: int, own: NDArray[Any]) -> None:
-        """Tell rank 0 what this rank has written."""
+        """Send rank 0 the report of this rank's file."""
         if self._comm is not None:
             self._sending = [request for request in self._sending if not request.Test()]
             self._sending.append(self._comm.Isend(own.view(np.uint8), 0, rounds % TAGS))
         del self._pending[rounds]
 
-    def _commit(self, rounds: int, own: NDArray[Any]) -> None:
+    def _begin_commit(self, rounds: int, own: NDArray[Any]) -> None:
         pending = self._pending[rounds]
         self._world.wait(pending.requests, list(range(1, self._world.size)), self._deadline_s, "file of a checkpoint")
         pending.requests = []
@@ -233,10 +237,10 @@ class CheckpointWriter:
             "commit checkpoint", rounds, lambda: commit(self._directory, folder, manifest, self._keep)
         )
 
-    def _committed(self, rounds: int) -> None:
+    def _finish_commit(self, rounds: int) -> None:
         pending = self._pending.pop(rounds)
         if pending.commit is not None:
             pending.commit.result()
         self.newest = rounds
         seconds = time.perf_counter() - pending.begin
-        log.info(f"checkpoint after {rounds} rounds: there {seconds:.2f} s later", extra={"file_only": True})
+        log.info(f"checkpoint after {rounds} rounds: committed after {seconds:.2f} s", extra={"file_only": True})

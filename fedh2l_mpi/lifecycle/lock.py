@@ -1,7 +1,7 @@
-"""One process at a time works on a run: a lock file with its host, its pid and its job.
+"""Lock of a run, so that one process at a time writes it: a file with the host, pid and job of its holder.
 
-Not a lock of the operating system: those do not reach from node to node on every file system. A lock whose holder
-has ended is recognised, and taken over.
+Locks of the operating system do not work between nodes on every file system. A process recognises a lock whose holder
+has ended, and takes it over.
 """
 
 import contextlib
@@ -21,36 +21,35 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime.processes import is_running, start_ticks
 
 SQUEUE_S = 20.0
-# States of a job that has no processes. squeue says COMPLETING before any of them. Source: squeue(1), JOB STATE CODES.
+# States of a job that has no processes. COMPLETING precedes all of them. Source: squeue(1), JOB STATE CODES.
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PENDING"}
 ENDED |= {"PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "REVOKED", "SPECIAL_EXIT", "TIMEOUT"}
-# Longer than the few system calls that the right to take a lock away is held for.
+# A process keeps the right to remove a stale lock for a few system calls only, so an older right is abandoned.
 RIGHT_S = 10.0
-# What file systems without hard links answer.
+# Errors of file systems without hard links.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-# NFS answers ESTALE for a file that another client has just removed.
+# Errors for a removed file. NFS answers ESTALE if another client has just removed it.
 GONE = (errno.ENOENT, errno.ESTALE)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock.
+    """Process that holds a lock.
 
     Attributes
     ----------
     host, pid : str, int
-        Rank 0.
+        Host and pid of rank 0.
     started : str
-        When that process started, in ticks since the machine's boot, and the boot: a pid may be given again.
+        Start of that process in ticks since the machine's boot, and the boot's id, because the kernel reuses pids.
     job : str
-        The batch system's number of the job; empty outside one.
+        Number of its batch job; empty outside one.
     restarts : int
-        How often the job has been requeued.
+        Number of times that the job has been requeued.
     namespace : int
-        Within which the pid is the process's, as the kernel numbers them: containers on one machine have their own. 0:
-        that is not known.
+        The kernel's number of the pid namespace, because each container on a machine may have its own; 0 if unknown.
     cluster : str
-        Whose number `job` is; empty outside a job.
+        Name of the cluster that numbers `job`; empty outside a job.
     """
 
     host: str
@@ -63,7 +62,7 @@ class Holder:
 
     @staticmethod
     def here(environ: Mapping[str, str] = os.environ) -> "Holder":
-        """This process."""
+        """Return a description of this process."""
         restarts = environ.get("SLURM_RESTART_COUNT", "")
         return Holder(
             socket.gethostname(),
@@ -80,36 +79,36 @@ class Holder:
         return f"host {self.host}, pid {self.pid}{job}"
 
     def has_ended(self, now: "Holder") -> bool | None:
-        """Whether the holder is gone, as seen from the process `now`; None: that cannot be told from here."""
-        # Containers may share their host's name, and a volume; then a pid means something in its own one alone.
+        """Return True if the holder has ended, as seen from the process `now`; None if `now` cannot see that."""
+        # Compare namespaces, because containers may share a host name and a volume, but not their pids.
         if self.host == now.host and (self.namespace == now.namespace or not self.namespace or not now.namespace):
             return self._has_ended_here(now)
         if self.cluster and now.cluster and self.cluster != now.cluster:
-            # Clusters that share a file system number their jobs each for itself.
+            # Clusters that share a file system number their jobs independently.
             return None
         if self.job and self.job == now.job:
-            # A job starts again only after its processes have ended; of steps of one job, that cannot be told.
+            # A requeued job starts after its processes have ended. Steps of one job may run at the same time.
             return True if self.restarts < now.restarts else None
         return _job_has_ended(self.job) if self.job else None
 
     def _has_ended_here(self, now: "Holder") -> bool | None:
         if not self.started or not now.started:
-            # Without /proc, nobody can tell a process from another with its number.
+            # Without /proc, a different process with the same pid looks like the holder.
             return None
         if _boot(self.started) != _boot(now.started) or not is_running(self.pid):
             return True
         started = _started(self.pid)
-        # None: it is another user's, and hidden.
+        # Count None as running, because the system hides other users' processes.
         return started is not None and started != self.started
 
 
 class RunLock:
-    """A lock that this process holds.
+    """Lock that this process holds.
 
     Raises
     ------
     UserError
-        If another process holds it, or may hold it.
+        If another process holds the lock, or may hold it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,34 +120,35 @@ class RunLock:
                 continue
             ended = held.has_ended(self.holder)
             if ended is False:
-                raise UserError(f"{path}: this run is at work in another process ({held}); wait for it, or stop it")
+                raise UserError(f"{path}: another process ({held}) is writing this run. Fix: wait for it, or stop it.")
             if ended is None:
                 raise UserError(
-                    f"{path}: another process ({held}) was at work on this run, and from here nobody can tell whether "
-                    "it still is; if it is not, remove that file"
+                    f"{path}: another process ({held}) was writing this run, and this machine cannot see whether it "
+                    "has ended. Fix: make sure that it has ended, then remove this file."
                 )
             self._clear(held)
         self._remove_leftovers()
 
     def release(self) -> None:
-        """Let others have the run. Never raises: the run has ended by now, with a result or an error of its own."""
-        # A lock that stays is recognised as that of a process that has ended.
+        """Release the run to other processes. It never raises, because the run has already ended with a result."""
+        # Ignore errors, because another process will see that the holder of a remaining lock has ended.
         with contextlib.suppress(UserError, OSError):
             if _read(self.path) == self.holder:
                 self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
-        # By a link, which exists whole or not at all: of two processes, one makes it.
+        # Create the lock as a hard link, because its creation is atomic; otherwise two processes could both succeed.
         own = self.path.with_name(f"{self.path.name}.{self.holder.host}.{self.holder.pid}")
         text = json.dumps(asdict(self.holder)) + "\n"
         try:
-            # What a killed process has left under our number may be the lock itself, by its other name.
+            # Remove the file first, because a killed process with this pid may have left it as a link to the lock.
             own.unlink(missing_ok=True)
             own.write_text(text, encoding="utf-8")
             try:
                 os.link(own, self.path)
             except FileExistsError:
-                # On NFS, also after success: the answer is lost, and the client asks again. Source: open(2), O_EXCL.
+                # Count the links, because NFS reports this also after success, if the answer was lost and the client
+                # asked again. Source: open(2), O_EXCL.
                 return own.stat().st_nlink == 2
             except OSError as error:
                 if error.errno not in NO_LINKS:
@@ -158,38 +158,41 @@ class RunLock:
         except FileExistsError:
             return False
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise UserError(
+                f"{self.path}: the lock cannot be written: {error.strerror}. "
+                "Fix: make the directory writable, or choose another --out."
+            ) from None
         finally:
             own.unlink(missing_ok=True)
         return True
 
     def _clear(self, held: Holder) -> None:
-        """Take away a lock whose holder has ended, unless another process was faster and holds a new one."""
-        # The right to take it away is one for each holder that has ended: a new holder's lock is never touched.
+        """Remove a lock whose holder has ended, unless another process was faster and holds a new one."""
+        # One process gets the right to remove it. The right names the old holder, so a new lock is never removed.
         digest = hashlib.sha256(repr(held).encode()).hexdigest()[:16]
         right = self.path.with_name(f"{self.path.name}.stale.{digest}")
         try:
             right.mkdir()
         except FileExistsError:
-            # Whoever had it may be done, and has given it up, at any moment.
+            # Another process has the right, and may give it up at any moment.
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - right.stat().st_mtime > RIGHT_S:
-                    # Whoever had it was killed within a few system calls.
+                    # That process was killed before it could give up the right.
                     right.rmdir()
             time.sleep(0.01)
             return
         try:
             if _read(self.path) == held:
-                # The guardian of a killed process may be faster.
+                # The file may be missing, because the watchdog of a killed process also removes it.
                 self.path.unlink(missing_ok=True)
                 self.taken_from = held
         finally:
-            # Another process may have thought that we were killed.
+            # The right may be missing, because another process may have taken this one for killed.
             with contextlib.suppress(FileNotFoundError):
                 right.rmdir()
 
     def _remove_leftovers(self) -> None:
-        """Remove what processes of this host were killed over: files not renamed yet, locks by their other names."""
+        """Remove files that killed processes of this host left: files not renamed yet, and links to locks."""
         names = re.compile(rf"(.+)\.{re.escape(self.holder.host)}\.(\d+)(\.new)?")
         with contextlib.suppress(OSError):
             for path in self.path.parent.iterdir():
@@ -201,12 +204,12 @@ class RunLock:
 
 
 def _read(path: Path) -> Holder | None:
-    """Who holds the lock; None if nobody does any more.
+    """Return the holder of the lock; None if the lock has been removed.
 
     Raises
     ------
     UserError
-        If it cannot be read, or is no lock.
+        If the file cannot be read, or is no lock.
     """
     try:
         content = path.read_bytes()
@@ -214,17 +217,20 @@ def _read(path: Path) -> Holder | None:
         if error.errno in GONE:
             return None
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; somebody else may be at work on this run: ask the owner of "
-            "that file"
+            f"{path}: the lock cannot be read: {error.strerror}. Another user may be writing this run. "
+            "Fix: ask the owner of this file."
         ) from None
     try:
         return Holder(**json.loads(content))
     except (ValueError, TypeError):
-        raise UserError(f"{path}: is not a lock of fedh2l_mpi; if no run is at work here, remove it") from None
+        raise UserError(
+            f"{path}: the file is not a lock of fedh2l_mpi. Fix: make sure that no process writes this run, then "
+            "remove the file."
+        ) from None
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started; None if that cannot be seen."""
+    """Return the start of a process of this machine; None if this process cannot see it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -245,7 +251,7 @@ def _namespace() -> int:
 
 
 def _job_has_ended(job: str) -> bool | None:
-    """Whether Slurm no longer runs a job; None if it cannot be asked."""
+    """Return True if Slurm no longer runs a job; None if Slurm does not answer."""
     try:
         asked = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=SQUEUE_S
@@ -253,6 +259,6 @@ def _job_has_ended(job: str) -> bool | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     if asked.returncode:
-        # It has forgotten the job, or does not answer.
+        # Slurm forgets old jobs, and then calls their number invalid.
         return True if "Invalid job id" in asked.stderr else None
     return set(asked.stdout.split()) <= ENDED

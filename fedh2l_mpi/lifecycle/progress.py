@@ -158,7 +158,7 @@ class NotebookBar:
 def log_start(
     config: Config, world: World, everyone: Sequence[Mapping[str, Any]], histogram_PC: NDArray[np.int64], domains: int
 ) -> None:
-    """Log which process this is, and on rank 0 who learns where, on what data."""
+    """Log this process, and on rank 0 all participants with their ranks, devices and data."""
     log.info(str(world))
     if world.rank != 0:
         return

@@ -1,4 +1,4 @@
-"""Which code and which libraries made a run."""
+"""Provenance of a run: its code and its libraries."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 
 @cache
 def source_digest() -> bytes:
-    """SHA-256 of the package's Python files: equal digests mean the same code, installed or not."""
+    """Return the SHA-256 of the package's Python files. Equal digests mean the same code, installed or not."""
     sha = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         sha.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -23,10 +23,10 @@ def source_digest() -> bytes:
 
 
 def git_revision() -> str:
-    """Commit of the checkout that the package runs from, with `-dirty` if it has changes; `unknown` outside one."""
+    """Return the commit of the package's checkout, with `-dirty` if it has changes; `unknown` outside a checkout."""
     git = ["git", "-C", str(PACKAGE)]
     try:
-        # An installed package may lie inside somebody else's checkout.
+        # Check that git tracks the package, because an installed package may lie inside another project's checkout.
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=10)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         changes = subprocess.run(
@@ -40,7 +40,7 @@ def git_revision() -> str:
 
 
 def versions(mpi_library: str) -> str:
-    """Versions of this package, Python and the libraries under it, as JSON text."""
+    """Return the versions of this package, Python and the libraries, as JSON text."""
     found = {"fedh2l_mpi": fedh2l_mpi.__version__, "python": platform.python_version(), "mpi": mpi_library}
     for name in ("torch", "numpy", "h5py", "networkx", "mpi4py"):
         try:

@@ -59,18 +59,21 @@ class Run(analysis_run.Run):
 
         directory = RunDirectory(self.path)
         if not directory.config.is_file():
-            raise UserError(f"{self.file}: a model needs the whole run directory, which holds config and checkpoints.")
+            raise UserError(
+                f"{self.file}: a model needs the whole run directory, because that contains the config and the "
+                "checkpoints. Fix: copy the whole run directory here."
+            )
         config = loading.load(directory.config)
         if not 0 <= participant < config.size:
             raise UserError(f"model: got participant {participant}. Allowed: 0 to {config.size - 1}.")
         committed = directory.committed()
         if not committed:
-            raise UserError(f"{self.path}: has no checkpoint, so no model was stored. Fix: run it to its end.")
+            raise UserError(f"{self.path}: the run has no checkpoint. Fix: resume it and let it run to its end.")
         try:
             manifest = checkpoint_files.read_manifest(committed[0])
             state = checkpoint_files.load(committed[0], manifest, [participant])[participant]
         except DamagedError as error:
-            raise UserError(f"{committed[0]}: {error}") from None
+            raise UserError(f"{error}. Fix: resume the run, which falls back to a sound checkpoint.") from None
         source = open_source(config.data.name, config.data.root)
         architecture = config.architecture(participant)
         model = models.build(architecture, source.channels, source.side, source.classes, seed=0)

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: the newest one of which every rank finds its part sound, and no other."""
+"""Resume from the newest checkpoint whose files are sound on every rank."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,13 @@ from fedh2l_mpi.runtime.world import World
 
 log = logging.getLogger("fedh2l_mpi")
 
-# Facts of the run that a checkpoint has, too: what another value of them means.
+# Facts in the manifest that must equal those of this process, and what each of them describes.
 MUST_AGREE = {
     "participants": "the number of participants",
     "data_sha256": "the seed set or the labels of the private data",
 }
-MAY_MOVE_NUMBERS = {
+# Facts that may differ, with a warning, because they may change the last bits of the numbers.
+MAY_CHANGE_LAST_BITS = {
     "threads": "devices.threads",
     "devices": "the kind of device",
     "source_sha256": "the code",
@@ -37,49 +38,52 @@ def restore(
     facts: Mapping[str, Any],
     rounds: int,
 ) -> int:
-    """Give the participants hosted here their states back; the number of rounds that are finished. **Collective.**
+    """Restore the states of the participants on this rank, and return the number of finished rounds. **Collective.**
 
     Parameters
     ----------
     facts : mapping
-        Of this process's run, as `CheckpointWriter` has them.
+        Facts about this process's run, as `CheckpointWriter` gets them.
     rounds : int
-        How many there are to be in all.
+        Number of rounds of the whole run.
 
     Raises
     ------
     UserError
-        On every rank alike: if no checkpoint is sound, it is of other data or another config, or a last round that was
-        not evaluated would be the run's last.
+        On every rank: if no checkpoint is sound, its data or its config differ, or no round remains but the last
+        finished round was not evaluated.
     """
     problems: list[str] = []
     damaged: list[Path] = []
     for folder in world.from_first(lambda: directory.committed()):
-        # What cannot be read now ends it here, on every rank: it is not for us to give up a checkpoint.
+        # An unreadable file (unlike a damaged one) stops the run on every rank, so that no valid checkpoint is
+        # discarded.
         manifest, states, problem = world.together(
-            lambda folder=folder: _look(world, directory, folder, participants)  # type: ignore[misc]
+            lambda folder=folder: _read(world, directory, folder, participants)  # type: ignore[misc]
         )
         found = [text for text in world.collect(problem) if text]
         if not found:
-            world.together(lambda m=manifest, s=states: _take(m, s, participants, facts, rounds))  # type: ignore[misc]
+            world.together(
+                lambda m=manifest, s=states: _restore(m, s, participants, facts, rounds)  # type: ignore[misc]
+            )
             world.from_first(lambda m=manifest: _check_last_round(directory, m, rounds))  # type: ignore[misc]
             world.from_first(lambda: checkpoint_files.set_aside(damaged))
             return int(manifest["round"])
         problems += found
         damaged.append(folder)
-        log.warning(f"checkpoint {folder.name} cannot be used: {found[0]}; trying the one before")
-    listed = "\n  ".join(problems) or f"{directory.checkpoints} has none but what was set aside as damaged"
+        log.warning(f"checkpoint {folder.name} cannot be used: {found[0]}. The checkpoint before it is tried next.")
+    listed = "\n  ".join(problems) or f"{directory.checkpoints}: only checkpoints renamed as damaged are left"
     raise UserError(
-        f"--resume: no checkpoint of {directory.path} is sound:\n  {listed}\n  the finished rounds are in "
-        f"{directory.metrics}; to begin anew, choose another --out",
+        f"--resume: no checkpoint of {directory.path} is sound:\n  {listed}\n  The finished rounds are in "
+        f"{directory.metrics}. Fix: choose another --out to start again.",
         agreed=True,
     )
 
 
-def _look(
+def _read(
     world: World, directory: RunDirectory, folder: Path, participants: Sequence[Participant]
 ) -> tuple[dict[str, Any], dict[int, dict[str, Any]], str]:
-    """A checkpoint's manifest and the states that are for this rank; or else what is wrong with it."""
+    """Return a checkpoint's manifest, the states of this rank's participants, and an empty text; or the damage."""
     try:
         manifest = checkpoint_files.read_manifest(folder)
         states = checkpoint_files.load(folder, manifest, [participant.index for participant in participants])
@@ -94,13 +98,13 @@ def _check_rows(directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
     try:
         found = metrics.rows_digest(directory.metrics, manifest["round"])
     except (ValueError, UserError) as error:
-        raise DamagedError(f"its rows in {directory.metrics}: {error}") from None
+        raise DamagedError(f"its rows in {directory.metrics} cannot be read ({error})") from None
     if found != manifest["rows_sha256"]:
-        raise DamagedError(f"its rows in {directory.metrics}: have changed since they were written")
+        raise DamagedError(f"its rows in {directory.metrics} have changed since they were written")
 
 
 def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], rounds: int) -> None:
-    """Of a run that lacks no round any more: its last one is evaluated, whatever `evaluation.every`."""
+    """Check that the last round was evaluated if no round remains, because every run evaluates its last round."""
     if manifest["round"] < rounds:
         return
     run = metrics.look(directory.metrics)
@@ -110,12 +114,12 @@ def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], roun
         run.close()
     if not is_evaluated:
         raise UserError(
-            f"rounds: got {rounds}, as many as the run in {directory.path} has finished, but the last of them was not "
-            f"evaluated; ask for {rounds + 1} or more"
+            f"rounds: got {rounds}, and the run in {directory.path} has finished them, but the last one was not "
+            f"evaluated. Fix: use {rounds + 1} or more."
         )
 
 
-def _take(
+def _restore(
     manifest: Mapping[str, Any],
     states: Mapping[int, Mapping[str, Any]],
     participants: Sequence[Participant],
@@ -123,28 +127,34 @@ def _take(
     rounds: int,
 ) -> None:
     if manifest["round"] > rounds:
-        raise UserError(f"rounds: got {rounds}, but the run has finished {manifest['round']}; ask for as many or more")
+        raise UserError(
+            f"rounds: got {rounds}, but the run has already finished {manifest['round']}. "
+            f"Fix: use {manifest['round']} or more."
+        )
     ours, theirs = facts["settings"], manifest["settings"]
     keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if keys:
-        told = "; ".join(f"{key}: there {theirs.get(key, 'default')}, here {ours.get(key, 'default')}" for key in keys)
-        raise UserError(f"--resume: the config has changed since the checkpoint of {manifest['round']} rounds: {told}")
+        differing = [f"{key}: there {theirs.get(key, 'default')}, here {ours.get(key, 'default')}" for key in keys]
+        raise UserError(
+            f"--resume: the config has changed since the checkpoint of {manifest['round']} rounds: "
+            f"{'; '.join(differing)}. Fix: restore these values in config.yaml."
+        )
     for fact, what in MUST_AGREE.items():
         if manifest[fact] != facts[fact]:
             raise UserError(
-                f"--resume: {what} of the checkpoint after {manifest['round']} rounds is another: "
-                f"there {manifest[fact]}, here {facts[fact]}"
+                f"--resume: {what} differs from the checkpoint after {manifest['round']} rounds: "
+                f"there {manifest[fact]}, here {facts[fact]}. Fix: resume with the run's own data and participants."
             )
-    for fact, what in MAY_MOVE_NUMBERS.items():
+    for fact, what in MAY_CHANGE_LAST_BITS.items():
         if manifest[fact] != facts[fact]:
             log.warning(
-                f"{what} has changed since the checkpoint was made, so the numbers may differ in their last bits from "
-                f"those of an unbroken run: there {manifest[fact]}, here {facts[fact]}"
+                f"{what} has changed since the checkpoint was made: there {manifest[fact]}, here {facts[fact]}. "
+                "The last bits of the numbers may differ from those of an uninterrupted run."
             )
     for participant in participants:
         try:
             participant.restore(states[participant.index])
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"--resume: the checkpoint after {manifest['round']} rounds does not fit: {error}"
+                f"--resume: the checkpoint after {manifest['round']} rounds does not fit this run: {error}"
             ) from None

@@ -28,7 +28,7 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
 
 
 def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
-    """Return what a checkpoint's manifest says of its run."""
+    """Return the facts about the run for a checkpoint's manifest."""
     versions = provenance.versions(world.mpi_library)
     data = hashlib.sha256(setup.federation.seed_set.digest() + setup.plan.label_histogram().tobytes())
     return {
@@ -45,7 +45,7 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
 
 
 def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
-    """Return what the metrics file says of the run before its first round."""
+    """Return the header of the metrics file, which describes the run before its first round."""
     seed_set = setup.federation.seed_set
     return metrics.RunHeader(
         attributes={

@@ -1,4 +1,4 @@
-"""What a run may be asked for, and the signals that ask: noted from the first moment on, looked at between rounds."""
+"""Requests to a run, and the signals that make them. They are noted from the start and answered between rounds."""
 
 import signal
 import time
@@ -8,7 +8,7 @@ from fedh2l_mpi.runtime.shared_imports import ParentProcess
 
 
 class StopRequest(IntEnum):
-    """What is asked for; of two, the larger counts."""
+    """Request to a run. If there are several, the largest one counts."""
 
     NOTHING = 0
     CHECKPOINT = 1
@@ -16,17 +16,17 @@ class StopRequest(IntEnum):
     MAX_WALL = 3
     TERM = 4
     USR1 = 5
-    # Last: whoever wrote the file does not want the job to start again.
+    # The largest, because the user who makes the file wants the job to end for good, and not to be requeued.
     FILE_STOP = 6
 
     @property
     def stops(self) -> bool:
-        """Whether the run ends."""
+        """True if the request ends the run."""
         return self > StopRequest.CHECKPOINT
 
     @property
     def reason(self) -> str:
-        """As the status file has it."""
+        """Text for the status file."""
         return {
             StopRequest.LAUNCHER_GONE: "launcher gone",
             StopRequest.MAX_WALL: "max_wall",
@@ -35,12 +35,12 @@ class StopRequest(IntEnum):
 
 
 class Signals:
-    """Notes USR1 and TERM from its making on; before, they would end the process.
+    """Receiver of the signals USR1 and TERM. Before it is built, these signals end the process.
 
     Parameters
     ----------
     parent : ParentProcess or None
-        Who has started this process; None: its parent.
+        The process that started this one; None: its parent.
     """
 
     def __init__(self, parent: ParentProcess | None = None) -> None:

@@ -63,7 +63,10 @@ class RunReservation:
             self.requested.log(0).parent.mkdir(exist_ok=True)
             atomic_files.write_text(self.requested.config, config.to_yaml())
         except OSError as error:
-            raise UserError(f"--out: {self.requested.path} cannot be written: {error.strerror}") from None
+            raise UserError(
+                f"--out: {self.requested.path} cannot be written: {error.strerror}. "
+                "Fix: make room there and permit writing, or choose another --out."
+            ) from None
         return self.requested
 
     def release(self) -> None:
@@ -93,42 +96,44 @@ def reserve(world: World, directory: RunDirectory, config: Config, mode: Mode) -
 
 def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservation:
     if directory.named_by_time:
-        # A directory of that name would be another run, which began in the same second.
+        # A directory with this name is new, or belongs to a run that began in the same second.
         return RunReservation(directory)
     if not directory.config.exists():
         if mode == "require":
-            raise UserError(f"--resume require: {directory.path} holds no run; --resume auto begins one")
+            raise UserError(f"--resume require: {directory.path} contains no run. Fix: use --resume auto to start one.")
         if directory.metrics.exists() or directory.committed():
             raise UserError(
-                f"--resume {mode}: {directory.path} holds a run without its config.yaml; put that back "
-                "(metrics.h5 has its text as the attribute 'config'), or choose another --out"
+                f"--resume {mode}: {directory.path} contains a run without its config.yaml. Fix: put that file back "
+                "(metrics.h5 has its text as the attribute 'config'), or choose another --out."
             )
         return RunReservation(directory)
     lock = RunLock(directory.lock)
     try:
         if lock.taken_from is not None:
-            log.warning(f"the lock of a process that has ended ({lock.taken_from}) was taken over")
+            log.warning(f"{directory.lock}: took over the lock of a process that has ended ({lock.taken_from})")
         _check_config(directory, config)
         finished = _finished(directory)
         if finished > config.rounds:
             raise UserError(
-                f"rounds: got {config.rounds}, but the run in {directory.path} has finished {finished}; ask "
-                "for as many or more"
+                f"rounds: got {config.rounds}, but the run in {directory.path} has already finished {finished}. "
+                f"Fix: use {finished} or more."
             )
         if finished == config.rounds:
-            _say_that_it_is_complete(directory, finished)
+            _report_complete(directory, finished)
             return RunReservation(directory, "done", lock)
         checkpoint_files.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
             return RunReservation(directory, "resume", lock)
         if finished:
-            # Only a run that was killed before its first checkpoint begins anew; this one has a result.
+            # Refuse this, because the run has a result. A run without a result starts again at round 0.
             raise UserError(
                 f"rounds: got {config.rounds}, but the run in {directory.path} is complete after {finished} and has no "
-                f"checkpoint to go on from; put {directory.checkpoints} back, or choose another --out"
+                f"checkpoint to resume from. Fix: put {directory.checkpoints} back, or choose another --out."
             )
         if mode == "require":
-            raise UserError(f"--resume require: {directory.path} has no checkpoint; --resume auto begins anew")
+            raise UserError(
+                f"--resume require: {directory.path} has no checkpoint. Fix: use --resume auto to start again."
+            )
         return RunReservation(directory, "new", lock)
     except BaseException:
         lock.release()
@@ -138,8 +143,8 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservati
 def _check_config(directory: RunDirectory, config: Config) -> None:
     if not directory.config.read_text(encoding="utf-8", errors="replace").strip():
         raise UserError(
-            f"{directory.config}: is empty; put its text back (metrics.h5 has it as the attribute 'config'), or choose "
-            "another --out"
+            f"{directory.config}: the file is empty. Fix: put its text back (metrics.h5 has it as the attribute "
+            "'config'), or choose another --out."
         )
     theirs = comparison.what_must_stay(loading.load(directory.config))
     ours = comparison.what_must_stay(config)
@@ -149,20 +154,22 @@ def _check_config(directory: RunDirectory, config: Config) -> None:
         if theirs.get(key) != ours.get(key)
     ]
     if differing:
+        allowed = ", ".join(key.rstrip(".") for key in (*comparison.MAY_CHANGE, *comparison.NEVER_COUNT))
         raise UserError(
-            f"--resume: the run in {directory.path} has another config:\n  "
+            f"--resume: the run in {directory.path} has a different config:\n  "
             + "\n  ".join(differing)
-            + f"\n  without CONFIG and --set, its own is used ({directory.config}); what may change: "
-            + ", ".join(key.rstrip(".") for key in (*comparison.MAY_CHANGE, *comparison.NEVER_COUNT))
+            + f"\n  Allowed to change: {allowed}."
+            + f"\n  Fix: leave out CONFIG and --set, so that the stored config is used ({directory.config})."
         )
 
 
-def _shown(of: dict[str, Any], key: str) -> str:
-    return repr(list(of[key]) if isinstance(of.get(key), tuple) else of.get(key))
+def _shown(settings: dict[str, Any], key: str) -> str:
+    value = settings.get(key)
+    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def _finished(directory: RunDirectory) -> int:
-    """Rounds of a run that was completed; 0 if it was not."""
+    """Return the rounds of a complete run; 0 if it is not complete."""
     try:
         run = metrics.look(directory.metrics)
     except UserError:
@@ -173,15 +180,15 @@ def _finished(directory: RunDirectory) -> int:
         run.close()
 
 
-def _say_that_it_is_complete(directory: RunDirectory, rounds: int) -> None:
-    """For a run that was killed between its last row and its last word."""
-    said = status.read(directory.status)
-    if said is None or said.state != "complete":
+def _report_complete(directory: RunDirectory, rounds: int) -> None:
+    """Report that the run is complete, in case that it was killed before it could report that itself."""
+    written = status.read(directory.status)
+    if written is None or written.state != "complete":
         status.write(directory.status, Status("complete", rounds, rounds, checkpoint=rounds, who="resumed, all done"))
 
 
 def _rounds(directory: RunDirectory) -> int | None:
-    """Rounds in the metrics file, as far as it can be read; None if it cannot."""
+    """Return the number of rounds in the metrics file; None if the file cannot be read."""
     try:
         run = metrics.look(directory.metrics)
     except UserError:
@@ -193,13 +200,13 @@ def _rounds(directory: RunDirectory) -> int | None:
 
 
 def _make_way(directory: RunDirectory) -> None:
-    """Let the run begin at round 0; rounds that had been finished are kept under another name."""
-    aside = ""
+    """Let the run begin at round 0, and keep the rounds that were finished before under another name."""
+    kept = ""
     if directory.metrics.exists() and _rounds(directory) == 0:
         directory.metrics.unlink()
     elif directory.metrics.exists():
         taken = (directory.metrics.with_name(f"metrics.unfinished-{number}.h5") for number in range(1, 10**6))
         free = next(path for path in taken if not path.exists())
         directory.metrics.rename(free)
-        aside = f"; what there was is kept as {free}"
-    log.warning(f"{directory.path} has no checkpoint to go on from: the run begins at round 0 again{aside}")
+        kept = f" Its earlier rounds are kept in {free}."
+    log.warning(f"{directory.path} has no checkpoint to resume from, so the run begins at round 0 again.{kept}")

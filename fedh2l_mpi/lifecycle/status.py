@@ -1,7 +1,7 @@
-"""What a run is doing or what became of it, in one small file for people, scripts and batch jobs.
+"""Status file of a run: its state in one small file for people, scripts and batch jobs.
 
-Lines `key: value`; `sed -n 's/^state: //p' status` is the state. The exit code of a launcher is no substitute: a
-mpirun may return 0 after it has lost a node.
+The file has lines `key: value`, and `sed -n 's/^state: //p' status` prints the state. The exit code of a launcher is
+no substitute, because mpirun may return 0 after it has lost a node.
 """
 
 import datetime
@@ -15,22 +15,22 @@ STATES = ("running", "stopped", "complete", "failed")
 
 @dataclass(frozen=True)
 class Status:
-    """A run's state.
+    """State of a run.
 
     Attributes
     ----------
     state : {"running", "stopped", "complete", "failed"}
-        Stopped: ended in order before its last round, and can be gone on with.
+        A stopped run ended in order before its last round, and can be resumed.
     round, rounds : int
-        Finished rounds, and how many there are to be.
+        Number of finished rounds, and of all rounds.
     reason : str
-        Why it was stopped or has failed, one line; empty otherwise.
+        Reason of a stop or a failure, one line; empty otherwise.
     checkpoint : int
-        Finished rounds in the newest checkpoint; 0: there is none.
+        Finished rounds in the newest checkpoint; 0 if there is none.
     who : str
-        Host, pid and job of the process that wrote it.
+        Host, pid and job of the process that wrote the file.
     time : str
-        When, as ISO 8601 in UTC; empty for now.
+        Time of the writing, as ISO 8601 in UTC; empty means now.
     """
 
     state: str
@@ -42,7 +42,7 @@ class Status:
     time: str = ""
 
     def text(self) -> str:
-        """The file's text."""
+        """Return the file's text."""
         time = self.time or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         lines = {
             "state": self.state,
@@ -57,36 +57,36 @@ class Status:
 
 
 def write(path: Path, status: Status, forced: bool = True) -> None:
-    """Replace the status file; `forced` to the disk where the next job decides by it."""
+    """Replace the status file. Set `forced` to force it to the disk if the next job depends on it."""
     atomic_files.write_text(path, status.text(), forced)
 
 
 def read(path: Path) -> Status | None:
-    """What the status file says; None if there is none, or it is none of ours."""
+    """Return the status in the file; None if the file is missing or is no status file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    said = {key: value for key, _, value in (line.partition(": ") for line in lines)}
-    if said.get("state") not in STATES:
+    values = {key: value for key, _, value in (line.partition(": ") for line in lines)}
+    if values.get("state") not in STATES:
         return None
 
     def number(key: str) -> int:
-        return int(said[key]) if said.get(key, "").isdigit() else 0
+        return int(values[key]) if values.get(key, "").isdigit() else 0
 
     return Status(
-        said["state"],
+        values["state"],
         number("round"),
         number("rounds"),
-        said.get("reason", ""),
+        values.get("reason", ""),
         number("checkpoint"),
-        said.get("process", ""),
-        said.get("time", ""),
+        values.get("process", ""),
+        values.get("time", ""),
     )
 
 
 def end(path: Path, state: str, reason: str, who: str) -> None:
-    """Say how a running run has ended. What another rank has said of that before stays.
+    """Report the end of a running run. An end that another rank has already reported is unchanged.
 
     Raises
     ------

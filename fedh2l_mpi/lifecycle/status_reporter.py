@@ -46,7 +46,7 @@ class StatusReporter:
         """
         self._done = self.checkpoint = done
         if self._world.rank == 0:
-            # The watchdog starts first, so that somebody takes `running` back if this process cannot.
+            # Start the watchdog first; otherwise the status could stay `running` if this process is killed.
             self._watchdog = Watchdog(self._path, str(self._world), self._directory.lock)
             status.write(self._path, self._status("running"))
 

@@ -1,7 +1,7 @@
-"""Who may ask a run to stop or to make a checkpoint, and how all ranks come to do it after the same round.
+"""Collect requests to stop or to make a checkpoint, so that all ranks answer them after the same round.
 
-A signal to any rank, the run's own time limit, and files in the run directory set a flag; the largest flag of all
-ranks counts. Nothing is interrupted: a run stops between two rounds.
+A signal to any rank, the run's time limit, or a file in the run directory makes a request. The largest request of all
+ranks counts. A run stops only between two rounds.
 """
 
 import logging
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedh2l_mpi")
 
-# Rounds differ in length (evaluation, a busy machine), and ranks agree a round after they were asked.
+# The time limit leaves room for this many rounds, because rounds differ in length (evaluation, a busy machine) and
+# ranks agree one round after the request.
 ROUNDS_TO_SPARE = 2.5
 
 
 class Stopping:
-    """One rank's view of what is asked for.
+    """One rank's view of the requests.
 
     Parameters
     ----------
     signals : Signals or None
-        None: signals do what they do by default.
+        Signals that make requests; None: signals have their default effect.
     deadline_s : float
         Longest wait for the other ranks [s].
     """
@@ -46,79 +47,79 @@ class Stopping:
         self._round_began, self._longest_s = time.monotonic(), 0.0
         self._agreement = _Agreement(world, deadline_s) if world.comm is not None else None
         self._checkpoint_is_due = False
-        # When the request was last made that the checkpoint on its way answers.
+        # Modification time of the request that the checkpoint in progress answers.
         self._answered_ns: int | None = None
-        # When the request was last made that is answered, and cannot be removed.
-        self._stays_ns: int | None = None
+        # Modification time of an answered request that cannot be removed.
+        self._remaining_ns: int | None = None
 
-    def asked_before(self) -> StopRequest:
-        """What signals had asked for before the first round, at all ranks together. **Collective.**"""
+    def requested_before(self) -> StopRequest:
+        """Return the largest request that signals made on any rank before the first round. **Collective.**"""
         return max(self._world.collect(self._signals.asked if self._signals is not None else StopRequest.NOTHING))
 
-    def agreed(self, idle: Callable[[], None] | None = None) -> StopRequest:
-        """What all ranks do after the round that has just ended here. **Collective**, and hardly ever waits.
+    def agree(self, idle: Callable[[], None] | None = None) -> StopRequest:
+        """Return the request that all ranks answer after the round that has just ended. **Collective.**
 
-        With several ranks, this is what was asked for by the end of the round before: the answer to that has had a
-        whole round to arrive.
+        If there are several ranks, this is the largest request of the round before. Its message has had a whole round
+        to arrive, so this hardly ever waits.
 
         Parameters
         ----------
         idle : callable
-            Called while there is nothing to do but wait.
+            Background work, called while this rank waits.
         """
-        asked = self._asked()
-        return asked if self._agreement is None else StopRequest(self._agreement.exchange(int(asked), idle))
+        requested = self._requested()
+        return requested if self._agreement is None else StopRequest(self._agreement.exchange(int(requested), idle))
 
     def close(self, idle: Callable[[], None] | None = None) -> None:
-        """Take in the answer that is still on its way; after the last round. **Collective.**"""
+        """Receive the last agreement, after the last round. **Collective.**"""
         if self._agreement is not None:
             self._agreement.finish(idle)
 
-    def checkpoint_begins(self) -> None:
-        """The states are copied now: whoever asks in the run directory from here on asks for another checkpoint."""
+    def begin_answer(self) -> None:
+        """Note that the states are copied now, so that a later request in the run directory gets another checkpoint."""
         if self._world.rank == 0:
             self._answered_ns = _touched_ns(self._directory.checkpoint_request)
 
-    def checkpoint_was_made(self) -> None:
-        """The request in the run directory is answered; one that was made again in the meantime stays."""
+    def finish_answer(self) -> None:
+        """Remove the request of a checkpoint that has been made, unless it was made again in the meantime."""
         self._checkpoint_is_due = False
         touched_ns = _touched_ns(self._directory.checkpoint_request)
-        if touched_ns not in (None, self._stays_ns) and touched_ns == self._answered_ns:
-            self._stays_ns = None if _removed(self._directory.checkpoint_request) else touched_ns
+        if touched_ns not in (None, self._remaining_ns) and touched_ns == self._answered_ns:
+            self._remaining_ns = None if _remove(self._directory.checkpoint_request) else touched_ns
 
-    def run_has_ended(self) -> None:
-        """What was asked for in the run directory is done; the next job is not to be stopped by it."""
+    def remove_requests(self) -> None:
+        """Remove all requests in the run directory after the run has ended, so that they do not stop the next job."""
         if self._world.rank == 0:
-            _removed(self._directory.checkpoint_request)
-            _removed(self._directory.stop_request)
+            _remove(self._directory.checkpoint_request)
+            _remove(self._directory.stop_request)
 
-    def _asked(self) -> StopRequest:
+    def _requested(self) -> StopRequest:
         now = time.monotonic()
         self._longest_s = max(self._longest_s, now - self._round_began)
         self._round_began = now
-        asked = StopRequest.NOTHING
+        requested = StopRequest.NOTHING
         if self._signals is not None:
-            asked = self._signals.asked
+            requested = self._signals.asked
             if self._world.launched and self._signals.parent.launcher_is_gone:
-                asked = max(asked, StopRequest.LAUNCHER_GONE)
+                requested = max(requested, StopRequest.LAUNCHER_GONE)
         if self._world.rank == 0:
-            # One rank looks: every look is a request to the file system's server.
+            # Only rank 0 looks at the files, because every look costs the file system's server a call.
             if self._limit_s is not None and now - self._begin + ROUNDS_TO_SPARE * self._longest_s > self._limit_s:
-                asked = max(asked, StopRequest.MAX_WALL)
+                requested = max(requested, StopRequest.MAX_WALL)
             requested_ns = _touched_ns(self._directory.checkpoint_request)
-            if not self._checkpoint_is_due and requested_ns not in (None, self._stays_ns):
+            if not self._checkpoint_is_due and requested_ns not in (None, self._remaining_ns):
                 self._checkpoint_is_due = True
-                asked = max(asked, StopRequest.CHECKPOINT)
+                requested = max(requested, StopRequest.CHECKPOINT)
             if _touched_ns(self._directory.stop_request) is not None:
-                asked = StopRequest.FILE_STOP
-        return asked
+                requested = StopRequest.FILE_STOP
+        return requested
 
 
 def _touched_ns(path: Path) -> int | None:
-    """When a file was last touched [ns since 1970]; None where it is not, or cannot be seen now.
+    """Return the modification time of a file [ns since 1970]; None if it is missing or cannot be seen now.
 
-    A file server that does not answer for a moment (ESTALE, EIO) must not end the job: after the next round, it is
-    asked again.
+    An error is ignored, because a file server that does not answer for a moment (ESTALE, EIO) must not end the job.
+    Rank 0 looks again after the next round.
     """
     try:
         return path.stat().st_mtime_ns
@@ -126,20 +127,26 @@ def _touched_ns(path: Path) -> int | None:
         return None
 
 
-def _removed(request: Path) -> bool:
-    """Whether a request is no longer there; one that cannot be removed, such as a directory, must not end the job."""
+def _remove(request: Path) -> bool:
+    """Remove a request, and return True if it is gone.
+
+    A request that cannot be removed, such as a directory, only causes a warning, because it must not end the job.
+    """
     try:
         request.unlink(missing_ok=True)
     except OSError as error:
-        log.warning(f"{request} cannot be removed: {error.strerror}; remove it, or the next job answers it again")
+        log.warning(
+            f"{request}: the request cannot be removed: {error.strerror}. "
+            "Fix: remove it; otherwise the next job answers it again."
+        )
         return False
     return True
 
 
 class _Agreement:
-    """The maximum over all ranks, begun at the end of a round and taken in at the end of the next."""
+    """Maximum over all ranks. It is begun at the end of a round and received at the end of the next."""
 
-    # A rank that misses a message names the one that is late; here nobody can tell, so those speak first.
+    # Wait longer than for a message, because a rank that misses a message can name the late rank; this cannot.
     PATIENCE_S = 2.0
 
     def __init__(self, world: World, deadline_s: float) -> None:
@@ -148,17 +155,17 @@ class _Agreement:
         self._request: MPI.Request | None = None
 
     def exchange(self, value: int, idle: Callable[[], None] | None) -> int:
-        """Begin with `value`, and take in what was begun before; 0 the first time."""
-        agreed = self.finish(idle)
+        """Begin a maximum with `value`, and return the one before; 0 the first time."""
+        before = self.finish(idle)
         self._ours[0] = value
         self._request = self._world.begin_max(self._ours, self._theirs)
-        return agreed
+        return before
 
     def finish(self, idle: Callable[[], None] | None = None) -> int:
-        """Take in what was begun; 0 if nothing was."""
+        """Return the maximum that was begun; 0 if there is none."""
         if self._request is None:
             return 0
-        what = "word on whether to stop"
+        what = "agreement on requests to stop"
         self._world.wait([self._request], [-1], self._deadline_s + self.PATIENCE_S, what, idle)
         self._request = None
         return int(self._theirs[0])

@@ -37,7 +37,7 @@ class Supervisor:
     participants : sequence of Stateful
         The participants hosted here, whose states make a checkpoint.
     facts : mapping
-        What a checkpoint's manifest says of the run.
+        Facts about the run for a checkpoint's manifest.
     recorder : RunRecorder
         The metrics file, which is closed at the end.
     first_round : int
@@ -45,7 +45,7 @@ class Supervisor:
     listener : callable
         Rank 0 calls it with each round and its table of rows (P, row width), after the round is in the file.
     signals : Signals or None
-        Signals that may ask the run to stop; None: no signal is looked at.
+        Signals that may ask the run to stop; None: signals have their default effect.
 
     Attributes
     ----------
@@ -116,7 +116,7 @@ class Supervisor:
 
         A run whose rounds are all finished is complete, even if somebody asks it to stop.
         """
-        asked = self.stopping.asked_before()
+        asked = self.stopping.requested_before()
         if self.first_round < self._config.rounds:
             self.outcome = asked
         if not self.outcome.stops:
@@ -126,7 +126,7 @@ class Supervisor:
         """Agree with all ranks whether to stop, and begin a checkpoint if it is due or asked for. **Collective.**"""
         done, every = index + 1, self._config.checkpoint.every
         with self._world.doing(f"round {index}, agreeing"), during(self.trace, "agree", index):
-            asked = self.stopping.agreed(idle=self.poll)
+            asked = self.stopping.agree(idle=self.poll)
         if done == self._config.rounds:
             # The run is complete, even if somebody asked it to stop.
             asked = StopRequest.NOTHING
@@ -134,7 +134,7 @@ class Supervisor:
         is_due = every is not None and done % every == 0
         if asked:
             self._requested = done
-            self.stopping.checkpoint_begins()
+            self.stopping.begin_answer()
         if is_due or asked or done == self._config.rounds:
             with self._world.doing(f"round {index}, checkpoint"), during(self.trace, "checkpoint", index):
                 self.checkpoints.begin(done, self._participants, self.poll)
@@ -149,11 +149,11 @@ class Supervisor:
         if self.checkpoints.poll():
             self.reporter.checkpoint = self.checkpoints.newest
             if self._requested is not None and self.checkpoints.newest >= self._requested:
-                self.stopping.checkpoint_was_made()
+                self.stopping.finish_answer()
                 self._requested = None
 
     def _round_is_written(self, index: int, table: NDArray[np.float64], digest: str) -> None:
-        self.checkpoints.rows_are_written(index + 1, digest)
+        self.checkpoints.note_rows(index + 1, digest)
         self.reporter.progress(index + 1)
         self._listener(index, table)
 
@@ -164,7 +164,7 @@ class Supervisor:
             self._recorder.finish()
             self.checkpoints.finish()
             self.reporter.checkpoint = self.checkpoints.newest or self.first_round
-            self.stopping.run_has_ended()
+            self.stopping.remove_requests()
             state, reason = ("stopped", self.outcome.reason) if self.outcome.stops else ("complete", "")
             self._recorder.close(state)
             self.reporter.end(state, reason)

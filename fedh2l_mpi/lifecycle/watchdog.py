@@ -1,7 +1,7 @@
-"""A small process beside rank 0 that says in the status file that the run has failed if rank 0 cannot.
+"""Watchdog of rank 0: a small process that reports in the status file that the run failed if rank 0 was killed.
 
-A launcher kills all ranks as soon as one has died, and a killed process can say nothing. This one has a session of its
-own, so that it is not killed with them, and ends with rank 0: it notices by the pipe between the two.
+A launcher kills all ranks as soon as one has died, and a killed process cannot report. The watchdog survives that,
+because it has its own session. It ends with rank 0, whose end closes the pipe between the two.
 """
 
 import os
@@ -17,24 +17,25 @@ MEANT_FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
 
 
 class Watchdog:
-    """Started and told by rank 0.
+    """Handle of the watchdog's process, which rank 0 starts and dismisses.
 
     Parameters
     ----------
     path : Path
-        The status file, which says that the run is running.
+        The status file of the running run.
     who : str
-        Rank 0 in words.
+        Description of rank 0.
     lock : Path
-        The run's lock: what of it is rank 0's goes with rank 0.
+        The run's lock. If rank 0 still holds it when it is killed, the watchdog removes it.
     """
 
     def __init__(self, path: Path, who: str, lock: Path) -> None:
         package = Path(__file__).resolve().parents[2]
-        # -S: what is in site-packages would cost a start-up; the package itself is found by its folder.
+        # -S skips site-packages, because importing from there delays the start. The path of the package is added here.
         run = "from fedh2l_mpi.lifecycle import watchdog; watchdog.main()"
         start = f"import sys; sys.path.insert(0, {str(package)!r}); {run}"
-        # Whoever ends a job may signal all that it finds of it. The guardian inherits the mask, and keeps it.
+        # Block these signals, because a batch system may send them to every process of the job. The watchdog inherits
+        # the mask and keeps it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_OTHERS)
         try:
             self._process = subprocess.Popen(
@@ -48,16 +49,16 @@ class Watchdog:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def dismiss(self) -> None:
-        """The status file says what it has to: nothing is left to do."""
+        """End the watchdog, because the status file reports the end already."""
         self._process.communicate(DONE)
 
 
 def main() -> None:
-    """What the process does."""
+    """Wait for the dismissal. If rank 0 ends without it, report the failure and remove rank 0's lock."""
     path, who, lock = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     held = lock.read_bytes() if lock.is_file() else b""
     if os.read(0, len(DONE)) != DONE:
-        reason = f"{who} ended without a word: it was killed, or its launcher ended the job after another rank had died"
-        status.end(path, "failed", reason, f"guardian, pid {os.getpid()}")
+        reason = f"{who} ended without a report: it was killed, or its launcher ended the job because another rank died"
+        status.end(path, "failed", reason, f"watchdog, pid {os.getpid()}")
         if held and lock.is_file() and lock.read_bytes() == held:
             lock.unlink(missing_ok=True)

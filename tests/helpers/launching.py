@@ -127,7 +127,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def processes(out: Path) -> dict[int, str]:
-    """Pid and name of every process with `out` in its command line, a job's guardian and launcher among them."""
+    """Pid and name of every process with `out` in its command line, a job's watchdog and launcher among them."""
     found = {}
     for folder in Path("/proc").iterdir():
         try:

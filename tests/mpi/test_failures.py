@@ -90,7 +90,7 @@ def test_one_rank_that_fails_ends_the_job_in_seconds(tmp_path, faulty, any_mpi, 
 
 
 def status_soon(out: Path) -> status.Status:
-    """The status as soon as it is not `running` any more; the guardian of a killed rank 0 may need a moment."""
+    """The status as soon as it is not `running` any more; the watchdog of a killed rank 0 may need a moment."""
     for _ in range(250):
         said = status.read(out / "status")
         if said is not None and said.state != "running":

@@ -149,8 +149,7 @@ def test_files_in_the_run_directory_ask_for_a_checkpoint_and_for_the_end(tmp_pat
         other = launch(arguments(out.path, [*RING, "checkpoint.every=null"], MANY, "--resume", "auto"))
         assert other.code == 2
         assert (
-            f"this run is at work in another process (host {os.uname().nodename}, pid {pid_of(out.path, 0)})"
-            in other.err
+            f"another process (host {os.uname().nodename}, pid {pid_of(out.path, 0)}) is writing this run" in other.err
         )
         out.checkpoint_request.touch()
         for _ in range(500):
@@ -182,8 +181,8 @@ def test_every_file_of_a_checkpoint_is_verified_on_the_rank_that_needs_it(tmp_pa
         # By ranks that host other blocks than those that wrote.
         ended = launch(arguments(out.path, RING, 4, "--resume", "auto"), ranks=2)
         assert ended.code == 0, ended.err
-        assert f"cannot be used: {path}: its content has changed since it was written; trying the one" in ended.out
-        assert "goes on after 2 of 4 rounds" in ended.out
+        assert f"cannot be used: {path}: its content has changed since it was written. The checkpoint" in ended.out
+        assert "resumed after 2 of 4 rounds" in ended.out
     finish_and_compare(tmp_path, tmp_path / "damaged-2", RING, ranks=2, more=1)
 
 

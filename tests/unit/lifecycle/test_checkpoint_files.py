@@ -37,17 +37,20 @@ DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
     ),
     "a flipped byte in the manifest": (
         lambda run: flip_a_byte(run.checkpoint(3) / "manifest.json", 0.3),
-        r"manifest.json: (has been changed|is no manifest)",
+        r"manifest.json: (its content has changed|the file is no longer a manifest)",
     ),
     "another round in the manifest": (
         lambda run: change_a_digit(run.checkpoint(3) / "manifest.json"),
-        r"manifest.json: has been changed",
+        r"manifest.json: its content has changed",
     ),
-    "states cut short": (lambda run: cut(run.checkpoint(3) / "rank-0000.pt"), r"rank-0000.pt: has \d+ bytes, must"),
+    "states cut short": (lambda run: cut(run.checkpoint(3) / "rank-0000.pt"), r"rank-0000.pt: got \d+ bytes, exp"),
     "states missing": (lambda run: (run.checkpoint(3) / "rank-0000.pt").unlink(), r"rank-0000.pt: No such file"),
     "manifest missing": (lambda run: (run.checkpoint(3) / "manifest.json").unlink(), r"manifest.json: No such file"),
-    "a copy of another": (copy_another, r"manifest.json: is that of the checkpoint after 2 rounds"),
-    "manifest empty": (lambda run: (run.checkpoint(3) / "manifest.json").write_text(""), r"is no manifest any more"),
+    "a copy of another": (copy_another, r"manifest.json: the manifest belongs to the checkpoint after 2 r"),
+    "manifest empty": (
+        lambda run: (run.checkpoint(3) / "manifest.json").write_text(""),
+        r"the file is no longer a manifest",
+    ),
 }
 
 
@@ -59,7 +62,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, told, d
     (warned,) = [record.getMessage() for record in told.records if record.levelname == "WARNING"]
     assert "checkpoint round-00000003 cannot be used" in warned
     assert re.search(says, warned)
-    assert "trying the one before" in warned
+    assert "The checkpoint before it is tried next" in warned
     assert metrics.read(copy.metrics).rounds == 2
     assert [path.name for path in copy.committed()] == ["round-00000002", "round-00000001"]
 
@@ -116,7 +119,7 @@ def test_what_cannot_be_read_now_gives_up_no_checkpoint(copy, monkeypatch, call)
         return before(path)
 
     monkeypatch.setattr(Path, call, stale)
-    with pytest.raises(UserError, match="cannot be read: Stale file handle; the checkpoint was left as it is"):
+    with pytest.raises(UserError, match=r"cannot be read now \(Stale file handle\). The checkpoint was not changed"):
         run(copy.path, mode="auto")
     assert len(copy.committed()) == 3
 

@@ -35,7 +35,7 @@ def ended() -> Holder:
 def test_a_second_process_is_told_who_holds_the_run(path):
     lock = RunLock(path)
     with pytest.raises(
-        UserError, match=rf"at work in another process \(host {os.uname().nodename}, pid {os.getpid()}\)"
+        UserError, match=rf"another process \(host {os.uname().nodename}, pid {os.getpid()}\) is writing this run"
     ):
         RunLock(path)
     lock.release()
@@ -58,7 +58,7 @@ def test_a_pid_that_was_given_again_is_another_process(path):
 
 def test_on_another_host_only_a_person_knows_whether_a_process_without_a_job_lives(path):
     put(path, replace(Holder.here(), host="elsewhere", job=""))
-    with pytest.raises(UserError, match="host elsewhere, pid .* nobody can tell .* remove that file"):
+    with pytest.raises(UserError, match="host elsewhere, pid .* cannot see whether it has ended.* remove this file"):
         RunLock(path)
 
 
@@ -72,8 +72,8 @@ def test_a_requeued_job_takes_the_run_from_what_it_was_before(path, monkeypatch)
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ("echo RUNNING", "at work in another process"),
-        ("echo COMPLETING", "at work in another process"),
+        ("echo RUNNING", "another process .* is writing this run"),
+        ("echo COMPLETING", "another process .* is writing this run"),
         ("true", None),
         ("echo CANCELLED", None),
         ("echo REQUEUED", None),
@@ -81,7 +81,10 @@ def test_a_requeued_job_takes_the_run_from_what_it_was_before(path, monkeypatch)
         ("echo SPECIAL_EXIT", None),
         ("echo RESV_DEL_HOLD", None),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
-        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "nobody can tell"),
+        (
+            "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+            "cannot see whether it has ended",
+        ),
     ],
 )
 def test_slurm_is_asked_about_the_job_of_another_host(path, tmp_path, monkeypatch, answer, says):
@@ -104,7 +107,7 @@ def test_a_file_system_without_hard_links_has_locks_too(path, monkeypatch):
 
     monkeypatch.setattr(os, "link", no_link)
     lock = RunLock(path)
-    with pytest.raises(UserError, match="at work in another process"):
+    with pytest.raises(UserError, match="another process .* is writing this run"):
         RunLock(path)
     lock.release()
     assert list(path.parent.iterdir()) == []
@@ -112,7 +115,7 @@ def test_a_file_system_without_hard_links_has_locks_too(path, monkeypatch):
 
 def test_what_is_no_lock_of_ours_is_left_alone(path):
     path.write_text("not ours")
-    with pytest.raises(UserError, match="is not a lock of fedh2l_mpi"):
+    with pytest.raises(UserError, match="the file is not a lock of fedh2l_mpi"):
         RunLock(path)
     assert path.read_text() == "not ours"
 
@@ -196,7 +199,9 @@ def refuse_to_read(path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_lock_that_may_not_be_read_is_somebody_elses_and_not_to_be_removed(path, monkeypatch):
     put(path, Holder.here())
     refuse_to_read(path, errno.EACCES, monkeypatch)
-    with pytest.raises(UserError, match="cannot be read: Permission denied; somebody else may be at work") as told:
+    with pytest.raises(
+        UserError, match="cannot be read: Permission denied. Another user may be writing this run"
+    ) as told:
         RunLock(path)
     assert "remove" not in str(told.value)
 
@@ -253,7 +258,7 @@ def test_the_other_name_of_a_stale_lock_is_not_taken_for_a_lock_of_ours(path):
 
 def test_of_a_container_with_our_name_only_a_person_knows_whether_a_process_lives(path):
     put(path, replace(ended(), namespace=1))
-    with pytest.raises(UserError, match="nobody can tell .* remove that file"):
+    with pytest.raises(UserError, match="cannot see whether it has ended.* remove this file"):
         RunLock(path)
 
 
@@ -281,7 +286,7 @@ def test_the_hidden_process_of_another_user_lives(path, monkeypatch):
 
     monkeypatch.setattr(os, "kill", refuse)
     put(path, hidden)
-    with pytest.raises(UserError, match="at work in another process"):
+    with pytest.raises(UserError, match="another process .* is writing this run"):
         RunLock(path)
     # But for one from before the machine's last boot.
     put(path, replace(hidden, started="1 another boot"))
@@ -298,7 +303,7 @@ def test_a_job_of_another_cluster_is_not_asked_for_here(path, tmp_path, monkeypa
     put(path, replace(Holder.here(), host="elsewhere", job=job, cluster="there"))
     for name, value in {"CLUSTER_NAME": "here", "JOB_ID": "77", "RESTART_COUNT": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(UserError, match="nobody can tell"):
+    with pytest.raises(UserError, match="cannot see whether it has ended"):
         RunLock(path)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "there")
     assert RunLock(path).taken_from.job == job

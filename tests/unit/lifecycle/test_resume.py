@@ -71,7 +71,7 @@ def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path)
     run(tmp_path / "grown", "rounds=6", mode="auto")
     assert_same_run(tmp_path / "long", tmp_path / "grown", rounds=6)
     assert loading.load(tmp_path / "grown" / "config.yaml").rounds == 6
-    with pytest.raises(UserError, match=r"rounds: got 5, but the run in .*grown has finished 6"):
+    with pytest.raises(UserError, match=r"rounds: got 5, but the run in .*grown has already finished 6"):
         run(tmp_path / "grown", "rounds=5", mode="auto")
 
 
@@ -79,7 +79,9 @@ def test_a_stopped_run_is_not_complete_with_a_last_round_that_was_not_evaluated(
     out = RunDirectory(tmp_path / "run")
     run(out.path, "models=[mlp]", "rounds=4", "evaluation.every=4", stop_after=1)
     before = out.config.read_bytes(), out.metrics.read_bytes()
-    with pytest.raises(UserError, match="rounds: got 1, as many .* was not evaluated; ask for 2 or more"):
+    with pytest.raises(
+        UserError, match="rounds: got 1, and .* has finished them, .* was not evaluated. Fix: use 2 or more"
+    ):
         run(out.path, "rounds=1", mode="auto")
     assert (out.config.read_bytes(), out.metrics.read_bytes()) == before
     assert run(out.path, "rounds=2", mode="auto") == StopRequest.NOTHING

@@ -31,10 +31,11 @@ def test_what_a_refusal_says_may_change_is_all_that_may_change(copy):
         "rounds": "9", "checkpoint.keep": "4", "run.max_wall": "90m", "exchange.deadline_s": "7.0",
         "devices.batching": "like", "exchange.codec": "float16", "exchange.skip_below": "0.1",
     }  # fmt: skip
-    with pytest.raises(UserError, match="has another config") as error:
+    with pytest.raises(UserError, match="has a different config") as error:
         run(copy.path, *(f"{key}={value}" for key, value in changes.items()), mode="auto")
-    *differing, last = str(error.value).splitlines()
-    may_change = last.partition("what may change: ")[2].split(", ")
+    *differing, allowed, fix = str(error.value).splitlines()
+    may_change = allowed.partition("Allowed to change: ")[2].removesuffix(".").split(", ")
+    assert "Fix: leave out CONFIG and --set" in fix
     assert len(differing) == 1 + 2
     for key in changes:
         is_refused = any(f"{key}: there" in line for line in differing)
@@ -72,7 +73,7 @@ def test_other_threads_or_code_are_warned_of(copy, told):
 def test_without_any_checkpoint_auto_begins_anew_and_keeps_what_there_was(copy, told):
     shutil.rmtree(copy.checkpoints)
     before = metrics.read(copy.metrics)
-    with pytest.raises(UserError, match="has no checkpoint; --resume auto begins anew"):
+    with pytest.raises(UserError, match="has no checkpoint. Fix: use --resume auto to start again"):
         run(copy.path, mode="require")
     assert run(copy.path, mode="auto") == StopRequest.NOTHING
     assert "the run begins at round 0 again" in told.text
@@ -117,7 +118,7 @@ def test_a_run_killed_while_it_made_its_files_can_begin(tmp_path):
 
 
 def test_fewer_rounds_than_a_stopped_run_has_are_refused(copy):
-    with pytest.raises(UserError, match="rounds: got 2, but the run has finished 3"):
+    with pytest.raises(UserError, match="rounds: got 2, but the run has already finished 3"):
         run(copy.path, "rounds=2", mode="auto")
 
 
@@ -125,7 +126,7 @@ def test_fewer_rounds_than_a_stopped_run_has_are_refused(copy):
 def test_a_run_whose_config_is_gone_is_not_begun_anew(copy, spoil):
     before = copy.metrics.read_bytes()
     spoil(copy)
-    with pytest.raises(UserError, match="put (that|its text) back"):
+    with pytest.raises(UserError, match="put (that file|its text) back"):
         run(copy.path, "models=[mlp]", "rounds=5", mode="auto")
     assert copy.metrics.read_bytes() == before
     assert len(copy.committed()) == 3

@@ -1,4 +1,4 @@
-"""The status file, and the guardian that writes it for a process that cannot."""
+"""The status file, and the watchdog that writes it for a killed process."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def test_the_first_to_say_how_it_ended_is_believed(tmp_path):
     path = tmp_path / "status"
     status.write(path, Status("running", 5, 9, checkpoint=4))
     status.end(path, "failed", "rank 2:\n  a fault", "rank 2")
-    status.end(path, "failed", "rank 0 was killed", "guardian")
+    status.end(path, "failed", "rank 0 was killed", "watchdog")
     now = status.read(path)
     assert (now.state, now.round, now.rounds, now.checkpoint) == ("failed", 5, 9, 4)
     assert now.reason == "rank 2: a fault"
@@ -86,7 +86,7 @@ else:
 
 
 @pytest.mark.parametrize(("how", "state"), [("killed", "failed"), ("terminated", "failed"), ("ends", "complete")])
-def test_the_guardian_speaks_for_a_killed_process_and_goes_with_it(tmp_path, how, state):
+def test_the_watchdog_reports_a_killed_process_and_ends_with_it(tmp_path, how, state):
     path = tmp_path / "status"
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(path), how],
@@ -103,10 +103,10 @@ def test_the_guardian_speaks_for_a_killed_process_and_goes_with_it(tmp_path, how
         time.sleep(0.02)
     else:
         os.kill(keeper, signal.SIGKILL)
-        pytest.fail("the guardian outlives what it watches over")
+        pytest.fail("the watchdog outlives rank 0")
     now = status.read(path)
     assert now.state == state
-    assert ("rank 0 of 2 ended without a word" in now.reason) == (state == "failed")
+    assert ("rank 0 of 2 ended without a report" in now.reason) == (state == "failed")
 
 
 @pytest.mark.parametrize(

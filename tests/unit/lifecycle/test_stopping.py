@@ -20,12 +20,12 @@ def test_requests_that_cannot_be_removed_are_answered_once_and_end_no_job(tmp_pa
     directory.checkpoint_request.mkdir()
     for touched_ns in (1, 2):
         os.utime(directory.checkpoint_request, ns=(touched_ns, touched_ns))
-        assert stopping.agreed() == StopRequest.CHECKPOINT
-        stopping.checkpoint_begins()
-        stopping.checkpoint_was_made()
-        assert stopping.agreed() == StopRequest.NOTHING
+        assert stopping.agree() == StopRequest.CHECKPOINT
+        stopping.begin_answer()
+        stopping.finish_answer()
+        assert stopping.agree() == StopRequest.NOTHING
     directory.stop_request.mkdir()
-    stopping.run_has_ended()
+    stopping.remove_requests()
     assert [message.count("cannot be removed: Is a directory") for message in told.messages] == [1] * 4
 
 

@@ -52,7 +52,7 @@ def test_a_run_that_another_process_is_at_work_on_is_not_moved(three):
     place = SweepRunFiles(root, loaded.elements[0])
     place.run.path.mkdir(parents=True)
     lock = RunLock(place.run.lock)
-    with pytest.raises(UserError, match="at work in another process"):
+    with pytest.raises(UserError, match="another process .* is writing this run"):
         place.set_aside()
     assert place.run.lock.exists()
     lock.release()
