@@ -14,12 +14,8 @@ from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS
 
 # Largest size of a block of rounds, all its arrays together.
 BLOCK_BYTES = 2**25
-
-
 # Tolerance of means that are computed twice in float64; and of values from float32, such as a confidence of 1.0000001.
 TOLERANCE, TOLERANCE_FLOAT32 = 1e-9, 1e-5
-
-
 # Only these are NaN in rounds without evaluation. A round has none if the config does not ask for one and some
 # participant has no `accuracy_all`.
 EVALUATED = (
@@ -27,12 +23,8 @@ EVALUATED = (
     "loss",
     "seconds_evaluate",
 )
-
-
 # Known in every round, whatever the method does.
 ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual")
-
-
 # Lowest and highest value; bytes, seconds and losses have no upper limit.
 RANGES = {
     **{each.name: (0.0, np.inf) for each in (*ROW_FIELDS, *DOMAIN_FIELDS)},
@@ -42,8 +34,6 @@ RANGES = {
     "conflict_rate": (0.0, 1.0),
     "gradient_cosine": (-1.0, 1.0),
 }
-
-
 Rows = Mapping[str, NDArray[Any]]
 
 

@@ -261,7 +261,6 @@ SHARE_IMPORTS = """\
 program+=(--share-imports)
 """
 
-
 SIGNALS = """\
 # Slurm signals this shell (B:). Bash handles signals only between commands, so the program runs in the background.
 asked=

@@ -16,8 +16,6 @@ from fedh2l_mpi.runtime.shared_imports import process_state, proxy, rendezvous, 
 from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 
 OPTION = "--share-imports"
-
-
 # A server may end before it answers, because its last rank has just ended or it was killed. Then try again.
 ATTEMPTS = 3
 

@@ -23,8 +23,6 @@ assert ctypes.CDLL(None).syscall(number, 0, buffer, 56, 0) == 0
 _, policy, _, nice, _, runtime_ns = struct.unpack_from("=IIQiIQ", buffer)
 print(taken, error, policy == os.SCHED_OTHER, nice, runtime_ns)
 """
-
-
 linux = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64", "ppc64le"),
     reason="the system call is known by number on Linux, on some processors",
