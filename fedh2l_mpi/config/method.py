@@ -99,7 +99,7 @@ class PooledOptions(SeedSupervisedOptions, kind="pooled"):
     """Options of `pooled`."""
 
 
-class FedH2LOptions(DistillationOptions, CombineOptions, kind="fedh2l"):
+class FedH2LOptions(CombineOptions, DistillationOptions, kind="fedh2l"):
     """Options of `fedh2l`."""
 
     weight_ce: WeightCe = 1.0

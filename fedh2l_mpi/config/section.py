@@ -170,10 +170,14 @@ class KindSection(Section):
 
 
 def all_fields(section: type[Section]) -> dict[str, FieldInfo]:
-    """Every key of a section, those of its kinds included, with the field of the first kind that has it."""
+    """Every key of a section, those of its kinds included, with the field of the first kind that has it.
+
+    The keys of the default kind come first, because a reader looks for those first.
+    """
     fields = dict(section.model_fields)
     if issubclass(section, KindSection):
-        for kind in section.section().classes():
+        default = section.class_of(section.default_kind())
+        for kind in sorted(section.section().classes(), key=lambda one: one is not default):
             fields |= {key: field for key, field in kind.model_fields.items() if key not in fields}
     return fields
 

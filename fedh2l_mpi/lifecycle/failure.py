@@ -42,7 +42,6 @@ def end_job(error: BaseException, world: World) -> NoReturn:
     else:
         report(f"{world}, {world.at}: failed with {type(error).__name__}: {error}\n{traceback.format_exc().rstrip()}")
     world.abort(code or EXIT_FAULT)
-    raise error
 
 
 def report(message: str, speaks: bool = True) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
 from fedh2l_mpi.runtime import libraries
@@ -243,7 +243,7 @@ class World:
             raise RuntimeError("a single process has no other ranks to agree with")
         return self.comm.Iallreduce(ours, theirs, op=MPI.MAX)
 
-    def abort(self, code: int) -> None:
+    def abort(self, code: int) -> NoReturn:
         """End every rank of the job at once with exit code `code`. It does not return."""
         for stream in (sys.stdout, sys.stderr):
             # The stream may be closed, missing or on a full disk. The job must end anyway, so ignore these errors.

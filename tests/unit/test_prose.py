@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skip(reason="waits for the last page")
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fedh2l_mpi"
 # A docstring begins with a verb or with the name of the thing.

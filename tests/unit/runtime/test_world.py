@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from fedh2l_mpi.cli import main
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
+from fedh2l_mpi.lifecycle import failure
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.world import World, connect
@@ -91,5 +91,5 @@ def test_the_job_is_ended_also_where_nobody_can_be_told(monkeypatch, error):
     with monkeypatch.context() as streams:
         streams.setattr(sys, "stdout", Nobody())
         streams.setattr(sys, "stderr", Nobody())
-        main._end_after(RuntimeError("a fault"), World(None))
+        failure.end_job(RuntimeError("a fault"), World(None))
     assert codes == [EXIT_FAULT]
