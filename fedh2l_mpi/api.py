@@ -15,6 +15,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import run_config
 from fedh2l_mpi.lifecycle.run_config import MODES, Mode
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
+from fedh2l_mpi.runtime.libraries import name_missing_library
 from fedh2l_mpi.runtime.world import World, connect
 
 if TYPE_CHECKING:
@@ -111,28 +112,8 @@ def run(
     resolved = world.from_first(
         lambda: run_config.load(config, overrides, place, resume).resolved(world.size, world.launched)
     )
-    from fedh2l_mpi.lifecycle.failure import end_job_on_error
-    from fedh2l_mpi.lifecycle.result import Run
-    from fedh2l_mpi.runtime.libraries import name_missing_library
-    from fedh2l_mpi.runtime.logs import RunLog
-
-    with RunLog() as run_log, name_missing_library(), _torch_as_it_was(), end_job_on_error(world):
-        ended = execute(
-            resolved,
-            world,
-            run_log,
-            out=place,
-            name=_name(config),
-            resume=resume,
-            trace=Path(trace) if trace is not None else None,
-            on_round=on_round,
-            shows_progress=not quiet,
-            prints=quiet is False,
-        )
-        # Rank 0 answers after it has closed the files, so that every rank finds the run complete.
-        path = world.from_first(lambda: ended.directory.path)
-        world.close()
-        return Run.open(path)
+    with name_missing_library():
+        return _run_and_open(resolved, world, place, _name(config), resume, trace, on_round, quiet)
 
 
 def load_config(config: ConfigSource = None, *, set: str | Sequence[str] = ()) -> Config:
@@ -144,6 +125,39 @@ def load_config(config: ConfigSource = None, *, set: str | Sequence[str] = ()) -
         If a key or a value is wrong; the message has one line for each mistake.
     """
     return loading.load(config, (set,) if isinstance(set, str) else tuple(set))
+
+
+def _run_and_open(
+    config: Config,
+    world: World,
+    out: str | None,
+    name: str,
+    resume: Mode,
+    trace: str | Path | None,
+    on_round: OnRound | None,
+    quiet: bool | None,
+) -> "Run":
+    from fedh2l_mpi.lifecycle.failure import end_job_on_error
+    from fedh2l_mpi.lifecycle.result import Run
+    from fedh2l_mpi.runtime.logs import RunLog
+
+    with RunLog() as run_log, _torch_as_it_was(), end_job_on_error(world):
+        ended = execute(
+            config,
+            world,
+            run_log,
+            out=out,
+            name=name,
+            resume=resume,
+            trace=Path(trace) if trace is not None else None,
+            on_round=on_round,
+            shows_progress=not quiet,
+            prints=quiet is False,
+        )
+        # Rank 0 answers after it has closed the files, so that every rank finds the run complete.
+        path = world.from_first(lambda: ended.directory.path)
+        world.close()
+        return Run.open(path)
 
 
 def execute(

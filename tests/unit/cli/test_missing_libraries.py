@@ -17,9 +17,10 @@ def ended(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCK)
     write(tmp_path / "run", THREE)
 
-    def without(library, words, ranks=None):
+    def without(library, words, ranks=None, module="fedh2l_mpi"):
         path = f"{tmp_path}:{ROOT}"
-        return launch(words, ranks=ranks, environ={"WITHOUT": library, "PYTHONPATH": path}, cwd=tmp_path)
+        environ = {"WITHOUT": library, "PYTHONPATH": path}
+        return launch(words, ranks=ranks, environ=environ, cwd=tmp_path, module=module)
 
     return without
 
@@ -57,6 +58,13 @@ def test_the_extra_to_install_is_named(ended, tmp_path, library, extra, words):
     assert result.err.count("\n") == 1
     # A sweep's directory has its lock; nothing else is left.
     assert not [path for path in tmp_path.glob("new*") if path.is_file() or (path / "metrics.h5").exists()]
+
+
+def test_from_python_the_extra_is_named_by_a_user_error(ended, tmp_path):
+    (tmp_path / "script.py").write_text("import fedh2l_mpi as fh\nfh.run({'rounds': 1}, out='new')\n")
+    result = ended("torch", [], module="script")
+    assert "UserError: torch is not installed. Fix: install the extra [run]" in result.err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("words", [["report", "run"], ["compare", "run"], ["--keys"], ["--help"]])
