@@ -17,14 +17,10 @@ from fedh2l_mpi.runtime.shared_imports.process_state import ProcessState
 # The modules that a rank of a run imports. mpi4py.MPI is left out because importing it joins the job as a rank.
 MODULES = (
     *("torch", "h5py", "mpi4py", "rich.console", "rich.progress", "rich.table", "networkx", "ctypes"),
-    *("fedh2l_mpi.cli.main", "fedh2l_mpi.runtime.terminal", "fedh2l_mpi.lifecycle.start", "fedh2l_mpi.run_directory"),
-    *(
-        "fedh2l_mpi.simulation",
-        "fedh2l_mpi.metrics.collector",
-        "fedh2l_mpi.lifecycle.checkpoint_writer",
-        "fedh2l_mpi.exchange",
-    ),
-    *("fedh2l_mpi.metrics.writer", "fedh2l_mpi.analysis.report", "fedh2l_mpi.analysis.run"),
+    *("fedh2l_mpi.cli.main", "fedh2l_mpi.api", "fedh2l_mpi.run_directory", "fedh2l_mpi.simulation"),
+    *("fedh2l_mpi.lifecycle.start", "fedh2l_mpi.lifecycle.progress", "fedh2l_mpi.lifecycle.resume"),
+    *("fedh2l_mpi.lifecycle.run_metadata", "fedh2l_mpi.runtime.logs", "fedh2l_mpi.runtime.terminal"),
+    *("fedh2l_mpi.analysis.report", "fedh2l_mpi.analysis.run"),
 )
 # Libraries start several threads at import otherwise, and a process with threads cannot be forked safely.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
