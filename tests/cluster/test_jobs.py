@@ -249,7 +249,7 @@ def test_what_cannot_work_is_refused_with_the_fix(submit, mpich_here, openmpi_he
     assert apart.end() == "FAILED"
     assert "so each would run alone. Use srun --mpi=pmi2" in apart.said()
     assert shared.end() == "FAILED"
-    assert "use --gpus-per-node instead of --gpus-per-task, or start with srun" in shared.said()
+    assert "would share one GPU. Use --gpus-per-node, or start with srun" in shared.said()
     for job in (apart, shared):
         assert "the run did not begin" in job.said()
         assert not job.run.exists()
