@@ -229,6 +229,10 @@ def _import_everything() -> str:
     for name in ONE_THREAD:
         os.environ.pop(name, None)
     os.environ.update(before)
+    # The config's validators are built when they are first used; built here, all ranks share their memory.
+    from fedh2l_mpi.config import Config
+
+    Config()
     # Garbage collection writes to all objects, so freeze them; otherwise their memory pages are no longer shared.
     gc.collect()
     gc.freeze()
