@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run that was read from its metrics file.
 
@@ -49,6 +49,9 @@ class Run:
     file: Path
     metrics: RunMetrics
     config: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.condition}, {self.participants} participants)"
 
     @property
     def name(self) -> str:

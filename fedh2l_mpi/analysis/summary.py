@@ -67,6 +67,12 @@ class Summary:
     problems: Sequence[str]
     baseline: str | None = None
 
+    def __str__(self) -> str:
+        """Return the table of results as plain text."""
+        from fedh2l_mpi.analysis import report, tables
+
+        return tables.plain(report.result_table(self))
+
     def mean(self, name: str) -> float:
         """Return the mean over the participants whose value is known."""
         return mean(self.participants[name])

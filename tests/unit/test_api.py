@@ -56,7 +56,12 @@ def test_a_run_has_its_state_directory_config_and_arrays(ran):
     assert np.isnan(accuracy[0]).all()
     assert np.isfinite(accuracy[1:]).all()
     assert float(ran.dataset()["accuracy_all"][-1].mean()) == accuracy[-1].mean()
+    assert repr(ran) == f"Run({str(ran.path)!r}: complete, 3 rounds, 3 participants)"
     assert ran.summary().state.startswith("complete")
+    printed = str(ran.summary()).splitlines()
+    assert printed[0] == "after 3 rounds; accuracies on test data"
+    (mean,) = [line.split() for line in printed if line.startswith("mean of 3")]
+    assert mean[5] == f"{accuracy[-1].mean():.3f}"
     (file,) = ran.plot("curves")
     assert file.stat().st_size > 5_000
     with pytest.raises(fh.UserError, match=r"no array 'accurcy_all' \(did you mean 'accuracy_all'"):
