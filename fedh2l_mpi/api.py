@@ -106,14 +106,33 @@ def run(
         raise UserError(f"resume: got {resume!r}. Known: {', '.join(MODES)}.")
     if resume != "never" and out is None:
         raise UserError(f"resume={resume!r} needs out, the directory of the run to resume.")
-    overrides = (set,) if isinstance(set, str) else tuple(set)
     place = str(out) if out is not None else None
     world = connect()
     resolved = world.from_first(
-        lambda: run_config.load(config, overrides, place, resume).resolved(world.size, world.launched)
+        lambda: run_config.load(config, _items(set), place, resume).resolved(world.size, world.launched)
     )
     with name_missing_library():
-        return _run_and_open(resolved, world, place, _name(config), resume, trace, on_round, quiet)
+        from fedh2l_mpi.lifecycle.failure import end_job_on_error
+        from fedh2l_mpi.lifecycle.result import Run
+        from fedh2l_mpi.runtime.logs import RunLog
+
+        with RunLog() as run_log, _torch_as_it_was(), end_job_on_error(world):
+            ended = execute(
+                resolved,
+                world,
+                run_log,
+                out=place,
+                name=default_name(config),
+                resume=resume,
+                trace=Path(trace) if trace is not None else None,
+                on_round=on_round,
+                shows_progress=not quiet,
+                prints=quiet is False,
+            )
+            # Rank 0 answers after it has closed the files, so that every rank finds the run complete.
+            path = world.from_first(lambda: ended.directory.path)
+            world.close()
+            return Run.open(path)
 
 
 def load_config(config: ConfigSource = None, *, set: str | Sequence[str] = ()) -> Config:
@@ -124,40 +143,14 @@ def load_config(config: ConfigSource = None, *, set: str | Sequence[str] = ()) -
     UserError
         If a key or a value is wrong; the message has one line for each mistake.
     """
-    return loading.load(config, (set,) if isinstance(set, str) else tuple(set))
+    return loading.load(config, _items(set))
 
 
-def _run_and_open(
-    config: Config,
-    world: World,
-    out: str | None,
-    name: str,
-    resume: Mode,
-    trace: str | Path | None,
-    on_round: OnRound | None,
-    quiet: bool | None,
-) -> "Run":
-    from fedh2l_mpi.lifecycle.failure import end_job_on_error
-    from fedh2l_mpi.lifecycle.result import Run
-    from fedh2l_mpi.runtime.logs import RunLog
-
-    with RunLog() as run_log, _torch_as_it_was(), end_job_on_error(world):
-        ended = execute(
-            config,
-            world,
-            run_log,
-            out=out,
-            name=name,
-            resume=resume,
-            trace=Path(trace) if trace is not None else None,
-            on_round=on_round,
-            shows_progress=not quiet,
-            prints=quiet is False,
-        )
-        # Rank 0 answers after it has closed the files, so that every rank finds the run complete.
-        path = world.from_first(lambda: ended.directory.path)
-        world.close()
-        return Run.open(path)
+def default_name(config: ConfigSource) -> str:
+    """Return the name of a run that is given no directory, from the file of its config."""
+    if config is None:
+        return "default"
+    return Path(config).stem if isinstance(config, str | Path) else "run"
 
 
 def execute(
@@ -282,22 +275,20 @@ def assemble(
 
 
 def _listener(shown: "Progress", on_round: OnRound | None) -> "Callable[[int, NDArray[np.float64]], None]":
-    def listen(index: int, table: "NDArray[np.float64]") -> None:
-        from fedh2l_mpi.metrics import ROW_FIELDS, domains_of, unpack_table
+    from fedh2l_mpi.metrics import domains_of, unpack_table
 
+    def listen(index: int, table: "NDArray[np.float64]") -> None:
         arrays = unpack_table(table, domains_of(table))
-        shown.round(index, {field.name: arrays[field.name] for field in ROW_FIELDS})
+        shown.round(index, arrays)
         if on_round is not None:
             on_round(index, arrays)
 
     return listen
 
 
-def _name(config: ConfigSource) -> str:
-    """Return the name of a run that has no directory yet."""
-    if config is None:
-        return "default"
-    return Path(config).stem if isinstance(config, str | Path) else "run"
+def _items(set: str | Sequence[str]) -> tuple[str, ...]:
+    """Return overrides as a tuple; a single text is one override."""
+    return (set,) if isinstance(set, str) else tuple(set)
 
 
 @contextlib.contextmanager

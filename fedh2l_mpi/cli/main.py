@@ -10,15 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fedh2l_mpi.cli import commands
-from fedh2l_mpi.errors import (
-    EXIT_FAULT,
-    EXIT_INTERRUPTED,
-    EXIT_LATE,
-    EXIT_USER,
-    DivergedError,
-    LateRankError,
-    UserError,
-)
+from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from fedh2l_mpi.lifecycle.failure import end_job, report
 from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import libraries, processes
@@ -65,9 +57,6 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         code = commands.execute(command, world, signals)
     except UserError as error:
         _leave(error, world)
-    except (LateRankError, DivergedError) as error:
-        report(f"{world}, {world.at}: {error}")
-        world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     except BrokenPipeError:
         # The reader of the output has closed it (`... --keys | head`).
         processes.discard_output()

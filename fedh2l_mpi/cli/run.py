@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from fedh2l_mpi.cli.options import Parser, add_set
 from fedh2l_mpi.config import Config, keys
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import run_config
-from fedh2l_mpi.lifecycle.run_config import MODES, Mode
+from fedh2l_mpi.lifecycle.run_config import MODES
 from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.launcher import Launch
@@ -31,20 +30,6 @@ Without CONFIG, the built-in default runs: scikit-learn's digits, one rotation
 per participant, on a ring. Under mpirun or srun, the ranks share the
 participants. A single process hosts all of them, and computes the same
 numbers."""
-
-
-@dataclass(frozen=True)
-class RunCommand:
-    """Options of a run."""
-
-    config: str | None
-    overrides: tuple[str, ...]
-    out: str | None
-    resume: Mode
-    trace: Path | None
-    check: bool
-    quiet: bool
-    share_imports: bool
 
 
 def _add_options(parser: Parser) -> None:
@@ -132,27 +117,16 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
         print(json.dumps(keys.json_schema(), indent=2, ensure_ascii=False))
     elif options.keys is not None:
         _print_keys(options.keys)
+    elif options.check:
+        _print_check(options)
     else:
-        command = RunCommand(
-            options.config,
-            tuple(options.overrides),
-            options.out,
-            options.resume,
-            options.trace,
-            options.check,
-            options.quiet,
-            options.share_imports,
-        )
-        if command.check:
-            _print_check(command)
-        else:
-            _run(command, context.world, context.signals)
+        _run(options, context.world, context.signals)
     return 0
 
 
-def _print_check(command: RunCommand) -> None:
+def _print_check(options: argparse.Namespace) -> None:
     launch = Launch.from_environment(os.environ)
-    config = _config(command).resolved(launch.size, launch.launched)
+    config = _config(options).resolved(launch.size, launch.launched)
     from fedh2l_mpi.planning import check
     from fedh2l_mpi.runtime import terminal
 
@@ -164,12 +138,12 @@ def _print_keys(word: str) -> None:
         print(key)
 
 
-def _config(command: RunCommand) -> Config:
-    return run_config.load(command.config, command.overrides, command.out, command.resume)
+def _config(options: argparse.Namespace) -> Config:
+    return run_config.load(options.config, options.overrides, options.out, options.resume)
 
 
-def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
-    config = world.from_first(lambda: _config(command).resolved(world.size, world.launched))
+def _run(options: argparse.Namespace, world: World, signals: Signals | None) -> None:
+    config = world.from_first(lambda: _config(options).resolved(world.size, world.launched))
     # OpenMP reads this when torch is imported, before torch knows the config's number of threads.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
     from fedh2l_mpi import api
@@ -180,24 +154,23 @@ def _run(command: RunCommand, world: World, signals: Signals | None) -> None:
         world,
         # It is no context here: an error is still written into the log after the run has ended.
         RunLog(),
-        out=command.out,
-        name=Path(command.config).stem if command.config else "default",
-        resume=command.resume,
-        trace=command.trace,
+        out=options.out,
+        name=api.default_name(options.config),
+        resume=options.resume,
+        trace=options.trace,
         signals=signals,
-        shows_progress=not command.quiet,
-        prints=not command.quiet,
-        note=str(signals.parent) if command.share_imports and signals is not None else "",
+        shows_progress=not options.quiet,
+        prints=not options.quiet,
+        note=str(signals.parent) if options.share_imports and signals is not None else "",
     )
-    if world.rank == 0 and not command.quiet:
-        _print_end(ended, config.rounds, command.trace)
+    if world.rank == 0 and not options.quiet:
+        _print_end(ended, config.rounds, options.trace)
 
 
 def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
     """Print the table of results, and how to resume a run that was stopped."""
     from fedh2l_mpi.analysis import report
     from fedh2l_mpi.analysis.run import load_run
-    from fedh2l_mpi.analysis.summary import summarise
     from fedh2l_mpi.runtime import terminal
 
     directory = ended.directory
@@ -206,7 +179,7 @@ def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
         if ended.was_complete:
             print(f"{directory.path}: the run is complete, {rounds} rounds; nothing is left to do")
             return
-        table = report.rich_table(report.result_table(summarise(load_run(directory.path))))
+        table = report.rich_table(report.result_table(load_run(directory.path).summary()))
         lines = [f"metrics: {directory.metrics}"]
         if trace is not None:
             lines.append(f"trace: {trace}")

@@ -360,8 +360,6 @@ class NoExchange:
         The participants hosted here.
     """
 
-    mpi_sent = 0
-
     def __init__(self, hosted: range) -> None:
         self._hosted = hosted
 

@@ -25,14 +25,15 @@ def end_job_on_error(world: World) -> Iterator[None]:
         if isinstance(error, UserError):
             report(str(error))
             world.abort(EXIT_USER)
-        if isinstance(error, LateRankError | DivergedError):
-            report(f"{world}, {world.at}: {error}")
-            world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
         end_job(error, world)
 
 
 def end_job(error: BaseException, world: World) -> NoReturn:
-    """Report an unexpected error and end the job, because a rank that just left would leave the others waiting."""
+    """Report an error and end the job, because a rank that just left would leave the others waiting."""
+    if isinstance(error, LateRankError | DivergedError):
+        # These are expected errors: their text says all, and a traceback would hide it.
+        report(f"{world}, {world.at}: {error}")
+        world.abort(EXIT_LATE if isinstance(error, LateRankError) else EXIT_FAULT)
     # sys.exit() inside a run counts as an unexpected error, even with code 0.
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else EXIT_FAULT
     if type(error).__module__.startswith("mpi4py") and (dead := world.dead_ranks(patience_s=2.0)):

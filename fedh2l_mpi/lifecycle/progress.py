@@ -75,7 +75,7 @@ class Progress:
 
         Parameters
         ----------
-        columns_P : mapping of str to float64 (P,)
+        columns_P : mapping of str to float64 (P, ...)
             The round's numbers of all participants, by the names of the metrics file.
         """
         is_evaluated = not np.isnan(columns_P["accuracy_all"]).all()

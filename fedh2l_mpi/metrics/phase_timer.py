@@ -19,7 +19,7 @@ class Indexed(Protocol):
         """Its number, from 0."""
 
 
-class TrainingUnit(Protocol):
+class HasMembers(Protocol):
     """One participant, or several that step together."""
 
     @property
@@ -40,7 +40,7 @@ class PhaseTimer:
         self._device, self._round, self._trace = device, round_index, trace
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
-    def charge(self, unit: TrainingUnit, phase: str) -> AbstractContextManager[None]:
+    def charge(self, unit: HasMembers, phase: str) -> AbstractContextManager[None]:
         """Charge the time inside the context to one participant, or in equal parts to those that step together."""
         return self._charge(unit.members, phase, tuple(member.index for member in unit.members))
 
