@@ -99,7 +99,7 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
         )
         for index in here
     ]
-    array = method.array(participants[0], plan.seed_samples_per_round, plan.classes)
+    array = method.array(participants[0], plan.seed_rows_per_round, plan.classes)
     together = batched.may_batch(config, method.takes_batches)
     return RankSetup(
         device=device,

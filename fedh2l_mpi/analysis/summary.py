@@ -199,11 +199,12 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "participants", f"{run.participants}: {models}"
     yield "graph", _graph(run)
     if attributes.get("seed_set_samples"):
-        views = key("seed_set.views")
+        views, each = key("seed_set.views"), key("seed_set.views_per_sample") or 1
         yield (
             "seed set",
             f"{attributes['seed_set_samples']} samples, {attributes.get('seed_set_samples_per_round')} a round"
-            + (f", views {views}" if views and views != "none" else ""),
+            + (f", views {views}" if views and views != "none" else "")
+            + (f", {each} of each sample" if each > 1 else ""),
         )
     if key("exchange.codec"):
         yield "codec", str(key("exchange.codec")) + (f", k = {key('exchange.top_k')}" if key("exchange.top_k") else "")

@@ -14,6 +14,8 @@ Alpha = Annotated[
 # The rotation of data that have no domains of their own.
 DOMAINS, ROTATION_STEP_DEG = 4, 20.0
 ROTATION = ("domains", "rotation_step_deg")
+# The bound keeps a product of a round's rows, classes and bytes within int64.
+MOST_VIEWS = 1000
 
 
 class PartitionConfig(KindSection):
@@ -160,7 +162,12 @@ class SeedSetConfig(KindSection):
     share: Share = Field(0.2, description="share of each participant's samples that goes into the seed set")
     max_samples: Count | None = Field(2000, description="largest size of the seed set [samples]; null: no limit")
     samples_per_round: Count | None = Field(
-        None, description="S, seed samples drawn for the exchange of a round [samples]; null: the whole seed set"
+        None, description="seed samples drawn for the exchange of a round [samples]; null: the whole seed set"
+    )
+    views_per_sample: Annotated[int, Field(strict=True, ge=1, le=MOST_VIEWS)] = Field(
+        1,
+        description="k, views of each seed sample in a round; posteriors are exchanged on samples_per_round x k rows; "
+        "1 with views none",
     )
     labelled: Switch = Field(True, description="use the seed labels; false: no cross-entropy on the seed set")
     views: str = Field(
@@ -172,6 +179,16 @@ class SeedSetConfig(KindSection):
 
 class NoViews(SeedSetConfig, kind="none"):
     """Seed samples as they are."""
+
+    @model_validator(mode="after")
+    def _has_no_copies(self) -> "NoViews":
+        if self.views_per_sample > 1:
+            text = (
+                f"got {self.views_per_sample}, must be 1 for views 'none', because the rows of a sample would be "
+                "equal. Fix: set it to 1, or choose other views."
+            )
+            refuse(problem("views_per_sample", self.views_per_sample, text))
+        return self
 
 
 class AffineViews(SeedSetConfig, kind="affine"):

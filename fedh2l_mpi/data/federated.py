@@ -44,8 +44,13 @@ class Plan:
 
     @property
     def seed_samples_per_round(self) -> int:
-        """Number of seed samples of a round, S."""
+        """Number of seed samples that are drawn for a round."""
         return self.config.seed_set.samples_per_round or len(self.seed)
+
+    @property
+    def seed_rows_per_round(self) -> int:
+        """Number of rows of a round, S: its seed samples times the views of each."""
+        return self.seed_samples_per_round * self.config.seed_set.views_per_sample
 
     @property
     def domain_names(self) -> list[str]:

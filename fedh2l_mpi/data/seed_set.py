@@ -4,10 +4,14 @@ A memorised seed set teaches little, because every teacher's posterior on it is 
 without additional traffic. Every participant transforms the round's samples with the same random numbers, drawn from
 (seed, round), so posteriors are exchanged on inputs that are new to all.
 
-Shape letters: A all seed samples, S seed samples of a round, K channels, H height, W width, C classes.
+A round has S = n x k rows: n samples, each in k views. Row v n + i is view v of the i-th sample, and the samples are
+in the order of the seed set. The first n rows are thus those of a round with one view of each sample.
+
+Shape letters: A all seed samples, S rows of a round, K channels, H height, W width, C classes.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +26,13 @@ from fedh2l_mpi.rng import Purpose, generator
 
 # Number of views of round 0 that are hashed on the CPU; these few reveal a library that transforms differently.
 HASHED_VIEWS = 16
+# Keys that the digest leaves out if they have the value of runs from before there was the key.
+ADDED = (("views_per_sample", 1),)
 
 
 @dataclass(frozen=True)
 class SeedRound:
-    """Seed samples of one round, the same for every participant.
+    """Seed samples of one round in their views, the same for every participant; its length is the number of rows, S.
 
     Attributes
     ----------
@@ -45,6 +51,16 @@ class SeedRound:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @staticmethod
+    def join(views: Sequence["SeedRound"]) -> "SeedRound":
+        """Concatenate views of the same samples."""
+        first = views[0]
+        if len(views) == 1:
+            return first
+        images, labels, targets = zip(*((view.images, view.labels, view.targets) for view in views), strict=True)
+        together = torch.cat(images).contiguous(memory_format=torch.channels_last)
+        return SeedRound(first.round, together, torch.cat(labels), torch.cat(targets))
+
 
 @dataclass(frozen=True)
 class SeedSet:
@@ -55,7 +71,7 @@ class SeedSet:
     samples : Labelled
         A samples on the device.
     samples_per_round : int
-        S.
+        n, number of samples that are drawn for a round.
     classes : int
         C.
     seed : int
@@ -72,6 +88,11 @@ class SeedSet:
         return len(self.samples)
 
     @property
+    def rows_per_round(self) -> int:
+        """Number of rows of a round, S: its samples times the views of each."""
+        return self.samples_per_round * self.config.views_per_sample
+
+    @property
     def nbytes(self) -> int:
         """Bytes of distributing the set to one participant, once."""
         return self.samples.images.nbytes + self.samples.labels.nbytes
@@ -80,7 +101,8 @@ class SeedSet:
         """Return the SHA-256 of samples, labels, their order and views; equal digests mean equal seed sets."""
         images, labels = self.samples.images, self.samples.labels
         # This text is in the digests of stored checkpoints; a key that is added later must not change it.
-        keys = ", ".join(f"{key}={value!r}" for key, value in self.config.model_dump().items())
+        values = self.config.model_dump().items()
+        keys = ", ".join(f"{key}={value!r}" for key, value in values if (key, value) not in ADDED)
         shape = tuple(images.shape)
         text = f"({shape}, {self.samples_per_round}, {self.classes}, SeedSetConfig({keys}))"
         sha = hashlib.sha256(text.encode())
@@ -88,24 +110,28 @@ class SeedSet:
         sha.update(labels.cpu().numpy().data)
         # The CPU computes these views on every device, because GPUs of different kinds may differ in the last bit.
         first = self.samples.inputs(slice(0, HASHED_VIEWS)).cpu()
-        seen = self._viewed(SeedRound(0, first, labels[:HASHED_VIEWS].cpu(), labels[:HASHED_VIEWS].cpu()))
+        hashed = SeedRound(0, first, labels[:HASHED_VIEWS].cpu(), labels[:HASHED_VIEWS].cpu())
+        seen = self._viewed(hashed, generator(self.seed, Purpose.SEED_VIEWS, 0))
         sha.update(seen.images.contiguous().numpy().data)
         sha.update(seen.targets.contiguous().numpy().data)
         return sha.digest()
 
     def of_round(self, round_index: int) -> SeedRound:
-        """Return the round's subset and its views, drawn from (seed, round): the same on every participant."""
+        """Return the round's subset in its views, drawn from (seed, round): the same on every participant."""
         rows: Tensor | slice = slice(None)
         if self.samples_per_round < len(self):
             draw = generator(self.seed, Purpose.SEED_SUBSET, round_index)
             chosen = np.sort(draw.choice(len(self), self.samples_per_round, replace=False))
             rows = torch.from_numpy(chosen).to(self.samples.labels.device)
         labels = self.samples.labels[rows]
-        return self._viewed(SeedRound(round_index, self.samples.inputs(rows), labels, labels))
+        drawn = SeedRound(round_index, self.samples.inputs(rows), labels, labels)
+        # One stream for all views, so that the first view does not depend on the number of views.
+        draw = generator(self.seed, Purpose.SEED_VIEWS, round_index)
+        return SeedRound.join([self._viewed(drawn, draw) for _ in range(self.config.views_per_sample)])
 
-    def _viewed(self, seed: SeedRound) -> SeedRound:
-        """Transform the round's samples by `seed_set.views`."""
-        config, draw = self.config, generator(self.seed, Purpose.SEED_VIEWS, seed.round)
+    def _viewed(self, seed: SeedRound, draw: np.random.Generator) -> SeedRound:
+        """Return one view of each of the samples, by `seed_set.views`."""
+        config = self.config
         images, labels, targets = seed.images, seed.labels, seed.targets
         if isinstance(config, AffineViews):
             images = Affine(config.view_rotation_deg, config.view_scale, config.view_shift)(images, draw)

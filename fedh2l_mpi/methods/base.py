@@ -1,6 +1,6 @@
 """Base classes of learning methods: the interface to the round loop, and the defaults that most methods share.
 
-Shape letters: N neighbours, S seed samples of the round, C classes, K gradients, W weights of the model. A published
+Shape letters: N neighbours, S seed rows of the round, C classes, K gradients, W weights of the model. A published
 array has rows and columns.
 """
 
@@ -32,7 +32,7 @@ class Round:
     graph : Graph
         Neighbours of every participant.
     seed : SeedRound
-        The round's seed samples, the same for all participants.
+        The round's seed samples in their views, the same for all participants.
     private_samples : tuple of int
         Number of private training samples of each participant, (P,).
     """
@@ -97,7 +97,7 @@ class Method:
         participant : Participant
             Any participant; if parameters are shared, all have the same shape.
         samples, classes : int
-            S, seed samples of a round, and C.
+            S, rows of a round (its seed samples times the views of each), and C.
         """
         return None
 

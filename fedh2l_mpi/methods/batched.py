@@ -1,6 +1,6 @@
 """Train participants with the same architecture as one batch: fewer, larger matrix products.
 
-Shape letters: G members, B minibatch, N neighbours, S seed samples of the round, C classes, W weights of a model.
+Shape letters: G members, B minibatch, N neighbours, S seed rows of the round, C classes, W weights of a model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

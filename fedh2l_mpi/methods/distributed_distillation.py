@@ -1,6 +1,6 @@
 """Distributed distillation on an unlabelled common set.
 
-Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
+Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """Deep mutual learning on the seed set.
 
-Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
+Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """FedH2L as its abstract describes it: mutual distillation on a shared seed set, with combined gradients.
 
-Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
+Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """FedMD: participants approach the mean of their logits, then return to their own data.
 
-Shape letters: B minibatch, S seed samples of the round, C classes, N neighbours.
+Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 """
 
 import torch

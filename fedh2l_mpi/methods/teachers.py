@@ -1,6 +1,6 @@
 """Select and weight the neighbours' posteriors that are the teachers of a mutual phase.
 
-Shape letters: N neighbours, M teachers, S seed samples of the round, C classes.
+Shape letters: N neighbours, M teachers, S seed rows of the round, C classes.
 """
 
 from collections.abc import Callable

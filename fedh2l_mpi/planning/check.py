@@ -35,7 +35,7 @@ def check(config: Config) -> RenderableType:
     report = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     edges = topology.graph(0).edges
     alone = links(edges, Hosting(config.size, 1))
-    degrees, message, samples = topology.graph(0).degrees(), run.message, plan.seed_samples_per_round
+    degrees, message = topology.graph(0).degrees(), run.message
     private = [len(share.private) for share in plan.shares]
     a_round = alone.edge_bytes(message) if message is not None else 0.0
     exchanges = sum(map(method.exchanges_in, range(config.rounds)))
@@ -49,8 +49,9 @@ def check(config: Config) -> RenderableType:
         f"{plan.domains} domains, {config.data.partition.kind}",
         "domains": ", ".join(plan.domain_names),
         "private samples": f"{_range(min(private), max(private))} per participant",
-        "seed set": f"{len(plan.seed)} samples, {samples} per round, "
-        f"{size(len(plan.seed) * run.counts.stored_bytes)} once",
+        "seed set": f"{len(plan.seed)} samples, {plan.seed_samples_per_round} per round"
+        + (f" in {config.seed_set.views_per_sample} views each, " if config.seed_set.views_per_sample > 1 else ", ")
+        + f"{size(len(plan.seed) * run.counts.stored_bytes)} once",
         "test samples": f"{_range(min(tests), max(tests))} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
         f"degree {_range(degrees.min(), degrees.max())}"

@@ -85,8 +85,8 @@ class SampleCounts:
     ----------
     private_P, validation_P : int64 (P,)
         Number of private and validation samples of each participant.
-    seed, seed_per_round : int
-        Number of samples in the seed set, and in the part of it that a round uses.
+    seed, seed_rows_per_round : int
+        Number of samples in the seed set, and of rows of a round: the samples that it uses times the views of each.
     tests : sequence of int
         Number of test samples in each domain.
     stored_bytes, input_bytes : int
@@ -96,7 +96,7 @@ class SampleCounts:
     private_P: NDArray[np.int64]
     validation_P: NDArray[np.int64]
     seed: int
-    seed_per_round: int
+    seed_rows_per_round: int
     tests: Sequence[int]
     classes: int
     stored_bytes: int
@@ -253,8 +253,8 @@ def _message_bytes(
 
 
 def _round_bytes(config: Config, counts: SampleCounts) -> int:
-    """Return the size of a round's seed samples [bytes]. Drawing augmented views needs two more copies."""
-    return counts.seed_per_round * counts.input_bytes * (1 if config.seed_set.views == "none" else 3)
+    """Return the size of a round's seed rows [bytes]. Drawing augmented views needs two more copies."""
+    return counts.seed_rows_per_round * counts.input_bytes * (1 if config.seed_set.views == "none" else 3)
 
 
 def _step_bytes(

@@ -69,7 +69,7 @@ def _overview(plan: RunPlan) -> RenderableType:
         f"{_range(first.degree_P.min(), first.degree_P.max())}{again}",
         "data": f"{plan.source.name}, {counts.domains} domains; "
         f"{_range(counts.private_P.min(), counts.private_P.max())} private samples each, "
-        f"{counts.seed:,} seed samples, {counts.seed_per_round:,} per round",
+        f"{counts.seed:,} seed samples, {_round_samples(plan)}",
         "method": f"{config.method.name}, {config.rounds:,} rounds, {plan.schedule.exchanges:,} with an exchange, "
         f"{plan.evaluations:,} with an evaluation",
     }
@@ -79,6 +79,12 @@ def _overview(plan: RunPlan) -> RenderableType:
     for name, value in rows.items():
         table.add_row(name, value)
     return Group(table, "")
+
+
+def _round_samples(plan: RunPlan) -> str:
+    """Return the number of seed samples of a round, such as `320 per round in 2 views each`."""
+    rows, views = plan.required.counts.seed_rows_per_round, plan.config.seed_set.views_per_sample
+    return f"{rows // views:,} per round" + (f" in {views} views each" if views > 1 else "")
 
 
 def _codec(config: ExchangeConfig) -> str:

@@ -140,7 +140,7 @@ def compute(
     _refuse_single_samples(config, source, method, counts, built)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
     model = copy.deepcopy(built[config.architecture(0)])
-    array = method.array(stand_in_participant(config, source, model), counts.seed_per_round, source.classes)
+    array = method.array(stand_in_participant(config, source, model), counts.seed_rows_per_round, source.classes)
     message = None
     if array is not None:
         array = array.coded(config.exchange)
@@ -160,7 +160,7 @@ def _refuse_single_samples(
         private = sum(counts.private_P) if method.pools_private_data else min(own)
         minibatches = [min(optimizer.batch_size, private)] if steps.local_steps + steps.mutual_steps else []
         if method.trains_on_seed_set and steps.mutual_steps:
-            minibatches.append(min(optimizer.seed_batch_size, counts.seed_per_round))
+            minibatches.append(min(optimizer.seed_batch_size, counts.seed_rows_per_round))
         if 1 not in minibatches:
             continue
         try:
@@ -180,7 +180,7 @@ def count_samples(plan: federated.Plan) -> SampleCounts:
         private_P=np.array([len(share.private) for share in plan.shares]),
         validation_P=np.array([len(share.validation) for share in plan.shares]),
         seed=len(plan.seed),
-        seed_per_round=plan.seed_samples_per_round,
+        seed_rows_per_round=plan.seed_rows_per_round,
         tests=[len(test) for test in plan.tests],
         classes=plan.classes,
         stored_bytes=plan.image_bytes() + 8,

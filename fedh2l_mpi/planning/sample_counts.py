@@ -38,7 +38,7 @@ def assume_counts(config: Config, source: Source) -> SampleCounts:
         private_P=np.full(config.size, max(1, each - seed - validation)),
         validation_P=np.full(config.size, validation),
         seed=in_seed_set,
-        seed_per_round=config.seed_set.samples_per_round or in_seed_set,
+        seed_rows_per_round=(config.seed_set.samples_per_round or in_seed_set) * config.seed_set.views_per_sample,
         tests=_tests(config, source),
         classes=source.classes,
         stored_bytes=source.image_bytes + 8,

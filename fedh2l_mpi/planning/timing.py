@@ -84,10 +84,11 @@ def calibrate(config: Config, source: Source, counts: SampleCounts, degree: floa
     """
     torch.set_num_threads(config.devices.threads)
     seed = requirements.random_samples(source, _part(counts.seed, counts.input_bytes))
-    seed_set = SeedSet(seed, min(counts.seed_per_round, len(seed)), source.classes, config.seed_set, config.seed)
+    samples = min(counts.seed_rows_per_round // config.seed_set.views_per_sample, len(seed))
+    seed_set = SeedSet(seed, samples, source.classes, config.seed_set, config.seed)
     index = config.rounds - 1
     seed_set.of_round(index)
-    seed_round_s = _seconds(lambda: seed_set.of_round(index)) * counts.seed_per_round / seed_set.samples_per_round
+    seed_round_s = _seconds(lambda: seed_set.of_round(index)) * counts.seed_rows_per_round / seed_set.rows_per_round
     neighbours = max(0, min(math.ceil(degree), NEIGHBOURS, DATA_BYTES // max(1, held_bytes)))
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
     private = int(counts.private_P.mean())
@@ -130,7 +131,7 @@ def _phases(
     notes = participant.notes * (local + mutual) / max(1, e + m)
     publish, first, second = (statistics.median(times) for times in zip(*tries, strict=True))
     by_local, by_mutual = _scales(method, (local, mutual), (e, m))
-    by_seed = 1.0 if method.shares_parameters else counts.seed_per_round / len(now.seed)
+    by_seed = 1.0 if method.shares_parameters else counts.seed_rows_per_round / len(now.seed)
     tests = sum(counts.tests) + int(counts.validation_P.mean())
     scored = requirements.random_samples(
         source, min(_part(tests, counts.input_bytes), 8 * config.evaluation.batch_size)

@@ -14,7 +14,8 @@ RING = ["--set", "participants=5", "--set", "rounds=6", "--set", "evaluation.eve
 REDRAWN = [
     *RING,
     *("--set", "topology.kind=erdos_renyi", "--set", "topology.redraw_every=2"),
-    *("--set", "seed_set.samples_per_round=100", "--set", "data.partition.kind=dirichlet"),
+    *("--set", "seed_set.samples_per_round=100", "--set", "seed_set.views_per_sample=2"),
+    *("--set", "data.partition.kind=dirichlet"),
     *("--set", "models=[resnet8, mlp, cnn]", "--set", "method.local_steps=3", "--set", "method.mutual_steps=3"),
 ]
 

@@ -59,7 +59,7 @@ def load_of(config: "Config") -> Load | None:
         for name in architectures
     ]
     participant = requirements.stand_in_participant(config, source, built[0])
-    sent = methods.build(config).array(participant, plan.seed_samples_per_round, plan.classes)
+    sent = methods.build(config).array(participant, plan.seed_rows_per_round, plan.classes)
     if sent is None:
         return None
     return Load(f"{sent.name} of {sent.rows} x {sent.columns}", sent.coded(config.exchange).message_bytes())

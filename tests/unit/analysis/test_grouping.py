@@ -22,7 +22,7 @@ def settings(*overrides: str) -> dict:
 
 def test_a_run_that_is_older_than_a_key_is_like_one_with_the_default():
     config = yaml.safe_load(load(None, []).to_yaml())
-    del config["exchange"]["codec"], config["optimizer"]["precision"]
+    del config["exchange"]["codec"], config["optimizer"]["precision"], config["seed_set"]["views_per_sample"]
     old = what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
     assert grouping.differing([old, settings()]) == []
     assert grouping.differing([old, settings("exchange.codec=uint8")]) == ["exchange.codec"]

@@ -44,6 +44,8 @@ CONFIGS = ROOT / "configs"
         ("rounds='7'", "rounds: got '7'; input should be a valid integer"),
         ("rounds=99999999999999999999", "rounds: got 99999999999999999999, must be <= 2147483648"),
         ("seed_set.labelled=1", "seed_set.labelled: got 1; input should be a valid boolean"),
+        ("seed_set={views: none, views_per_sample: 2}", "seed_set.views_per_sample: got 2, must be 1 for views 'none'"),
+        ("seed_set.views_per_sample=1001", "seed_set.views_per_sample: got 1001, must be <= 1000"),
         ("optimizer.lr=1e300", "optimizer.lr: got '1e300', must be <= 1000000"),
         ("data.root=/data", "data.root: got '/data', but digits ship with scikit-learn"),
         ("data.root=2024-13-45", "the value is not valid YAML"),

@@ -132,6 +132,36 @@ def test_views_change_which_samples_are_drawn_in_no_way(views):
     assert viewed.images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("views", KINDS)
+def test_every_sample_of_a_round_stands_in_it_in_as_many_views_as_the_config_says(views):
+    once, thrice = seed_set(views).of_round(3), seed_set(views, views_per_sample=3).of_round(3)
+    assert len(thrice) == len(thrice.images) == len(thrice.targets) == 3 * 24
+    assert seed_set(views, views_per_sample=3).rows_per_round == 3 * 24
+    # Row v n + i is view v of sample i, and the first view does not depend on the number of views.
+    assert torch.equal(thrice.labels, once.labels.repeat(3))
+    assert torch.equal(thrice.images[:24], once.images)
+    assert torch.equal(thrice.targets[:24], once.targets)
+    blocks = thrice.images.split(24)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        unlike = (blocks[one] != blocks[other]).flatten(1).any(dim=1)
+        # Without mixing, no two views are equal; a mixed image may meet itself as its partner.
+        assert unlike.sum() >= (24 if views in ("affine", "photo") else 20)
+    assert thrice.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_view_of_a_mixed_sample_has_a_partner_of_its_own():
+    # Sample i is bright in pixel i alone, so a mixed image shows the weights of both halves.
+    samples = Labelled(torch.eye(40).view(40, 1, 1, 40), torch.arange(40) % 10)
+    mixed = SeedSet(samples, 40, 10, SeedSetConfig(views="mixup", views_per_sample=2), 0).of_round(1)
+    partners = [(weights - weights.diag().diag() > 0).long() for weights in mixed.images.view(2, 40, 40)]
+    for partner in partners:
+        # A permutation: a sample has one partner and is one of another sample, or it is alone.
+        assert torch.equal(partner.sum(dim=0), partner.sum(dim=1))
+        assert partner.sum(dim=0).max() == 1
+        assert partner.sum() > 30
+    assert not torch.equal(*partners)
+
+
 def test_without_views_a_round_holds_the_samples_themselves():
     whole = seed_set(per_round=40)
     assert torch.equal(whole.of_round(0).images, pictures(40))
@@ -145,9 +175,12 @@ def test_the_digest_tells_views_seeds_and_settings_apart():
         seed_set("affine", seed=1),
         seed_set("mixup", mixup_alpha=1.0),
         seed_set(per_round=23),
+        seed_set("affine", views_per_sample=2),
     ]
     assert len({variant.digest() for variant in variants}) == len(variants)
     assert seed_set("affine").digest() == seed_set("affine").digest()
+    # The digest of a run from before there were several views of a sample.
+    assert seed_set().digest().hex() == "1574981ffe3dfeede4d245389b44f5621355189dfa8bd65b3d2ef60c16fd95dc"
     swapped = seed_set()
     order = torch.tensor([1, 0, *range(2, 40)])
     samples = Labelled(swapped.samples.images[order], swapped.samples.labels[order])

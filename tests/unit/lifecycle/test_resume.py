@@ -20,6 +20,7 @@ CASES = {
         "topology.kind=erdos_renyi",
         "topology.redraw_every=2",
         "seed_set.samples_per_round=64",
+        "seed_set.views_per_sample=2",
     ],
     "momentum, BatchNorm": ["models=[resnet8]", "optimizer.name=sgd", "optimizer.momentum=0.9", "participants=2"],
     "dropout, augmentation": ["models=[mobilenet, vit]", "participants=2", "data.augmentation=affine"],

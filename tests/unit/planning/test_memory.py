@@ -30,9 +30,12 @@ from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph, Topology, draw
 
+# A round of as many rows as with the whole seed set.
+HALF_IN_TWO_VIEWS = ("seed_set.samples_per_round=144", "seed_set.views_per_sample=2")
+
 
 def test_of_a_codec_both_what_is_sent_and_what_is_decoded_takes_memory():
-    config = settled("participants=4", "exchange.codec=uint8")
+    config = settled("participants=4", "exchange.codec=uint8", *HALF_IN_TWO_VIEWS)
     source, method = digits(), methods.build(config)
     needs = requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
     assert needs.message == MessageSize(48, 4 + 288 * 10, 4 * 288 * 10, is_coded=True)
@@ -79,7 +82,10 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     assert 0.9 * told <= measured <= 1.02 * told
 
 
-@pytest.mark.parametrize("optimizer", [["optimizer.name=adam"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]])
+@pytest.mark.parametrize(
+    "optimizer",
+    [["optimizer.name=adam", "seed_set.views_per_sample=2"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]],
+)
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
     simulation = api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
@@ -111,7 +117,7 @@ def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_
     assert whole.optimisers[0] == parts.optimisers.sum()
     # Seed set and test sets lie on every rank.
     everyones = (needs.counts.seed + sum(needs.counts.tests)) * needs.counts.stored_bytes
-    everyones += 3 * needs.counts.seed_per_round * needs.counts.input_bytes
+    everyones += 3 * needs.counts.seed_rows_per_round * needs.counts.input_bytes
     assert whole.data[0] == parts.data.sum() - 2 * everyones
     assert parts.messages.argmin() == 1, "the rank whose participants have no neighbours"
 
