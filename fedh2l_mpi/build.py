@@ -95,7 +95,11 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
     federation = federated.load(plan, here, device, method.pools_private_data)
     participants = [
         _participant(
-            index, config, federation, built.pop(index) if index in built else _model(index, config, plan, begin_alike)
+            index,
+            config,
+            method,
+            federation,
+            built.pop(index) if index in built else _model(index, config, plan, begin_alike),
         )
         for index in here
     ]
@@ -130,7 +134,9 @@ def _model(index: int, config: Config, plan: federated.Plan, begin_alike: bool) 
     return models.build(architecture, source.channels, source.side, source.classes, seed, weights)
 
 
-def _participant(index: int, config: Config, federation: federated.Federation, model: nn.Module) -> Participant:
+def _participant(
+    index: int, config: Config, method: methods.Method, federation: federated.Federation, model: nn.Module
+) -> Participant:
     return Participant(
         index,
         config.architecture(index),
@@ -141,6 +147,8 @@ def _participant(index: int, config: Config, federation: federated.Federation, m
         config.evaluation,
         config.seed,
         AUGMENTATIONS[config.data.augmentation],
+        config.method.local_steps + config.method.mutual_steps,
+        "round" if method.shares_parameters else "step",
     )
 
 

@@ -3,6 +3,7 @@
 Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or confidence bins, H, W pixels.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
-from fedh2l_mpi.models import mixed_precision, optimizers
+from fedh2l_mpi.models import mixed_precision, optimizers, weight_average
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
 from fedh2l_mpi.rng import Purpose, generator, torch_seed
 
@@ -104,6 +105,10 @@ class Participant:
         The run's seed.
     augment : callable or None
         Transformation of the images of every private minibatch.
+    round_steps : int
+        E + M, optimiser steps of a round.
+    average_follows : {"step", "round"}
+        When the average of the weights moves: after each step, or after each round, when parameters were exchanged.
 
     Attributes
     ----------
@@ -111,6 +116,8 @@ class Participant:
         The parameters and buffers that parameter-sharing methods exchange.
     kept : dict of str to Tensor
         Tensors that a method keeps for this participant between phases and rounds. Checkpoints contain them.
+    average : WeightAverage or None
+        Average of the weights; None if `optimizer.average` is `none`.
     """
 
     def __init__(
@@ -124,6 +131,8 @@ class Participant:
         evaluation: EvaluationConfig,
         seed: int,
         augment: Augmentation | None = None,
+        round_steps: int = 1,
+        average_follows: weight_average.Interval = "step",
     ) -> None:
         self.index, self.architecture = index, architecture
         # A participant is a training unit of one, so the loop handles it like a batch of participants.
@@ -136,7 +145,9 @@ class Participant:
         self.parameters = FlatParameters(self.model)
         self.shared_state = SharedState(self.model, self.parameters)
         self.kept: dict[str, Tensor] = {}
-        self.optimizer = optimizers.build(self.parameters.vector, optimizer)
+        self.optimizer = optimizers.build(self.parameters.vector, optimizer, round_steps)
+        self.average = weight_average.build(self.model, self.parameters, optimizer, average_follows)
+        self._round_steps = round_steps
         self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
         self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
         self.forward_size = evaluation.batch_size
@@ -148,8 +159,10 @@ class Participant:
         It consists of tensors, numbers and dicts of them. Random generators are not part of it, because they start
         again for every participant, round and phase.
         """
+        averaged = {} if self.average is None else {"average": _copied(self.average.state())}
         return {
             "model": _copied(self.model.state_dict()),
+            **averaged,
             "optimizer": _copied(self.optimizer.state()),
             "optimizer_steps": self.optimizer.steps,
             "private_minibatches": self.minibatches.position,
@@ -177,6 +190,15 @@ class Participant:
             )
         for name, value in ours.items():
             value.copy_(theirs[name])
+        average = {} if self.average is None else self.average.state()
+        stored = state.get("average", {})
+        if {name: value.shape for name, value in average.items()} != {name: v.shape for name, v in stored.items()}:
+            raise ValueError(
+                f"participant {self.index}: got averaged weights of {sorted(stored) or 'nothing'}. "
+                f"Allowed: {sorted(average) or 'nothing'}, with the shapes of this model."
+            )
+        for name, value in average.items():
+            value.copy_(stored[name])
         self.optimizer.steps = state["optimizer_steps"]
         self.minibatches.position = state["private_minibatches"]
         self.kept = {name: value.to(self.device) for name, value in state["kept"].items()}
@@ -222,6 +244,20 @@ class Participant:
     def step(self, gradient: Tensor) -> None:
         """Make one update with the participant's optimiser, which keeps its state for the whole run."""
         self.optimizer.step(gradient)
+        if self.average is not None:
+            self.average.after_step(self.optimizer.steps)
+
+    def end_round(self) -> None:
+        """End a round's training: an average that follows rounds moves now."""
+        if self.average is not None:
+            self.average.after_round(self.optimizer.steps, self._round_steps)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model holds its averaged weights; its own if `optimizer.average` is `none`.
+
+        The trained weights are unchanged afterwards, whatever happens. Contexts may be nested.
+        """
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def received(self, theirs: Mapping[int, Tensor]) -> Tensor:
         """Return the arrays that this participant's neighbours have published, float32 (N, rows, columns)."""

@@ -130,6 +130,8 @@ class Simulation:
                 else:
                     for member in unit.members:
                         self.method.mutual_phase(member, now, theirs[member.index])
+                for member in unit.members:
+                    member.end_round()
             self.supervisor.poll()
 
     def _evaluate(self, now: Round, timer: PhaseTimer) -> dict[int, dict[str, Any]]:
@@ -139,7 +141,7 @@ class Simulation:
             return {}
         scores = {}
         for participant in self._each(now, "evaluation", self.participants):
-            with timer.charge(participant, "evaluate"):
+            with timer.charge(participant, "evaluate"), self.method.evaluating(participant):
                 own = self.setup.plan.own_domain(participant.index)
                 scores[participant.index] = evaluation.evaluate(participant, self.setup.federation.tests, own)
             self.supervisor.poll()

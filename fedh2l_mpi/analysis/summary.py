@@ -212,9 +212,14 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "rows not sent", f"rows within {key('exchange.skip_below'):g} of the neighbours' copies"
     if key("optimizer.name"):
         precision = f", {key('optimizer.precision')}" if key("optimizer.precision") == "bfloat16" else ""
+        falling = key("optimizer.schedule") == "cosine"
+        schedule = f", cosine over {_count(key('optimizer.schedule_rounds'), 'round')}" if falling else ""
+        averages = key("optimizer.average") == "ema"
+        average = f", weights averaged with decay {key('optimizer.average_decay'):.4g}" if averages else ""
         yield (
             "optimizer",
-            f"{key('optimizer.name')}, lr {key('optimizer.lr')}, minibatch {key('optimizer.batch_size')}{precision}",
+            f"{key('optimizer.name')}, lr {key('optimizer.lr')}{schedule}, minibatch {key('optimizer.batch_size')}"
+            f"{precision}{average}",
         )
     yield "seed", str(attributes.get("seed", "?"))
     yield "hardware", _hardware(run)

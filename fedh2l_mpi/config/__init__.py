@@ -11,7 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
-from fedh2l_mpi.config.method import EvaluationConfig, MethodConfig, OptimizerConfig
+from fedh2l_mpi.config.method import MethodConfig
+from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.section import Count, Section
 from fedh2l_mpi.config.topology import TopologyConfig
 from fedh2l_mpi.errors import UserError
@@ -78,7 +79,7 @@ class Config(Section):
         return models
 
     def resolved(self, ranks: int, launched: bool) -> "Config":
-        """Return this config with the number of participants filled in.
+        """Return this config with what depends on the run filled in: the number of participants, the optimiser's keys.
 
         Parameters
         ----------
@@ -106,7 +107,9 @@ class Config(Section):
                     f"models: a map must name participants 0 to {participants - 1}, each once. "
                     f"Missing: {missing or 'none'}, unknown: {strange or 'none'}."
                 )
-        return self.model_copy(update={"participants": participants})
+        round_steps = self.method.local_steps + self.method.mutual_steps
+        optimizer = self.optimizer.resolved(self.rounds, round_steps)
+        return self.model_copy(update={"participants": participants, "optimizer": optimizer})
 
     @property
     def size(self) -> int:

@@ -10,7 +10,13 @@ from fedh2l_mpi.config import Config
 
 Settings = Mapping[str, Any]
 # Keys that files of older runs lack, with the value that those runs had; an absent key counts as null otherwise.
-ADDED = {"exchange.codec": "float32", "optimizer.precision": "float32", "seed_set.views_per_sample": 1}
+ADDED = {
+    "exchange.codec": "float32",
+    "optimizer.precision": "float32",
+    "optimizer.average": "none",
+    "optimizer.schedule": "constant",
+    "seed_set.views_per_sample": 1,
+}
 # Keys without influence on the numbers: place, speed, checkpoints and end of a run.
 NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
 # Keys that may also change on resume: the number of rounds and the location of the data.

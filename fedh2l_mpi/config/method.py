@@ -1,4 +1,4 @@
-"""Methods, optimiser and evaluation: one class of options per learning method.
+"""Methods: one class of options per learning method.
 
 To add a method, write its class of options here, its file in `methods/`, and its line in `methods.METHODS`.
 """
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Natural, Number, Section, Share, problem, refuse
+from fedh2l_mpi.config.section import NO_SWITCH, KindSection, Natural, Number, problem, refuse
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6), NO_SWITCH]
 # Keys of several methods.
@@ -166,43 +166,3 @@ class OwnMethodOptions(*_all_options()):  # type: ignore[misc]
     def _has_no_neighbours(self) -> "OwnMethodOptions":
         # The method's class is not known here; `methods.build` asks it whether it constrains each neighbour.
         return self
-
-
-class OptimizerConfig(Section):
-    """Section `optimizer`: each participant has one optimiser, for the whole run."""
-
-    name: Literal["adam", "sgd"] = Field("adam", description="update rule")
-    lr: Number = Field(1e-3, gt=0.0, le=1e6, description="learning rate")
-    momentum: Number = Field(0.0, ge=0.0, lt=1.0, description="momentum of sgd")
-    weight_decay: Number = Field(0.0, ge=0.0, le=1e6, description="L2 penalty added to the gradient")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="decay of adam's first and second moment")
-    eps: Number = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
-    batch_size: Count = Field(32, description="size of a private minibatch [samples]")
-    seed_batch_size: Count = Field(32, description="size of the seed minibatch of a mutual step [samples]")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="number format of a model's matrix products and convolutions; bfloat16 is for GPUs and CPUs with "
-        "hardware for it: weights, losses and updates stay float32, and devices.batching has no effect",
-    )
-
-    @model_validator(mode="after")
-    def _momentum_of_sgd(self) -> "OptimizerConfig":
-        if self.momentum and self.name != "sgd":
-            text = f"got {self.momentum}, but adam does not use it (see betas). Fix: remove it, or set name to sgd."
-            refuse(problem("momentum", self.momentum, text))
-        return self
-
-
-class EvaluationConfig(Section):
-    """Section `evaluation`: the rounds and samples on which participants are tested."""
-
-    every: Count = Field(
-        5, description="rounds from one evaluation to the next [rounds]; the last round is always evaluated"
-    )
-    validation_share: Share = Field(
-        0.1, description="share of each participant's private data kept to choose the best round"
-    )
-    test_samples_per_domain: Count | None = Field(
-        None, description="test samples in each domain, made from the same originals [samples]; null: all"
-    )
-    batch_size: Count = Field(128, description="samples in one forward pass without gradients [samples]")

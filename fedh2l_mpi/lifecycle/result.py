@@ -41,7 +41,9 @@ class Run(analysis_run.Run):
         return cls(looked.file, loaded, looked.config)
 
     def model(self, participant: int) -> "nn.Module":
-        """Return a participant's trained model, in eval mode on the CPU, from the newest checkpoint.
+        """Return a participant's model as it was evaluated, in eval mode on the CPU, from the newest checkpoint.
+
+        It holds the averaged weights if the run averages them (`optimizer.average`).
 
         Parameters
         ----------
@@ -79,5 +81,5 @@ class Run(analysis_run.Run):
         model = models.build(architecture, source.channels, source.side, source.classes, seed=0)
         if config.optimizer.precision == "bfloat16":
             mixed_precision.mix(model)
-        model.load_state_dict(state["model"])
+        model.load_state_dict({**state["model"], **state.get("average", {})})
         return model.eval()

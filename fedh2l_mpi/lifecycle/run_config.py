@@ -22,7 +22,7 @@ def load(
         As `config.loading.load`.
     """
     chosen = source if source is not None else stored_config(out, mode)
-    return with_participants(loading.load(chosen, overrides), out, mode)
+    return as_started(loading.load(chosen, overrides), out, mode)
 
 
 def stored_config(out: str | None, mode: Mode) -> Path | None:
@@ -33,9 +33,16 @@ def stored_config(out: str | None, mode: Mode) -> Path | None:
     return path if path.is_file() else None
 
 
-def with_participants(config: Config, out: str | None, mode: Mode) -> Config:
-    """Return the config with the number of participants of the run to resume, if it leaves that to the ranks."""
+def as_started(config: Config, out: str | None, mode: Mode) -> Config:
+    """Return the config with what the run to resume filled in when it started, where the config leaves that open.
+
+    It is the number of participants, which depends on the ranks, and keys of the optimiser, which depend on the number
+    of rounds: an extended run keeps them.
+    """
     stored = stored_config(out, mode)
-    if stored is None or config.participants is not None:
+    if stored is None or (config.participants is not None and config.optimizer.is_resolved):
         return config
-    return config.model_copy(update={"participants": loading.load(stored).participants})
+    started = loading.load(stored)
+    participants = started.participants if config.participants is None else config.participants
+    optimizer = config.optimizer.as_started(started.optimizer)
+    return config.model_copy(update={"participants": participants, "optimizer": optimizer})

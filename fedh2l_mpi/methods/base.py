@@ -4,6 +4,7 @@ Shape letters: N neighbours, S seed rows of the round, C classes, K gradients, W
 array has rows and columns.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,8 @@ class Method:
         True if the seed labels may be used.
     """
 
-    # Participants exchange parameters, so all need one architecture and start with the same weights.
+    # Participants exchange parameters, so all need one architecture and start with the same weights. They publish the
+    # trained weights, and an average of the weights (`optimizer.average`) moves once a round, after the exchange.
     shares_parameters = False
     # Every participant averages with all others, so the graph must be complete.
     needs_complete_graph = False
@@ -118,12 +120,28 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} defines array(), so it must define publish(), too")
 
     def published(self, participant: Participant, now: Round) -> Tensor:
-        """Return the published array, copied if it is a view of the participant's parameters.
+        """Return what `publish` returns within `publishing`, copied if it is a view of the participant's parameters.
 
         Neighbours on this rank get it without a further copy, while the participant learns on.
         """
-        array = self.publish(participant, now)
-        return array.clone() if participant.parameters.share_memory_with(array) else array
+        with self.publishing(participant):
+            array = self.publish(participant, now)
+            return array.clone() if participant.parameters.share_memory_with(array) else array
+
+    def publishing(self, participant: Participant) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a participant publishes: its model holds the weights that publish.
+
+        These are the averaged weights, if there are any; the trained ones if parameters are exchanged, because the
+        others' parameters are mixed into those.
+        """
+        return contextlib.nullcontext() if self.shares_parameters else participant.averaged()
+
+    def evaluating(self, participant: Participant) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a participant is evaluated, on test and validation samples.
+
+        The model holds the averaged weights in it, if there are any.
+        """
+        return participant.averaged()
 
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Take E steps on private minibatches.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.models import batched_linear, optimizers
+from fedh2l_mpi.models import batched_linear, optimizers, weight_average
 from fedh2l_mpi.participant import Participant, TrainingUnit
 
 # More members gain nothing, because their gradients would leave the cache.
@@ -42,6 +42,8 @@ class BatchedParticipants:
             member.parameters.move_to(row)
         self.model = batched_linear.BatchedModel(first.model, matrix_GW)
         self.optimizer = optimizers.joined([member.optimizer for member in members], matrix_GW)
+        averages = [member.average for member in members if member.average is not None]
+        self.average = weight_average.JoinedAverage(averages, matrix_GW) if averages else None
 
     def begin(self, round_index: int, phase: int) -> None:
         """Do nothing, because no layer of these models draws random numbers or has a mode."""
@@ -64,6 +66,8 @@ class BatchedParticipants:
         self.optimizer.step(gradient)
         for member in self.members:
             member.optimizer.steps = self.optimizer.steps
+        if self.average is not None:
+            self.average.after_step(self.optimizer.steps)
 
     def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
         """Yield rows of the round's seed samples for each mutual step, int64 (G, B)."""

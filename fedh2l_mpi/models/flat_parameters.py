@@ -17,14 +17,15 @@ def channels_second(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
 
-def _shared_buffers(model: nn.Module) -> list[Tensor]:
+def floating_buffers(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that are averaged like parameters: BatchNorm's running means and variances, not counters."""
     return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 def shared_bytes(model: nn.Module) -> int:
     """Return the size of one copy of the model on the wire [bytes]: trainable parameters and buffers in float32."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return 4 * sum(value.numel() for value in [*trainable, *_shared_buffers(model)])
+    return 4 * sum(value.numel() for value in [*trainable, *floating_buffers(model)])
 
 
 class FlatParameters:
@@ -37,27 +38,30 @@ class FlatParameters:
 
     Attributes
     ----------
+    trainable : list of nn.Parameter
+        The trainable parameters, in the order of the vector.
     vector : Tensor
         All trainable parameters (W,).
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._keep_in(self._flatten([parameter.detach() for parameter in self._parameters]))
+        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.refer_to(self._flatten([parameter.detach() for parameter in self.trainable]))
 
     @torch.no_grad()
     def move_to(self, vector: Tensor) -> None:
         """Copy the parameters into `vector`, and store them there from now on."""
         vector.copy_(self.vector)
-        self._keep_in(vector)
+        self.refer_to(vector)
 
     def share_memory_with(self, tensor: Tensor) -> bool:
         """Return True if a step could change this tensor."""
         return tensor.untyped_storage().data_ptr() == self.vector.untyped_storage().data_ptr()
 
-    def _keep_in(self, vector: Tensor) -> None:
+    def refer_to(self, vector: Tensor) -> None:
+        """Make the parameters views of another vector with whatever values it has; the present one is unchanged."""
         self.vector, first = vector, 0
-        for parameter in self._parameters:
+        for parameter in self.trainable:
             stored = self.vector[first : first + parameter.numel()]
             parameter.data = channels_second(stored.view(channels_last(parameter).shape))
             first += parameter.numel()
@@ -68,7 +72,7 @@ class FlatParameters:
         `again` keeps what another gradient through the same forward pass needs.
         """
         return self._flatten(
-            torch.autograd.grad(loss, self._parameters, retain_graph=again or None, materialize_grads=True)
+            torch.autograd.grad(loss, self.trainable, retain_graph=again or None, materialize_grads=True)
         )
 
     @staticmethod
@@ -89,7 +93,7 @@ class SharedState:
 
     def __init__(self, model: nn.Module, parameters: FlatParameters) -> None:
         self._parameters = parameters
-        self._buffers = _shared_buffers(model)
+        self._buffers = floating_buffers(model)
 
     @property
     def size(self) -> int:

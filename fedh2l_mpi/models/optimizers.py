@@ -23,13 +23,16 @@ class Optimizer(Protocol):
         The vector that it updates.
     steps : int
         Number of updates so far.
+    schedule_steps : int
+        Number of updates until a schedule ends.
     """
 
     parameters: Tensor
     config: OptimizerConfig
     steps: int
+    schedule_steps: int
 
-    def __init__(self, parameters: Tensor, config: OptimizerConfig) -> None: ...
+    def __init__(self, parameters: Tensor, config: OptimizerConfig, schedule_steps: int) -> None: ...
 
     def step(self, gradient: Tensor) -> None:
         """Make one update in place; this may overwrite `gradient`."""
@@ -38,15 +41,30 @@ class Optimizer(Protocol):
         """Return the tensors that a checkpoint must store; they share memory with the optimiser."""
 
 
+def learning_rate(config: OptimizerConfig, steps: int, schedule_steps: int) -> float:
+    """Return the rate after this number of steps: lr, or lr (1 + cos(pi steps / schedule_steps)) / 2 for `cosine`.
+
+    Beyond `schedule_steps`, the rate remains 0.
+
+    Source: Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, equation 5, without
+    restarts.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    if steps >= schedule_steps:
+        return 0.0
+    return config.lr * (1 + math.cos(math.pi * steps / schedule_steps)) / 2
+
+
 class Adam:
     """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= lr m^ / (sqrt(v^) + eps), with bias-corrected m^, v^.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
     """
 
-    def __init__(self, parameters: Tensor, config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Tensor, config: OptimizerConfig, schedule_steps: int) -> None:
         self.parameters = parameters
-        self.config = config
+        self.config, self.schedule_steps = config, schedule_steps
         self.first = torch.zeros_like(parameters)
         self.second = torch.zeros_like(parameters)
         self.steps = 0
@@ -55,12 +73,13 @@ class Adam:
     def step(self, gradient: Tensor) -> None:
         """Make one update in torch.optim.Adam's order of operations; a different order changes the last bits."""
         beta1, beta2 = self.config.betas
+        scheduled = learning_rate(self.config, self.steps, self.schedule_steps)
         self.steps += 1
         if self.config.weight_decay:
             gradient.add_(self.parameters, alpha=self.config.weight_decay)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        rate = self.config.lr / (1 - beta1**self.steps)
+        rate = scheduled / (1 - beta1**self.steps)
         spread = (self.second.sqrt() / math.sqrt(1 - beta2**self.steps)).add_(self.config.eps)
         self.parameters.addcdiv_(self.first, spread, value=-rate)
 
@@ -71,21 +90,22 @@ class Adam:
 class Sgd:
     """u = momentum u + g;  w -= lr u."""
 
-    def __init__(self, parameters: Tensor, config: OptimizerConfig) -> None:
+    def __init__(self, parameters: Tensor, config: OptimizerConfig, schedule_steps: int) -> None:
         self.parameters = parameters
-        self.config = config
+        self.config, self.schedule_steps = config, schedule_steps
         # From zero, the first velocity is the first gradient, as in torch.optim.
         self.velocity = torch.zeros_like(parameters) if config.momentum else None
         self.steps = 0
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
+        rate = learning_rate(self.config, self.steps, self.schedule_steps)
         self.steps += 1
         if self.config.weight_decay:
             gradient.add_(self.parameters, alpha=self.config.weight_decay)
         if self.velocity is not None:
             gradient = self.velocity.mul_(self.config.momentum).add_(gradient)
-        self.parameters.add_(gradient, alpha=-self.config.lr)
+        self.parameters.add_(gradient, alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.velocity is None else {"velocity": self.velocity}
@@ -101,7 +121,7 @@ def joined(single: Sequence[Optimizer], parameters_GW: Tensor) -> Optimizer:
     parameters_GW : float tensor (G, W)
         The parameters of each, one row per optimiser.
     """
-    whole = type(single[0])(parameters_GW, single[0].config)
+    whole = type(single[0])(parameters_GW, single[0].config, single[0].schedule_steps)
     whole.steps = single[0].steps
     for name, state_GW in whole.state().items():
         for one, row in zip(single, state_GW, strict=True):
@@ -112,6 +132,14 @@ def joined(single: Sequence[Optimizer], parameters_GW: Tensor) -> Optimizer:
     return whole
 
 
-def build(parameters: Tensor, config: OptimizerConfig) -> Optimizer:
-    """Return the optimiser that the config names, for a flat vector of parameters that it updates in place."""
-    return Adam(parameters, config) if config.name == "adam" else Sgd(parameters, config)
+def build(parameters: Tensor, config: OptimizerConfig, round_steps: int = 1) -> Optimizer:
+    """Return the optimiser that the config names, for a flat vector of parameters that it updates in place.
+
+    Parameters
+    ----------
+    round_steps : int
+        E + M, steps of a round, in which the length of the schedule is counted.
+    """
+    schedule_steps = (config.schedule_rounds or 0) * round_steps
+    kind = Adam if config.name == "adam" else Sgd
+    return kind(parameters, config, schedule_steps)

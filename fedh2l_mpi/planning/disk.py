@@ -19,7 +19,7 @@ from fedh2l_mpi.metrics.schema import (
     SCALES,
     chunk_rows,
 )
-from fedh2l_mpi.planning.memory import ModelSize, SampleCounts, optimiser_vectors
+from fedh2l_mpi.planning.memory import ModelSize, SampleCounts, average_bytes, optimiser_vectors
 from fedh2l_mpi.planning.traffic import first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
@@ -129,15 +129,18 @@ def checkpoint_bytes(
 ) -> np.ndarray:
     """Return the size of each rank's file of a checkpoint, int64 (R,) [bytes].
 
-    A participant's part is the state of its model, of its optimiser and of its method, and small entries.
+    A participant's part is the state of its model, of its optimiser and of its method, averaged weights, and small
+    entries.
     """
     vectors = optimiser_vectors(config.optimizer)
+    copies = 1 if config.optimizer.average == "none" else 2
     each = [
         size.state_bytes
+        + average_bytes(config.optimizer, size)
         + vectors * size.trainable_bytes
         + kept_bytes
         + PARTICIPANT_BYTES
-        + TENSOR_BYTES * (size.tensors + vectors)
+        + TENSOR_BYTES * (copies * size.tensors + vectors)
         for size in sizes.values()
     ]
     architectures = list(sizes)

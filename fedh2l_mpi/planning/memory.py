@@ -42,7 +42,7 @@ class ModelSize:
     trainable_bytes, state_bytes : int
         Size of the trainable parameters; size of all parameters and buffers.
     shared_bytes : int
-        Size of one copy in a message: parameters and floating-point buffers.
+        Size of one copy in a message, and of averaged weights: trainable parameters and floating-point buffers.
     kept_bytes : int
         Activations of one sample that a forward pass keeps for the backward pass.
     largest_bytes : int
@@ -114,8 +114,9 @@ class RankMemory:
     Attributes
     ----------
     data, models, optimisers, step : int64 (R,)
-        On the device: the stored samples; parameters, buffers and what a method keeps; the optimisers' state; and the
-        largest step. A step needs gradients, activations, and the neighbours' arrays that are on the device at once.
+        On the device: the stored samples; parameters, buffers, their averages and what a method keeps; the optimisers'
+        state; and the largest step. A step needs gradients, activations, and the neighbours' arrays that are on the
+        device at once.
     messages, records, checkpoint, bookkeeping : int64 (R,)
         In host memory: published, sent and received arrays, and a view of them unless `step` includes it; metrics rows
         in transit to the file; a checkpoint's copy of the state and its file content while it is written; and
@@ -149,6 +150,11 @@ class RankMemory:
 def optimiser_vectors(config: OptimizerConfig) -> int:
     """Return how many vectors of the parameters' length an optimiser keeps: two for Adam, at most one for SGD."""
     return 2 if config.name == "adam" else int(config.momentum > 0)
+
+
+def average_bytes(config: OptimizerConfig, size: ModelSize) -> int:
+    """Return the size of a participant's averaged weights [bytes]."""
+    return 0 if config.average == "none" else size.shared_bytes
 
 
 def rank_memory(
@@ -198,7 +204,7 @@ def rank_memory(
     data_R = counts.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, counts)
     trainable = [size.trainable_bytes for size in sizes.values()]
     published = message.held_bytes if message is not None and keeps_published else 0
-    copies = [size.state_bytes + published for size in sizes.values()]
+    copies = [size.state_bytes + average_bytes(config.optimizer, size) + published for size in sizes.values()]
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
     hosted_RA = np.stack([summed(of_P == number) for number in range(len(sizes))], axis=1)
     # Participants with minibatches of different sizes do not step together either; then this is an upper bound.

@@ -166,7 +166,7 @@ def _a_round(method: Method, participant: Participant, now: Round, classes: int)
     theirs, publish = torch.empty(0, 0, 0), 0.0
     if array is not None and method.exchanges_in(now.index):
         own: list[Tensor] = []
-        publish = _seconds(lambda: own.append(method.publish(participant, now)))
+        publish = _seconds(lambda: own.append(method.published(participant, now)))
         theirs = own[0].expand(len(now.graph.neighbours[0]), array.rows, array.columns).contiguous()
     local = _seconds(lambda: method.local_phase(participant, now))
     mutual = _seconds(lambda: method.mutual_phase(participant, now, theirs))

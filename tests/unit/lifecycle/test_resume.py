@@ -27,6 +27,14 @@ CASES = {
     "kept logits": ["method.name=fedmd", "method.warmup_rounds=1"],
     "gossip of parameters from before the local steps": ["method.name=d_psgd", "models=[cnn]", "method.publish=start"],
     "federated averaging with a proximal term": ["method.name=fedprox", "models=[mlp]", "topology.kind=complete"],
+    "averaged weights, BatchNorm, a falling rate": [
+        *("models=[resnet8]", "participants=2", "optimizer.average=ema", "optimizer.schedule=cosine"),
+    ],
+    "averaged weights of parameters that are exchanged": [
+        *("method.name=fedavg", "models=[resnet8]", "participants=2", "topology.kind=complete"),
+        *("optimizer.average=ema", "optimizer.average_decay=0.9"),
+    ],
+    "averaged weights, members of a batch": ["models=[mlp]", "devices.batching=like", "optimizer.average=ema"],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [

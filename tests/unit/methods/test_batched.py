@@ -36,8 +36,17 @@ def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
         ["models=[mlp]", "topology.kind=star", "method.temperature=2", "optimizer.weight_decay=0.01"],
         ["models=[mlp]", "method.name=seed_supervised", "data.augmentation=affine"],
         ["models=[mlp]", "method.name=independent"],
+        ["models=[mlp]", "topology.kind=star", "optimizer.average=ema", "optimizer.schedule=cosine"],
     ],
-    ids=["regular graph", "two architectures", "views, odd minibatches", "unlike degrees", "seed_supervised", "alone"],
+    ids=[
+        "regular graph",
+        "two architectures",
+        "views, odd minibatches",
+        "unlike degrees",
+        "seed_supervised",
+        "alone",
+        "averaged weights, schedule",
+    ],
 )
 def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path, settings):
     common = ["participants=7", "rounds=4", "evaluation.every=2", "data.partition.domains=4", *settings]
@@ -50,6 +59,8 @@ def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path,
     for ours, theirs in zip(simulation.participants, one_by_one.participants, strict=True):
         for name, value in theirs.state()["optimizer"].items():
             assert torch.equal(ours.state()["optimizer"][name], value), name
+        for name, value in theirs.state().get("average", {}).items():
+            assert torch.equal(ours.state()["average"][name], value), name
         assert torch.equal(ours.parameters.vector, theirs.parameters.vector)
         assert ours.optimizer.steps == theirs.optimizer.steps > 0
 

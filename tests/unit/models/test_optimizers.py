@@ -48,3 +48,34 @@ def test_the_state_is_what_moves():
         optimizer.step(torch.ones(4))
         assert set(optimizer.state()) == names
         assert all(value.abs().min() > 0 for value in optimizer.state().values())
+
+
+@pytest.mark.parametrize(("config", "theirs", "options"), CASES)
+def test_the_cosine_schedule_equals_that_of_torch_and_then_nothing_moves(config, theirs, options):
+    rounds, round_steps = 5, 6
+    scheduled = config.model_copy(update={"schedule": "cosine", "schedule_rounds": rounds})
+    draw = torch.Generator().manual_seed(0)
+    ours = torch.randn(13, dtype=torch.float64, generator=draw)
+    reference = ours.clone().requires_grad_()
+    optimizer, expected = optimizers.build(ours, scheduled, round_steps), theirs([reference], foreach=False, **options)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(expected, T_max=rounds * round_steps)
+    for step in range(rounds * round_steps):
+        rate = optimizers.learning_rate(scheduled, step, rounds * round_steps)
+        assert rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-9)
+        reference.grad = torch.randn(13, dtype=torch.float64, generator=draw)
+        optimizer.step(reference.grad.clone())
+        expected.step()
+        schedule.step()
+    torch.testing.assert_close(ours, reference.detach(), rtol=1e-9, atol=1e-12)
+    last = ours.clone()
+    optimizer.step(torch.ones(13, dtype=torch.float64))
+    assert torch.equal(ours, last)
+
+
+def test_optimisers_that_step_together_share_the_schedule():
+    config = OptimizerConfig(name="sgd", lr=1.0, schedule="cosine", schedule_rounds=2)
+    together = optimizers.joined([optimizers.build(torch.zeros(3), config, 2) for _ in range(2)], torch.zeros(2, 3))
+    for rate in (1.0, 0.85355, 0.5, 0.14645, 0.0):
+        before = together.parameters.clone()
+        together.step(torch.ones(2, 3))
+        torch.testing.assert_close(before - together.parameters, torch.full((2, 3), rate), rtol=1e-4, atol=1e-6)

@@ -84,7 +84,11 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [["optimizer.name=adam", "seed_set.views_per_sample=2"], ["optimizer.name=sgd", "optimizer.momentum=0.9"]],
+    [
+        ["optimizer.name=adam", "seed_set.views_per_sample=2"],
+        ["optimizer.name=sgd", "optimizer.momentum=0.9"],
+        ["optimizer.name=adam", "optimizer.average=ema"],
+    ],
 )
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
     config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
@@ -97,8 +101,12 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
     views = 3 * len(held.seed_set.of_round(0)) * digits().input_bytes
     assert told.data[0] - views == sum(part.images.nbytes + part.labels.nbytes for part in sets)
     learners = simulation.participants
+    averages = [one.average.state().values() if one.average is not None else () for one in learners]
+    assert any(map(len, averages)) == (config.optimizer.average == "ema")
     assert told.models[0] == sum(
-        value.nbytes for one in learners for value in [*one.model.parameters(), *one.model.buffers()]
+        value.nbytes
+        for one, average in zip(learners, averages, strict=True)
+        for value in [*one.model.parameters(), *one.model.buffers(), *average]
     )
     assert told.optimisers[0] == sum(value.nbytes for one in learners for value in one.optimizer.state().values())
     assert told.optimisers[0] > 0
