@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(own_logits_BC: Tensor, targets: Tensor, weights_B: Tensor | None = None) -> Tensor:
     """Return the mean over the minibatch of -log softmax(own_logits)[class], in nats.
 
     Logits (G, B, C) of several participants give one loss each, (G,).
@@ -21,7 +21,14 @@ def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
         Scores before softmax.
     targets : int64 tensor (B,) or float tensor (B, C)
         Classes, or a distribution over them.
+    weights_B : float tensor (B,)
+        Weight of each sample; the sum is divided by B, whatever the weights are. None: 1 everywhere.
     """
+    if weights_B is not None:
+        classes = own_logits_BC.shape[-1]
+        flat = targets.flatten(0, weights_B.dim() - 1)
+        each = functional.cross_entropy(own_logits_BC.reshape(-1, classes), flat, reduction="none")
+        return (weights_B * each.view(weights_B.shape)).mean(dim=-1)
     if own_logits_BC.dim() == 2:
         return functional.cross_entropy(own_logits_BC, targets)
     each = functional.cross_entropy(own_logits_BC.flatten(0, 1), targets.flatten(0, 1), reduction="none")
@@ -31,6 +38,45 @@ def cross_entropy(own_logits_BC: Tensor, targets: Tensor) -> Tensor:
     pairs = zip(own_logits_BC.detach(), targets, strict=True)
     exact_G = torch.stack([functional.cross_entropy(own, target) for own, target in pairs])
     return exact_G + (mean_G - mean_G.detach())
+
+
+def log_prior(labels_N: Tensor, classes: int) -> Tensor:
+    """Return log pi with pi_c = (n_c + 1) / sum over classes of (n + 1), float32 (C,), from the labels of a data set.
+
+    The added 1 (Laplace's rule of succession) keeps the prior of an absent class above 0.
+    """
+    counts_C = torch.bincount(labels_N, minlength=classes).float() + 1
+    return (counts_C / counts_C.sum()).log()
+
+
+def under_prior(logits_BC: Tensor, log_prior_C: Tensor, strength: float = 1.0) -> Tensor:
+    """Return z + tau log pi: scores of the posterior for labels with the prior pi, if z are those for even labels.
+
+    A loss on these scores leaves the prior of the training labels out of z, so that rare classes are not held down.
+
+    Parameters
+    ----------
+    log_prior_C : float tensor (C,) or (G, 1, C)
+        log pi of the labels that the loss is computed on.
+    strength : float
+        tau; with 0, the scores are unchanged.
+
+    Source: Ren et al., "Balanced meta-softmax for long-tailed visual recognition", 2020; Menon et al., "Long-tail
+    learning via logit adjustment", 2021; in federated learning: Zhang et al., "Federated learning with label
+    distribution skew via logits calibration" (FedLC), 2022.
+    """
+    return logits_BC + strength * log_prior_C
+
+
+def posteriors_under_prior(theirs_NBC: Tensor, log_prior_C: Tensor, exponent: float = 1.0) -> Tensor:
+    """Return q proportional to p pi^exponent, each row summing to 1: posteriors for labels with the prior pi.
+
+    Posteriors at temperature T and strength tau need the exponent tau / T, because softmax((z + tau log pi) / T) is
+    proportional to softmax(z / T) pi^(tau / T). Distillation then compares posteriors for one prior, that of the
+    samples it is computed on. This is a definition of this project, which follows from `under_prior`.
+    """
+    weighted_NBC = theirs_NBC * (exponent * log_prior_C).exp()
+    return weighted_NBC / weighted_NBC.sum(dim=-1, keepdim=True)
 
 
 def posteriors(logits_BC: Tensor, temperature: float = 1.0) -> Tensor:
@@ -100,7 +146,8 @@ def mutual_distillation(
     divergence : str
         A name of DIVERGENCES; KL(neighbour || own) by default.
     weights_NB : float tensor (N, B)
-        Weight of each neighbour on each sample, summing to 1 over neighbours; None: equal weights.
+        Weight of each neighbour on each sample, summing to 1 over neighbours, or to 0 on a sample that nobody teaches;
+        (N, G, B) of several participants. None: equal weights.
 
     Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, for T squared; Zhang et al.,
     "Deep mutual learning", 2018, for peers as each other's teachers.
@@ -111,7 +158,7 @@ def mutual_distillation(
     own_log_BC = (own_logits_BC / temperature).log_softmax(dim=-1)
     apart_NB = DIVERGENCES[divergence](own_log_BC, theirs_NBC.detach())
     if weights_NB is not None:
-        return (weights_NB * apart_NB).sum(dim=0).mean()
+        return (weights_NB * apart_NB).sum(dim=0).mean(dim=-1)
     return apart_NB.movedim(0, -2).flatten(-2).mean(dim=-1)
 
 

@@ -44,8 +44,11 @@ class TrainingUnit(Protocol):
     def begin(self, round_index: int, phase: int) -> None:
         """Enter a training phase."""
 
-    def private_loss(self) -> Tensor:
-        """Return the cross-entropy on the next private minibatch, in nats."""
+    def private_minibatch(self) -> tuple[Tensor, Tensor]:
+        """Return the next private minibatch: images (B, K, H, W) and labels (B,)."""
+
+    def log_prior(self, classes: int) -> Tensor:
+        """Return the logarithm of the prior of the private labels, float32 (C,); (G, 1, C) for a batch."""
 
     def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
         """Return d loss / d parameters, flat."""
@@ -53,8 +56,8 @@ class TrainingUnit(Protocol):
     def step(self, gradient: Tensor) -> None:
         """Make one update."""
 
-    def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples for each mutual step, int64."""
+    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Iterator[Tensor]:
+        """Yield rows of the round's seed samples for each of the steps, int64."""
 
     def note(self, name: str, value: Tensor) -> None:
         """Record a scalar of this step."""
@@ -152,6 +155,7 @@ class Participant:
         self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
         self.forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
+        self._log_prior: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """Return a copy, in host memory, of everything that the next round depends on.
@@ -230,12 +234,11 @@ class Participant:
             images = self._augment(images, generator(self._seed, Purpose.AUGMENTATION, self.index, position))
         return images, self.private.labels[rows]
 
-    def private_loss(self) -> Tensor:
-        """Return the cross-entropy on the next private minibatch, in nats. Gradients flow into the model."""
-        images, labels = self.private_minibatch()
-        loss = losses.cross_entropy(self.model(images), labels)
-        self.note("loss_private", loss)
-        return loss
+    def log_prior(self, classes: int) -> Tensor:
+        """Return the logarithm of the prior of the private training labels, float32 (C,) on the device."""
+        if self._log_prior is None:
+            self._log_prior = losses.log_prior(self.private.labels, classes)
+        return self._log_prior
 
     def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
         """Return d loss / d parameters, flat. Set `again` if another gradient through the same forward pass follows."""
@@ -263,17 +266,18 @@ class Participant:
         """Return the arrays that this participant's neighbours have published, float32 (N, rows, columns)."""
         return theirs[self.index]
 
-    def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples for each mutual step, int64 (B,).
+    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Iterator[Tensor]:
+        """Yield rows of the round's seed samples for each of the steps, int64 (B,).
 
-        They are drawn from (seed, participant, round).
+        They are drawn from (seed, participant, round). Set `after` to the number of the round's steps that used the
+        first minibatches already.
         """
         size = min(self._seed_batch_size, samples)
         draw = generator(self._seed, Purpose.SEED_BATCHES, self.index, round_index)
-        epochs = math.ceil(steps / (samples // size)) if steps else 0
+        epochs = math.ceil((after + steps) / (samples // size)) if steps else 0
         orders = [draw.permutation(samples)[: samples // size * size] for _ in range(epochs)]
         rows = torch.from_numpy(np.concatenate(orders)) if orders else torch.empty(0, dtype=torch.int64)
-        return iter(rows.to(self.device).split(size)[:steps])
+        return iter(rows.to(self.device).split(size)[after : after + steps])
 
     @torch.no_grad()
     def logits(self, images_NKHW: Tensor) -> Tensor:

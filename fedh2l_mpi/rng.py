@@ -4,6 +4,7 @@ A stream depends on the run's seed and on its purpose, never on the rank, so res
 ranks.
 """
 
+import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -24,6 +25,7 @@ class Purpose(IntEnum):
     TEST_SAMPLES = 10
     SEED_VIEWS = 11
     AUGMENTATION = 12
+    METHOD = 13
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:
@@ -35,6 +37,12 @@ def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.Se
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
     """Return a new generator for (seed, purpose, key...); the same arguments give the same draws everywhere."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, purpose, key)))
+
+
+def named_generator(seed: int, name: str, *key: int) -> np.random.Generator:
+    """Return a new generator for a purpose that a learning method names itself, as `generator` does for a number."""
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], dtype="<u4")
+    return generator(seed, Purpose.METHOD, *words.tolist(), *key)
 
 
 def torch_seed(seed: int, purpose: Purpose, *key: int) -> int:

@@ -81,6 +81,8 @@ class Simulation:
             self.topology.graph(index),
             self.setup.federation.seed_set.of_round(index),
             self.setup.private_samples,
+            self.setup.federation.seed_set,
+            self.config.rounds,
         )
         timer = PhaseTimer(self.setup.device, index, self.supervisor.trace)
 

@@ -44,16 +44,20 @@ def round_of(participant: Any, seed_samples: int, neighbours: int = 2) -> tuple[
     """Return a round whose seed samples are the participant's first ones, and posteriors of its neighbours."""
     import torch
 
-    from fedh2l_mpi.data.seed_set import SeedRound
+    from fedh2l_mpi.config import SeedSetConfig
+    from fedh2l_mpi.data.labelled import Labelled
+    from fedh2l_mpi.data.seed_set import SeedRound, SeedSet
     from fedh2l_mpi.methods import Round
     from fedh2l_mpi.topology import Graph
 
     labels = participant.private.labels[:seed_samples]
-    seed = SeedRound(0, participant.private.images[:seed_samples], labels, labels)
+    samples = Labelled(participant.private.images[:seed_samples], labels)
+    seed = SeedRound(0, samples.images, labels, labels)
+    seed_set = SeedSet(samples, len(samples), 10, SeedSetConfig(views="none"), 0)
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
     draw = torch.Generator().manual_seed(1)
     theirs = torch.rand(neighbours, seed_samples, 10, generator=draw).softmax(dim=-1)
-    return Round(0, graph, seed, (len(participant.private),) * (neighbours + 1)), theirs
+    return Round(0, graph, seed, (len(participant.private),) * (neighbours + 1), seed_set, 40), theirs
 
 
 def forget_notes(participant: Any) -> None:

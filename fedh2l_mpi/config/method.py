@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedh2l_mpi.config.section import NO_SWITCH, KindSection, Natural, Number, problem, refuse
+from fedh2l_mpi.config.section import NO_SWITCH, KindSection, Natural, Number, Switch, problem, refuse
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6), NO_SWITCH]
 # Keys of several methods.
@@ -16,7 +16,8 @@ Publish = Annotated[
     Literal["start", "after_local"],
     Field(description="start of a round's exchange: before the local phase, which then hides it, or after it"),
 ]
-WeightCe = Annotated[Weight, Field(description="w_ce, weight of the cross-entropy on the seed set")]
+# Teachers that count where the seed label says so.
+CONDITIONAL = ("right", "better")
 WarmupRounds = Annotated[
     Natural, Field(description="first rounds without an exchange, on private data and seed labels [rounds]")
 ]
@@ -33,6 +34,20 @@ class MethodConfig(KindSection):
     )
     local_steps: Natural = Field(10, description="E, optimiser steps on private data per round [steps]")
     mutual_steps: Natural = Field(10, description="M, optimiser steps on private and seed data per round [steps]")
+    prior_correction: Literal["none", "balanced"] = Field(
+        "none",
+        description="balanced: tau log of the training labels' prior is added to the logits in every loss on labels "
+        "(on the seed set: of the seed labels' prior, in the distillation too), so that rare classes are not held down",
+    )
+    prior_strength: Number = Field(1.0, ge=0.0, le=1e3, description="tau, strength of the prior correction")
+
+    @model_validator(mode="after")
+    def _strength_of_a_correction(self) -> "MethodConfig":
+        default = type(self).model_fields["prior_strength"].default
+        if self.prior_correction == "none" and self.prior_strength != default:
+            text = f"got {self.prior_strength}, but prior_correction is none. Fix: remove it, or set that to balanced."
+            refuse(problem("prior_strength", self.prior_strength, text))
+        return self
 
     @classmethod
     def class_of(cls, kind: object) -> type[Any] | None:
@@ -60,14 +75,39 @@ class MethodConfig(KindSection):
         )
 
 
-class CombineOptions(MethodConfig):
+class LabelOptions(MethodConfig):
+    """Group of the methods that weigh the cross-entropy on the seed labels."""
+
+    weight_ce: Weight = Field(1.0, description="w_ce, weight of the cross-entropy on the seed set")
+
+
+class LocalLabelOptions(MethodConfig):
+    """Group of the methods whose steps before the mutual phase may use the seed labels."""
+
+    local_labels: Literal["private", "private_and_seed"] = Field(
+        "private",
+        description="labels that the local steps use; private_and_seed: a private and a seed minibatch in every step",
+    )
+
+    @property
+    def joins_minibatches(self) -> bool:
+        """True if one forward and backward pass holds a private and a seed minibatch."""
+        return self.local_labels == "private_and_seed"
+
+
+class CombineOptions(LabelOptions, LocalLabelOptions):
     """Group of the methods that combine a private and a seed gradient."""
 
-    combine: Literal["gem", "project", "pcgrad", "sum", "gem_neighbours"] = Field(
+    combine: Literal["gem", "project", "pcgrad", "sum", "gem_neighbours", "joint"] = Field(
         "gem",
         description="rule that makes one step of the private and the seed gradient; gem_neighbours: with a constraint "
-        "for each neighbour",
+        "for each neighbour; joint: the gradient of the summed losses, from one pass of both minibatches",
     )
+
+    @property
+    def joins_minibatches(self) -> bool:
+        """True if one forward and backward pass holds a private and a seed minibatch."""
+        return self.combine == "joint"
 
 
 class DistillationOptions(MethodConfig):
@@ -85,8 +125,6 @@ class IndependentOptions(MethodConfig, kind="independent"):
 class SeedSupervisedOptions(CombineOptions, kind="seed_supervised"):
     """Options of `seed_supervised`."""
 
-    weight_ce: WeightCe = 1.0
-
     @model_validator(mode="after")
     def _has_no_neighbours(self) -> "SeedSupervisedOptions":
         if self.combine == "gem_neighbours":
@@ -102,25 +140,37 @@ class PooledOptions(SeedSupervisedOptions, kind="pooled"):
 class FedH2LOptions(CombineOptions, DistillationOptions, kind="fedh2l"):
     """Options of `fedh2l`."""
 
-    weight_ce: WeightCe = 1.0
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = Field(
         "forward_kl", description="divergence between a teacher's and the own posterior; forward_kl: KL(teacher || own)"
     )
-    teachers: Literal["each", "mean", "seed_accuracy", "confidence", "median", "trimmed_mean"] = Field(
+    teachers: Literal[
+        "each", "mean", "seed_accuracy", "confidence", "median", "trimmed_mean", "right", "better", "agreement"
+    ] = Field(
         "each",
         description="teachers made of the neighbours' posteriors: each (the mean of all divergences), mean (the "
-        "divergence to the mean), each weighted by its seed_accuracy or confidence, the median, or the trimmed_mean",
+        "divergence to the mean), each weighted by its seed_accuracy or confidence, the median, the trimmed_mean, or "
+        "on each sample only those that are right, those that are right and better than the own posterior, or those "
+        "in agreement with most",
+    )
+    backoff: Switch = Field(
+        False,
+        description="with teachers right or better: where no teacher counts, the seed label has the weight w_ce + w_kd",
     )
     warmup_rounds: WarmupRounds = 0
     ramp_rounds: Natural = Field(
         0, description="rounds after the warm-up in which w_kd rises linearly to its value [rounds]"
     )
 
+    @model_validator(mode="after")
+    def _backs_off_to_labels(self) -> "FedH2LOptions":
+        if self.backoff and self.teachers not in CONDITIONAL:
+            text = f"got true, but teachers {self.teachers!r} count on every sample or without labels. Fix: set it to "
+            refuse(problem("backoff", True, f"{text}false, or teachers to {' or '.join(CONDITIONAL)}."))
+        return self
 
-class DmlOptions(DistillationOptions, kind="dml"):
+
+class DmlOptions(LabelOptions, DistillationOptions, kind="dml"):
     """Options of `dml`."""
-
-    weight_ce: WeightCe = 1.0
 
 
 class FedMDOptions(MethodConfig, kind="fedmd"):
@@ -133,13 +183,13 @@ class DistributedDistillationOptions(DistillationOptions, kind="distributed_dist
     """Options of `distributed_distillation`."""
 
 
-class DPsgdOptions(MethodConfig, kind="d_psgd"):
+class DPsgdOptions(LocalLabelOptions, kind="d_psgd"):
     """Options of `d_psgd`."""
 
     publish: Publish = "after_local"
 
 
-class FedAvgOptions(MethodConfig, kind="fedavg"):
+class FedAvgOptions(LocalLabelOptions, kind="fedavg"):
     """Options of `fedavg`."""
 
 
@@ -160,7 +210,12 @@ class OwnMethodOptions(*_all_options()):  # type: ignore[misc]
 
     kind_name = "package.module:Class"
 
-    options: dict[str, Any] = Field({}, description="options of your own method, passed to it unchanged")
+    options: dict[str, Any] = Field({}, description="values of the options that your own method declares")
+
+    @property
+    def joins_minibatches(self) -> bool:
+        """True if a pass may hold two minibatches, whichever method this one builds on."""
+        return self.combine == "joint" or self.local_labels == "private_and_seed"
 
     @model_validator(mode="after")
     def _has_no_neighbours(self) -> "OwnMethodOptions":

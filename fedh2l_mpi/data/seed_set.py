@@ -13,11 +13,13 @@ Shape letters: A all seed samples, S rows of a round, K channels, H height, W wi
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedh2l_mpi import losses
 from fedh2l_mpi.config import SeedSetConfig
 from fedh2l_mpi.config.data import AffineViews, MixupViews, PhotoViews
 from fedh2l_mpi.data.augmentation import Affine, Photo
@@ -96,6 +98,11 @@ class SeedSet:
     def nbytes(self) -> int:
         """Bytes of distributing the set to one participant, once."""
         return self.samples.images.nbytes + self.samples.labels.nbytes
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """Logarithm of the prior of all seed labels, float32 (C,) on the device; see `losses.log_prior`."""
+        return losses.log_prior(self.samples.labels, self.classes)
 
     def digest(self) -> bytes:
         """Return the SHA-256 of samples, labels, their order and views; equal digests mean equal seed sets."""

@@ -5,43 +5,28 @@ array has rows and columns.
 """
 
 import contextlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.config import MethodConfig
-from fedh2l_mpi.config.method import CombineOptions, DistillationOptions, DPsgdOptions
-from fedh2l_mpi.data.seed_set import SeedRound
-from fedh2l_mpi.errors import DivergedError
+from fedh2l_mpi.config.method import (
+    CombineOptions,
+    DistillationOptions,
+    DPsgdOptions,
+    LabelOptions,
+    LocalLabelOptions,
+    OwnMethodOptions,
+)
+from fedh2l_mpi.errors import DivergedError, UserError, did_you_mean
 from fedh2l_mpi.exchange import ArraySpec, host_memory
 from fedh2l_mpi.methods.gradients import COMBINERS, InnerProducts, nearest_in_cone
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import REMEDY, Participant
-from fedh2l_mpi.topology import Graph
-
-
-@dataclass(frozen=True)
-class Round:
-    """Facts of a round that all participants know.
-
-    Attributes
-    ----------
-    index : int
-        Number of the round, from 0.
-    graph : Graph
-        Neighbours of every participant.
-    seed : SeedRound
-        The round's seed samples in their views, the same for all participants.
-    private_samples : tuple of int
-        Number of private training samples of each participant, (P,).
-    """
-
-    index: int
-    graph: Graph
-    seed: SeedRound
-    private_samples: tuple[int, ...] = ()
 
 
 class Method:
@@ -57,7 +42,21 @@ class Method:
         The method's options: section `method` of the config, as an object of the method's own class of options.
     labelled : bool
         True if the seed labels may be used.
+
+    Attributes
+    ----------
+    options : mapping
+        In a class, the names and defaults of its own options, in addition to those of its base classes. In an object,
+        their values: the defaults, replaced by those of the key `method.options`.
+
+    Raises
+    ------
+    UserError
+        If `method.options` has a name that the class does not declare, or if the options need seed labels and there
+        are none.
     """
+
+    options: Mapping[str, Any] = MappingProxyType({})
 
     # Participants exchange parameters, so all need one architecture and start with the same weights. They publish the
     # trained weights, and an average of the weights (`optimizer.average`) moves once a round, after the exchange.
@@ -70,6 +69,8 @@ class Method:
     trains_on_seed_set = False
     # Every participant keeps a copy of the array that it published; the memory estimate counts it.
     keeps_published = False
+    # The copy is dropped before the round ends, so checkpoints do not contain it.
+    drops_published = False
     # The neighbours' arrays are moved to the device one at a time; the memory estimate counts one instead of all.
     takes_theirs_one_by_one = False
     # One phase makes all E + M steps; `plan` times fewer steps there, and scales the time up.
@@ -90,6 +91,28 @@ class Method:
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled
+        self.options = self._checked_options()
+        if self.uses_local_labels and not labelled:
+            raise UserError(
+                "method.local_labels: got 'private_and_seed', but seed_set.labelled is false. Fix: set it to true, or "
+                "method.local_labels to private."
+            )
+
+    def _checked_options(self) -> dict[str, Any]:
+        """Return the declared options with the config's values."""
+        declared: dict[str, Any] = {}
+        for kind in reversed(type(self).__mro__):
+            declared |= vars(kind).get("options", {})
+        given = self.config.options if isinstance(self.config, OwnMethodOptions) else {}
+        for name, value in given.items():
+            if name not in declared:
+                hint = did_you_mean(name, declared)
+                raise UserError(
+                    f"method.options.{name}: got {value!r}, but {self.config.name!r} has no such option{hint}. Known: "
+                    f"{', '.join(declared) or 'none'}. Fix: remove it, or declare it in the class: "
+                    f"options = {{{name!r}: DEFAULT}}."
+                )
+        return {**declared, **given}
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec | None:
         """Return the name and shape of the array that a participant publishes, or None if nothing is ever exchanged.
@@ -144,12 +167,16 @@ class Method:
         return participant.averaged()
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E steps on private minibatches.
+        """Take E steps on private minibatches, and on seed labels too if `method.local_labels` says so.
 
         In both phases, `participant` may be a batch of participants (`TrainingUnit`) if `takes_batches` is True.
         """
         participant.begin(now.index, phase=0)
-        self.private_steps(participant, self.config.local_steps)
+        if not self.uses_local_labels:
+            self.private_steps(participant, self.config.local_steps)
+            return
+        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.local_steps):
+            self.paired_step(participant, now, rows_B, self.label_terms(participant, now, rows_B))
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps with the neighbours' arrays.
@@ -162,16 +189,127 @@ class Method:
         """
         raise NotImplementedError(f"{type(self).__name__} must define mutual_phase()")
 
-    @staticmethod
-    def private_steps(participant: Participant, steps: int) -> None:
+    @property
+    def uses_local_labels(self) -> bool:
+        """True if the steps before the mutual phase use seed labels as well."""
+        return isinstance(self.config, LocalLabelOptions) and self.config.local_labels == "private_and_seed"
+
+    @property
+    def seed_steps(self) -> int:
+        """Number of a round's steps that use a seed minibatch."""
+        mutual = self.config.mutual_steps if self.trains_on_seed_set or self.uses_local_labels else 0
+        return mutual + (self.config.local_steps if self.uses_local_labels else 0)
+
+    @property
+    def corrects_priors(self) -> bool:
+        """True if losses leave out the prior of the labels that they are computed on."""
+        return self.config.prior_correction == "balanced"
+
+    def mutual_minibatches(self, participant: Participant, now: Round) -> Iterator[Tensor]:
+        """Yield rows of the round's seed samples, int64 (B,), for the M mutual steps.
+
+        If the E local steps use seed labels, they use the first minibatches of the round, and these are the next ones.
+        """
+        before = self.config.local_steps if self.uses_local_labels else 0
+        return participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps, before)
+
+    def private_loss(self, participant: Participant) -> Tensor:
+        """Return the loss on the next private minibatch, in nats. Gradients flow into the model."""
+        images, labels = participant.private_minibatch()
+        return self.private_loss_of(participant, participant.model(images), labels)
+
+    def private_loss_of(self, participant: Participant, own_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the loss on a private minibatch from its logits, in nats, and note it.
+
+        It is CE(z + tau log pi, y) with the prior pi of the private training labels if `method.prior_correction` is
+        balanced, else CE(z, y).
+        """
+        if self.corrects_priors:
+            log_prior_C = participant.log_prior(own_logits_BC.shape[-1])
+            own_logits_BC = losses.under_prior(own_logits_BC, log_prior_C, self.config.prior_strength)
+        loss = losses.cross_entropy(own_logits_BC, labels_B)
+        participant.note("loss_private", loss)
+        return loss
+
+    def seed_loss(
+        self,
+        participant: Participant,
+        now: Round,
+        own_logits_BC: Tensor,
+        rows_B: Tensor,
+        extra_B: Tensor | None = None,
+    ) -> Tensor:
+        """Return w_ce times the loss on a seed minibatch from its logits, in nats, and note the loss itself.
+
+        The loss is CE(z + tau log pi_S, y) with the prior pi_S of the whole seed set if `method.prior_correction` is
+        balanced, else CE(z, y). A method without the key `weight_ce` has w_ce = 1.
+
+        Parameters
+        ----------
+        extra_B : float tensor (B,)
+            Weight that each sample's loss has in addition to w_ce.
+        """
+        own_logits_BC, targets = self.under_seed_prior(now, own_logits_BC), now.seed.targets[rows_B]
+        loss = losses.cross_entropy(own_logits_BC, targets)
+        participant.note("loss_seed", loss)
+        weighted = loss if not isinstance(self.config, LabelOptions) else self.config.weight_ce * loss
+        return weighted if extra_B is None else weighted + losses.cross_entropy(own_logits_BC, targets, extra_B)
+
+    def label_terms(self, participant: Participant, now: Round, rows_B: Tensor) -> Callable[[Tensor], list[Tensor]]:
+        """Return the seed terms of a step with seed labels and without teachers, for `paired_step`."""
+        return lambda own_logits_BC: [self.seed_loss(participant, now, own_logits_BC, rows_B)]
+
+    def under_seed_prior(self, now: Round, own_logits_BC: Tensor) -> Tensor:
+        """Return z + tau log pi_S, the scores for a loss on seed samples; z without correction or without labels."""
+        if not (self.corrects_priors and self.labelled):
+            return own_logits_BC
+        return losses.under_prior(own_logits_BC, now.seed_set.log_prior, self.config.prior_strength)
+
+    def private_steps(self, participant: Participant, steps: int) -> None:
         """Take optimiser steps on private minibatches."""
         for _ in range(steps):
-            participant.step(participant.gradient(participant.private_loss()))
+            participant.step(participant.gradient(self.private_loss(participant)))
+
+    def paired_step(
+        self, participant: Participant, now: Round, rows_B: Tensor, seed_terms: Callable[[Tensor], list[Tensor]]
+    ) -> None:
+        """Take one step on a private and a seed minibatch, by the rule `method.combine`.
+
+        Parameters
+        ----------
+        rows_B : int64 (B,)
+            Rows of the round's seed samples.
+        seed_terms : callable
+            From the logits (B, C) of these samples to the terms of the seed loss, at least one. Under the rule
+            `gem_neighbours`, each term is a constraint; otherwise, only their sum matters.
+        """
+        combine = self.config.combine if isinstance(self.config, CombineOptions) else "sum"
+        if combine == "joint":
+            participant.step(participant.gradient(self.joint_loss(participant, now, rows_B, seed_terms)))
+            return
+        g_private = participant.gradient(self.private_loss(participant))
+        terms = seed_terms(participant.model(now.seed.images[rows_B]))
+        if combine == "gem_neighbours":
+            self.step_within_cone(participant, g_private, [participant.gradient(term, True) for term in terms])
+        else:
+            self.combined_step(participant, g_private, participant.gradient(torch.stack(terms).sum(dim=0)))
+
+    def joint_loss(
+        self, participant: Participant, now: Round, rows_B: Tensor, seed_terms: Callable[[Tensor], list[Tensor]]
+    ) -> Tensor:
+        """Return the sum of the private and the seed loss, from one forward pass of both minibatches."""
+        images, labels_B = participant.private_minibatch()
+        axis = labels_B.dim() - 1
+        logits = participant.model(torch.cat([images, now.seed.images[rows_B]], dim=axis))
+        private, seed = logits.split([labels_B.shape[-1], rows_B.shape[-1]], dim=axis)
+        return self.private_loss_of(participant, private, labels_B) + torch.stack(seed_terms(seed)).sum(dim=0)
 
     def combined_step(self, participant: Participant, g_private: Tensor, g_seed: Tensor) -> None:
         """Take one step along a combination of the two gradients: `method.combine`, or their sum without that key."""
         products = self._noted_products(participant, g_private, g_seed)
-        a, b = COMBINERS[self.config.combine if isinstance(self.config, CombineOptions) else "sum"](products)
+        rule = self.config.combine if isinstance(self.config, CombineOptions) else "sum"
+        # The gradient of the summed losses is the sum of the gradients, however it was computed.
+        a, b = COMBINERS["sum" if rule == "joint" else rule](products)
         participant.step(g_private.mul_(a[..., None]).add_(g_seed.mul_(b[..., None])))
 
     def step_within_cone(self, participant: Participant, g_private: Tensor, g_terms: list[Tensor]) -> None:
@@ -204,6 +342,26 @@ class PosteriorMethod(Method):
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("posteriors", samples, classes, sums_to_one=True)
 
+    def distillation(
+        self,
+        now: Round,
+        own_logits_BC: Tensor,
+        theirs_NBC: Tensor,
+        divergence: str = "forward_kl",
+        weights_NB: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean divergence between neighbours and own on a seed minibatch, in nats, without weight and T^2.
+
+        If `method.prior_correction` is balanced and the seed set is labelled, both sides are posteriors for the prior
+        of the seed labels, which the seed samples have. Posteriors for even labels would hold down the classes that
+        are rare among them, by the many samples of the others.
+        """
+        if self.corrects_priors and self.labelled:
+            exponent = self.config.prior_strength / self.temperature
+            theirs_NBC = losses.posteriors_under_prior(theirs_NBC, now.seed_set.log_prior, exponent)
+            own_logits_BC = self.under_seed_prior(now, own_logits_BC)
+        return losses.mutual_distillation(own_logits_BC, theirs_NBC, self.temperature, divergence, weights_NB)
+
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return softmax(logits / T) in eval mode, float32 (S, C) in host memory; nothing else leaves a participant."""
         logits_SC = participant.logits(now.seed.images)
@@ -228,6 +386,20 @@ class ParameterMethod(Method):
         return host_memory.to_host(participant.shared_state.read().float())[None]
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E + M steps on private minibatches."""
+        """Take E + M steps on private minibatches, and on seed labels too if `method.local_labels` says so."""
         participant.begin(now.index, phase=0)
-        self.private_steps(participant, self.config.local_steps + self.config.mutual_steps)
+        for loss in self.local_losses(participant, now):
+            participant.step(participant.gradient(loss))
+
+    def local_losses(self, participant: Participant, now: Round) -> Iterator[Tensor]:
+        """Yield the loss of each of the E + M steps, in nats. The caller takes a step before it asks for the next one.
+
+        A seed minibatch shares the pass of the private one, because there are no rules for two gradients here.
+        """
+        steps = self.config.local_steps + self.config.mutual_steps
+        if not self.uses_local_labels:
+            for _ in range(steps):
+                yield self.private_loss(participant)
+            return
+        for rows_B in participant.seed_minibatches(len(now.seed), now.index, steps):
+            yield self.joint_loss(participant, now, rows_B, self.label_terms(participant, now, rows_B))

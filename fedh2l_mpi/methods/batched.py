@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedh2l_mpi import losses
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.models import batched_linear, optimizers, weight_average
 from fedh2l_mpi.participant import Participant, TrainingUnit
@@ -44,17 +43,21 @@ class BatchedParticipants:
         self.optimizer = optimizers.joined([member.optimizer for member in members], matrix_GW)
         averages = [member.average for member in members if member.average is not None]
         self.average = weight_average.JoinedAverage(averages, matrix_GW) if averages else None
+        self._log_prior: Tensor | None = None
 
     def begin(self, round_index: int, phase: int) -> None:
         """Do nothing, because no layer of these models draws random numbers or has a mode."""
 
-    def private_loss(self) -> Tensor:
-        """Return each member's cross-entropy on its next private minibatch, (G,), in nats."""
-        minibatches = [member.private_minibatch() for member in self.members]
-        images, labels = (torch.stack(parts) for parts in zip(*minibatches, strict=True))
-        losses_G = losses.cross_entropy(self.model(images), labels)
-        self.note("loss_private", losses_G)
-        return losses_G
+    def private_minibatch(self) -> tuple[Tensor, Tensor]:
+        """Return each member's next private minibatch: images (G, B, K, H, W) and labels (G, B)."""
+        images, labels = zip(*[member.private_minibatch() for member in self.members], strict=True)
+        return torch.stack(images), torch.stack(labels)
+
+    def log_prior(self, classes: int) -> Tensor:
+        """Return the logarithm of the prior of each member's private labels, float32 (G, 1, C)."""
+        if self._log_prior is None:
+            self._log_prior = torch.stack([member.log_prior(classes) for member in self.members]).unsqueeze(1)
+        return self._log_prior
 
     def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
         """Return d loss / d parameters of each member, (G, W)."""
@@ -69,9 +72,9 @@ class BatchedParticipants:
         if self.average is not None:
             self.average.after_step(self.optimizer.steps)
 
-    def seed_minibatches(self, samples: int, round_index: int, steps: int) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples for each mutual step, int64 (G, B)."""
-        each = [member.seed_minibatches(samples, round_index, steps) for member in self.members]
+    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Iterator[Tensor]:
+        """Yield rows of the round's seed samples for each of the steps, int64 (G, B)."""
+        each = [member.seed_minibatches(samples, round_index, steps, after) for member in self.members]
         return (torch.stack(rows) for rows in zip(*each, strict=True))
 
     def note(self, name: str, value: Tensor) -> None:

@@ -6,7 +6,8 @@ Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 from torch import Tensor
 
 from fedh2l_mpi import losses
-from fedh2l_mpi.methods.base import PosteriorMethod, Round
+from fedh2l_mpi.methods.base import PosteriorMethod
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -26,8 +27,8 @@ class DistributedDistillation(PosteriorMethod):
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
         scale = self.config.weight_kd * self.temperature**2
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
-            g_private = participant.gradient(participant.private_loss())
+        for rows_B in self.mutual_minibatches(participant, now):
+            g_private = participant.gradient(self.private_loss(participant))
             own_logits_BC = participant.model(now.seed.images[rows_B])
             distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)

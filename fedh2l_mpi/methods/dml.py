@@ -5,9 +5,9 @@ Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 
 from torch import Tensor
 
-from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import DmlOptions
-from fedh2l_mpi.methods.base import PosteriorMethod, Round
+from fedh2l_mpi.methods.base import PosteriorMethod
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -27,13 +27,11 @@ class DeepMutualLearning(PosteriorMethod):
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
         scale = self.config.weight_kd * self.temperature**2 * len(theirs_NSC)
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
+        for rows_B in self.mutual_minibatches(participant, now):
             own_logits_BC = participant.model(now.seed.images[rows_B])
-            distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
+            distillation = self.distillation(now, own_logits_BC, theirs_NSC[:, rows_B])
             participant.note("loss_distillation", distillation)
             loss = scale * distillation
             if self.labelled:
-                supervised = losses.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
-                participant.note("loss_seed", supervised)
-                loss = loss + self.config.weight_ce * supervised
+                loss = loss + self.seed_loss(participant, now, own_logits_BC, rows_B)
             participant.step(participant.gradient(loss))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi.config.method import FedProxOptions
-from fedh2l_mpi.methods.base import ParameterMethod, Round
+from fedh2l_mpi.methods.base import ParameterMethod
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -46,10 +47,10 @@ class FedProx(FedAvg):
     config: FedProxOptions
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E + M steps on private minibatches, with mu (w - w_0) added to each gradient."""
+        """Take E + M steps like FedAvg's, with mu (w - w_0) added to each gradient."""
         participant.begin(now.index, phase=0)
         weights = participant.parameters.vector
         last_average = weights.clone()
-        for _ in range(self.config.local_steps + self.config.mutual_steps):
-            gradient = participant.gradient(participant.private_loss())
+        for loss in self.local_losses(participant, now):
+            gradient = participant.gradient(loss)
             participant.step(gradient.add_(weights - last_average, alpha=self.config.proximal))

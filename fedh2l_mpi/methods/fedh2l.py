@@ -3,16 +3,21 @@
 Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fedh2l_mpi import losses as objectives
 from fedh2l_mpi.config.method import FedH2LOptions
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import teachers
-from fedh2l_mpi.methods.base import PosteriorMethod, Round
+from fedh2l_mpi.methods.base import PosteriorMethod
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.teachers import Teachers
 from fedh2l_mpi.participant import Participant
+
+# Key under which a participant keeps its own posteriors until the mutual phase.
+OWN = "own_posteriors"
 
 
 class FedH2L(PosteriorMethod):
@@ -29,13 +34,14 @@ class FedH2L(PosteriorMethod):
 
     def __init__(self, config: FedH2LOptions, labelled: bool) -> None:
         super().__init__(config, labelled)
-        # Weights of teachers and constraints for each neighbour are computed for one participant at a time.
-        alone = config.combine == "gem_neighbours" or config.teachers not in ("each", "mean")
+        # Some teachers and constraints for each neighbour are computed for one participant at a time.
+        alone = config.combine == "gem_neighbours" or config.teachers not in teachers.BATCHED
         self.takes_batches = self.takes_batches and not alone
+        self.keeps_published = self.drops_published = config.teachers in teachers.COMPARED
         if not labelled:
-            if config.teachers == "seed_accuracy":
+            if config.teachers in teachers.LABELLED:
                 raise UserError(
-                    "method.teachers: got 'seed_accuracy', but seed_set.labelled is false. Fix: set it to true, "
+                    f"method.teachers: got {config.teachers!r}, but seed_set.labelled is false. Fix: set it to true, "
                     "or choose other teachers."
                 )
             if config.warmup_rounds:
@@ -47,19 +53,22 @@ class FedH2L(PosteriorMethod):
     def exchanges_in(self, round_index: int) -> bool:
         return round_index >= self.config.warmup_rounds
 
+    def publish(self, participant: Participant, now: Round) -> Tensor:
+        """Return the posteriors, and keep them until the mutual phase if the choice of teachers needs them."""
+        posteriors_SC = super().publish(participant, now)
+        if self.keeps_published:
+            participant.kept[OWN] = posteriors_SC.to(participant.device)
+        return posteriors_SC
+
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps, each along a combination of the private and the seed gradient at the same weights."""
         participant.begin(now.index, phase=1)
+        own = [member.kept.pop(OWN) for member in participant.members if OWN in member.kept]
         theirs_NSC = theirs.to(participant.device)
-        taught = teachers.choose(self.config.teachers, theirs_NSC, now.seed.labels)
-        weight_kd = self.weight_kd(now.index)
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
-            g_private = participant.gradient(participant.private_loss())
-            losses = self._seed_losses(participant, now, rows_B, taught, weight_kd)
-            if self.config.combine == "gem_neighbours":
-                self.step_within_cone(participant, g_private, [participant.gradient(loss, True) for loss in losses])
-            else:
-                self.combined_step(participant, g_private, participant.gradient(torch.stack(losses).sum(dim=0)))
+        own_SC = torch.stack(own).view(theirs_NSC.shape[1:]) if own and len(theirs_NSC) else None
+        taught = teachers.choose(self.config.teachers, theirs_NSC, now.seed.labels, own_SC)
+        for rows_B in self.mutual_minibatches(participant, now):
+            self.paired_step(participant, now, rows_B, self._seed_terms(participant, now, rows_B, taught.on(rows_B)))
 
     def weight_kd(self, round_index: int) -> float:
         """Return w_kd of a round: 0 in the warm-up, then a linear rise to its value over the ramp."""
@@ -68,26 +77,30 @@ class FedH2L(PosteriorMethod):
             return 0.0
         return self.config.weight_kd * min(1.0, (since + 1) / (self.config.ramp_rounds + 1))
 
-    def _seed_losses(
-        self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers, weight_kd: float
-    ) -> list[Tensor]:
-        """Return the terms of w_ce CE + w_kd T^2 mean over teachers of KL(teacher || own), in nats.
+    def _seed_terms(
+        self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers
+    ) -> Callable[[Tensor], list[Tensor]]:
+        """Return the function from logits to the terms of w_ce CE + w_kd T^2 mean over teachers of KL(teacher || own).
 
-        The mean is one term. If each neighbour has a constraint, its part of the mean is a separate term.
+        The mean is one term. If each neighbour has a constraint, its part of the mean is a separate term. Under
+        `method.backoff`, the cross-entropy has the weight w_ce + w_kd where no teacher counts.
+
+        Source: Meng et al., "Conditional teacher-student learning", 2019, for back-off to the label.
         """
-        own_logits_BC = participant.model(now.seed.images[rows_B])
-        losses = []
-        if self.labelled:
-            supervised = objectives.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
-            participant.note("loss_seed", supervised)
-            losses.append(self.config.weight_ce * supervised)
-        minibatch = taught.on(rows_B)
-        parts = minibatch.apart() if self.config.combine == "gem_neighbours" else [minibatch]
-        distillations = [self._distillation(own_logits_BC, part) for part in parts]
-        participant.note("loss_distillation", torch.stack(distillations).sum(dim=0))
-        return losses + [weight_kd * self.temperature**2 * distillation for distillation in distillations]
+        weight_kd = self.weight_kd(now.index)
+        parts = taught.apart() if self.config.combine == "gem_neighbours" else [taught]
 
-    def _distillation(self, own_logits_BC: Tensor, taught: Teachers) -> Tensor:
-        return objectives.mutual_distillation(
-            own_logits_BC, taught.posteriors, self.temperature, self.config.divergence, taught.weights
-        )
+        def terms(own_logits_BC: Tensor) -> list[Tensor]:
+            supervised = []
+            if self.labelled:
+                untaught_B = taught.untaught if self.config.backoff else None
+                extra_B = None if untaught_B is None else weight_kd * untaught_B
+                supervised.append(self.seed_loss(participant, now, own_logits_BC, rows_B, extra_B))
+            distillations = [
+                self.distillation(now, own_logits_BC, part.posteriors, self.config.divergence, part.weights)
+                for part in parts
+            ]
+            participant.note("loss_distillation", torch.stack(distillations).sum(dim=0))
+            return supervised + [weight_kd * self.temperature**2 * distillation for distillation in distillations]
+
+        return terms

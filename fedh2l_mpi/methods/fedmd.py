@@ -9,7 +9,8 @@ from torch import Tensor
 from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import FedMDOptions
 from fedh2l_mpi.exchange import ArraySpec, host_memory
-from fedh2l_mpi.methods.base import Method, Round
+from fedh2l_mpi.methods.base import Method
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -52,17 +53,15 @@ class FedMD(Method):
         if self.exchanges_in(now.index):
             own_1SC = participant.kept["logits"][None]
             consensus_SC = torch.cat([own_1SC, theirs.to(participant.device)]).mean(dim=0)
-            for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
+            for rows_B in self.mutual_minibatches(participant, now):
                 own_logits_BC = participant.model(now.seed.images[rows_B])
                 distance = losses.logit_distance(own_logits_BC, consensus_SC[rows_B])
                 participant.note("loss_distillation", distance)
                 participant.step(participant.gradient(distance))
         elif self.labelled:
-            for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
+            for rows_B in self.mutual_minibatches(participant, now):
                 own_logits_BC = participant.model(now.seed.images[rows_B])
-                supervised = losses.cross_entropy(own_logits_BC, now.seed.targets[rows_B])
-                participant.note("loss_seed", supervised)
-                participant.step(participant.gradient(supervised))
+                participant.step(participant.gradient(self.seed_loss(participant, now, own_logits_BC, rows_B)))
         else:
             self.private_steps(participant, self.config.mutual_steps)
         self.private_steps(participant, self.config.local_steps)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from fedh2l_mpi.methods.base import Method, Round
+from fedh2l_mpi.methods.base import Method
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
 

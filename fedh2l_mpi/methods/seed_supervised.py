@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import SeedSupervisedOptions
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.methods.base import Method, Round
+from fedh2l_mpi.methods.base import Method
+from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
 
@@ -30,9 +30,5 @@ class SeedSupervised(Method):
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps, each along a combination of the private and the seed gradient at the same weights."""
         participant.begin(now.index, phase=1)
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.mutual_steps):
-            g_private = participant.gradient(participant.private_loss())
-            supervised = losses.cross_entropy(participant.model(now.seed.images[rows_B]), now.seed.targets[rows_B])
-            participant.note("loss_seed", supervised)
-            g_seed = participant.gradient(self.config.weight_ce * supervised)
-            self.combined_step(participant, g_private, g_seed)
+        for rows_B in self.mutual_minibatches(participant, now):
+            self.paired_step(participant, now, rows_B, self.label_terms(participant, now, rows_B))

@@ -15,31 +15,39 @@ TRIM = 0.2
 
 @dataclass(frozen=True)
 class Teachers:
-    """Posteriors float32 (M, S, C) and the weight of each on each sample (M, S), summing to 1 over M.
+    """Posteriors float32 (M, S, C) and the weight of each on each sample (M, S).
 
-    All teachers count equally if there are no weights.
+    The weights of a sample sum to 1, or to 0 if no teacher counts there. All teachers count equally if there are no
+    weights. Several participants have posteriors (M, G, S, C) and weights (M, G, S).
     """
 
     posteriors: Tensor
     weights: Tensor | None = None
 
+    @property
+    def untaught(self) -> Tensor | None:
+        """1 for a sample on which no teacher counts, else 0, float32 (S,); None if every teacher counts everywhere."""
+        return None if self.weights is None else (self.weights.sum(dim=0) == 0).to(self.weights.dtype)
+
     def on(self, rows_B: Tensor) -> "Teachers":
         """Return the teachers on a minibatch of the round's samples.
 
-        Several participants have posteriors (N, G, S, C) and rows (G, B).
+        Several participants have rows (G, B).
 
         Raises
         ------
         ValueError
-            If there are weights and several participants, because the weights belong to one participant.
+            If the rows are of several participants, but the weights of one.
         """
         if rows_B.dim() == 2:
-            if self.weights is not None:
+            if self.weights is not None and self.weights.dim() == 2:
                 raise ValueError(
                     f"weights of shape {tuple(self.weights.shape)} belong to one participant, but rows of shape "
                     f"{tuple(rows_B.shape)} belong to several"
                 )
-            return Teachers(self.posteriors[:, torch.arange(len(rows_B), device=rows_B.device)[:, None], rows_B])
+            members = torch.arange(len(rows_B), device=rows_B.device)[:, None]
+            weights = None if self.weights is None else self.weights[:, members, rows_B]
+            return Teachers(self.posteriors[:, members, rows_B], weights)
         weights = None if self.weights is None else self.weights[:, rows_B]
         return Teachers(self.posteriors[:, rows_B], weights)
 
@@ -97,6 +105,39 @@ def trimmed_mean(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
     return Teachers(_distribution(kept.mean(dim=0, keepdim=True)))
 
 
+def right(theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
+    """Return every neighbour, of which those count on a sample whose likeliest class is the seed label.
+
+    Source: Meng et al., "Conditional teacher-student learning", 2019.
+    """
+    return _counting(theirs_NSC, theirs_NSC.argmax(dim=-1) == labels_S)
+
+
+def better(theirs_NSC: Tensor, labels_S: Tensor, own_SC: Tensor) -> Teachers:
+    """Return every neighbour, of which those count that are right and surer of the seed label than the own posterior.
+
+    A condition of this project, stricter than that of `right`: such teachers do not leave a sure model less sure.
+    """
+    of_label_N = theirs_NSC.gather(-1, labels_S.expand(theirs_NSC.shape[:-1])[..., None])[..., 0]
+    of_label = own_SC.gather(-1, labels_S.expand(own_SC.shape[:-1])[..., None])[..., 0]
+    return _counting(theirs_NSC, (theirs_NSC.argmax(dim=-1) == labels_S) & (of_label_N > of_label))
+
+
+def agreement(theirs_NSC: Tensor, labels_S: Tensor, own_SC: Tensor) -> Teachers:
+    """Return every neighbour, of which those count whose likeliest class has most votes among neighbours and own.
+
+    Among classes with equally many votes, the one with the largest sum of posteriors wins. Labels are not used. This
+    is a definition of this project: the winning class takes the place of the label in `right`.
+    """
+    votes_SC, total_SC = torch.zeros_like(own_SC), own_SC + theirs_NSC.sum(dim=0)
+    one = votes_SC.new_ones(()).expand(*own_SC.shape[:-1], 1)
+    for voter_SC in (*theirs_NSC, own_SC):
+        votes_SC.scatter_add_(-1, voter_SC.argmax(dim=-1, keepdim=True), one)
+    leads_SC = votes_SC == votes_SC.amax(dim=-1, keepdim=True)
+    winner_S = total_SC.where(leads_SC, torch.full_like(total_SC, -1)).argmax(dim=-1)
+    return _counting(theirs_NSC, theirs_NSC.argmax(dim=-1) == winner_S)
+
+
 CHOICES: dict[str, Callable[[Tensor, Tensor], Teachers]] = {
     "each": each,
     "mean": mean,
@@ -104,20 +145,47 @@ CHOICES: dict[str, Callable[[Tensor, Tensor], Teachers]] = {
     "confidence": by_confidence,
     "median": median,
     "trimmed_mean": trimmed_mean,
+    "right": right,
 }
+# Choices that compare the neighbours' posteriors with the own ones of the same round.
+COMPARED: dict[str, Callable[[Tensor, Tensor, Tensor], Teachers]] = {"better": better, "agreement": agreement}
+# Choices that use the seed labels, and those that several participants may make at once.
+LABELLED = ("seed_accuracy", "right", "better")
+BATCHED = ("each", "mean", "right", "better", "agreement")
 
 
-def choose(kind: str, theirs_NSC: Tensor, labels_S: Tensor) -> Teachers:
+def choose(kind: str, theirs_NSC: Tensor, labels_S: Tensor, own_SC: Tensor | None = None) -> Teachers:
     """Return the round's teachers; a participant without neighbours has none.
 
     Parameters
     ----------
     kind : str
-        A name of CHOICES.
+        A name of CHOICES or COMPARED.
+    theirs_NSC : float tensor (N, S, C)
+        The neighbours' posteriors; (N, G, S, C) of several participants, for the kinds in BATCHED.
     labels_S : int64 (S,)
-        Seed labels; only `seed_accuracy` uses them.
+        Seed labels; only the kinds in LABELLED use them.
+    own_SC : float tensor (S, C) or (G, S, C)
+        The own posteriors that were published in this round; needed by the kinds in COMPARED.
+
+    Raises
+    ------
+    ValueError
+        If the own posteriors are missing.
     """
-    return CHOICES[kind](theirs_NSC, labels_S) if len(theirs_NSC) else Teachers(theirs_NSC)
+    if len(theirs_NSC) == 0:
+        return Teachers(theirs_NSC)
+    if kind not in COMPARED:
+        return CHOICES[kind](theirs_NSC, labels_S)
+    if own_SC is None:
+        raise ValueError(f"teachers {kind!r} need the posteriors that the participant itself published in this round")
+    return COMPARED[kind](theirs_NSC, labels_S, own_SC)
+
+
+def _counting(theirs_NSC: Tensor, counts_NS: Tensor) -> Teachers:
+    """Return the neighbours, of which those that count on a sample share the weight there equally."""
+    weights_NS = counts_NS.to(theirs_NSC.dtype)
+    return Teachers(theirs_NSC, weights_NS / weights_NS.sum(dim=0).clamp(min=1))
 
 
 def _shares(weights_NS: Tensor) -> Tensor:

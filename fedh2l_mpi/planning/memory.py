@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, OptimizerConfig
-from fedh2l_mpi.config.method import CombineOptions
+from fedh2l_mpi.config.method import CombineOptions, LocalLabelOptions
 from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning.traffic import Links, MessageSize, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -169,6 +169,7 @@ def rank_memory(
     members: int = 1,
     takes_theirs_one_by_one: bool = False,
     on_host: bool = False,
+    drops_published: bool = False,
 ) -> RankMemory:
     """Compute the memory of every rank of a run.
 
@@ -188,6 +189,8 @@ def rank_memory(
         True if a method moves the neighbours' arrays to the device one at a time.
     on_host : bool
         True if the device is the host. Then the arrays in host memory and those on the device are the same.
+    drops_published : bool
+        True if the kept copy of the published array is dropped before the round ends, so that no checkpoint has it.
     """
     first_R = first_participants(hosting)
     architectures = list(sizes)
@@ -232,7 +235,7 @@ def rank_memory(
         step=_step_bytes(config, sizes, links, message, together_RA, takes_theirs_one_by_one),
         messages=messages_R,
         records=records_R,
-        checkpoint=2 * (models_R + optimisers_R + held * hosted_R),
+        checkpoint=2 * (models_R + optimisers_R + (held - drops_published * published) * hosted_R),
         bookkeeping=np.full(hosting.ranks, bookkeeping),
     )
 
@@ -289,7 +292,9 @@ def _step_bytes(
         vectors_R, passes = 2 * (degree_R + 2) + 3, 2
     arrays_R = np.minimum(degree_R, 1) if takes_theirs_one_by_one else degree_R
     theirs_R = arrays_R * (message.held_bytes if message is not None else 0)
-    trained = max(config.optimizer.batch_size, config.optimizer.seed_batch_size)
+    minibatches = (config.optimizer.batch_size, config.optimizer.seed_batch_size)
+    joins = isinstance(config.method, LocalLabelOptions) and config.method.joins_minibatches
+    trained = sum(minibatches) if joins else max(minibatches)
     trainable_A = np.array([size.trainable_bytes for size in sizes.values()])
     each_RA = vectors_R[:, None] * trainable_A + theirs_R[:, None]
     training_A = np.array([size.training_bytes(trained, passes) for size in sizes.values()])

@@ -111,12 +111,14 @@ class Requirements:
             batched.MEMBERS if batched.may_batch(self.config, self.method.takes_batches) else 1,
             self.method.takes_theirs_one_by_one,
             on_host,
+            self.method.drops_published,
         )
 
     @property
     def kept_bytes(self) -> int:
         """State of each participant that the method or the exchange keeps between rounds [bytes]."""
-        arrays = self.method.keeps_published + (self.config.exchange.skip_below is not None)
+        keeps = self.method.keeps_published and not self.method.drops_published
+        arrays = keeps + (self.config.exchange.skip_below is not None)
         return arrays * self.message.held_bytes if self.message is not None else 0
 
     def sharing_bytes(self, graph: Links) -> float:
@@ -159,7 +161,7 @@ def _refuse_single_samples(
         own = [counts.private_P[index] for index in range(config.size) if config.architecture(index) == name]
         private = sum(counts.private_P) if method.pools_private_data else min(own)
         minibatches = [min(optimizer.batch_size, private)] if steps.local_steps + steps.mutual_steps else []
-        if method.trains_on_seed_set and steps.mutual_steps:
+        if method.seed_steps:
             minibatches.append(min(optimizer.seed_batch_size, counts.seed_rows_per_round))
         if 1 not in minibatches:
             continue

@@ -92,7 +92,7 @@ def calibrate(config: Config, source: Source, counts: SampleCounts, degree: floa
     neighbours = max(0, min(math.ceil(degree), NEIGHBOURS, DATA_BYTES // max(1, held_bytes)))
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
     private = int(counts.private_P.mean())
-    now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1))
+    now = Round(index, graph, seed_set.of_round(index), (private,) * (neighbours + 1), seed_set, config.rounds)
     phases, notes = {}, 0.0
     for name, model in requirements.build_models(config, source).items():
         participant = requirements.stand_in_participant(config, source, model, _part(private, counts.input_bytes))
@@ -140,7 +140,7 @@ def _phases(
     few = max(1, e)
     # Scoring set the evaluation mode, so return to the training mode.
     participant.begin(now.index, phase=0)
-    private_step = _seconds(lambda: Method.private_steps(participant, few)) / few
+    private_step = _seconds(lambda: method.private_steps(participant, few)) / few
     return PhaseSeconds(publish * by_seed, first * by_local, second * by_mutual, evaluate, private_step), notes
 
 

@@ -10,10 +10,13 @@ from fedh2l_mpi.losses import (
     cross_entropy,
     forward_kl,
     jensen_shannon,
+    log_prior,
     logit_distance,
     mutual_distillation,
     posteriors,
+    posteriors_under_prior,
     reverse_kl,
+    under_prior,
 )
 
 OWN = torch.tensor([[2.0, 0.0, -1.0]])
@@ -35,6 +38,44 @@ def test_distillation_of_two_coins_is_the_textbook_divergence():
 
 def test_cross_entropy_of_even_scores_is_log_of_the_number_of_classes():
     assert cross_entropy(torch.zeros(4, 10), torch.arange(4)).item() == pytest.approx(math.log(10))
+
+
+def test_weights_of_samples_weigh_them_without_a_share_of_the_sum():
+    logits, classes = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]]), torch.tensor([0, 1])
+    # Losses log 2 and log 4.
+    weighted = cross_entropy(logits, classes, torch.tensor([2.0, 0.5]))
+    assert weighted.item() == pytest.approx((2 * math.log(2) + 0.5 * math.log(4)) / 2)
+    assert cross_entropy(logits, classes, torch.ones(2)).item() == pytest.approx(cross_entropy(logits, classes).item())
+    # Of two participants, each its own; a distribution over classes instead of a class.
+    both = cross_entropy(logits.expand(2, 2, 2), classes.expand(2, 2), torch.tensor([[2.0, 0.5], [0.0, 1.0]]))
+    assert both.tolist() == pytest.approx([weighted.item(), math.log(4) / 2])
+    mixed = cross_entropy(logits, torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([0.0, 1.0]))
+    assert mixed.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 4)
+
+
+def test_the_prior_of_labels_counts_one_more_of_each_class():
+    # (2 + 1, 0 + 1, 1 + 1) of 6.
+    assert log_prior(torch.tensor([0, 2, 0]), 3).exp().tolist() == pytest.approx([3 / 6, 1 / 6, 2 / 6])
+
+
+def test_scores_under_an_even_prior_cost_the_same_and_under_a_skewed_one_ask_more_of_the_rare_class():
+    even, skewed = log_prior(torch.arange(3), 3), torch.tensor([0.8, 0.1, 0.1]).log()
+    rare = torch.tensor([1])
+    assert cross_entropy(under_prior(OWN, even), rare).item() == pytest.approx(cross_entropy(OWN, rare).item())
+    # -log(0.1 / (0.8 e^2 + 0.1 + 0.1 / e))
+    expected = math.log(8 * math.exp(2) + 1 + math.exp(-1))
+    assert cross_entropy(under_prior(OWN, skewed), rare).item() == pytest.approx(expected)
+    assert torch.equal(under_prior(OWN, skewed, 0.0), OWN)
+
+
+@pytest.mark.parametrize(("tau", "temperature"), [(1.0, 1.0), (0.5, 4.0)])
+def test_published_posteriors_are_carried_to_a_prior_as_their_logits_would_be(tau, temperature):
+    logits, prior = torch.randn(2, 4, 3), torch.tensor([0.7, 0.2, 0.1]).log()
+    carried = posteriors_under_prior(posteriors(logits, temperature), prior, tau / temperature)
+    torch.testing.assert_close(carried, posteriors(under_prior(logits, prior, tau), temperature))
+    # So a teacher that agrees teaches nothing.
+    loss = mutual_distillation(under_prior(logits[0], prior, tau), carried[:1], temperature)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_an_agreeing_neighbour_costs_nothing_and_pulls_nowhere():

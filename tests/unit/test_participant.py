@@ -7,15 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.rounds import a_round_of
 from torch import nn
 
 from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
-from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.evaluation import score
-from fedh2l_mpi.methods.base import Round
+from fedh2l_mpi.methods import Round
 from fedh2l_mpi.methods.fedh2l import FedH2L
+from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.models import batched_linear, build, mixed_precision
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState, shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
@@ -36,7 +37,7 @@ def learner(model: nn.Module | str = "mlp", index: int = 0, **optimizer: object)
 
 def a_round(round_index: int = 0, count: int = 40) -> Round:
     some = samples(count, seed=2)
-    return Round(round_index, Graph(2, [(0, 1)]), SeedRound(round_index, some.images, some.labels, some.labels))
+    return a_round_of(some, Graph(2, [(0, 1)]), index=round_index)
 
 
 class WithDropout(nn.Module):
@@ -249,7 +250,8 @@ def test_in_bfloat16_logits_and_gradients_are_float32_and_near_those_of_float32(
     assert ours.dtype == torch.float32
     # bfloat16 has 8 digits of 2.
     assert 0 < (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
-    g_mixed, g_exact = (one.gradient(one.private_loss()) for one in (mixed, exact))
+    learning = Independent(MethodConfig(name="independent"), labelled=True)
+    g_mixed, g_exact = (one.gradient(learning.private_loss(one)) for one in (mixed, exact))
     assert g_mixed.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(g_mixed, g_exact, dim=0) > 0.99
 
@@ -285,7 +287,6 @@ def test_a_gpu_without_bfloat16_is_refused_by_name(monkeypatch, has_it):
 def test_models_in_bfloat16_learn_and_are_not_stacked():
     mixed = learner("mlp", precision="bfloat16")
     before = score(mixed, mixed.private).loss
-    for _ in range(30):
-        mixed.step(mixed.gradient(mixed.private_loss()))
+    Independent(MethodConfig(name="independent"), labelled=True).private_steps(mixed, 30)
     assert score(mixed, mixed.private).loss < 0.8 * before
     assert batched_linear.chain(mixed.model) is None

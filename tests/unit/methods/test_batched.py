@@ -27,6 +27,11 @@ def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
     return metrics.read(directory.metrics), simulation
 
 
+RING = ["models=[mlp]", "topology.kind=random_regular", "topology.degree=4", "data.partition.kind=dirichlet"]
+BALANCED = ["method.prior_correction=balanced", "method.prior_strength=0.7"]
+LOCAL = ["method.local_labels=private_and_seed"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -37,6 +42,18 @@ def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
         ["models=[mlp]", "method.name=seed_supervised", "data.augmentation=affine"],
         ["models=[mlp]", "method.name=independent"],
         ["models=[mlp]", "topology.kind=star", "optimizer.average=ema", "optimizer.schedule=cosine"],
+        [
+            *RING,
+            "method.teachers=right",
+            "method.backoff=true",
+            *BALANCED,
+            "method.temperature=2",
+            "seed_set.views=both",
+        ],
+        [*RING, "method.teachers=better", "method.backoff=true", *BALANCED, "method.combine=joint", *LOCAL],
+        [*RING, "method.teachers=agreement", "seed_set.labelled=false", "topology.degree=6", *BALANCED],
+        ["models=[mlp]", "method.name=pooled", "method.combine=joint", *BALANCED, *LOCAL],
+        ["models=[mlp]", "method.name=seed_supervised", *LOCAL, "optimizer.seed_batch_size=20"],
     ],
     ids=[
         "regular graph",
@@ -46,6 +63,11 @@ def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
         "seed_supervised",
         "alone",
         "averaged weights, schedule",
+        "right, corrected",
+        "better, joint",
+        "agreement",
+        "pooled, joint",
+        "seed labels in local steps",
     ],
 )
 def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path, settings):

@@ -1,15 +1,16 @@
 """Every method against its formula, on learners small enough to do by hand or with torch.optim."""
 
 import inspect
+from typing import ClassVar
 
 import pytest
 import torch
+from helpers.rounds import a_round_of
 from torch import nn
 
 from fedh2l_mpi import methods
 from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig, loading
 from fedh2l_mpi.data.labelled import Labelled
-from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.methods import METHODS, Method, Round
 from fedh2l_mpi.methods.d_psgd import metropolis_weight
@@ -42,7 +43,7 @@ def learner(index: int = 0, architecture: str = "mlp", seed: int = 1) -> Partici
 
 def a_round(index: int = 0, graph: Graph = STAR) -> Round:
     some = samples(40, seed=2)
-    return Round(index, graph, SeedRound(index, some.images, some.labels, some.labels), (64, 64, 128, 64))
+    return a_round_of(some, graph, (64, 64, 128, 64), index)
 
 
 def method(name: str, labelled: bool = True, **keys: object) -> Method:
@@ -137,6 +138,165 @@ def test_distributed_distillation_never_looks_at_seed_labels():
 
     assert_equal(one_step(method("distributed_distillation"), theirs), gradient_of(loss))
     assert_equal(one_step(method("distributed_distillation", labelled=False), theirs), gradient_of(loss))
+
+
+def prior(labels: torch.Tensor) -> torch.Tensor:
+    return torch.stack([(labels == c).sum() + 1 for c in range(10)]) / (len(labels) + 10)
+
+
+PI, PI_S = prior(samples(64).labels), prior(samples(40, seed=2).labels)
+
+
+def balanced(logits: torch.Tensor, pi: torch.Tensor, classes: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """Menon et al. by its definition: the likelihood of the label if class c is drawn with pi_c^tau exp(z_c)."""
+    weighted = pi**tau * logits.exp()
+    return -(weighted[torch.arange(len(classes)), classes] / weighted.sum(1)).log().mean()
+
+
+@pytest.mark.parametrize("name", ["independent", "seed_supervised", "pooled", "dml", "distributed_distillation"])
+def test_corrected_losses_leave_out_the_priors_of_the_private_and_of_the_seed_labels(name):
+    def loss(f, x, y, sx, sy, rows):
+        private = 0.0 if name == "dml" else balanced(f(x), PI, y, 0.5)
+        return private + (balanced(f(sx), PI_S, sy, 0.5) if name in ("seed_supervised", "pooled", "dml") else 0.0)
+
+    more = {} if name in ("independent", "dml", "distributed_distillation") else {"combine": "sum"}
+    learning = method(name, prior_correction="balanced", prior_strength=0.5, **more)
+    assert_equal(one_step(learning, torch.empty(0, 40, 10)), gradient_of(loss))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(
+    ("name", "divergence"),
+    [("fedh2l", "forward_kl"), ("fedh2l", "reverse_kl"), ("fedh2l", "jensen_shannon"), ("dml", "forward_kl")],
+)
+def test_corrected_distillation_compares_posteriors_for_the_seed_prior_if_that_is_known(name, divergence, labelled):
+    theirs, tau, temperature = posteriors(2), 0.7, 2.0
+    keys = {"combine": "sum", "divergence": divergence} if name == "fedh2l" else {}
+
+    def loss(f, x, y, sx, sy, rows):
+        logits = f(sx) + (tau * PI_S.log() if labelled else 0)
+        own, total = (logits / temperature).softmax(1), 0.0
+        for teacher in theirs[:, rows]:
+            q = teacher * PI_S ** (tau / temperature) if labelled else teacher
+            q = q / q.sum(1, keepdim=True)
+            middle = (q + own) / 2
+            total = (
+                total
+                + {
+                    "forward_kl": lambda q=q: q * (q / own).log(),
+                    "reverse_kl": lambda q=q: own * (own / q).log(),
+                    "jensen_shannon": lambda q=q, m=middle: (q * (q / m).log() + own * (own / m).log()) / 2,
+                }[divergence]()
+                .sum(1)
+                .mean()
+                * temperature**2
+            )
+        mean = total if name == "dml" else total / 2
+        private = 0.0 if name == "dml" else balanced(f(x), PI, y, tau)
+        return private + mean + (balanced(f(sx), PI_S, sy, tau) if labelled else 0.0)
+
+    learning = method(name, labelled, prior_correction="balanced", prior_strength=tau, temperature=temperature, **keys)
+    assert_equal(one_step(learning, theirs), gradient_of(loss))
+
+
+def test_predictions_and_publications_are_not_corrected():
+    plain, corrected = (method("fedh2l", prior_correction=kind) for kind in ("none", "balanced"))
+    assert torch.equal(plain.publish(learner(), a_round()), corrected.publish(learner(), a_round()))
+
+
+@pytest.mark.parametrize("teachers", ["right", "better"])
+@pytest.mark.parametrize("combine", ["sum", "gem_neighbours", "joint"])
+def test_where_nobody_is_right_the_label_has_the_teachers_weight_too(teachers, combine):
+    now, theirs = a_round(), posteriors(3)
+    sure = torch.nn.functional.one_hot(now.seed.labels, 10) * 0.9 + 0.01
+    theirs[0, ::2], theirs[1, ::4] = sure[::2], sure[::4]
+    right = theirs.argmax(-1) == now.seed.labels
+    participant = learner()
+    learning = method("fedh2l", teachers=teachers, backoff=True, combine=combine, weight_ce=0.5, weight_kd=2.0)
+    own = learning.publish(participant, now)
+    if teachers == "better":
+        at = torch.arange(40)
+        right &= theirs[:, at, now.seed.labels] > own[at, now.seed.labels]
+    assert 0 < right.any(dim=0).sum() < 40
+
+    def loss(f, x, y, sx, sy, rows):
+        each = nn.functional.cross_entropy(f(sx), sy, reduction="none")
+        total = cross_entropy(f(x), y)
+        for n, row in enumerate(rows):
+            counting = [theirs[j, row] for j in range(3) if right[j, row]]
+            divergence = [(q * (q.log() - f(sx)[n].log_softmax(0))).sum() for q in counting]
+            taught = 2.0 * sum(divergence) / len(divergence) if divergence else 2.0 * each[n]
+            total = total + (0.5 * each[n] + taught) / len(rows)
+        return total
+
+    if combine == "gem_neighbours":
+        # The terms are what is tested here; the cone would bend their sum.
+        learning.step_within_cone = lambda p, g, terms: p.step(g + sum(terms))
+    before = participant.parameters.vector.clone()
+    learning.mutual_phase(participant, now, theirs)
+    got = (before - participant.parameters.vector) / 0.1
+    torch.testing.assert_close(got, torch.cat([g.flatten() for g in gradient_of(loss)]), rtol=2e-4, atol=5e-6)
+    assert not participant.kept, "checkpoints would contain it"
+
+
+@pytest.mark.parametrize("kind", ["no neighbours", "warm-up"])
+def test_nothing_backs_off_where_nobody_could_teach(kind):
+    theirs = torch.empty(0, 40, 10) if kind == "no neighbours" else posteriors(2)
+    keys = {"teachers": "right", "combine": "sum", "warmup_rounds": int(kind == "warm-up")}
+    plain, backing = (one_step(method("fedh2l", backoff=on, **keys), theirs) for on in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, backing, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["fedh2l", "seed_supervised", "pooled"])
+def test_joint_steps_make_one_pass_whose_gradient_is_that_of_the_sum(name, architecture):
+    def step(combine: str) -> tuple[Participant, torch.Tensor, list[int]]:
+        participant, learning, passes = learner(0, architecture), method(name, combine=combine), []
+        participant.model.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+        theirs = posteriors(2) if name == "fedh2l" else torch.empty(0, 0, 0)
+        learning.mutual_phase(participant, a_round(), theirs)
+        return participant, participant.parameters.vector, passes
+
+    apart, expected, two = step("sum")
+    joint, got, one = step("joint")
+    assert (two, one) == ([32, 32], [64])
+    # BatchNorm's statistics are those of both minibatches together.
+    assert torch.allclose(got, expected, rtol=1e-4, atol=1e-6) == (architecture == "mlp")
+    assert {"loss_private", "loss_seed"} <= joint.noted_means().keys()
+    learning = method(name, combine="joint")
+    learning.mutual_phase(joint, a_round(), posteriors(2) if name == "fedh2l" else torch.empty(0, 0, 0))
+    assert not {"gradient_cosine", "conflict_rate"} & joint.noted_means().keys()
+    assert {"gradient_cosine", "conflict_rate"} <= apart.noted_means().keys()
+
+
+@pytest.mark.parametrize("name", ["fedh2l", "seed_supervised", "pooled", "fedavg", "fedprox", "d_psgd"])
+def test_local_steps_with_seed_labels_use_the_rounds_first_minibatches_and_mutual_steps_the_next(name):
+    keys = {"combine": "sum"} if name in ("fedh2l", "seed_supervised", "pooled") else {}
+    learning = method(name, local_steps=2, mutual_steps=3, local_labels="private_and_seed", **keys)
+    participant, now, seen = learner(), a_round(), []
+    inner = learning.seed_loss
+    learning.seed_loss = lambda p, n, logits, rows, *more: (seen.append(rows), inner(p, n, logits, rows, *more))[1]
+    learning.local_phase(participant, now)
+    shares = learning.shares_parameters
+    assert len(seen) == (5 if shares else 2)
+    if not shares:
+        learning.mutual_phase(participant, now, torch.empty(0, 40, 10))
+    assert [rows.tolist() for rows in seen] == [rows.tolist() for rows in learner().seed_minibatches(40, 0, 5)]
+    assert learning.seed_steps == participant.optimizer.steps == 5
+
+
+@pytest.mark.parametrize("name", ["fedh2l", "fedavg", "d_psgd"])
+def test_a_local_step_with_seed_labels_is_one_of_private_and_seed_labels(name):
+    keys = {"combine": "sum", "weight_ce": 0.5} if name == "fedh2l" else {}
+    learning = method(name, local_steps=1, mutual_steps=0, local_labels="private_and_seed", **keys)
+    participant = learner()
+    before = participant.parameters.vector.clone()
+    learning.local_phase(participant, a_round())
+    weight = keys.get("weight_ce", 1.0)
+    expected = gradient_of(lambda f, x, y, sx, sy, rows: cross_entropy(f(x), y) + weight * cross_entropy(f(sx), sy))
+    torch.testing.assert_close(
+        (before - participant.parameters.vector) / 0.1, torch.cat([g.flatten() for g in expected]), rtol=2e-4, atol=2e-6
+    )
 
 
 def test_fedmd_digests_the_mean_of_all_logits_then_revisits_private_data():
@@ -239,6 +399,8 @@ def test_a_method_of_ones_own_may_be_made_of_any_other():
     settings = MethodConfig(name="mine:Mine", weight_kd=2.0, proximal=0.5)
     assert (settings.weight_kd, settings.weight_ce, settings.combine, settings.proximal) == (2.0, 1.0, "gem", 0.5)
     assert (settings.publish, settings.options) == ("start", {})
+    assert not settings.joins_minibatches
+    assert MethodConfig(name="mine:Mine", local_labels="private_and_seed").joins_minibatches
 
 
 def test_fedavg_weighs_by_private_samples_and_leaves_everyone_with_the_same_bits():
@@ -253,7 +415,7 @@ def test_running_statistics_are_averaged_like_parameters():
     participants = [learner(index, "cnn") for index in range(2)]
     for index, participant in enumerate(participants):
         participant.model.layers[1].running_mean.fill_(float(index))
-    now = Round(0, Graph(2, [(0, 1)]), a_round().seed, (64, 64))
+    now = a_round_of(samples(40, seed=2), Graph(2, [(0, 1)]), (64, 64))
     learning = method("fedavg")
     published = [learning.publish(participant, now) for participant in participants]
     learning.mutual_phase(participants[0], now, published[1][None])
@@ -314,7 +476,22 @@ def test_a_step_within_the_cone_of_constraints_raises_no_loss():
         (["method.name=seed_supervised", "seed_set.labelled=false"], "seed_set.labelled: got False"),
         (["method.name=pooled", "seed_set.labelled=false"], "seed_set.labelled: got False"),
         (["method.teachers=seed_accuracy", "seed_set.labelled=false"], "method.teachers: got 'seed_accuracy'"),
+        (["method.teachers=right", "seed_set.labelled=false"], "method.teachers: got 'right', but seed_set.labelled"),
+        (["method.teachers=better", "seed_set.labelled=false"], "method.teachers: got 'better', but seed_set.labelled"),
         (["method.warmup_rounds=2", "seed_set.labelled=false"], "method.warmup_rounds: needs seed labels"),
+        (
+            ["method.local_labels=private_and_seed", "seed_set.labelled=false"],
+            "method.local_labels: got 'private_and_seed', but seed_set.labelled is false",
+        ),
+        (
+            [f"method.name={__name__}:WithOptions", "method.options.widht=3"],
+            f"method.options.widht: got 3, but '{__name__}:WithOptions' has no such option (did you mean 'width'?). "
+            "Known: depth, width.",
+        ),
+        (
+            ["method.name=fedh2l_mpi.methods.dml:DeepMutualLearning", "method.options={a: 1}"],
+            "method.options.a: got 1, but 'fedh2l_mpi.methods.dml:DeepMutualLearning' has no such option. Known: none.",
+        ),
         (["method.name=no_such_module:Kind"], "method.name: 'no_such_module:Kind': cannot import no_such_module"),
         (
             ["method.name=fedh2l_mpi.methods.dml:DeepMutualLearning", "method.combine=gem_neighbours"],
@@ -329,6 +506,25 @@ def test_a_method_that_does_not_fit_is_refused_with_the_reason(settings, says):
     with pytest.raises(UserError) as error:
         methods.build(config)
     assert says in str(error.value)
+
+
+class Deep(Method):
+    options: ClassVar = {"depth": 1}
+
+
+class WithOptions(Deep):
+    options: ClassVar = {"width": 2.0}
+
+
+def test_a_class_has_the_options_that_it_and_its_bases_declare_with_the_values_of_the_config():
+    config = loading.load(None, [f"method.name={__name__}:WithOptions", "method.options.width=3"])
+    assert methods.build(config.resolved(1, launched=False)).options == {"depth": 1, "width": 3}
+    assert WithOptions.options == {"width": 2.0}
+
+
+def test_teachers_that_are_compared_with_oneself_need_what_was_published():
+    with pytest.raises(ValueError, match="teachers 'agreement' need the posteriors that the participant itself"):
+        method("fedh2l", teachers="agreement").mutual_phase(learner(), a_round(), posteriors(2))
 
 
 class OwnMutualPhase(FedH2L):
@@ -356,6 +552,11 @@ def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint
         (["method.name=independent", "method.temperature=2"], "method.temperature: got 2, but method 'independent'"),
         (["method.name=dml", "method.combine=gem"], "method.combine: got 'gem', but method 'dml' does not use it"),
         (["method.name=pooled", "method.combine=gem_neighbours"], "gem_neighbours needs neighbours"),
+        (["method.prior_strength=0.5"], "method.prior_strength: got 0.5, but prior_correction is none. Fix: remove it"),
+        (["method.backoff=true"], "method.backoff: got true, but teachers 'each' count on every sample"),
+        (["method.backoff=true", "method.teachers=agreement"], "or without labels. Fix: set it to false, or teachers"),
+        (["method.name=dml", "method.local_labels=private"], "method 'dml' does not use it"),
+        (["method.name=pooled", "method.backoff=true"], "method 'pooled' does not use it"),
         (
             ["method.options={a: 1}"],
             "method.options: got {'a': 1}, but options are for your own method, not for 'fedh2l'",

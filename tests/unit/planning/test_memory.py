@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.configs import settled
+from helpers.rounds import a_round_of
 from torch.profiler import ProfilerActivity, profile
 
 from fedh2l_mpi import api, methods
 from fedh2l_mpi.config import Config, ExchangeConfig, TopologyConfig
 from fedh2l_mpi.data import federated
-from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.data.sources import ArrayTable, Source, digits
 from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.exchange import ArraySpec, codecs
 from fedh2l_mpi.exchange.row_skipping import CachedRows
 from fedh2l_mpi.lifecycle.start import RunReservation
-from fedh2l_mpi.methods import Round
 from fedh2l_mpi.methods.batched import BatchedParticipants
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
@@ -194,7 +193,7 @@ def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(n
     told = needs.memory(Hosting(40, 40), traffic.links(edges, Hosting(40, 40)))
     learner: Participant = requirements.stand_in_participant(config, source, build("mlp", 1, 28, 10, 0), 64)
     samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
-    now = Round(0, Graph(40, edges), SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 40)
+    now = a_round_of(samples, Graph(40, edges), (64,) * 40)
     theirs = torch.stack([needs.method.publish(learner, now)] * 39)
 
     def steps():
@@ -232,8 +231,7 @@ def test_a_step_takes_about_what_is_told(name, combine):
     told = needs.memory(Hosting(5, 5), traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
     learner: Participant = requirements.stand_in_participant(config, source, build(name, 3, 32, 10, 0), 64)
     samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
-    seed = SeedRound(0, samples.images, samples.labels, samples.labels)
-    now = Round(0, Graph(5, [(0, i) for i in range(1, 5)]), seed, (64,) * 5)
+    now = a_round_of(samples, Graph(5, [(0, i) for i in range(1, 5)]), (64,) * 5)
     theirs = torch.full((4, 64, 10), 0.1)
 
     def steps():
@@ -272,7 +270,7 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
         assert getattr(told, same) == getattr(one_by_one, same)
     members = [requirements.stand_in_participant(config, source, build("mlp", 1, side, 10, 0), 64) for _ in range(16)]
     samples = requirements.random_samples(source, 256)
-    now = Round(0, graph, SeedRound(0, samples.images, samples.labels, samples.labels), (64,) * 20)
+    now = a_round_of(samples, graph, (64,) * 20)
     arrived = torch.full((20, 256, 10), 0.1)
     cohorts = []
 
