@@ -3,13 +3,9 @@
 Shape letter: E evaluated rounds.
 """
 
-import csv
 import functools
-import io
 import math
-import shutil
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +13,13 @@ from typing import Any
 import numpy as np
 
 from fedh2l_mpi.analysis import grouping, statistics, tables
+from fedh2l_mpi.analysis.controls import Control, find_control
 from fedh2l_mpi.analysis.finished_runs import FinishedRun, keep_newest, read_finished
-from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread
-from fedh2l_mpi.analysis.statistics import BySeed, Difference
-from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
+from fedh2l_mpi.analysis.outcome import UNITS, Outcome
+from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.runtime.terminal import is_terminal
-from fedh2l_mpi.runtime.units import size
 
 MEASURES = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
-FORMATS = ("terminal", "markdown", "csv", "latex")
-# Columns of a table in a batch log.
-WIDTH_OF_A_LOG = 120
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Group:
 
     def by_seed(self, measure: str) -> BySeed:
         """Return the value of a measure for each seed."""
-        return {outcome.seed: outcome.values[measure] for outcome in self.outcomes}
+        return tables.by_seed(self.outcomes, measure)
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,8 @@ class Comparison:
         Confidence of the intervals.
     notes : sequence of str
         One line for each run that was left out, and for other differences between the groups.
+    gap : (Control, Control) or None
+        Lower and upper control.
     """
 
     groups: Sequence[Group]
@@ -76,6 +69,22 @@ class Comparison:
     baseline: Group
     confidence: float
     notes: Sequence[str]
+    gap: tuple[Control, Control] | None = None
+
+    @property
+    def gap_measures(self) -> Sequence[str]:
+        """The measures of which groups close a gap: the accuracies."""
+        return [measure for measure in self.measures if _is_accuracy(measure)] if self.gap else []
+
+    def share_of_gap(self, group: Group, measure: str) -> Share:
+        """Return the share of the gap between the group's controls that it closes; NaN if it lacks one of them."""
+        assert self.gap is not None
+        found = [self._labelled(control.by_label[group.label]) for control in self.gap]
+        low, high = ({} if control is None else control.by_seed(measure) for control in found)
+        return statistics.share_of_gap(group.by_seed(measure), low, high, self.confidence)
+
+    def _labelled(self, label: str | None) -> Group | None:
+        return next((group for group in self.groups if group.label == label), None)
 
     def less_baseline(self, group: Group, measure: str) -> Difference:
         """Return a group's difference to the baseline."""
@@ -96,7 +105,8 @@ def compare(
     ignore: Sequence[str] = (),
     measures: Sequence[str] = MEASURES,
     baseline: str | None = None,
-    confidence: float = 0.95,
+    confidence: float = tables.CONFIDENCE,
+    gap: tuple[str, str] | None = None,
 ) -> Comparison:
     """Group finished runs by the settings in which they differ, except seeds, locations and speeds.
 
@@ -112,6 +122,8 @@ def compare(
         Fields of the metrics file.
     baseline : str or None
         Label of the group to compare to; None: the group of method `independent`, if there is one only, else the first.
+    gap : (str, str) or None
+        Lower and upper control, by label or by a value that distinguishes groups.
 
     Raises
     ------
@@ -123,6 +135,8 @@ def compare(
     for name in measures:
         if name not in UNITS:
             raise UserError(f"--measure: got {name!r}. Known: {', '.join(UNITS)}{did_you_mean(name, list(UNITS))}")
+    if gap is not None and not any(map(_is_accuracy, measures)):
+        raise UserError("--gap: a gap is one of accuracies. Give --measure accuracy_all, or another accuracy.")
     found, notes = read_finished(paths)
     if not found:
         lines = notes or ["no run was named"]
@@ -131,20 +145,9 @@ def compare(
     found, twice = keep_newest(found, keys)
     groups = _groups(found, keys)
     notes = [*notes, *twice, *_what_else_differs(found, keys, ignore), *_unknown(groups, measures)]
-    return Comparison(groups, list(dict.fromkeys(measures)), _baseline(groups, baseline), confidence, notes)
-
-
-def render(comparison: Comparison, format: str) -> str:
-    """Return the comparison as text in one of FORMATS, without its notes."""
-    if format == "csv":
-        return _csv(comparison)
-    if format == "terminal":
-        return _terminal(comparison)
-    if format == "markdown":
-        return "\n".join(map(tables.markdown, _tables(comparison, "Bold")))
-    if format == "latex":
-        return "\n".join([tables.LATEX_NEEDS, *map(tables.latex, _tables(comparison, "Bold"))])
-    raise UserError(f"--format: got {format!r}. Known: {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
+    controls = None if gap is None else _controls(groups, gap)
+    notes += [] if controls is None else _without_control(controls)
+    return Comparison(groups, list(dict.fromkeys(measures)), _baseline(groups, baseline), confidence, notes, controls)
 
 
 def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
@@ -251,9 +254,29 @@ def _baseline(groups: Sequence[Group], asked: str | None) -> Group:
     raise UserError(f"--baseline: got {asked!r}. Groups: {'; '.join(known)}{did_you_mean(asked, known)}")
 
 
+def _controls(groups: Sequence[Group], gap: tuple[str, str]) -> tuple[Control, Control]:
+    settings = {
+        group.label: {key: grouping.text(value, None) for key, value in group.settings.items()} for group in groups
+    }
+    low, high = (find_control("--gap", name, settings) for name in gap)
+    return low, high
+
+
+def _without_control(controls: Sequence[Control]) -> list[str]:
+    """Return a note for each control that some group lacks."""
+    lacking = {
+        control.name: [label for label, other in control.by_label.items() if other is None] for control in controls
+    }
+    return [f"no group of {name} belongs to {'; '.join(labels)}" for name, labels in lacking.items() if labels]
+
+
+def _is_accuracy(measure: str) -> bool:
+    return measure.startswith("accuracy_")
+
+
 def _higher_is_better(measure: str) -> bool | None:
     """Return True or False, or None if neither higher nor lower is better."""
-    if measure.startswith("accuracy_"):
+    if _is_accuracy(measure):
         return True
     return False if UNITS[measure] in ("byte", "s", "nats") or measure == "calibration_error" else None
 
@@ -270,128 +293,7 @@ def _at_common_rounds(outcomes: Sequence[Outcome]) -> list[Outcome]:
                 rounds_E=run.rounds_E[rows],
                 accuracy_E=run.accuracy_E[rows],
                 bytes_E=run.bytes_E[rows],
+                training_s_E=run.training_s_E[rows],
             )
         )
     return found
-
-
-def _percent(confidence: float) -> str:
-    return f"{100 * confidence:.4g}%"
-
-
-def _tables(comparison: Comparison, mark: str) -> list[Table]:
-    """Return the table of all groups, and the table of differences to the baseline."""
-    rows = {group.label: group.outcomes for group in comparison.groups}
-    values = tables.table(rows, comparison.measures)
-    first = len(values.headings) - len(comparison.measures)
-    best = [comparison.best(measure) for measure in comparison.measures]
-    bold = {(comparison.groups.index(group), first + column) for column, group in enumerate(best) if group is not None}
-    caption = [values.caption]
-    settings = [group.settings for group in comparison.groups]
-    usual = grouping.common_values(settings, list(settings[0]))
-    if usual:
-        caption.append(f"Unless a row says otherwise: {grouping.label(usual)}.")
-    summed = {"byte": "Bytes", "s": "Seconds"}
-    caption += [
-        f"{what} are summed over the rounds."
-        for units, what in summed.items()
-        if units in map(UNITS.get, comparison.measures)
-    ]
-    groups = len(comparison.groups)
-    if groups > 1:
-        each = _percent(statistics.corrected(comparison.confidence, groups))
-        if groups > 2:
-            each += f": {_percent(comparison.confidence)} by Bonferroni over {groups - 1} comparisons"
-        caption.append(
-            f"{mark}: better than every other group. The Student-t interval of its difference to each of them, paired "
-            f"by seed, excludes 0 ({each}).{'' if bold else ' No group is.'}"
-        )
-    found = [replace(values, caption="\n".join(caption), bold=bold)]
-    return found if groups == 1 else [*found, _table_of_differences(comparison)]
-
-
-def _table_of_differences(comparison: Comparison) -> Table:
-    others = [group for group in comparison.groups if group is not comparison.baseline]
-    by_group = [[comparison.less_baseline(group, measure) for measure in comparison.measures] for group in others]
-    rows = [
-        [group.label, str(differences[0].pairs), *map(_cell, differences, comparison.measures)]
-        for group, differences in zip(others, by_group, strict=True)
-    ]
-    pairs = [row[1] for row in rows]
-    headings = ["", "pairs", *(HEADINGS.get(measure, measure) for measure in comparison.measures)]
-    many = "numbers of pairs differ"
-    if len(set(pairs)) == 1:
-        # If all rows have the same number of pairs, the caption gives it instead of a column.
-        del headings[1]
-        rows = [[row[0], *row[2:]] for row in rows]
-        many = f"{pairs[0]} pair{'' if pairs[0] == '1' else 's'}"
-    some_lack = any(difference.pairs == 1 for row in by_group for difference in row)
-    too_few = f" [{NOTHING}]: fewer than 2 pairs." if some_lack else ""
-    caption = (
-        f"Mean of the differences seed by seed ({many}), with its Student-t interval of "
-        f"{_percent(comparison.confidence)}, not corrected for several comparisons.{too_few}"
-    )
-    return Table(f"Differences to {comparison.baseline.label}", headings, rows, caption)
-
-
-def _cell(difference: Difference, measure: str) -> str:
-    if math.isnan(difference.mean):
-        return NOTHING
-    units = UNITS[measure]
-    show: Callable[[float], str] = _signed_size if units == "byte" else "{:+.1f}".format
-    if units not in ("byte", "s"):
-        show = "{:+.3f}".format
-    if math.isnan(difference.low):
-        return f"{show(difference.mean)} [{NOTHING}]"
-    # Bytes often differ by the same amount for all seeds, and an interval of width 0 would only take space.
-    if units == "byte" and difference.low == difference.high:
-        return show(difference.mean)
-    return f"{show(difference.mean)} [{show(difference.low)}, {show(difference.high)}]"
-
-
-def _signed_size(count: float) -> str:
-    return ("-" if count < 0 else "+" if count > 0 else "") + size(abs(count))
-
-
-def _terminal(comparison: Comparison) -> str:
-    """Return plain text; a table that is wider than the terminal is split, and its parts stand below each other."""
-    width = shutil.get_terminal_size().columns if is_terminal() else WIDTH_OF_A_LOG
-    parts = []
-    for table in _tables(comparison, "*"):
-        lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in table.caption.split("\n")]
-        parts += tables.folded(replace(table, caption="\n".join(lines)), width)
-    return "\n\n".join(map(tables.plain, parts)) + "\n"
-
-
-def _csv(comparison: Comparison) -> str:
-    """Return one CSV line for each group, with all digits; unknown numbers are empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    keys = list(comparison.groups[0].settings)
-    columns = ("mean", "std", "n", "diff", "low", "high", "pairs", "best")
-    writer.writerow(
-        [
-            *("group", *keys, "seeds", "baseline", "confidence"),
-            *(f"{measure}_{column}" for measure in comparison.measures for column in columns),
-        ]
-    )
-    best = {measure: comparison.best(measure) for measure in comparison.measures}
-    for group in comparison.groups:
-        seeds = "+".join(str(outcome.seed) for outcome in group.outcomes)
-        line: list[Any] = [group.label, *(grouping.text(group.settings[key], None) for key in keys)]
-        line += [seeds, comparison.baseline.label, comparison.confidence]
-        for measure in comparison.measures:
-            values = list(group.by_seed(measure).values())
-            difference = comparison.less_baseline(group, measure)
-            of_baseline = (difference.mean, difference.low, difference.high)
-            if group is comparison.baseline:
-                of_baseline = (math.nan,) * 3
-            line += [_number(value) for value in spread(values)]
-            line += [len(values), *map(_number, of_baseline)]
-            line += ["" if group is comparison.baseline else difference.pairs, int(best[measure] is group)]
-        writer.writerow(line)
-    return text.getvalue()
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, RunMetrics, slowest_rank_seconds
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
+# The seconds that a participant works, whatever the number of ranks, and however often it is evaluated.
+TRAINING = ("seconds_publish", "seconds_local", "seconds_mutual")
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class Outcome:
         Value of each field of the metrics file in the last round; bytes and seconds are summed over the rounds.
     rounds_E : int64 (E,)
         Evaluated rounds, counted from 1.
-    accuracy_E, bytes_E : float64 (E,)
-        All-domain accuracy in these rounds, and the bytes that a participant had sent by then.
+    accuracy_E, bytes_E, training_s_E : float64 (E,)
+        All-domain accuracy in these rounds, and the bytes that a participant had sent and the seconds that it had
+        trained by then. Training is publishing and both phases, without waiting and evaluation.
     seconds : float
         Time of the slowest rank in the rounds [s].
     revision : str
@@ -35,6 +39,7 @@ class Outcome:
     rounds_E: NDArray[np.int64]
     accuracy_E: NDArray[np.float64]
     bytes_E: NDArray[np.float64]
+    training_s_E: NDArray[np.float64]
     seconds: float
     revision: str = ""
 
@@ -49,6 +54,7 @@ def read_outcome(run: RunMetrics) -> Outcome:
         values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
+    training_s_RP = np.nansum([run[name] for name in TRAINING], axis=0)
     seconds = slowest_rank_seconds([np.nansum(run[name], axis=0) for name in TIMINGS], run["rank"])
     return Outcome(
         int(run.attributes["seed"]),
@@ -56,24 +62,25 @@ def read_outcome(run: RunMetrics) -> Outcome:
         run["round"][evaluated] + 1,
         accuracy_R[evaluated],
         run["bytes_sent"].mean(axis=1).cumsum()[evaluated],
+        training_s_RP.mean(axis=1).cumsum()[evaluated],
         float(seconds),
         str(run.attributes.get("git_revision", "")),
     )
 
 
-def bytes_until(run: Outcome, accuracy: float) -> float:
-    """Return the bytes sent by a participant when all-domain accuracy first reached this value; NaN: never."""
+def until(run: Outcome, cost_E: NDArray[Any], accuracy: float) -> float:
+    """Return the cost by the first evaluation whose all-domain accuracy is at least this; NaN: never reached.
+
+    Parameters
+    ----------
+    cost_E : (E,)
+        Cost by each evaluated round, such as `run.bytes_E`.
+    """
     reached = np.flatnonzero(run.accuracy_E >= accuracy)
-    return float(run.bytes_E[reached[0]]) if len(reached) else math.nan
+    return float(cost_E[reached[0]]) if len(reached) else math.nan
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and sample standard deviation; NaN if there are too few values."""
     mean = float(np.mean(values)) if len(values) else math.nan
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def paired(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[float]:
-    """Return our all-domain accuracy minus theirs, for each seed that both have."""
-    by_seed = {run.seed: run.values["accuracy_all"] for run in theirs}
-    return [run.values["accuracy_all"] - by_seed[run.seed] for run in ours if run.seed in by_seed]

@@ -1,4 +1,4 @@
-"""Make one table of many runs: mean and spread over seeds, differences paired by seed, bytes until an accuracy.
+"""Make one table of many runs: mean and spread over seeds, differences paired by seed, cost until an accuracy.
 
 Shape letters: R rounds, P participants, E evaluated rounds.
 """
@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis.outcome import UNITS, Outcome, bytes_until, paired, spread
+from fedh2l_mpi.analysis import statistics
+from fedh2l_mpi.analysis.controls import Control, Gap
+from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread, until
+from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
 from fedh2l_mpi.runtime.units import size
 
 HEADINGS = {
@@ -22,8 +26,33 @@ HEADINGS = {
     "accuracy_worst": "worst\ndomain",
     "bytes_sent": "sent",
     "bytes_received": "received",
+    "calibration_error": "calibration\nerror",
 }
 NOTHING = "-"
+# Confidence of intervals for which the user names no other.
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost until an accuracy is reached: its name in CSV, its value by each evaluated round, its text and meaning."""
+
+    column: str
+    by_round: Callable[[Outcome], NDArray[Any]]
+    show: Callable[[float], str]
+    meaning: str
+
+
+COSTS = {
+    "sent": Cost("bytes", lambda run: run.bytes_E, size, "bytes sent by a participant"),
+    "rounds": Cost("rounds", lambda run: run.rounds_E, "{:.3g}".format, "rounds"),
+    "seconds": Cost(
+        "training_seconds",
+        lambda run: run.training_s_E,
+        "{:.1f}".format,
+        "seconds in which a participant published and made its local and mutual steps, without waiting and evaluation",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +76,12 @@ def table(
     runs_by_row: Mapping[str, Sequence[Outcome]],
     columns: Sequence[str],
     reach: Sequence[float] = (),
-    compare_to: str | None = None,
+    compare_to: Control | None = None,
     title: str = "",
+    *,
+    costs: Sequence[str] = ("sent",),
+    gap: Gap | None = None,
+    confidence: float | None = None,
 ) -> Table:
     """Make a table with one line for each row; the runs of a row differ in their seeds only.
 
@@ -57,41 +90,113 @@ def table(
     columns : sequence of str
         Fields of the metrics file.
     reach : sequence of float
-        All-domain accuracies; each adds a column with the bytes sent until it was reached.
-    compare_to : str or None
-        Row that all others are compared to, seed by seed.
+        All-domain accuracies; each adds a column for each cost until it was reached.
+    compare_to : Control or None
+        Rows that the others are compared to, seed by seed.
+    costs : sequence of str
+        Names in COSTS.
+    gap : Gap or None
+        Two controls; adds a column with the share of the gap between them that each row closes.
+    confidence : float or None
+        Confidence of the intervals; None: CONFIDENCE, and differences have a standard deviation instead.
     """
     counts = {len(runs) for runs in runs_by_row.values()}
     makers: list[tuple[str, Callable[[str, Sequence[Outcome]], str]]] = []
     if len(counts) > 1:
         makers.append(("seeds", lambda row, runs: str(len(runs))))
     makers += [(HEADINGS.get(name, name), _maker_of_field(name)) for name in columns]
-    makers += [(f"sent\nuntil {accuracy:g}", _maker_of_reach(accuracy)) for accuracy in reach]
+    makers += [(f"{name}\nuntil {level:g}", _maker_of_reach(COSTS[name], level)) for level in reach for name in costs]
     if compare_to is not None:
-        theirs = runs_by_row[compare_to]
-        makers.append((f"minus\n{compare_to}", lambda row, runs: _difference(runs, theirs, row == compare_to)))
+        makers.append((f"minus\n{compare_to.name}", _maker_of_difference(runs_by_row, compare_to, confidence)))
+    if gap is not None:
+        makers.append(("share of\nthe gap", _maker_of_share(runs_by_row, gap, confidence or CONFIDENCE)))
     rows = [[row, *(maker(row, runs) for _, maker in makers)] for row, runs in runs_by_row.items()]
     many = "the seeds" if len(counts) > 1 else f"{max(counts)} seeds" if max(counts) > 1 else "one seed"
     notes = [f"Means over participants after the last round; mean ± sample standard deviation over {many}."]
     if reach:
-        notes.append(
-            "Sent until: bytes sent by a participant until an evaluation first reached this all-domain accuracy; "
-            "(1 of 2): one of two seeds reached it."
-        )
+        notes += [
+            f"{name.capitalize()} until: {COSTS[name].meaning} until an evaluation first reached this all-domain "
+            "accuracy; (1 of 2): one of two seeds reached it."
+            for name in costs
+        ]
     if compare_to is not None:
+        around = "" if confidence is None else f", mean with its Student-t interval of {percent(confidence)}"
         notes.append(
-            f"Minus {compare_to}: difference in all-domain accuracy, seed by seed; "
+            f"Minus {compare_to.name}: difference in all-domain accuracy, seed by seed{around}; "
             "(1 of 2): higher in one of two seeds."
         )
+    if gap is not None:
+        said = describe_share(gap.low.name, gap.high.name, gap.measure, confidence or CONFIDENCE)
+        notes.append(f"Share of the gap: {said}")
     return Table(title, ["", *(heading for heading, _ in makers)], rows, "\n".join(notes))
+
+
+def percent(confidence: float) -> str:
+    """Write a confidence."""
+    return f"{100 * confidence:.4g}%"
+
+
+def describe_share(low: str, high: str, measure: str, confidence: float) -> str:
+    """Say what a column of shares means."""
+    return (
+        f"The part of the gap in {measure} from {low} to {high} that is closed. It is a ratio of "
+        f"means over the seeds, with Fieller's interval of {percent(confidence)}. In the row of {high}, the gap itself "
+        f"with its Student-t interval. {NOTHING}: the gap's interval is not above 0, so a share would mean nothing."
+    )
 
 
 def _maker_of_field(name: str) -> Callable[[str, Sequence[Outcome]], str]:
     return lambda row, runs: _cell([run.values[name] for run in runs], UNITS[name])
 
 
-def _maker_of_reach(accuracy: float) -> Callable[[str, Sequence[Outcome]], str]:
-    return lambda row, runs: _reached([bytes_until(run, accuracy) for run in runs])
+def _maker_of_reach(cost: Cost, accuracy: float) -> Callable[[str, Sequence[Outcome]], str]:
+    return lambda row, runs: _reached([until(run, cost.by_round(run), accuracy) for run in runs], cost.show)
+
+
+def _maker_of_difference(
+    runs_by_row: Mapping[str, Sequence[Outcome]], control: Control, confidence: float | None
+) -> Callable[[str, Sequence[Outcome]], str]:
+    def make(row: str, runs: Sequence[Outcome]) -> str:
+        other = control.by_label[row]
+        return NOTHING if other in (None, row) else _difference(runs, runs_by_row[other], confidence)
+
+    return make
+
+
+def _maker_of_share(
+    runs_by_row: Mapping[str, Sequence[Outcome]], gap: Gap, confidence: float
+) -> Callable[[str, Sequence[Outcome]], str]:
+    def make(row: str, runs: Sequence[Outcome]) -> str:
+        low, high = gap.low.by_label[row], gap.high.by_label[row]
+        if low is None or high is None or row == low:
+            return NOTHING
+        ours, lower, upper = (by_seed(runs_by_row[label], gap.measure) for label in (row, low, high))
+        return show_share(statistics.share_of_gap(ours, lower, upper, confidence), row == high)
+
+    return make
+
+
+def by_seed(runs: Sequence[Outcome], measure: str) -> BySeed:
+    """Return the value of a measure for each seed."""
+    return {run.seed: run.values[measure] for run in runs}
+
+
+def show_share(share: Share, is_upper: bool) -> str:
+    """Write a share with its interval, or the gap itself in the row of the upper control."""
+    if is_upper:
+        return NOTHING if math.isnan(share.gap.mean) else f"gap {show_interval(share.gap, '{:+.3f}'.format)}"
+    if math.isnan(share.share):
+        return NOTHING
+    if math.isnan(share.low):
+        return f"{share.share:.2f} [{NOTHING}]"
+    return f"{share.share:.2f} [{share.low:.2f}, {share.high:.2f}]"
+
+
+def show_interval(difference: Difference, show: Callable[[float], str]) -> str:
+    """Write a difference with its interval; [-]: there are too few pairs for an interval."""
+    if math.isnan(difference.low):
+        return f"{show(difference.mean)} [{NOTHING}]"
+    return f"{show(difference.mean)} [{show(difference.low)}, {show(difference.high)}]"
 
 
 def _cell(values: Sequence[float], units: str) -> str:
@@ -105,20 +210,24 @@ def _cell(values: Sequence[float], units: str) -> str:
     return f"{show(mean)} ± {show(deviation)}"
 
 
-def _reached(values: Sequence[float]) -> str:
+def _reached(values: Sequence[float], show: Callable[[float], str]) -> str:
     reached = [value for value in values if not math.isnan(value)]
     if not reached:
         return "never" if values else NOTHING
-    return size(float(np.mean(reached))) + (f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else "")
+    return show(float(np.mean(reached))) + (f" ({len(reached)} of {len(values)})" if len(reached) < len(values) else "")
 
 
-def _difference(ours: Sequence[Outcome], theirs: Sequence[Outcome], is_same: bool) -> str:
-    differences = paired(ours, theirs)
-    if is_same or not differences:
+def _difference(ours: Sequence[Outcome], theirs: Sequence[Outcome], confidence: float | None) -> str:
+    mine, other = by_seed(ours, "accuracy_all"), by_seed(theirs, "accuracy_all")
+    differences = [mine[seed] - other[seed] for seed in mine if seed in other]
+    if not differences:
         return NOTHING
+    higher = f"({sum(value > 0 for value in differences)} of {len(differences)})"
+    if confidence is not None:
+        return f"{show_interval(statistics.difference(mine, other, confidence), '{:+.3f}'.format)} {higher}"
     mean, deviation = spread(differences)
     around = f" ± {deviation:.3f}" if not math.isnan(deviation) else ""
-    return f"{mean:+.3f}{around} ({sum(value > 0 for value in differences)} of {len(differences)})"
+    return f"{mean:+.3f}{around} {higher}"
 
 
 def plain(table: Table) -> str:
@@ -249,11 +358,12 @@ def long_form(
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    until = [f"bytes_until_{accuracy:g}" for accuracy in reach]
-    writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *until, "seconds", "revision"])
+    reached = [f"{cost.column}_until_{accuracy:g}" for accuracy in reach for cost in COSTS.values()]
+    writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *reached, "seconds", "revision"])
     for label, settings, run in runs:
         on_axes: list[Any] = [settings.get(axis, "") for axis in axes]
-        values = [_blank(value) for value in (*run.values.values(), *(bytes_until(run, level) for level in reach))]
+        spent = [until(run, cost.by_round(run), accuracy) for accuracy in reach for cost in COSTS.values()]
+        values = [_blank(value) for value in (*run.values.values(), *spent)]
         writer.writerow([label, *on_axes, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision])
     return text.getvalue()
 

@@ -138,6 +138,12 @@ def _compare_options(made: Parser) -> None:
         "--baseline", metavar="GROUP", help="group that the others are compared to (default: independent, or the first)"
     )
     made.add_argument(
+        "--gap",
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="show the share of the accuracy gap between two groups that the others close",
+    )
+    made.add_argument(
         "--confidence",
         type=float,
         default=0.95,
@@ -155,7 +161,7 @@ def _compare_options(made: Parser) -> None:
 
 
 def _compare(options: argparse.Namespace, context: Context) -> int:
-    from fedh2l_mpi.analysis import compare
+    from fedh2l_mpi.analysis import compare, comparison_tables
     from fedh2l_mpi.analysis import run as runs
 
     given = {} if options.measures is None else {"measures": options.measures}
@@ -165,11 +171,12 @@ def _compare(options: argparse.Namespace, context: Context) -> int:
         options.ignore,
         baseline=options.baseline,
         confidence=options.confidence,
+        gap=None if options.gap is None else (options.gap[0], options.gap[1]),
         **given,
     )
     for note in compared.notes:
         print(f"note: {note}", file=sys.stderr)
-    _give(compare.render(compared, options.format), options.out, "comparison")
+    _give(comparison_tables.render(compared, options.format), options.out, "comparison")
     if options.plot is not None:
         for note in compare.plot(compared, options.plot):
             print(f"note: {note}", file=sys.stderr)

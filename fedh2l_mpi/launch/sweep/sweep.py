@@ -186,7 +186,16 @@ def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: 
     finished = [element for element in sweep.elements if element.label in outcomes]
     by_row = {row: [outcomes[e.label] for e in finished if e.row == row] for row in sweep.rows}
     asked, title = sweep.table, sweep.table.title or sweep.path.stem
-    table = tables.table(by_row, asked.columns, asked.reach, asked.compare_to, title)
+    table = tables.table(
+        by_row,
+        asked.columns,
+        asked.reach,
+        sweep.compare_to,
+        title,
+        costs=asked.costs,
+        gap=sweep.gap,
+        confidence=asked.confidence,
+    )
     axes = list(dict.fromkeys(axis for element in sweep.elements for axis in element.settings))
     every = [(element.label, element.settings, outcomes[element.label]) for element in finished]
     written = {

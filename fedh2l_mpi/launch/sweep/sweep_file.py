@@ -6,7 +6,12 @@ axes:                                  # every combination, the last axis fastes
   seed: [0, 1, 2]
 elements:                              # named settings, crossed with the axes
   - {name: small, data.partition.samples_per_participant: 100}
-table: {columns: [accuracy_all, bytes_sent], reach: [0.85], compare_to: fedh2l, title: A comparison}
+table:
+  {columns: [accuracy_all, bytes_sent], reach: [0.85], compare_to: fedh2l, gap: {low: independent, high: pooled}}
+
+Several lists of named settings are crossed with each other: `elements: {size: [...], method: [...]}`. In `compare_to`
+and `gap`, a name is a row, or the value that several rows have on one axis; each row is then compared to the one that
+has its values on the other axes.
 """
 
 import contextlib
@@ -22,42 +27,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
 
+from fedh2l_mpi.analysis.controls import Control, Gap, find_control
 from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.config.loading import parse_override, put, read_yaml, validate
-from fedh2l_mpi.config.section import Number
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.metrics import ROW_FIELDS
+from fedh2l_mpi.launch.sweep.table_config import TableConfig
 
 # Each method has its own keys, so naming another method drops the base's; all methods have the numbers of steps.
 KEPT_BY_METHODS = ("local_steps", "mutual_steps")
 # File names have at most 255 bytes on most file systems, and suffixes are added to the label.
 LONGEST_LABEL = 180
 SEED = "seed"
-
-
-class TableConfig(Section):
-    """Contents of the table at the end of a sweep."""
-
-    columns: tuple[str, ...] = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
-    reach: tuple[Annotated[Number, Field(gt=0.0, le=1.0)], ...] = ()
-    compare_to: str | None = None
-    title: str | None = None
-
-    @field_validator("columns")
-    @classmethod
-    def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        known = [field.name for field in ROW_FIELDS]
-        for name in columns:
-            if name not in known:
-                raise PydanticCustomError(
-                    "problem",
-                    "got {name}; known: {known}{hint}",
-                    {"name": repr(name), "known": ", ".join(known), "hint": did_you_mean(name, known)},
-                )
-        return columns
+# Axis of the named elements of a sweep that has one list of them.
+ELEMENT = "element"
 
 
 class SweepFile(Section):
@@ -66,8 +50,14 @@ class SweepFile(Section):
     base: str | None = None
     set: dict[str, Any] = Field({})
     axes: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
-    elements: list[dict[str, Any]] = Field([])
+    elements: dict[str, list[dict[str, Any]]] = Field({})
     table: TableConfig = TableConfig()
+
+    @field_validator("elements", mode="before")
+    @classmethod
+    def _by_axis(cls, elements: object) -> object:
+        """Return lists of named settings by the name of their axis; a single list has no name of its own."""
+        return ({ELEMENT: elements} if elements else {}) if isinstance(elements, list) else elements
 
 
 @dataclass(frozen=True)
@@ -105,6 +95,24 @@ class Sweep:
         """The table's rows in the order of the elements."""
         return list(dict.fromkeys(element.row for element in self.elements))
 
+    @property
+    def compare_to(self) -> Control | None:
+        """The control that the table compares its rows to."""
+        name = self.table.compare_to
+        return None if name is None else self._control("table.compare_to", name)
+
+    @property
+    def gap(self) -> Gap | None:
+        """The controls of the gap that the table shows shares of."""
+        asked = self.table.gap
+        if asked is None:
+            return None
+        low, high = self._control("table.gap.low", asked.low), self._control("table.gap.high", asked.high)
+        return Gap(low, high, asked.measure)
+
+    def _control(self, key: str, name: str) -> Control:
+        return find_control(f"{self.path}: {key}", name, {element.row: element.settings for element in self.elements})
+
 
 def load(path: Path, overrides: Sequence[str] = (), ranks: int | None = None) -> Sweep:
     """Read a sweep from a YAML file and validate every element.
@@ -137,16 +145,14 @@ def load(path: Path, overrides: Sequence[str] = (), ranks: int | None = None) ->
             # `resolved` does not get the ranks, because a sweep's results must not depend on their number.
             if ranks is not None and ranks > config.size:
                 raise UserError(f"--ranks: got {ranks}, but there are {config.size} participants. Use at most that.")
-            settings = {_axis(key): ", ".join(_parts({key: value}, bare=True)) for key, value in point.items()}
+            settings = {key: ", ".join(_parts({key: value}, bare=True)) for key, value in point.items()}
             settings.pop(SEED, None)
             elements.append(Element(label, row, settings, config))
     mistakes.raise_all(path)
 
     sweep = Sweep(path, tuple(elements), file.table)
-    wanted = file.table.compare_to
-    if wanted is not None and wanted not in sweep.rows:
-        near = did_you_mean(wanted, sweep.rows)
-        raise UserError(f"{path}: table.compare_to: got {wanted!r}. Rows: {'; '.join(sweep.rows)}{near}")
+    # The table comes last, so an unknown name in it is reported before anything runs.
+    _ = sweep.compare_to, sweep.gap
     return sweep
 
 
@@ -179,22 +185,36 @@ def _raise(path: Path, lines: Sequence[str]) -> None:
         raise UserError(f"{path}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines))
 
 
-# A point of the grid: the value of each axis, by its key. Under NAMED is the mapping of a named element: its name and
-# its settings.
+@dataclass(frozen=True)
+class Named:
+    """A named element: its name and its settings, by dotted key."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+# A point of the grid: the value of each axis by its key, or the named element by the name of its axis.
 Point = Mapping[str, Any]
-NAMED = "elements"
 
 
 def _points(file: SweepFile) -> Iterator[Point]:
-    axes = {**({NAMED: file.elements} if file.elements else {}), **file.axes}
+    named = {axis: [Named(own["name"], _own(own)) for own in elements] for axis, elements in file.elements.items()}
+    axes: dict[str, list[Any]] = {**named, **file.axes}
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
 
+def _own(element: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a named element."""
+    return {key: value for key, value in element.items() if key != "name"}
+
+
 def _settings(point: Point) -> dict[str, Any]:
     """Return dotted keys and values of a point, as they stand in the file."""
-    own = {key: value for key, value in point.get(NAMED, {}).items() if key != "name"}
-    return {**own, **{key: value for key, value in point.items() if key != NAMED}}
+    settings: dict[str, Any] = {}
+    for key, value in point.items():
+        settings |= value.settings if isinstance(value, Named) else {key: value}
+    return settings
 
 
 def _over(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,17 +255,8 @@ def _mistakes(file: SweepFile, given: Mapping[str, Any]) -> list[str]:
     if not file.axes and not file.elements:
         lines.append("axes, elements: both are empty, so nothing varies. Give at least one of them.")
     lines += _unknown_keys("set", file.set) + _unknown_keys("axes", file.axes) + _unknown_keys("--set", given)
-    names = []
-    for number, own in enumerate(file.elements):
-        where = f"elements.{number}"
-        if not isinstance(own.get("name"), str) or not own["name"].strip():
-            lines.append(f"{where}.name: got {own.get('name')!r}, must be a text that names the element.")
-        else:
-            names.append(own["name"])
-        lines += _unknown_keys(where, {key: value for key, value in own.items() if key != "name"})
-        twice = sorted(set(_leaves_of(_settings({NAMED: own}))) & _axis_leaves(file))
-        lines += [f"{where}.{key}: an axis sets this key, too. Keep one of them." for key in twice]
-    lines += [f"elements: {n} elements have the name {name!r}" for name, n in Counter(names).items() if n > 1]
+    for axis, elements in file.elements.items():
+        lines += _mistaken_elements(file, axis, elements)
     for key, values in file.axes.items():
         texts = Counter(map(_text, values))
         lines += [f"axes.{key}: the value {text} occurs {n} times" for text, n in texts.items() if n > 1]
@@ -253,12 +264,32 @@ def _mistakes(file: SweepFile, given: Mapping[str, Any]) -> list[str]:
         leaf for key, values in file.axes.items() for leaf in {leaf for value in values for leaf in _leaves(key, value)}
     )
     lines += [f"axes: {n} axes set the key {leaf}" for leaf, n in leaves_by_axis.items() if n > 1]
+    by_elements = Counter(leaf for elements in file.elements.values() for leaf in _element_leaves(elements))
+    lines += [f"elements: {n} of its lists set the key {leaf}" for leaf, n in by_elements.items() if n > 1]
     lines += _overruled("set", file.set, file, _axis_leaves(file))
-    by_elements = {leaf for own in file.elements for leaf in _leaves_of(_settings({NAMED: own}))}
-    lines += _overruled("--set", given, file, _axis_leaves(file) | by_elements)
+    lines += _overruled("--set", given, file, _axis_leaves(file) | set(by_elements))
     if not lines:
         lines += _same_labels(file)
     return lines
+
+
+def _mistaken_elements(file: SweepFile, axis: str, elements: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line for each mistake in a list of named elements."""
+    place = "elements" if axis == ELEMENT else f"elements.{axis}"
+    lines = [] if elements else [f"{place}: the list is empty. Give at least one element."]
+    if axis in file.axes or axis == SEED:
+        lines.append(f"{place}: the name {axis!r} is that of an axis. Choose another.")
+    names = []
+    for number, element in enumerate(elements):
+        where = f"{place}.{number}"
+        if not isinstance(element.get("name"), str) or not element["name"].strip():
+            lines.append(f"{where}.name: got {element.get('name')!r}, must be a text that names the element.")
+        else:
+            names.append(element["name"])
+        lines += _unknown_keys(where, _own(element))
+        twice = sorted(set(_leaves_of(_own(element))) & _axis_leaves(file))
+        lines += [f"{where}.{key}: an axis sets this key, too. Keep one of them." for key in twice]
+    return lines + [f"{place}: {n} elements have the name {name!r}" for name, n in Counter(names).items() if n > 1]
 
 
 def _unknown_keys(where: str, settings: Mapping[str, Any]) -> list[str]:
@@ -274,9 +305,14 @@ def _axis_leaves(file: SweepFile) -> set[str]:
     return {leaf for key, values in file.axes.items() for value in values for leaf in _leaves(key, value)}
 
 
+def _element_leaves(elements: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {leaf for element in elements for leaf in _leaves_of(_own(element))}
+
+
 def _overruled(where: str, settings: Mapping[str, Any], file: SweepFile, by: set[str]) -> list[str]:
     """Return one line for each setting of all elements that no element would use."""
-    every = "method" in file.axes or (file.elements and all("method" in own for own in file.elements))
+    lists = [elements for elements in file.elements.values() if elements]
+    every = "method" in file.axes or any(all("method" in own for own in elements) for elements in lists)
     lines = []
     for leaf in _leaves_of(settings):
         section, _, key = leaf.partition(".")
@@ -315,8 +351,8 @@ def _parts(point: Point, bare: bool = False) -> list[str]:
     """Return the parts of a point's name: `fedh2l`, `topology.kind=ring`, `seed=0`; if `bare`, without the axis."""
     parts = []
     for key, value in point.items():
-        if key == NAMED:
-            parts.append(value["name"].strip())
+        if isinstance(value, Named):
+            parts.append(value.name.strip())
         elif key == "method" and isinstance(value, dict):
             parts.append(str(value.get("name", "")))
             parts += [f"{inner}={_text(value[inner])}" for inner in value if inner != "name"]
@@ -325,10 +361,6 @@ def _parts(point: Point, bare: bool = False) -> list[str]:
         else:
             parts += [f"{leaf}={_text(inner)}" for leaf, inner in _leaves(key, value).items()]
     return parts
-
-
-def _axis(key: str) -> str:
-    return "element" if key == NAMED else key
 
 
 def _text(value: Any) -> str:

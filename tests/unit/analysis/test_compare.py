@@ -15,8 +15,9 @@ from helpers.compared_runs import write
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import compare as comparing
-from fedh2l_mpi.analysis import tables
-from fedh2l_mpi.analysis.compare import compare, render
+from fedh2l_mpi.analysis import comparison_tables, tables
+from fedh2l_mpi.analysis.compare import compare
+from fedh2l_mpi.analysis.comparison_tables import render
 from fedh2l_mpi.errors import UserError
 
 # Three seeds each; the paired differences of two of them are worked out by hand below.
@@ -154,7 +155,7 @@ def test_the_terminals_table_says_what_it_shows_and_fits(three_methods, monkeypa
     assert "Differences to independent" in text
     # By hand above; t of 2 degrees is 4.30265, the deviation of 0.22, 0.23, 0.15 is 0.043589: +- 0.10828.
     assert re.search(r"^fedh2l .*\+0\.200 \[\+0\.092, \+0\.308\].*\+20 B$", text, re.MULTILINE)
-    monkeypatch.setattr(comparing, "is_terminal", lambda: True)
+    monkeypatch.setattr(comparison_tables, "is_terminal", lambda: True)
     for width in (60, 80, 120):
         monkeypatch.setenv("COLUMNS", str(width))
         narrow = render(found, "terminal")
@@ -191,6 +192,49 @@ def test_the_baseline_is_the_one_asked_for_or_independent_or_the_first(three_met
         compare(three_methods, baseline="fedhl")
 
 
+def test_a_group_closes_a_share_of_the_gap_between_two_others(three_methods):
+    found = compare([*three_methods], gap=("independent", "seed_supervised"), measures=["accuracy_all", "bytes_sent"])
+    ours = lines(found)["fedh2l"]
+    # Gains 0.22, 0.23, 0.15 of mean 0.2; gaps 0.2, 0.2, 0.14 of mean 0.18, so the gap is clear of 0.
+    assert float(ours["accuracy_all_share"]) == pytest.approx(0.2 / 0.18)
+    assert float(ours["accuracy_all_gap"]) == pytest.approx(0.18)
+    bounds = [float(ours[f"accuracy_all_share_{name}"]) for name in ("low", "high")]
+    gains_minus = [[0.22 - 0.2 * bound, 0.23 - 0.2 * bound, 0.15 - 0.14 * bound] for bound in bounds]
+    assert [scipy.stats.ttest_1samp(values, 0.0).pvalue for values in gains_minus] == pytest.approx([0.05, 0.05])
+    assert (ours["gap_low"], ours["gap_high"]) == ("independent", "seed_supervised")
+    assert "bytes_sent_share" not in ours
+    for format in ("terminal", "markdown", "latex"):
+        text = render(found, format)
+        assert "Share of the gap from independent to seed" in text
+        assert f"1.11 [{bounds[0]:.2f}, {bounds[1]:.2f}]" in text
+        assert re.search(r"gap .*0\.180 \[", text)
+        assert "Fieller" in text
+    assert "share" not in render(compare(three_methods), "csv")
+
+
+def test_controls_of_a_gap_are_matched_within_the_other_keys(tmp_path):
+    accuracies = {"independent": 0.5, "fedh2l": 0.6, "pooled": 0.9}
+    for size, scale in ((0.1, 1.0), (0.2, 0.5)):
+        for method, accuracy in accuracies.items():
+            for seed in range(3):
+                overrides = (f"method.name={method}", f"seed_set.share={size}")
+                write(tmp_path / f"{size}{method}{seed}", *overrides, seed=seed, accuracy=accuracy * scale)
+    paths = sorted(tmp_path.iterdir())
+    found = compare([path for path in paths if "0.2pooled" not in path.name], gap=("independent", "pooled"))
+    assert found.notes == []
+    shares = {group.label: found.share_of_gap(group, "accuracy_all").share for group in found.groups}
+    # With a single pooled group, its size does not count: (0.3 - 0.25) / (0.9 - 0.25).
+    assert sorted(shares.values()) == pytest.approx(sorted([0, 0.25, 1, 0, 0.05 / 0.65]))
+    matched = compare(paths, gap=("independent", "pooled"))
+    shares = [matched.share_of_gap(group, "accuracy_all").share for group in matched.groups]
+    assert sorted(shares) == pytest.approx([0, 0, 0.25, 0.25, 1, 1])
+    third = write(tmp_path / "third", "method.name=fedh2l", "seed_set.share=0.3")
+    assert compare([*paths, third], gap=("independent", "pooled")).notes == [
+        "no group of independent belongs to fedh2l, seed_set.share=0.3",
+        "no group of pooled belongs to fedh2l, seed_set.share=0.3",
+    ]
+
+
 def test_other_mistakes_are_told(three_methods):
     with pytest.raises(UserError, match="--measure: got 'accuracy'. Known: accuracy_own.*did you mean"):
         compare(three_methods, measures=["accuracy"])
@@ -198,6 +242,10 @@ def test_other_mistakes_are_told(three_methods):
         compare(three_methods, confidence=95)
     with pytest.raises(UserError, match="--format: got 'tex'. Known: terminal"):
         render(compare(three_methods), "tex")
+    with pytest.raises(UserError, match="--gap: got 'poled'. Known: independent; .*"):
+        compare(three_methods, gap=("independent", "poled"))
+    with pytest.raises(UserError, match="--gap: a gap is one of accuracies. Give --measure accuracy_all"):
+        compare(three_methods, gap=("independent", "fedh2l"), measures=["bytes_sent"])
     with pytest.raises(UserError, match="no run was named"):
         compare([])
 

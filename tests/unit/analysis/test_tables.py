@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedh2l_mpi.analysis import tables
-from fedh2l_mpi.analysis.outcome import Outcome, bytes_until, paired, read_outcome, spread
+from fedh2l_mpi.analysis.controls import Gap, find_control
+from fedh2l_mpi.analysis.outcome import Outcome, read_outcome, spread, until
 from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
 
 
@@ -28,7 +29,11 @@ def outcome(seed: int, accuracy: list[float], sent: list[float] | None = None) -
     sent_R = np.array(sent or [0.0] * len(accuracy))
     values["bytes_sent"] = float(sent_R.sum())
     rounds = np.arange(len(accuracy)) + 1
-    return Outcome(seed, values, rounds, np.array(accuracy), sent_R.cumsum(), 1.5)
+    return Outcome(seed, values, rounds, np.array(accuracy), sent_R.cumsum(), 0.25 * rounds, 1.5)
+
+
+def control(name: str, rows) -> tables.Control:
+    return find_control("table", name, {row: {"element": row} for row in rows})
 
 
 def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
@@ -39,6 +44,9 @@ def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
             accuracy_own=[[0.9, 0.9], unknown, [0.8, 0.6]],
             bytes_sent=[[10, 30], [10, 30], [10, 30]],
             seconds_local=[[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]],
+            seconds_mutual=[[0.0, 1.0], unknown, [0.0, 1.0]],
+            seconds_wait=[[9.0, 9.0], [9.0, 9.0], [9.0, 9.0]],
+            seconds_evaluate=[[5.0, 5.0], unknown, [5.0, 5.0]],
         )
     )
     assert found.seed == 7
@@ -49,8 +57,10 @@ def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
     assert found.rounds_E.tolist() == [1, 3]
     assert found.accuracy_E.tolist() == pytest.approx([0.4, 0.5])
     assert found.bytes_E.tolist() == pytest.approx([20, 60])
-    # Both participants took turns on one rank.
-    assert found.seconds == pytest.approx(9.0)
+    # 1 and 3 seconds in the first round, 1 and 2 in the second, 1 and 3 in the third; no waiting, no evaluation.
+    assert found.training_s_E.tolist() == pytest.approx([2.0, 5.5])
+    # Both participants took turns on one rank: 9 of local phases, 2 of mutual ones, 54 of waiting, 20 of evaluation.
+    assert found.seconds == pytest.approx(85.0)
 
 
 def test_the_slowest_rank_tells_how_long_a_run_took():
@@ -59,11 +69,12 @@ def test_the_slowest_rank_tells_how_long_a_run_took():
     assert read_outcome(run).seconds == pytest.approx(6.0)
 
 
-def test_bytes_are_counted_until_the_first_evaluation_that_reaches_the_accuracy():
+def test_costs_are_counted_until_the_first_evaluation_that_reaches_the_accuracy():
     run = outcome(0, [0.5, 0.8, 0.7, 0.9], sent=[100, 100, 100, 100])
-    assert bytes_until(run, 0.8) == 200
-    assert bytes_until(run, 0.85) == 400
-    assert math.isnan(bytes_until(run, 0.95))
+    assert until(run, run.bytes_E, 0.8) == 200
+    assert until(run, run.bytes_E, 0.85) == 400
+    assert (until(run, run.rounds_E, 0.8), until(run, run.training_s_E, 0.9)) == (2, 1.0)
+    assert math.isnan(until(run, run.bytes_E, 0.95))
 
 
 def test_the_spread_is_that_of_a_sample():
@@ -74,9 +85,18 @@ def test_the_spread_is_that_of_a_sample():
 
 
 def test_differences_are_paired_by_seed_whatever_their_order():
-    ours = [outcome(0, [0.9]), outcome(1, [0.8]), outcome(2, [0.1])]
-    theirs = [outcome(1, [0.6]), outcome(0, [0.8])]
-    assert paired(ours, theirs) == pytest.approx([0.1, 0.2])
+    rows = {
+        "ours": [outcome(0, [0.9]), outcome(1, [0.8]), outcome(2, [0.1])],
+        "theirs": [outcome(1, [0.6]), outcome(0, [0.8])],
+    }
+    # Differences 0.1 and 0.2: their standard deviation is 0.0707, and t of one degree is 12.7062, over the root of 2.
+    spreads, intervals = (
+        tables.table(rows, [], compare_to=control("theirs", rows), confidence=confidence) for confidence in (None, 0.95)
+    )
+    assert [row[-1] for row in spreads.rows] == ["+0.150 ± 0.071 (2 of 2)", "-"]
+    assert [row[-1] for row in intervals.rows] == ["+0.150 [-0.485, +0.785] (2 of 2)", "-"]
+    assert "with its Student-t interval of 95%" in intervals.caption
+    assert "Student-t" not in spreads.caption
 
 
 ROWS = {
@@ -88,7 +108,7 @@ ROWS = {
 
 
 def test_a_table_shows_mean_and_spread_bytes_and_paired_differences():
-    table = tables.table(ROWS, ["accuracy_all", "bytes_sent"], [0.7, 0.8, 0.99], "base", "A title")
+    table = tables.table(ROWS, ["accuracy_all", "bytes_sent"], [0.7, 0.8, 0.99], control("base", ROWS), "A title")
     assert [heading.replace("\n", " ") for heading in table.headings] == [
         *("", "seeds", "all domains", "sent", "sent until 0.7", "sent until 0.8", "sent until 0.99", "minus base")
     ]
@@ -99,6 +119,52 @@ def test_a_table_shows_mean_and_spread_bytes_and_paired_differences():
         ["silent", "1", "0.760", "0 B", "0 B", "never", "never", "+0.060 (1 of 1)"],
         ["none yet", "0", "-", "-", "-", "-", "-", "-"],
     ]
+
+
+def test_a_table_shows_several_costs_until_an_accuracy():
+    rows = {"a": [outcome(0, [0.5, 0.9], [1024, 1024]), outcome(1, [0.9, 0.9], [1024, 1024])], "b": []}
+    table = tables.table(rows, ["calibration_error"], [0.9], costs=["rounds", "seconds", "sent"])
+    assert list(table.headings[2:]) == [
+        "calibration\nerror",
+        "rounds\nuntil 0.9",
+        "seconds\nuntil 0.9",
+        "sent\nuntil 0.9",
+    ]
+    assert list(table.rows[0][2:]) == ["0.000 ± 0.000", "1.5", "0.4", "1.5 KiB"]
+    assert list(table.rows[1][2:]) == ["-"] * 4
+    assert "Seconds until: seconds in which a participant published" in table.caption
+
+
+def test_each_row_closes_a_share_of_the_gap_between_its_own_controls():
+    def runs(*accuracies: float) -> list[Outcome]:
+        return [outcome(seed, [accuracy]) for seed, accuracy in enumerate(accuracies)]
+
+    rows = {
+        "small, low": runs(0.5, 0.6, 0.7),
+        "small, ours": runs(0.6, 0.7, 0.8),
+        "small, high": runs(0.7, 0.8, 0.9),
+        "large, low": runs(0.8, 0.9),
+        "large, ours": runs(0.85, 0.95),
+        "large, high": runs(0.9, 0.7),
+        "other": runs(0.9),
+    }
+    settings = {row: dict(zip(("size", "method"), row.split(", "), strict=False)) for row in rows}
+    gap = Gap(find_control("low", "low", settings), find_control("high", "high", settings))
+    table = tables.table(rows, [], gap=gap)
+    assert table.headings[-1] == "share of\nthe gap"
+    # The first gains are 0.1 and the gaps 0.2, so their interval has no width. The second gaps are 0.1 and -0.2.
+    assert {row[0]: row[-1] for row in table.rows} == {
+        "small, low": "-",
+        "small, ours": "0.50 [0.50, 0.50]",
+        "small, high": "gap +0.200 [+0.200, +0.200]",
+        "large, low": "-",
+        "large, ours": "-",
+        "large, high": "gap -0.050 [-1.956, +1.856]",
+        "other": "-",
+    }
+    assert "The part of the gap in accuracy_all from low to high" in table.caption
+    assert "0.50 [0.50, 0.50]" in tables.markdown(table)
+    assert "gap +0.200 [+0.200, +0.200]" in tables.plain(table)
 
 
 def test_rows_with_the_same_number_of_seeds_need_no_column_for_it():
@@ -127,6 +193,7 @@ def test_the_long_form_has_a_line_for_each_run_with_all_numbers_in_full():
     assert (line["label"], line["element"], line["axis rounds"], line["seed"]) == ("a,seed=3", "", "2", "3")
     assert float(line["accuracy_all"]) == 1 / 3
     assert (line["bytes_until_0.5"], line["bytes_until_0.9"], line["seconds"]) == ("512.0", "", "1.500")
+    assert (line["rounds_until_0.5"], line["training_seconds_until_0.5"]) == ("1.0", "0.25")
 
 
 def test_tables_need_neither_torch_nor_mpi_nor_matplotlib():

@@ -311,7 +311,7 @@ def test_what_cannot_be_asked_for_is_told(run, tmp_path):
 def outcome(seed, accuracy, sent=0.0) -> Outcome:
     accuracy_E = np.array(accuracy)
     rounds_E = np.arange(len(accuracy_E)) + 1
-    return Outcome(seed, {"accuracy_all": accuracy[-1]}, rounds_E, accuracy_E, sent * rounds_E, 1.5)
+    return Outcome(seed, {"accuracy_all": accuracy[-1]}, rounds_E, accuracy_E, sent * rounds_E, 0.1 * rounds_E, 1.5)
 
 
 @pytest.mark.parametrize("rows", [1, 30])

@@ -59,6 +59,26 @@ def test_named_elements_are_crossed_with_the_axes(write):
     assert sweep.elements[2].settings == {"element": "far/away: 2"}
 
 
+def test_several_lists_of_named_elements_are_crossed_and_their_names_are_axes(write):
+    text = (
+        "elements:\n  size: [{name: 1 %, seed_set.share: 0.01}, {name: 2 %, seed_set.share: 0.02}]\n"
+        "  method: [{name: low, method: seed_supervised}, {name: 'ours, unlabelled', method: fedh2l, "
+        "seed_set.labelled: false}, {name: high, method: pooled}]\naxes: {seed: [0, 1]}\n"
+        "table: {compare_to: low, gap: {low: low, high: high}}"
+    )
+    sweep = load(write(text))
+    assert sweep.rows == [
+        f"{size}, {method}" for size in ("1 %", "2 %") for method in ("low", "ours, unlabelled", "high")
+    ]
+    assert labels(sweep)[:2] == ["1_,low,seed=0", "1_,low,seed=1"]
+    assert sweep.elements[2].settings == {"size": "1 %", "method": "ours, unlabelled"}
+    config = sweep.elements[8].config
+    assert (config.seed_set.share, config.seed_set.labelled, config.method.name) == (0.02, False, "fedh2l")
+    assert sweep.compare_to.by_label["2 %, ours, unlabelled"] == "2 %, low"
+    assert sweep.gap.high.by_label["1 %, ours, unlabelled"] == "1 %, high"
+    assert sweep.gap.measure == "accuracy_all"
+
+
 def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write):
     sweep = load(
         write("base: base.yaml\naxes: {method: [fedh2l, dml, {name: fedmd, warmup_rounds: 2, local_steps: 9}]}")
@@ -128,12 +148,28 @@ def test_two_sections_that_yaml_made_one_object_stay_apart(write):
         ("elements: [{name: a}, {name: a}]", "elements: 2 elements have the name 'a'"),
         ("elements: [{name: a, sed: 1}]", r"elements.0.sed: unknown key \(did you mean 'seed'"),
         ("elements: [{name: a, seed: 1}]\naxes: {seed: [0]}", "elements.0.seed: an axis sets this key, too"),
+        ("elements: {size: []}", "elements.size: the list is empty"),
+        (
+            "elements: {a: [{name: x, rounds: 1}], b: [{name: y, rounds: 2}]}",
+            "elements: 2 of its lists set the key rounds",
+        ),
+        ("elements: {a: [{name: x}, {name: x}]}", "elements.a: 2 elements have the name 'x'"),
+        ("elements: {a: [{rounds: 1}]}", "elements.a.0.name: got None, must be a text that names the element"),
+        ("elements: {seed: [{name: x}]}", "elements.seed: the name 'seed' is that of an axis. Choose another"),
         ("elements: [{name: a b}, {name: A_b}]", "'a b' and 'A_b' would share the directory A_b. Rename one"),
         ("axes: {seed: [0]}\ntable: {colums: []}", r"table.colums: unknown key; .*did you mean 'columns'"),
         ("axes: {seed: [0]}\ntable: {columns: [accuracy]}", r"table.columns: got 'accuracy'; known: accuracy_own, "),
         ("axes: {seed: [0]}\ntable: {reach: [85]}", "table.reach.0: got 85, must be <= 1.0"),
         ("axes: {seed: [0]}\ntable: {reach: [true]}", "table.reach.0: got True"),
-        ("axes: {method: [dml]}\ntable: {compare_to: dmm}", r"table.compare_to: got 'dmm'. Rows: dml .*mean 'dml'"),
+        ("axes: {method: [dml]}\ntable: {compare_to: dmm}", r"table.compare_to: got 'dmm'. Known: dml .*mean 'dml'"),
+        ("axes: {method: [dml]}\ntable: {gap: {low: dml, high: pool}}", "table.gap.high: got 'pool'. Known: dml"),
+        ("axes: {method: [dml]}\ntable: {gap: {low: dml}}", "table.gap.high: "),
+        (
+            "axes: {seed: [0]}\ntable: {gap: {low: a, high: b, measure: bytes_sent}}",
+            "table.gap.measure: got 'bytes_sent'",
+        ),
+        ("axes: {seed: [0]}\ntable: {costs: [byte]}", "table.costs.0: got 'byte'"),
+        ("axes: {seed: [0]}\ntable: {confidence: 95}", "table.confidence: got 95"),
         ("base: nowhere.yaml\naxes: {seed: [0]}", "nowhere.yaml: cannot read the config"),
         ("axes: {seed: [0]}\naxes: {seed: [1]}", "not valid YAML: key 'axes' is given twice"),
     ],

@@ -1,0 +1,183 @@
+"""Write a comparison as text: as plain tables, Markdown, LaTeX or CSV."""
+
+import csv
+import io
+import math
+import shutil
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fedh2l_mpi.analysis import grouping, statistics, tables
+from fedh2l_mpi.analysis.compare import Comparison
+from fedh2l_mpi.analysis.controls import Control
+from fedh2l_mpi.analysis.outcome import UNITS, spread
+from fedh2l_mpi.analysis.statistics import Difference
+from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
+from fedh2l_mpi.errors import UserError, did_you_mean
+from fedh2l_mpi.runtime.terminal import is_terminal
+from fedh2l_mpi.runtime.units import size
+
+FORMATS = ("terminal", "markdown", "csv", "latex")
+# Columns of a table in a batch log.
+WIDTH_OF_A_LOG = 120
+# CSV columns of each measure of which a gap is closed.
+SHARE_COLUMNS = ("share", "share_low", "share_high", "gap")
+
+
+def render(comparison: Comparison, format: str) -> str:
+    """Return the comparison as text in one of FORMATS, without its notes."""
+    if format == "csv":
+        return _csv(comparison)
+    if format == "terminal":
+        return _terminal(comparison)
+    if format == "markdown":
+        return "\n".join(map(tables.markdown, _tables(comparison, "Bold")))
+    if format == "latex":
+        return "\n".join([tables.LATEX_NEEDS, *map(tables.latex, _tables(comparison, "Bold"))])
+    raise UserError(f"--format: got {format!r}. Known: {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
+
+
+def _tables(comparison: Comparison, mark: str) -> list[Table]:
+    """Return the table of all groups, the table of differences to the baseline, and the table of shares of the gap."""
+    rows = {group.label: group.outcomes for group in comparison.groups}
+    values = tables.table(rows, comparison.measures)
+    first = len(values.headings) - len(comparison.measures)
+    best = [comparison.best(measure) for measure in comparison.measures]
+    bold = {(comparison.groups.index(group), first + column) for column, group in enumerate(best) if group is not None}
+    caption = [values.caption]
+    settings = [group.settings for group in comparison.groups]
+    usual = grouping.common_values(settings, list(settings[0]))
+    if usual:
+        caption.append(f"Unless a row says otherwise: {grouping.label(usual)}.")
+    summed = {"byte": "Bytes", "s": "Seconds"}
+    caption += [
+        f"{what} are summed over the rounds."
+        for units, what in summed.items()
+        if units in map(UNITS.get, comparison.measures)
+    ]
+    groups = len(comparison.groups)
+    if groups > 1:
+        each = tables.percent(statistics.corrected(comparison.confidence, groups))
+        if groups > 2:
+            each += f": {tables.percent(comparison.confidence)} by Bonferroni over {groups - 1} comparisons"
+        caption.append(
+            f"{mark}: better than every other group. The Student-t interval of its difference to each of them, paired "
+            f"by seed, excludes 0 ({each}).{'' if bold else ' No group is.'}"
+        )
+    found = [replace(values, caption="\n".join(caption), bold=bold)]
+    if groups > 1:
+        found.append(_table_of_differences(comparison))
+    return found if comparison.gap is None else [*found, _table_of_shares(comparison, *comparison.gap)]
+
+
+def _table_of_shares(comparison: Comparison, low: Control, high: Control) -> Table:
+    measures = comparison.gap_measures
+    rows = [
+        [
+            group.label,
+            *(
+                tables.show_share(comparison.share_of_gap(group, measure), high.by_label[group.label] == group.label)
+                for measure in measures
+            ),
+        ]
+        for group in comparison.groups
+        if low.by_label[group.label] != group.label
+    ]
+    headings = ["", *(HEADINGS.get(measure, measure) for measure in measures)]
+    caption = tables.describe_share(low.name, high.name, "the accuracy", comparison.confidence)
+    return Table(f"Share of the gap from {low.name} to {high.name}", headings, rows, caption)
+
+
+def _table_of_differences(comparison: Comparison) -> Table:
+    others = [group for group in comparison.groups if group is not comparison.baseline]
+    by_group = [[comparison.less_baseline(group, measure) for measure in comparison.measures] for group in others]
+    rows = [
+        [group.label, str(differences[0].pairs), *map(_cell, differences, comparison.measures)]
+        for group, differences in zip(others, by_group, strict=True)
+    ]
+    pairs = [row[1] for row in rows]
+    headings = ["", "pairs", *(HEADINGS.get(measure, measure) for measure in comparison.measures)]
+    many = "numbers of pairs differ"
+    if len(set(pairs)) == 1:
+        # If all rows have the same number of pairs, the caption gives it instead of a column.
+        del headings[1]
+        rows = [[row[0], *row[2:]] for row in rows]
+        many = f"{pairs[0]} pair{'' if pairs[0] == '1' else 's'}"
+    some_lack = any(difference.pairs == 1 for row in by_group for difference in row)
+    too_few = f" [{NOTHING}]: fewer than 2 pairs." if some_lack else ""
+    caption = (
+        f"Mean of the differences seed by seed ({many}), with its Student-t interval of "
+        f"{tables.percent(comparison.confidence)}, not corrected for several comparisons.{too_few}"
+    )
+    return Table(f"Differences to {comparison.baseline.label}", headings, rows, caption)
+
+
+def _cell(difference: Difference, measure: str) -> str:
+    if math.isnan(difference.mean):
+        return NOTHING
+    units = UNITS[measure]
+    show: Callable[[float], str] = _signed_size if units == "byte" else "{:+.1f}".format
+    if units not in ("byte", "s"):
+        show = "{:+.3f}".format
+    # Bytes often differ by the same amount for all seeds, and an interval of width 0 would only take space.
+    if units == "byte" and difference.low == difference.high:
+        return show(difference.mean)
+    return tables.show_interval(difference, show)
+
+
+def _signed_size(count: float) -> str:
+    return ("-" if count < 0 else "+" if count > 0 else "") + size(abs(count))
+
+
+def _terminal(comparison: Comparison) -> str:
+    """Return plain text; a table that is wider than the terminal is split, and its parts stand below each other."""
+    width = shutil.get_terminal_size().columns if is_terminal() else WIDTH_OF_A_LOG
+    parts = []
+    for table in _tables(comparison, "*"):
+        lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in table.caption.split("\n")]
+        parts += tables.folded(replace(table, caption="\n".join(lines)), width)
+    return "\n\n".join(map(tables.plain, parts)) + "\n"
+
+
+def _csv(comparison: Comparison) -> str:
+    """Return one CSV line for each group, with all digits; unknown numbers are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = list(comparison.groups[0].settings)
+    columns = ("mean", "std", "n", "diff", "low", "high", "pairs", "best")
+    shares = [f"{measure}_{name}" for measure in comparison.gap_measures for name in SHARE_COLUMNS]
+    writer.writerow(
+        [
+            *("group", *keys, "seeds", "baseline", "confidence"),
+            *(f"{measure}_{column}" for measure in comparison.measures for column in columns),
+            *(["gap_low", "gap_high"] if comparison.gap else []),
+            *shares,
+        ]
+    )
+    best = {measure: comparison.best(measure) for measure in comparison.measures}
+    for group in comparison.groups:
+        seeds = "+".join(str(outcome.seed) for outcome in group.outcomes)
+        line: list[Any] = [group.label, *(grouping.text(group.settings[key], None) for key in keys)]
+        line += [seeds, comparison.baseline.label, comparison.confidence]
+        for measure in comparison.measures:
+            values = list(group.by_seed(measure).values())
+            difference = comparison.less_baseline(group, measure)
+            of_baseline = (difference.mean, difference.low, difference.high)
+            if group is comparison.baseline:
+                of_baseline = (math.nan,) * 3
+            line += [_number(value) for value in spread(values)]
+            line += [len(values), *map(_number, of_baseline)]
+            line += ["" if group is comparison.baseline else difference.pairs, int(best[measure] is group)]
+        if comparison.gap is not None:
+            line += [control.by_label[group.label] or "" for control in comparison.gap]
+        for measure in comparison.gap_measures:
+            share = comparison.share_of_gap(group, measure)
+            line += map(_number, (share.share, share.low, share.high, share.gap.mean))
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
