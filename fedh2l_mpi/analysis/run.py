@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from fedh2l_mpi.config import Config, recipes
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, RunState, infer_state, look
@@ -43,7 +44,8 @@ class Run:
     metrics : RunMetrics
         Arrays and attributes of the file, read when they are used.
     config : mapping
-        Resolved config as nested sections; empty if it cannot be read.
+        Resolved config as nested sections, with the classic values of keys that are younger than the run; empty if it
+        cannot be read.
     """
 
     file: Path
@@ -203,7 +205,8 @@ def load_run(path: Path) -> Run:
     if not isinstance(config, dict):
         measured.problems.append("attribute 'config' is missing or damaged")
         config = {}
-    return Run(file, measured, config)
+    # Readers find every key, also one that is younger than the run.
+    return Run(file, measured, recipes.complete(Config, config) if config else config)
 
 
 def metrics_file(path: Path) -> Path:

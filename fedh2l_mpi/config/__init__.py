@@ -3,12 +3,13 @@
 Every room may import it, except `losses`, `rng` and `errors`.
 """
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from fedh2l_mpi.config import recipes
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
 from fedh2l_mpi.config.method import MethodConfig
@@ -38,6 +39,11 @@ __all__ = [
 class Config(Section):
     """Configuration of a run. The defaults are the built-in run: scikit-learn's digits on a ring."""
 
+    recipe: Literal["standard", "classic"] = Field(
+        "standard",
+        description="defaults of all other keys: those that are listed (standard), or those of the first revisions "
+        "(classic); a key that is given wins",
+    )
     participants: Count | None = Field(
         None, description="P, number of participants; null: the number of MPI ranks, or 4 without mpirun"
     )
@@ -64,6 +70,11 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunConfig = RunConfig()
     devices: DevicesConfig = DevicesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_recipe(cls, raw: Any) -> Any:
+        return recipes.with_defaults(cls, raw)
 
     @field_validator("models", mode="before")
     @classmethod

@@ -6,19 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fedh2l_mpi.config import Config
+from fedh2l_mpi.config import Config, classic
 
 Settings = Mapping[str, Any]
-# Keys that files of older runs lack, with the value that those runs had; an absent key counts as null otherwise.
-ADDED = {
-    "exchange.codec": "float32",
-    "optimizer.precision": "float32",
-    "optimizer.average": "none",
-    "optimizer.schedule": "constant",
-    "seed_set.views_per_sample": 1,
-}
-# Keys without influence on the numbers: place, speed, checkpoints and end of a run.
-NEVER_COUNT = ("devices.", "exchange.deadline_s", "checkpoint.", "run.")
+# Keys without influence on the numbers: place, speed, checkpoints and end of a run. The recipe is one of them, because
+# each key that it decides is compared itself.
+NEVER_COUNT = ("recipe", "devices.", "exchange.deadline_s", "checkpoint.", "run.")
 # Keys that may also change on resume: the number of rounds and the location of the data.
 MAY_CHANGE = ("rounds", "data.root")
 # A job that copies a pack to its nodes' disks keeps the pack's whole path, below `<SCRATCH><job>/<COPY_OF>/`.
@@ -44,8 +37,7 @@ def what_counts(settings: Settings) -> dict[str, Any]:
         # Drop the job's folder, because a copy is the same pack.
         settings = {**settings, "data.root": _COPY.sub("", settings["data.root"], count=1)}
     # Drop empty sections, because they mean the same as absent ones.
-    complete = {**settings, **{key: value for key, value in ADDED.items() if key not in settings}}
-    return {key: value for key, value in complete.items() if not key.startswith(ignored) and value != {}}
+    return {key: value for key, value in settings.items() if not key.startswith(ignored) and value != {}}
 
 
 def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
@@ -65,12 +57,12 @@ def what_must_stay(config: Config) -> dict[str, Any]:
 
 
 def unusual(config: Config) -> dict[str, Any]:
-    """Return the settings that must stay and are not the default, as JSON values.
+    """Return the settings that must stay and are not classic, as JSON values.
 
-    Defaults are left out, so that a later version's new keys do not change the settings of old runs.
+    Classic values are left out, so that neither new keys nor new defaults change the settings of old runs.
     """
-    usual = what_must_stay(Config())
-    found = {key: value for key, value in what_must_stay(config).items() if usual.get(key) != value}
+    counted = what_must_stay(config)
+    found = {key: value for key, value in counted.items() if not classic.is_usual(key, value)}
     return dict(json.loads(json.dumps(found)))
 
 

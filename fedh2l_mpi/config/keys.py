@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
-from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.config import Config, Section, classic, recipes
 from fedh2l_mpi.config.section import LARGEST, KindSection, all_fields, allows_null, is_section, users
 from fedh2l_mpi.errors import UserError, did_you_mean
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # Whole numbers are bounded so that products fit in 64 bits; nobody comes near, so texts do not mention it.
 UNBOUNDED = LARGEST
-OWN_CLASS = "package.module:Class"
 
 
 class Key(NamedTuple):
@@ -24,13 +24,15 @@ class Key(NamedTuple):
     name : str
         Dotted name.
     default : object
-        Default value, or a text such as `0.5; quantity: 1.0` if the kinds have different defaults.
+        Default value of the standard recipe, or a text such as `0.5; quantity: 1.0` if kinds or other keys decide it.
     allowed : str
         Allowed values.
     meaning : str
         Meaning, with the unit in brackets.
     used_by : tuple of str
         Kinds of the section that have the key; empty if all have it.
+    classic : str
+        Default of the classic recipe as text; empty if it is the same.
     """
 
     name: str
@@ -38,10 +40,12 @@ class Key(NamedTuple):
     allowed: str
     meaning: str
     used_by: tuple[str, ...] = ()
+    classic: str = ""
 
     def __str__(self) -> str:
         kinds = f"\n    used by: {', '.join(self.used_by)}" if self.used_by else ""
-        return f"{self.name}: {self.default_text}\n    {self.allowed}\n    {self.meaning}{kinds}"
+        default = f"{self.default_text} (classic: {self.classic})" if self.classic else self.default_text
+        return f"{self.name}: {default}\n    {self.allowed}\n    {self.meaning}{kinds}"
 
     @property
     def default_text(self) -> str:
@@ -61,7 +65,8 @@ def describe_keys(section: type[Section] = Config, prefix: str = "") -> Iterator
             continue
         kinds = users(section, name) or _users_own(section, name)
         allowed = _allowed(_value_schema(section, name, field))
-        yield Key(f"{prefix}{name}", _default(field, kinds), allowed, field.description or "", tuple(kinds))
+        default, classically = _defaults(f"{prefix}{name}", field, kinds)
+        yield Key(f"{prefix}{name}", default, allowed, field.description or "", tuple(kinds), classically)
 
 
 def select_keys(wanted: str | None = None) -> list[Key]:
@@ -93,21 +98,22 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": DIALECT, "title": "Configuration of fedh2l_mpi", **_section_schema(Config)}
 
 
-def _section_schema(section: type[Section]) -> dict[str, Any]:
+def _section_schema(section: type[Section], prefix: str = "") -> dict[str, Any]:
     properties = {}
     for name, field in all_fields(section).items():
         if is_section(field.annotation):
-            properties[name] = _section_schema(field.annotation)  # type: ignore[arg-type]
+            properties[name] = _section_schema(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
             continue
         kinds = users(section, name) or _users_own(section, name)
         schema = _value_schema(section, name, field)
         if kinds and not allows_null(field):
             schema = _or_null(schema)
-        default, meaning = _default(field, kinds), field.description or ""
+        (default, classically), meaning = _defaults(f"{prefix}{name}", field, kinds), field.description or ""
         if isinstance(default, Defaults):
             meaning += f" (default {default})"
         elif default is not ...:
             schema["default"] = default
+        meaning += f" (classic: {classically})" if classically else ""
         meaning += f" [used by {', '.join(kinds)}]" if kinds else ""
         properties[name] = {**schema, "description": meaning}
     text = (section.__doc__ or "").strip().splitlines()[0]
@@ -145,9 +151,18 @@ def _users_own(section: type[Section], name: str) -> dict[str, FieldInfo]:
     return {cls.kind_name: cls.model_fields[name] for cls in section.classes() if name in cls.model_fields}
 
 
-def _default(field: FieldInfo, kinds: Mapping[str, FieldInfo]) -> Any:
-    """Default value; `...` if the key must be given, and a text where kinds differ."""
-    values = {name: _plain(one) for name, one in kinds.items()} or {"": _plain(field)}
+def _defaults(key: str, field: FieldInfo, kinds: Mapping[str, FieldInfo]) -> tuple[Any, str]:
+    """Default of the standard recipe, and the text of the classic one where it differs."""
+    rule = recipes.STANDARD.get(key)
+    declared = {name: _plain(one.default) for name, one in kinds.items()} or {"": _plain(field.default)}
+    default = _of_kinds(declared) if rule is None else Defaults(rule.text)
+    before = _of_kinds({name: _plain(classic.value(key, name)) for name in declared})
+    text = before if isinstance(before, Defaults) else json.dumps(before)
+    return default, "" if before == default or key == "recipe" else text
+
+
+def _of_kinds(values: Mapping[str, Any]) -> Any:
+    """Default value, by kind; a text where kinds differ or the key must be given."""
     shown = {name: "must be given" if value is ... else json.dumps(value) for name, value in values.items()}
     if len(set(shown.values())) == 1:
         only = next(iter(values.values()))
@@ -157,8 +172,8 @@ def _default(field: FieldInfo, kinds: Mapping[str, FieldInfo]) -> Any:
     return Defaults("; ".join([most, *others]))
 
 
-def _plain(field: FieldInfo) -> Any:
-    return ... if field.is_required() else list(field.default) if isinstance(field.default, tuple) else field.default
+def _plain(default: Any) -> Any:
+    return ... if default is PydanticUndefined else list(default) if isinstance(default, tuple) else default
 
 
 def _value_schema(section: type[Section], name: str, field: FieldInfo) -> dict[str, Any]:
@@ -188,6 +203,11 @@ PAGE_HEAD = """\
 # Configuration
 
 A config is a YAML file; every key has a default, so a file holds only what differs.
+
+`recipe` chooses the defaults: those below, or with `classic` those of the first revisions.
+A default in brackets is the classic one, where the two differ.
+A key that is given wins, and a run's `config.yaml` has every key.
+
 On the command line, `--set section.key=value` overrides a key.
 An unknown key is an error that names similar keys.
 
@@ -216,7 +236,8 @@ def as_page() -> str:
         )
         for key in keys:
             kinds = f" (used by: {', '.join(key.used_by)})" if key.used_by else ""
-            cells = (f"`{key.name}`", f"`{key.default_text}`", key.allowed, key.meaning + kinds)
+            default = f"`{key.default_text}`" + (f" (classic: `{key.classic}`)" if key.classic else "")
+            cells = (f"`{key.name}`", default, key.allowed, key.meaning + kinds)
             page.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return "".join(page)
 
@@ -228,7 +249,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(schema.get("enum", [schema.get("const")]))
     if "pattern" in schema:
-        return f"your own as {OWN_CLASS}"
+        return f"your own as {classic.OWN}"
     if schema["type"] == "array":
         return _list(schema)
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}

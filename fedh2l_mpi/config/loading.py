@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fedh2l_mpi.config import Config, Section
+from fedh2l_mpi.config import Config, Section, recipes
 from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.config.section import all_fields, is_section
 from fedh2l_mpi.errors import UserError, did_you_mean
@@ -52,7 +52,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             ) from None
 
 
-def load(source: str | Path | Mapping[str, Any] | Config | None, overrides: Sequence[str] = ()) -> Config:
+def load(
+    source: str | Path | Mapping[str, Any] | Config | None,
+    overrides: Sequence[str] = (),
+    resumes: Path | None = None,
+) -> Config:
     """Return a checked config: a file, a dict or a config, with dotted overrides put over it.
 
     Parameters
@@ -61,6 +65,8 @@ def load(source: str | Path | Mapping[str, Any] | Config | None, overrides: Sequ
         A YAML file, sections and keys as such a file has them, a config, or None for the built-in default.
     overrides : sequence of str
         Items such as `"topology.degree=3"`; the value is read as YAML.
+    resumes : path or None
+        The config.yaml of the run that is resumed. A config that names no recipe has that run's defaults.
 
     Raises
     ------
@@ -78,6 +84,25 @@ def load(source: str | Path | Mapping[str, Any] | Config | None, overrides: Sequ
         raw, where = read_yaml(Path(source)), f"{source}: "
     else:
         raise UserError(f"config: got {source!r}. Allowed: a dict, the path of a YAML file, a Config, or None.")
+    for item in overrides:
+        put(raw, *parse_override(item), said=f"--set {item!r}")
+    if resumes is not None:
+        raw = recipes.as_before(Config, raw, read_yaml(resumes))
+    return validate(Config, raw, where)
+
+
+def load_stored(source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Return the checked config of a run from its config.yaml, or from what such a file contains.
+
+    A key that the file lacks is younger than the run, so it has its classic value.
+
+    Raises
+    ------
+    UserError
+        As `load`.
+    """
+    found = read_yaml(source) if isinstance(source, Path) else copy.deepcopy(dict(source))
+    raw, where = recipes.of_stored(Config, found), f"{source}: " if isinstance(source, Path) else ""
     for item in overrides:
         put(raw, *parse_override(item), said=f"--set {item!r}")
     return validate(Config, raw, where)

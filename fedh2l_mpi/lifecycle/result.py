@@ -65,7 +65,7 @@ class Run(analysis_run.Run):
                 f"{self.file}: a model needs the whole run directory, because that contains the config and the "
                 "checkpoints. Fix: copy the whole run directory here."
             )
-        config = loading.load(directory.config)
+        config = loading.load_stored(directory.config)
         if not 0 <= participant < config.size:
             raise UserError(f"model: got participant {participant}. Allowed: 0 to {config.size - 1}.")
         committed = directory.committed()

@@ -16,13 +16,21 @@ def load(
 ) -> Config:
     """Return the caller's config, or the stored one if the caller names none. It is not resolved yet.
 
+    When resuming, the caller's config has the defaults of the stored run's recipe, unless it names a recipe.
+
     Raises
     ------
     UserError
         As `config.loading.load`.
     """
-    chosen = source if source is not None else stored_config(out, mode)
-    return as_started(loading.load(chosen, overrides), out, mode)
+    stored = stored_config(out, mode)
+    if stored is None:
+        return loading.load(source, overrides)
+    before = loading.load_stored(stored)
+    config = (
+        loading.load_stored(stored, overrides) if source is None else loading.load(source, overrides, resumes=stored)
+    )
+    return _as_started(config, before)
 
 
 def stored_config(out: str | None, mode: Mode) -> Path | None:
@@ -33,16 +41,12 @@ def stored_config(out: str | None, mode: Mode) -> Path | None:
     return path if path.is_file() else None
 
 
-def as_started(config: Config, out: str | None, mode: Mode) -> Config:
+def _as_started(config: Config, before: Config) -> Config:
     """Return the config with what the run to resume filled in when it started, where the config leaves that open.
 
     It is the number of participants, which depends on the ranks, and keys of the optimiser, which depend on the number
     of rounds: an extended run keeps them.
     """
-    stored = stored_config(out, mode)
-    if stored is None or (config.participants is not None and config.optimizer.is_resolved):
-        return config
-    started = loading.load(stored)
-    participants = started.participants if config.participants is None else config.participants
-    optimizer = config.optimizer.as_started(started.optimizer)
+    participants = before.participants if config.participants is None else config.participants
+    optimizer = config.optimizer.as_started(before.optimizer)
     return config.model_copy(update={"participants": participants, "optimizer": optimizer})

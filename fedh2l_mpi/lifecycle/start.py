@@ -146,7 +146,7 @@ def _check_config(directory: RunDirectory, config: Config) -> None:
             f"{directory.config}: the file is empty. Fix: put its text back (metrics.h5 has it as the attribute "
             "'config'), or choose another --out."
         )
-    theirs = comparison.what_must_stay(loading.load(directory.config))
+    theirs = comparison.what_must_stay(loading.load_stored(directory.config))
     ours = comparison.what_must_stay(config)
     differing = [
         f"{key}: there {_shown(theirs, key)}, here {_shown(ours, key)}"

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedh2l_mpi import api
-from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle import run_config, start
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.run_directory import RunDirectory
@@ -19,25 +18,31 @@ ALONE = World(None)
 def simulation(
     out: Path,
     *overrides: str,
+    source: Path | None = None,
     mode: run_config.Mode = "never",
     signals: Signals | None = None,
     listener: Callable[[int, object], None] = lambda index, table: None,
 ) -> Iterator[Simulation]:
     """A run that starts or resumes as the command line does it."""
-    stored = run_config.stored_config(str(out), mode)
-    config = loading.load(stored, overrides).resolved(1, launched=False)
+    config = run_config.load(source, overrides, str(out), mode).resolved(1, launched=False)
     with start.reserve(ALONE, RunDirectory(out), config, mode) as reservation:
         yield api.assemble(config, ALONE, reservation, signals, listener=listener)
 
 
-def run(out: Path, *overrides: str, mode: run_config.Mode = "never", stop_after: int | None = None) -> StopRequest:
+def run(
+    out: Path,
+    *overrides: str,
+    source: Path | None = None,
+    mode: run_config.Mode = "never",
+    stop_after: int | None = None,
+) -> StopRequest:
     """Run to the end, or until a file STOP that appears after so many rounds is seen."""
 
     def follow(round_index: int, table: object) -> None:
         if round_index + 1 == stop_after:
             (out / "STOP").touch()
 
-    with simulation(out, *overrides, mode=mode, listener=follow) as made:
+    with simulation(out, *overrides, source=source, mode=mode, listener=follow) as made:
         return made.run()
 
 

@@ -132,7 +132,7 @@ def check_config(run: Run, report: Report) -> Config | None:
         # This problem is already reported.
         return None
     try:
-        config = loading.validate(Config, dict(run.config))
+        config = loading.load_stored(run.config)
     except UserError as error:
         report.error("config", f"attribute 'config' is not a valid config: {' '.join(str(error).split())}")
         config = None

@@ -93,12 +93,14 @@ class SweepRunFiles:
 
     def _refuse_different(self, state: str) -> None:
         """Raise if the run's config differs from the element's in more than where and how fast it runs."""
-        differing = differing_keys(self.element.config, loading.load(self.run.config))
+        config, stored = self.element.config, loading.load_stored(self.run.config)
+        differing = differing_keys(config, stored)
         if differing:
             keys = ", ".join(f"{key} (there {there!r}, here {here!r})" for key, here, there in differing)
+            recipe = f"Set recipe: {stored.recipe} in the sweep file, c" if stored.recipe != config.recipe else "C"
             raise DifferentConfigError(
                 f"{self.run.path}: this directory contains {state} run of a different config. It differs in {keys}. "
-                "Choose another --out, or move that directory away."
+                f"{recipe}hoose another --out, or move that directory away."
             )
 
     def lock(self, patience_s: float = 0.0) -> int | None:
@@ -151,7 +153,7 @@ class SweepRunFiles:
         if not self.run.committed():
             return False
         try:
-            return not differing_keys(self.element.config, loading.load(self.run.config))
+            return not differing_keys(self.element.config, loading.load_stored(self.run.config))
         except UserError:
             return False
 

@@ -10,7 +10,8 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import grouping
 from fedh2l_mpi.analysis.compare import compare
 from fedh2l_mpi.analysis.run import Run
-from fedh2l_mpi.config.comparison import differing_keys, what_counts
+from fedh2l_mpi.config import Config, recipes
+from fedh2l_mpi.config.comparison import differing_keys, flat, what_counts
 from fedh2l_mpi.config.loading import load
 from fedh2l_mpi.errors import UserError
 
@@ -20,11 +21,11 @@ def settings(*overrides: str) -> dict:
     return what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
 
 
-def test_a_run_that_is_older_than_a_key_is_like_one_with_the_default():
+def test_a_run_that_is_older_than_a_key_is_like_one_with_the_classic_value():
     config = yaml.safe_load(load(None, []).to_yaml())
     del config["exchange"]["codec"], config["optimizer"]["precision"], config["seed_set"]["views_per_sample"]
-    old = what_counts(Run(Path(), metrics.RunMetrics({}, {}, True), config).flat_config())
-    assert grouping.differing([old, settings()]) == []
+    old = what_counts(flat(recipes.complete(Config, config)))
+    assert grouping.differing([old, settings("recipe=classic")]) == []
     assert grouping.differing([old, settings("exchange.codec=uint8")]) == ["exchange.codec"]
 
 

@@ -76,7 +76,7 @@ CONFIGS = ROOT / "configs"
         ("rounds=[", "the value is not valid YAML"),
         ("rounds.more=3", "rounds: got .*input should be a valid integer"),
         ("rounds=!!int ''", "the value is not valid YAML: got '' in line 1, must be a value of !!int"),
-        ("foo[1]=3", r"foo\[1\]: unknown key; known here: participants, "),
+        ("foo[1]=3", r"foo\[1\]: unknown key; known here: recipe, participants, "),
         *((f"run.max_wall={wrong}", "^run.max_wall: got .*; must be a time") for wrong in ("[1]", "true", ".inf", "0")),
         ("weights={1: x.pt}", "^weights.1: got 1; input should be a valid string"),
     ],

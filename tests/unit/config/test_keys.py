@@ -8,7 +8,7 @@ import yaml
 from helpers.launching import ROOT
 from jsonschema import Draft202012Validator
 
-from fedh2l_mpi.config import Config
+from fedh2l_mpi.config import Config, classic, recipes
 from fedh2l_mpi.config.keys import json_schema, select_keys
 from fedh2l_mpi.config.loading import validate
 from fedh2l_mpi.errors import UserError
@@ -111,6 +111,25 @@ def test_a_key_has_its_default_its_range_and_its_kinds(name, default, allowed, u
     assert key.default == default
     assert allowed in (None, key.allowed)
     assert used_by in (None, key.used_by)
+
+
+def test_a_key_says_where_the_classic_recipe_differs(monkeypatch):
+    monkeypatch.setattr(recipes, "STANDARD", {"exchange.codec": recipes.CODEC})
+    monkeypatch.setitem(classic.OF_KINDS, "topology.degree", {"random_regular": 2, "small_world": 4})
+    monkeypatch.setitem(classic.CONFIG, "models", ("mlp",))
+    differ = {key.name: (key.default, key.classic) for key in select_keys() if key.classic}
+    assert differ == {
+        "exchange.codec": (recipes.CODEC.text, '"float32"'),
+        "topology.degree": ("3; small_world: 4", "2; small_world: 4"),
+        "models": (["lenet5", "mlp", "cnn"], '["mlp"]'),
+    }
+    (codec,) = select_keys("exchange.codec")
+    assert str(codec).startswith(f'exchange.codec: {recipes.CODEC.text} (classic: "float32")\n')
+    schema = json_schema()["properties"]
+    assert schema["models"]["description"].endswith(' (classic: ["mlp"])')
+    assert schema["exchange"]["properties"]["codec"]["description"].endswith(
+        f' (default {recipes.CODEC.text}) (classic: "float32")'
+    )
 
 
 def test_keys_are_selected_by_section_key_or_word():

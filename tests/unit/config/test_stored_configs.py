@@ -6,7 +6,7 @@ import pytest
 import yaml
 from helpers.runs_in_process import ALONE
 
-from fedh2l_mpi.config import Config, comparison, loading
+from fedh2l_mpi.config import Config, classic, comparison, loading, recipes
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import start
 from fedh2l_mpi.run_directory import RunDirectory
@@ -312,14 +312,14 @@ STORED = [
 def load_text(tmp_path):
     def load(text: str) -> Config:
         (tmp_path / "stored.yaml").write_text(text)
-        return loading.load(tmp_path / "stored.yaml")
+        return loading.load_stored(tmp_path / "stored.yaml")
 
     return load
 
 
 @pytest.mark.parametrize(("text", "settings", "keys"), STORED)
 def test_a_stored_config_equals_the_same_config_of_today(load_text, text, settings, keys):
-    stored, today = load_text(text), loading.load(None, keys).resolved(1, launched=False)
+    stored, today = load_text(text), loading.load(None, ["recipe=classic", *keys]).resolved(1, launched=False)
     assert stored == today
     assert comparison.differing_keys(stored, today) == []
     # The key order of the file may change; no key is missing, and old tools find null for those of other kinds.
@@ -337,9 +337,24 @@ def test_the_settings_of_a_stored_checkpoint_are_those_of_today(load_text, text,
 def test_a_run_with_a_stored_config_is_resumed_with_the_same_config_and_with_no_other(tmp_path, text, settings, keys):
     directory = RunDirectory(tmp_path / "run")
     directory.create(text)
-    reserved = start.reserve(ALONE, directory, loading.load(None, keys).resolved(1, launched=False), "auto")
+    same = loading.load(None, keys, resumes=directory.config).resolved(1, launched=False)
+    reserved = start.reserve(ALONE, directory, same, "auto")
     assert reserved.kind == "new"
     reserved.release()
-    other = loading.load(None, [*keys, "optimizer.lr=0.5"]).resolved(1, launched=False)
+    other = loading.load(same, ["optimizer.lr=0.5"])
     with pytest.raises(UserError, match=r"optimizer.lr: there 0.001, here 0.5"):
         start.reserve(ALONE, directory, other, "auto")
+
+
+def test_a_checkpoint_lists_the_settings_that_are_not_classic_whatever_the_defaults(monkeypatch):
+    rules = {"exchange.codec": recipes.CODEC, "seed_set.share": recipes.Rule("0.1", lambda value: 0.1)}
+    monkeypatch.setattr(recipes, "STANDARD", rules)
+    assert comparison.unusual(Config(recipe="classic")) == {}
+    assert comparison.unusual(Config()) == {"exchange.codec": "uint8", "seed_set.share": 0.1}
+    assert comparison.unusual(Config(exchange={"codec": "float32"}, seed_set={"share": 0.2})) == {}
+    # Null for a key that came later is the value of kinds without it; null for an older key is listed, as ever.
+    assert classic.is_usual("method.backoff", None)
+    assert not classic.is_usual("method.temperature", None)
+    assert {key: value for key, _, value in comparison.differing_keys(Config(recipe="classic"), Config())} == {
+        **comparison.unusual(Config())
+    }

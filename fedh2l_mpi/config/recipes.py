@@ -1,0 +1,165 @@
+"""Recipes: sets of defaults, which are put under the keys that a config gives before its sections are checked.
+
+`standard` has the declared default of each key, except where STANDARD has a rule that looks at other keys. `classic`
+has the frozen values of `config/classic.py`. A recipe only sets defaults: every key that is given wins.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic.fields import FieldInfo
+
+from fedh2l_mpi.config import classic
+from fedh2l_mpi.config.method import DistillationOptions, MethodConfig, OwnMethodOptions
+from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section
+
+# The default of a field by its dotted key and its kind's name; `...` leaves the declared default.
+Default = Callable[[str, str, FieldInfo], Any]
+# The value that a dotted key has so far: what is given, or its default; None if the kind has no such key.
+Lookup = Callable[[str], Any]
+
+
+class Rule(NamedTuple):
+    """Default that follows from other keys.
+
+    Attributes
+    ----------
+    text : str
+        The rule in words, for the list of keys.
+    value : callable
+        It gets a Lookup and returns the default.
+    """
+
+    text: str
+    value: Callable[[Lookup], Any]
+
+
+def _codec(value: Lookup) -> str:
+    method = MethodConfig.class_of(value("method.name"))
+    # A method of the user's own may publish anything, and uint8 encodes nothing but posteriors.
+    posteriors = method is not None and method is not OwnMethodOptions and issubclass(method, DistillationOptions)
+    # A step of uint8 is 6 % of a probability, so a threshold of skipped rows below that would mean nothing.
+    return "uint8" if posteriors and value("exchange.skip_below") is None else "float32"
+
+
+CODEC = Rule("uint8 for posteriors without skip_below, else float32", _codec)
+# Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
+STANDARD: dict[str, Rule] = {}
+
+
+def with_defaults(root: type[Section], raw: Any) -> Any:
+    """Return what a config gives, with the defaults of its recipe under it.
+
+    Parameters
+    ----------
+    root : type
+        `Config`.
+    raw : object
+        Keys and sections as in a file. Anything malformed in it is left for the sections' own messages; a section that
+        is an object already is complete.
+    """
+    if not isinstance(raw, Mapping):
+        return raw
+    recipe = raw.get("recipe", "standard")
+    if recipe == "classic":
+        return _fill(root, raw, _classic_if_it_differs)
+    for key, rule in STANDARD.items() if recipe == "standard" else ():
+        # Each rule in turn, because the next one may look at this one's value.
+        found = rule.value(lambda other, keys=raw: _look_up(root, keys, other))  # type: ignore[misc]
+        raw = _fill(root, raw, lambda name, kind, field, key=key, found=found: found if name == key else ...)  # type: ignore[misc]
+    return raw
+
+
+def of_stored(root: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's config.yaml gives, with the classic value for each key that is younger than the file."""
+    return dict(_fill(root, {"recipe": classic.ADDED["recipe"], **raw}, _classic_if_it_differs))
+
+
+def complete(root: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same as `of_stored`, with all keys of each kind written out, for a reader that checks no values."""
+    return dict(_fill(root, raw, lambda key, kind, field: classic.value(key, kind)))
+
+
+def as_before(root: type[Section], raw: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config gives, with the recipe of the run that it resumes, unless it names a recipe itself.
+
+    Parameters
+    ----------
+    before : mapping
+        Keys and sections of the run's config.yaml. A key that it lacks has its classic value.
+    """
+    if "recipe" in raw:
+        return dict(raw)
+
+    def default(key: str, kind: str, field: FieldInfo) -> Any:
+        return ... if _has(before, key) else _classic_if_it_differs(key, kind, field)
+
+    return dict(_fill(root, {"recipe": before.get("recipe", classic.ADDED["recipe"]), **raw}, default))
+
+
+def _classic_if_it_differs(key: str, kind: str, field: FieldInfo) -> Any:
+    # A value that equals the declared default is left out, because sections may ask which keys were given.
+    value = classic.value(key, kind)
+    return ... if value == field.default else value
+
+
+def _fill(section: type[Section], raw: Any, default: Default, prefix: str = "") -> Any:
+    """Return a section's keys with defaults for those that are not given; unchanged if it has no known kind."""
+    if not isinstance(raw, Mapping):
+        return raw
+    filled = dict(raw)
+    if issubclass(section, KindSection):
+        _put(section, section, filled, section.kind_key, default, prefix)
+    chosen = _chosen(section, filled)
+    for name, field in chosen.model_fields.items() if chosen is not None else ():
+        if not is_section(field.annotation):
+            _put(section, chosen, filled, name, default, prefix)  # type: ignore[arg-type]
+            continue
+        inner = _fill(field.annotation, filled.get(name, {}), default, f"{prefix}{name}.")  # type: ignore[arg-type]
+        if name in filled or inner:
+            filled[name] = inner
+    return filled
+
+
+def _put(
+    section: type[Section], chosen: type[Section], filled: dict[str, Any], name: str, default: Default, prefix: str
+) -> None:
+    field = chosen.model_fields[name]
+    if not _is_given(section, filled, name, field):
+        value = default(f"{prefix}{name}", getattr(chosen, "kind_name", ""), field)
+        if value is not ...:
+            filled[name] = value
+
+
+def _chosen(section: type[Section], raw: Mapping[str, Any]) -> type[Section] | None:
+    """Return the class of the kind that a section's keys name; None if there is no such kind."""
+    if not issubclass(section, KindSection):
+        return section
+    return section.class_of(raw.get(section.kind_key, section.default_kind()))
+
+
+def _is_given(section: type[Section], raw: Mapping[str, Any], name: str, field: FieldInfo) -> bool:
+    # Null for a kind's own key means its default, as in `KindSection`.
+    is_null = raw.get(name) is None and name not in section.model_fields and not allows_null(field)
+    return name in raw and not is_null
+
+
+def _look_up(section: type[Section], raw: Any, key: str) -> Any:
+    name, _, rest = key.partition(".")
+    if isinstance(raw, Section):
+        return _look_up(type(raw), dict(raw), key)
+    keys = raw if isinstance(raw, Mapping) else {}
+    chosen = _chosen(section, keys)
+    field = chosen.model_fields.get(name) if chosen is not None else None
+    if field is None:
+        return None
+    if rest:
+        return _look_up(field.annotation, keys.get(name, {}), rest)  # type: ignore[arg-type]
+    return keys[name] if _is_given(section, keys, name, field) else field.default
+
+
+def _has(raw: Any, key: str) -> bool:
+    name, _, rest = key.partition(".")
+    if not isinstance(raw, Mapping) or name not in raw:
+        return False
+    return _has(raw[name], rest) if rest else True

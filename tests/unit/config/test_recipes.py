@@ -1,0 +1,241 @@
+"""Recipes: the defaults under a config's keys, for every kind, under whatever a caller gives."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers.launching import ROOT
+from pydantic import Field
+
+from fedh2l_mpi import methods
+from fedh2l_mpi.config import Config, OptimizerConfig, classic, loading, recipes
+from fedh2l_mpi.config.comparison import flat
+from fedh2l_mpi.config.section import Count, KindSection, Number, Section, all_fields, is_section
+from fedh2l_mpi.errors import UserError
+
+METHODS = [*methods.METHODS, "mine:Mine"]
+
+
+def kinds(section: type[Section], prefix: str = "") -> list[list[str]]:
+    """Settings of a config for each kind of each section, with the keys that a kind needs."""
+    found = []
+    for name, field in all_fields(section).items():
+        if is_section(field.annotation):
+            found += kinds(field.annotation, f"{prefix}{name}.")
+    if issubclass(section, KindSection):
+        for kind in section.classes():
+            needed = [key for key, field in kind.model_fields.items() if field.is_required()]
+            word = kind.kind_name if kind.kind_name in section.kinds else "mine:Mine"
+            found.append([f"{prefix}{section.kind_key}={word}", *(f"{prefix}{key}=1" for key in needed)])
+    return found
+
+
+KINDS = [settings for settings in kinds(Config) if settings[0] != "topology.kind=edge_list"]
+KINDS.append(["topology.kind=edge_list", "topology.path=a.txt"])
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=lambda settings: settings[0])
+def test_the_classic_recipe_has_the_frozen_value_of_every_key(settings):
+    given = {override.partition("=")[0]: override for override in settings}
+    config = loading.load(None, ["recipe=classic", *settings])
+    name, _, _ = settings[0].partition("=")[0].rpartition(".")
+    section: Any = config
+    for part in name.split("."):
+        section = getattr(section, part)
+    for field in type(section).model_fields:
+        dotted = f"{name}.{field}"
+        if dotted in given or isinstance(getattr(section, field), Section):
+            continue
+        assert getattr(section, field) == classic.value(dotted, type(section).kind_name), dotted
+
+
+def test_every_key_has_a_frozen_value():
+    config = flat(Config(recipe="classic").model_dump())
+    assert set(config) <= {*classic.CONFIG, *classic.ADDED}, "a new key needs a line in classic.ADDED"
+    assert {key: config[key] for key in classic.CONFIG} == classic.CONFIG
+    assert all(config[key] in (classic.ADDED[key], None) for key in classic.ADDED if key in config)
+    assert not set(classic.CONFIG) & set(classic.ADDED)
+
+
+class Graph(KindSection):
+    """A section whose defaults have moved away from the classic ones."""
+
+    kind: str = "small_world"
+    tries: Count = 5
+
+
+class SmallWorld(Graph, kind="small_world"):
+    """A kind with a key of its own."""
+
+    degree: Count = 8
+
+
+class RandomRegular(Graph, kind="random_regular"):
+    """A kind whose key has another classic value."""
+
+    degree: Count = 8
+
+
+class Ring(Graph, kind="ring"):
+    """The classic kind."""
+
+
+class Optimizer(OptimizerConfig):
+    """A plain section of the same sort."""
+
+    lr: Number = 0.5
+
+
+class Later(Config):
+    """A config of a later version."""
+
+    rounds: Count = Field(80)
+    topology: Graph = Graph()
+    optimizer: Optimizer = Optimizer()
+
+
+@pytest.mark.parametrize(
+    ("raw", "rounds", "topology", "lr"),
+    [
+        ({}, 80, {"kind": "small_world", "tries": 5, "degree": 8}, 0.5),
+        ({"recipe": "standard"}, 80, {"kind": "small_world", "tries": 5, "degree": 8}, 0.5),
+        ({"recipe": "classic"}, 40, {"kind": "ring", "tries": 100, "degree": None}, 0.001),
+        (
+            {"recipe": "classic", "rounds": 3, "topology": {"kind": "small_world", "tries": 7}},
+            *(3, {"kind": "small_world", "tries": 7, "degree": 4}, 0.001),
+        ),
+        (
+            {"recipe": "classic", "topology": {"kind": "random_regular", "degree": None}, "optimizer": {"lr": 0.2}},
+            *(40, {"kind": "random_regular", "tries": 100, "degree": 3}, 0.2),
+        ),
+        (
+            {"topology": {"kind": "random_regular", "degree": None}},
+            80,
+            {"kind": "random_regular", "tries": 5, "degree": 8},
+            0.5,
+        ),
+        # A section that is an object is complete.
+        ({"recipe": "classic", "optimizer": Optimizer()}, 40, {"kind": "ring", "tries": 100, "degree": None}, 0.5),
+    ],
+)
+def test_a_recipe_sets_defaults_and_what_is_given_wins(raw, rounds, topology, lr):
+    config = Later.model_validate(raw)
+    assert (config.rounds, config.topology.model_dump(), config.optimizer.lr) == (rounds, topology, lr)
+    # Every key is in the file, so it gives the same config whatever the recipe's defaults are then.
+    stored = yaml.safe_load(config.to_yaml())
+    assert Later.model_validate({**stored, "recipe": "standard"}) == config.model_copy(update={"recipe": "standard"})
+
+
+def test_what_a_stored_config_lacks_is_classic_whatever_its_recipe():
+    for recipe in ({}, {"recipe": "standard"}, {"recipe": "classic"}):
+        raw = recipes.of_stored(Later, {**recipe, "rounds": 3, "topology": {"kind": "random_regular", "tries": 7}})
+        config = Later.model_validate(raw)
+        assert config.recipe == recipe.get("recipe", "classic")
+        assert (config.rounds, config.topology.tries, config.topology.degree, config.optimizer.lr) == (3, 7, 3, 0.001)
+    every = recipes.complete(Later, {"topology": {"kind": "random_regular"}, "data": "damaged"})
+    assert (every["topology"], every["data"]) == ({"kind": "random_regular", "tries": 100, "degree": 3}, "damaged")
+    assert every["seed_set"]["view_scale"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("raw", "before", "expected"),
+    [
+        ({}, {}, ("classic", 40, 0.001)),
+        ({}, {"recipe": "standard", "rounds": 3, "optimizer": {"lr": 1.0}}, ("standard", 80, 0.5)),
+        # Younger than the stored run: the rate; not younger: the rounds.
+        ({}, {"recipe": "standard", "rounds": 3}, ("standard", 80, 0.001)),
+        ({"rounds": 7, "optimizer": {"lr": 2.0}}, {}, ("classic", 7, 2.0)),
+        ({"recipe": "standard"}, {}, ("standard", 80, 0.5)),
+        ({"recipe": "classic"}, {"recipe": "standard", "rounds": 3, "optimizer": {"lr": 1.0}}, ("classic", 40, 0.001)),
+    ],
+)
+def test_a_config_that_names_no_recipe_has_that_of_the_run_that_it_resumes(raw, before, expected):
+    config = Later.model_validate(recipes.as_before(Later, raw, before))
+    assert (config.recipe, config.rounds, config.optimizer.lr) == expected
+
+
+@pytest.mark.parametrize("rules", [{}, {"exchange.codec": recipes.CODEC}])
+@pytest.mark.parametrize("recipe", ["standard", "classic"])
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"method": 3}, "method: got 3, must be a section"),
+        ({"method": {"name": [1]}}, r"method.name: got \[1\]; known: "),
+        ({"method": {"name": "fedhl2"}}, "method.name: got 'fedhl2'; known: "),
+        ({"exchange": None}, "exchange: got None, must be a section"),
+        ({"exchange": {"codec": None}}, "exchange.codec: got None; known: "),
+        ({"exchange": {"skip_below": "x"}}, "exchange.skip_below: got 'x'"),
+        ({"data": {"partition": 3}}, "data.partition: got 3, must be a section"),
+        ({"data": {"name": "pack", "partition": {"domains": 3}}}, "data.partition.domains: got 3, but a pack brings"),
+        ({"rounds": None}, "rounds: got None"),
+        ({"rouns": 3}, "rouns: unknown key"),
+    ],
+)
+def test_a_wrong_config_has_one_message_under_every_recipe(monkeypatch, raw, says, recipe, rules):
+    monkeypatch.setattr(recipes, "STANDARD", rules)
+    with pytest.raises(UserError, match=f"^{says}") as error:
+        loading.load({"recipe": recipe, **raw})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", [3, None, [1], "clasic"])
+def test_an_unknown_recipe_is_refused(recipe):
+    with pytest.raises(UserError, match="^recipe: got .*"):
+        loading.load({"recipe": recipe})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_default_codec_encodes_what_the_method_publishes(monkeypatch, name):
+    monkeypatch.setattr(recipes, "STANDARD", {"exchange.codec": recipes.CODEC})
+    config = loading.load({"method": {"name": name}})
+    expected = "uint8" if name in ("fedh2l", "dml", "distributed_distillation") else "float32"
+    assert config.exchange.codec == expected
+    assert yaml.safe_load(config.to_yaml())["exchange"]["codec"] == expected
+    kind = methods.METHODS.get(name)
+    if kind is not None:
+        method = kind(config.method, labelled=True)
+        array = method.array(SimpleNamespace(shared_state=np.zeros(3)), 5, 10)
+        assert array is None or array.coded(config.exchange).codec.name == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "codec"),
+    [
+        ({"recipe": "classic"}, "float32"),
+        ({"exchange": {"codec": "float16"}}, "float16"),
+        ({"exchange": {"skip_below": 0.01}}, "float32"),
+        ({"exchange": {"skip_below": None, "deadline_s": 5.0}}, "uint8"),
+        ({"exchange": {"codec": "top_k", "top_k": 3}}, "top_k"),
+        ({"method": Config(method={"name": "d_psgd"}).method}, "float32"),
+        ({"method": Config().method}, "uint8"),
+    ],
+)
+def test_a_rule_looks_at_the_keys_that_are_given(monkeypatch, raw, codec):
+    monkeypatch.setattr(recipes, "STANDARD", {"exchange.codec": recipes.CODEC})
+    assert Config(**raw).exchange.codec == codec
+
+
+def test_a_rule_sees_the_values_of_the_rules_before_it(monkeypatch):
+    rules = {
+        "method.combine": recipes.Rule("", lambda value: "sum" if value("seed_set.views") == "affine" else "gem"),
+        "method.temperature": recipes.Rule("", lambda value: 2.0 if value("method.combine") == "sum" else 1.0),
+        "method.proximal": recipes.Rule("", lambda value: 0.5),
+    }
+    monkeypatch.setattr(recipes, "STANDARD", rules)
+    assert [Config(**raw).method.temperature for raw in ({}, {"method": {"combine": "gem"}})] == [2.0, 1.0]
+    # A key that the kind does not have is not set.
+    assert Config(method={"name": "dml"}).method.temperature == 1.0
+    assert Config(method={"name": "fedprox"}).method.proximal == 0.5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("name", METHODS)
+def test_no_default_refuses_a_shipped_config_with_any_method(path, name):
+    raw = loading.read_yaml(path)
+    given = {key: value for key, value in raw["method"].items() if key in ("local_steps", "mutual_steps")}
+    for recipe in ("standard", "classic"):
+        for labelled in (True, False):
+            settings = {**raw, "recipe": recipe, "method": {**given, "name": name}}
+            loading.load(settings, [f"seed_set.labelled={str(labelled).lower()}"])
