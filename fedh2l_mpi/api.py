@@ -205,7 +205,7 @@ def execute(
         simulation = assemble(config, world, reservation, signals, trace, _listener(shown, on_round))
         supervisor, setup = simulation.supervisor, simulation.setup
         run_log.open(supervisor.directory.log(world.rank), world.rank, world.size, prints and world.rank == 0)
-        progress.log_start(config, world, setup.everyone, setup.plan.label_histogram(), setup.plan.domains)
+        progress.log_start(config, world, setup.everyone, setup.plan)
         progress.log_notes(world, note, simulation.method.caution, supervisor.first_round, config.rounds)
         with shown.after(supervisor.first_round):
             request = simulation.run()

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SEED_VIEWS = 11
     AUGMENTATION = 12
     METHOD = 13
+    REDRAW = 14
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

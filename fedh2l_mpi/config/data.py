@@ -41,6 +41,11 @@ class PartitionConfig(KindSection):
         description="training samples of each participant, its part of the seed set included; quantity: their mean; "
         "null: all samples are dealt",
     )
+    min_per_class: Count | None = Field(
+        None,
+        description="the partition is drawn again, up to 100 times, until all participants together have this many "
+        "private training samples of every class, and the seed set has as many; null: the first draw stays",
+    )
 
     @model_validator(mode="before")
     @classmethod

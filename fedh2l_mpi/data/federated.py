@@ -3,7 +3,7 @@
 Shape letters: N samples, T test samples of a domain, C classes, P participants, D domains, K channels, H, W pixels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,16 @@ from torch import Tensor
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.data.labelled import Labelled, Normalisation
-from fedh2l_mpi.data.partition import Rows, Samples, Share, kept_for_testing, own_domain, partition, partition_natural
+from fedh2l_mpi.data.partition import (
+    Draw,
+    Rows,
+    Samples,
+    Share,
+    kept_for_testing,
+    own_domain,
+    partition,
+    partition_natural,
+)
 from fedh2l_mpi.data.rotation import rotate, rotations
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.data.sources import ImageTable, NaturalDomains, Source
@@ -22,17 +31,28 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
 
 PIECE = 128
+# Largest number of draws of a partition until every class has enough samples.
+DRAWS = 100
+# Row of `class_counts`, and remedy if a class has too few of these samples.
+PARTS = {
+    "private training": "lower seed_set.share, or raise data.partition.samples_per_participant",
+    "seed": "raise seed_set.share or seed_set.max_samples",
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows of every participant, of the seed set and of the tests; equal on every rank, and without any image."""
+    """Rows of every participant, of the seed set and of the tests; equal on every rank, and without any image.
+
+    `draws` is the number of draws until every class had enough samples (`data.partition.min_per_class`).
+    """
 
     config: Config
     source: Source
     shares: list[Share]
     seed: Samples
     tests: list[Samples]
+    draws: int = 1
 
     @property
     def classes(self) -> int:
@@ -70,6 +90,11 @@ class Plan:
             [np.bincount(labels[share.private.rows], minlength=self.classes) for share in self.shares]
         ).astype(np.int64)
 
+    def absent_classes(self) -> dict[str, Rows]:
+        """Return the classes of which there are no samples, by part: `private training`, `seed`."""
+        counts = class_counts(self.source, self.shares, self.seed)
+        return {part: np.flatnonzero(row == 0) for part, row in zip(PARTS, counts, strict=True)}
+
     def image_bytes(self) -> int:
         """Return the size of one image in memory [bytes]: float32, or uint8 for photographs."""
         return self.source.image_bytes
@@ -86,14 +111,67 @@ def plan(config: Config, source: Source) -> Plan:
     natural, labels = source.domains, source.train.labels
     if natural is None or not isinstance(config.data, Pack):
         domains = len(rotations(config.data.partition))
-        shares = partition(labels, config, domains)
         originals = _test_rows(config, len(source.test.labels))
         tests = [Samples(originals, np.full(len(originals), domain)) for domain in range(domains)]
+
+        def shares_of(draw: Draw) -> list[Share]:
+            return partition(labels, config, domains, draw)
+
     else:
         testing = kept_for_testing(labels, natural, config.data.test_share)
         training = np.setdiff1d(np.arange(len(labels)), np.concatenate(testing))
-        shares = partition_natural(labels, training, natural, config)
         tests = [_capped(rows, domain, natural, config) for domain, rows in enumerate(testing)]
+
+        def shares_of(draw: Draw) -> list[Share]:
+            return partition_natural(labels, training, natural, config, draw)
+
+    shares, pooled, draws = _with_all_classes(config, source, shares_of)
+    wanted = config.seed_set.samples_per_round
+    if wanted is not None and wanted > len(pooled):
+        raise UserError(
+            f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples. "
+            "Use fewer (null: all), or raise seed_set.share."
+        )
+    return Plan(config, source, shares, pooled, tests, draws)
+
+
+def class_counts(source: Source, shares: list[Share], seed: Samples) -> NDArray[np.int64]:
+    """Count the samples of each class, int64 (2, C): all participants' private training samples, and the seed set."""
+    private = np.concatenate([share.private.rows for share in shares])
+    return np.stack([np.bincount(source.train.labels[rows], minlength=source.classes) for rows in (private, seed.rows)])
+
+
+def _with_all_classes(
+    config: Config, source: Source, shares_of: Callable[[Draw], list[Share]]
+) -> tuple[list[Share], Samples, int]:
+    """Draw the partition until every class has `min_per_class` samples in both parts; also return the number of draws.
+
+    Raises
+    ------
+    UserError
+        If no draw has enough samples of every class.
+    """
+    least, best = config.data.partition.min_per_class, (-1, 0, "")
+    for number in range(DRAWS if least is not None else 1):
+        draw = Draw(config.seed, number)
+        shares = shares_of(draw)
+        seed = _seed_samples(config, shares, draw)
+        if least is None:
+            return shares, seed, 1
+        counts = class_counts(source, shares, seed)
+        rarest = np.unravel_index(counts.argmin(), counts.shape)
+        if counts[rarest] >= least:
+            return shares, seed, number + 1
+        best = max(best, (int(counts[rarest]), int(rarest[1]), list(PARTS)[rarest[0]]), key=lambda one: one[0])
+    count, label, part = best
+    raise UserError(
+        f"data.partition.min_per_class: got {least}, but in the best of {DRAWS} draws class {label} has only {count} "
+        f"{part} samples. Use {count or 'null'}, or {PARTS[part]}."
+    )
+
+
+def _seed_samples(config: Config, shares: list[Share], draw: Draw) -> Samples:
+    """Return the participants' parts of the seed set as one set, cut to `seed_set.max_samples`."""
     pooled = Samples.join(share.seed for share in shares)
     if len(pooled) == 0:
         raise UserError(
@@ -101,16 +179,10 @@ def plan(config: Config, source: Source) -> Plan:
             f"The smallest participant has {min(len(share.private) for share in shares)} private samples. Raise it."
         )
     cap = config.seed_set.max_samples
-    if cap is not None and len(pooled) > cap:
-        kept = generator(config.seed, Purpose.SEED_CAP).choice(len(pooled), cap, replace=False)
-        pooled = pooled[np.sort(kept).astype(np.int64)]
-    wanted = config.seed_set.samples_per_round
-    if wanted is not None and wanted > len(pooled):
-        raise UserError(
-            f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples. "
-            "Use fewer (null: all), or raise seed_set.share."
-        )
-    return Plan(config, source, shares, pooled, tests)
+    if cap is None or len(pooled) <= cap:
+        return pooled
+    kept = draw.stream(Purpose.SEED_CAP).choice(len(pooled), cap, replace=False)
+    return pooled[np.sort(kept).astype(np.int64)]
 
 
 def _test_rows(config: Config, available: int) -> NDArray[np.int64]:

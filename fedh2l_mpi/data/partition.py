@@ -47,7 +47,24 @@ class Share:
     seed: Samples
 
 
-def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
+@dataclass(frozen=True)
+class Draw:
+    """One of the draws of a partition, with random streams of its own.
+
+    The first draw, number 0, has the streams of a partition that is drawn only once.
+    """
+
+    seed: int
+    number: int = 0
+
+    def stream(self, purpose: Purpose, *key: int) -> np.random.Generator:
+        """Return a new generator for (seed, purpose, key...) of this draw."""
+        if self.number == 0:
+            return generator(self.seed, purpose, *key)
+        return generator(self.seed, Purpose.REDRAW, self.number, purpose, *key)
+
+
+def partition(labels: Rows, config: Config, domains: int, draw: Draw) -> list[Share]:
     """Distribute rows that may be used in any domain to the participants' private, validation and seed samples.
 
     Parameters
@@ -58,6 +75,8 @@ def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
         A resolved config.
     domains : int
         D.
+    draw : Draw
+        The draw of this partition.
 
     Raises
     ------
@@ -65,10 +84,10 @@ def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
         If the data do not suffice, or a share leaves a participant without private data.
     """
     part = config.data.partition
-    held = _deal(labels, part, config.size, generator(config.seed, Purpose.PARTITION))
+    held = _deal(labels, part, config.size, draw.stream(Purpose.PARTITION))
     shares = []
     for participant, rows in enumerate(held):
-        split = generator(config.seed, Purpose.SPLIT, participant)
+        split = draw.stream(Purpose.SPLIT, participant)
         rows = split.permutation(rows)
         seen = (
             split.integers(domains, size=len(rows)) if part.kind == "iid" else np.full(len(rows), participant % domains)
@@ -78,7 +97,7 @@ def partition(labels: Rows, config: Config, domains: int) -> list[Share]:
     return shares
 
 
-def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config: Config) -> list[Share]:
+def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config: Config, draw: Draw) -> list[Share]:
     """Distribute rows that belong to one domain each; a participant gets rows of its own domain only.
 
     Every kind distributes a domain's rows to the participants that share it, except `iid`, which ignores the domains.
@@ -93,23 +112,25 @@ def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config:
         Domains of all rows of the table.
     config : Config
         A resolved config.
+    draw : Draw
+        The draw of this partition.
     """
     part, everyone = config.data.partition, range(config.size)
     held: dict[int, Rows] = {}
     if part.kind == "iid":
-        dealt = _deal(labels[rows], part, config.size, generator(config.seed, Purpose.PARTITION))
+        dealt = _deal(labels[rows], part, config.size, draw.stream(Purpose.PARTITION))
         held = {participant: rows[picked] for participant, picked in enumerate(dealt)}
     else:
         for domain, name in enumerate(domains.names):
             own = rows[domains.of_row[rows] == domain]
             # With fewer participants than domains, the remaining domains are for testing only.
             sharers = everyone[domain :: len(domains.names)]
-            draw = generator(config.seed, Purpose.PARTITION, domain)
-            dealt = _deal(labels[own], part, len(sharers), draw, f" of domain {name!r}") if sharers else []
+            stream, where = draw.stream(Purpose.PARTITION, domain), f" of domain {name!r}"
+            dealt = _deal(labels[own], part, len(sharers), stream, where) if sharers else []
             held |= {participant: own[picked] for participant, picked in zip(sharers, dealt, strict=True)}
     shares = []
     for participant in everyone:
-        mine = generator(config.seed, Purpose.SPLIT, participant).permutation(held[participant])
+        mine = draw.stream(Purpose.SPLIT, participant).permutation(held[participant])
         shares.append(_split(Samples(mine, domains.of_row[mine]), participant, config))
     _check_disjoint(shares)
     return shares

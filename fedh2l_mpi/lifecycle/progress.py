@@ -19,6 +19,8 @@ from fedh2l_mpi.runtime.world import World
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedh2l_mpi.data.federated import Plan
+
 log = logging.getLogger("fedh2l_mpi")
 Columns = Mapping[str, NDArray[np.float64]]
 # In a batch log, a round without evaluation gets a line only if rounds are slow.
@@ -155,16 +157,14 @@ class NotebookBar:
         return {"text/plain": f"{done}/{self._rounds} rounds {bar} all-domain {accuracy}  {timing}".rstrip()}
 
 
-def log_start(
-    config: Config, world: World, everyone: Sequence[Mapping[str, Any]], histogram_PC: NDArray[np.int64], domains: int
-) -> None:
+def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]], plan: "Plan") -> None:
     """Log this process, and on rank 0 all participants with their ranks, devices and data."""
     log.info(str(world))
     if world.rank != 0:
         return
-    part = config.data.partition
+    part, histogram_PC = config.data.partition, plan.label_histogram()
     log.info(
-        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {domains} "
+        f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {plan.domains} "
         f"domains), {config.method.name}, {config.rounds} rounds, seed {config.seed}"
     )
     for index, row in enumerate(everyone[:LISTED]):
@@ -176,6 +176,17 @@ def log_start(
         )
     if len(everyone) > LISTED:
         log.info(f"and {len(everyone) - LISTED} more; metrics.h5 lists them all")
+    if part.min_per_class is not None:
+        log.info(
+            f"draw {plan.draws} of the partition has data.partition.min_per_class={part.min_per_class} of every class"
+        )
+    for name, labels in plan.absent_classes().items():
+        if len(labels):
+            log.warning(
+                f"{len(labels)} of {plan.classes} classes {'has' if len(labels) == 1 else 'have'} no {name} samples, "
+                f"the first is class {labels[0]}. "
+                "data.partition.min_per_class=1 draws the partition until every class has some."
+            )
 
 
 def log_notes(world: World, note: str, caution: str, first_round: int, rounds: int) -> None:

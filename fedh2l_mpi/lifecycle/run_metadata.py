@@ -59,6 +59,7 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "host": world.host,
             "pid": os.getpid(),
+            "partition_draws": setup.plan.draws,
             "seed_set_digest": seed_set.digest().hex(),
             "seed_set_bytes": seed_set.nbytes,
             "seed_set_samples": len(seed_set),

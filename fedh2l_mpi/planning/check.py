@@ -46,7 +46,7 @@ def check(config: Config) -> RenderableType:
         + ", ".join(f"{n} x {name}" for name, n in requirements.architectures(config).items()),
         "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in run.models.items()),
         "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
-        f"{plan.domains} domains, {config.data.partition.kind}",
+        f"{plan.domains} domains, {config.data.partition.kind}" + (f" in draw {plan.draws}" if plan.draws > 1 else ""),
         "domains": ", ".join(plan.domain_names),
         "private samples": f"{_range(min(private), max(private))} per participant",
         "seed set": f"{len(plan.seed)} samples, {plan.seed_samples_per_round} per round"

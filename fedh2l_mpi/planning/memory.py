@@ -91,6 +91,8 @@ class SampleCounts:
         Number of test samples in each domain.
     stored_bytes, input_bytes : int
         Size of an image with its label as stored, and of an image as a model's input.
+    draws : int
+        Number of draws of the partition until every class had enough samples.
     """
 
     private_P: NDArray[np.int64]
@@ -101,6 +103,7 @@ class SampleCounts:
     classes: int
     stored_bytes: int
     input_bytes: int
+    draws: int = 1
 
     @property
     def domains(self) -> int:

@@ -69,7 +69,8 @@ def _overview(plan: RunPlan) -> RenderableType:
         f"{_range(first.degree_P.min(), first.degree_P.max())}{again}",
         "data": f"{plan.source.name}, {counts.domains} domains; "
         f"{_range(counts.private_P.min(), counts.private_P.max())} private samples each, "
-        f"{counts.seed:,} seed samples, {_round_samples(plan)}",
+        f"{counts.seed:,} seed samples, {_round_samples(plan)}"
+        + (f"; draw {counts.draws} of the partition" if counts.draws > 1 else ""),
         "method": f"{config.method.name}, {config.rounds:,} rounds, {plan.schedule.exchanges:,} with an exchange, "
         f"{plan.evaluations:,} with an evaluation",
     }

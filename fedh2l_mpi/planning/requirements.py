@@ -187,4 +187,5 @@ def count_samples(plan: federated.Plan) -> SampleCounts:
         classes=plan.classes,
         stored_bytes=plan.image_bytes() + 8,
         input_bytes=plan.source.input_bytes,
+        draws=plan.draws,
     )

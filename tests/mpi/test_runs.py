@@ -15,7 +15,8 @@ REDRAWN = [
     *RING,
     *("--set", "topology.kind=erdos_renyi", "--set", "topology.redraw_every=2"),
     *("--set", "seed_set.samples_per_round=100", "--set", "seed_set.views_per_sample=2"),
-    *("--set", "data.partition.kind=dirichlet"),
+    # The partition is the 31st that is drawn.
+    *("--set", "data.partition.kind=dirichlet", "--set", "data.partition.min_per_class=24"),
     *("--set", "models=[resnet8, mlp, cnn]", "--set", "method.local_steps=3", "--set", "method.mutual_steps=3"),
 ]
 

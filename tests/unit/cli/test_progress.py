@@ -22,9 +22,12 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import report, watch
 from fedh2l_mpi.analysis.run import load_run
 from fedh2l_mpi.analysis.summary import summarise
-from fedh2l_mpi.config import Config
+from fedh2l_mpi.config import Config, loading
+from fedh2l_mpi.data import federated
+from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.lifecycle import progress, status
 from fedh2l_mpi.runtime import units
+from fedh2l_mpi.runtime.world import World
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,23 @@ def test_a_batch_log_has_a_line_for_each_evaluation(caplog, monkeypatch):
     assert line.startswith("2 of 4 rounds: private 0.500 nats")
     assert "all-domain 0.750" in line
     assert "local 100 ms" in line
+
+
+@pytest.mark.parametrize(
+    ("least", "says"),
+    [
+        ("1", ["draw 9 of the partition has data.partition.min_per_class=1 of every class"]),
+        ("null", ["3 of 10 classes have no seed samples, the first is class 2", "min_per_class=1"]),
+    ],
+)
+def test_a_log_says_which_draw_the_partition_is_and_which_classes_are_absent(caplog, monkeypatch, least, says):
+    monkeypatch.setattr(logging.getLogger("fedh2l_mpi"), "propagate", True)
+    overrides = ["seed_set.max_samples=20", f"data.partition.min_per_class={least}"]
+    config = loading.load(None, overrides).resolved(1, launched=False)
+    with caplog.at_level(logging.INFO, "fedh2l_mpi"):
+        progress.log_start(config, World(None), [], federated.plan(config, digits()))
+    assert all(words in caplog.messages[-1] for words in says)
+    assert len(caplog.messages) == 3
 
 
 SHORT = ["--set", "rounds=1", "--set", "participants=1", "--set", "models=[mlp]"]

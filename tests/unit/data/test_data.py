@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from fedh2l_mpi import config
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated
-from fedh2l_mpi.data.partition import own_domain
+from fedh2l_mpi.data.partition import Draw, Share, own_domain, partition
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.sources import ArrayTable, digits, idx
@@ -174,6 +174,53 @@ def test_shares_are_of_the_size_asked_for(kind):
         assert (len(share.seed), len(share.validation), len(share.private)) == (20, 8, 72)
 
 
+SCARCE = ["participants=6", "data.partition.samples_per_participant=60", "seed_set.max_samples=30"]
+
+
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])
+def test_a_partition_is_drawn_until_every_class_has_enough_samples(kind):
+    overrides, source = [f"data.partition.kind={kind}", *SCARCE], digits()
+    labels, least = source.train.labels, 2
+
+    def fewest(shares: list[Share], seed: np.ndarray) -> int:
+        private = np.concatenate([share.private.rows for share in shares])
+        return min(np.bincount(labels[rows], minlength=10).min() for rows in (private, seed))
+
+    plan = federated.plan(settings(*overrides, f"data.partition.min_per_class={least}"), source)
+    assert plan.draws > 1
+    assert fewest(plan.shares, plan.seed.rows) >= least
+    # The first draw is the partition of a config without the key, and it has too few samples of a class.
+    first = federated.plan(settings(*overrides), source)
+    assert first.draws == 1
+    assert fewest(first.shares, first.seed.rows) < least
+    for same in (
+        partition(labels, plan.config, plan.domains, Draw(0, plan.draws - 1)),
+        federated.plan(plan.config, digits()).shares,
+    ):
+        assert all(np.array_equal(a.private.rows, b.private.rows) for a, b in zip(plan.shares, same, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["domains", "dirichlet"])
+def test_a_first_draw_with_enough_samples_is_the_partition_of_a_config_without_the_key(kind):
+    keys = [f"data.partition.kind={kind}", "seed_set.max_samples=100"]
+    without, enough = (
+        federated.plan(settings(*keys, f"data.partition.min_per_class={least}"), digits()) for least in ("null", "1")
+    )
+    assert enough.draws == 1
+    assert np.array_equal(without.seed.rows, enough.seed.rows)
+    for one, other in zip(without.shares, enough.shares, strict=True):
+        assert np.array_equal(one.private.rows, other.private.rows)
+        assert np.array_equal(one.private.domains, other.private.domains)
+
+
+def test_classes_without_samples_are_found():
+    plan = federated.plan(settings("seed_set.max_samples=4"), digits())
+    absent = plan.absent_classes()
+    assert absent["private training"].tolist() == []
+    held = digits().train.labels[plan.seed.rows].tolist()
+    assert absent["seed"].tolist() == sorted(set(range(10)) - set(held))
+
+
 def test_smaller_alpha_is_more_skewed_and_shards_bound_the_number_of_labels():
     def labels_held(*overrides: str) -> np.ndarray:
         sizes = ("participants=10", "data.partition.samples_per_participant=100")
@@ -211,6 +258,14 @@ def test_domains_are_dealt_in_turn_or_mixed():
         (["participants=1400", "seed_set.share=0.9"], "seed_set.share: 0.9 .* leaves participant 0 no private data"),
         (["seed_set.share=0.0"], "seed_set.share: 0.0 gives an empty seed set"),
         (["seed_set.samples_per_round=400"], "samples_per_round: got 400, but the seed set has 288"),
+        (
+            ["data.partition.min_per_class=1", "seed_set.max_samples=9"],
+            "min_per_class: got 1, but in the best of 100 draws class . has only 0 seed samples. Use null, or raise ",
+        ),
+        (
+            ["data.partition.min_per_class=5", "data.partition.samples_per_participant=40", "seed_set.share=0.9"],
+            r"min_per_class: got 5, .* only \d private training samples. Use \d, or lower seed_set.share, or raise ",
+        ),
         (["evaluation.test_samples_per_domain=400"], "got 400, but digits has 359 test samples"),
         (
             ["data.partition.kind=shards", "participants=700", "data.partition.shards_per_participant=5"],

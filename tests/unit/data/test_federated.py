@@ -52,6 +52,21 @@ def test_iid_mixes_all_domains_and_every_row_keeps_its_own(packed):
     assert len(np.unique(all_rows(plan))) == 88
 
 
+@pytest.mark.parametrize("kind", ["domains", "shards", "iid"])
+def test_a_partition_of_a_pack_is_drawn_until_every_class_has_enough_samples(packed, kind):
+    # Each participant holds all that its domain has, so only what it gives to the seed set differs between draws.
+    keys = [f"data.partition.kind={kind}", "seed_set.share=0.1"]
+    source = open_pack(str(packed))
+    first, plan = (
+        federated.plan(settings(packed, *keys, f"data.partition.min_per_class={least}"), source) for least in (1, 2)
+    )
+    assert first.draws == 1 < plan.draws
+    counts = [np.bincount(source.train.labels[one.seed.rows]) for one in (first, plan)]
+    assert counts[0].min() == 1
+    assert counts[1].min() == 2
+    assert sorted(all_rows(plan)) == sorted(all_rows(first))
+
+
 def test_the_test_part_is_stratified_and_the_same_for_every_seed(packed):
     source = open_pack(str(packed))
     plans = [federated.plan(settings(packed, f"seed={seed}"), source) for seed in (0, 1)]
