@@ -68,7 +68,10 @@ def test_a_run_has_its_state_directory_config_and_arrays(ran):
         ran["accurcy_all"]
 
 
-def test_a_trained_model_scores_what_the_run_recorded(ran):
+@pytest.mark.parametrize("average", ["none", "ema"])
+def test_a_model_scores_what_the_run_recorded(ran, average, tmp_path):
+    if average == "ema":
+        ran = fh.run(SMALL, set="optimizer.average=ema", out=tmp_path / "run", quiet=True)
     setup = build_rank(fh.load_config(SMALL).resolved(1, launched=False), World(None))
     for participant in setup.participants:
         model = ran.model(participant.index)

@@ -142,6 +142,40 @@ def test_the_numbers_are_those_recorded(tmp_path, case):
         assert got[name][-1] == pytest.approx(np.array(values), rel=5e-3, abs=1e-3), name
 
 
+def test_fedavg_averages_trained_weights_and_is_evaluated_with_one_average_of_them(tmp_path):
+    settings = ["models=[cnn]", "method.name=fedavg", "topology.kind=complete", "rounds=3", "evaluation.every=1"]
+    settings += ["participants=3", "method.local_steps=2", "method.mutual_steps=1", "data.partition.kind=iid"]
+
+    def trained(name: str, *more: str) -> tuple[list[Participant], list[torch.Tensor], metrics.RunMetrics]:
+        history: list[torch.Tensor] = []
+        directory = RunDirectory(tmp_path / name)
+        made = api.assemble(
+            loading.load(None, [*settings, *more]).resolved(1, launched=False),
+            *(World(None), RunReservation(directory)),
+            listener=lambda index, table: history.append(first.shared_state.read().double()),
+        )
+        first = made.participants[0]
+        history.append(first.shared_state.read().double())
+        made.run()
+        return made.participants, history, metrics.read(directory.metrics)
+
+    _, usual, _ = trained("usual")
+    participants, history, result = trained("averaged", "optimizer.average=ema", "optimizer.average_decay=0.25")
+    assert all(torch.equal(one, other) for one, other in zip(history, usual, strict=True))
+    # d is 0.25 from the third step on, so each round of 3 steps keeps 0.25^3.
+    expected = history[0]
+    for weights in history[1:]:
+        expected = expected / 64 + weights * 63 / 64
+    averages = []
+    for participant in participants:
+        with participant.averaged():
+            averages.append(participant.shared_state.read())
+    torch.testing.assert_close(averages[0].double(), expected, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(average, averages[0]) for average in averages)
+    for losses in result["loss"]:
+        assert (losses == losses[0]).all()
+
+
 def test_two_runs_of_one_seed_are_equal_to_the_bit_and_another_seed_differs(tmp_path):
     overrides = ["rounds=2", "topology.kind=erdos_renyi", "topology.redraw_every=1", "method.mutual_steps=3"]
     one, same = (run(tmp_path / name, *overrides) for name in ("one", "same"))

@@ -68,6 +68,9 @@ CONFIGS = ROOT / "configs"
         ("data.partition.domains=10", "data.partition.rotation_step_deg: .* must be under 180"),
         ("optimizer.momentum=0.9", "optimizer.momentum: got 0.9, but adam does not use it"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("optimizer.average_decay=0.9", "optimizer.average_decay: got 0.9, but optimizer.average is none. Fix: remove"),
+        ("optimizer={average: ema, average_decay: 1}", "optimizer.average_decay: got 1, must be < 1"),
+        ("optimizer.schedule_rounds=9", "optimizer.schedule_rounds: got 9, but optimizer.schedule is constant. Fix: "),
         ("evaluation.every=0", "evaluation.every: got 0, must be >= 1"),
         ("devices.kind=gpu", "devices.kind: got 'gpu'; known: auto, cpu, cuda"),
         ("devices.map=[x]", "devices.map.0: got 'x'"),
@@ -271,3 +274,19 @@ def test_a_map_of_models_must_name_every_participant_once():
     resolved = Config(participants=2, models={0: "mlp", 1: "cnn"}).resolved(1, launched=False)
     assert [resolved.architecture(index) for index in range(2)] == ["mlp", "cnn"]
     assert [Config().architecture(index) for index in range(4)] == ["lenet5", "mlp", "cnn", "lenet5"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "steps", "decay"), [(20, 10, 0.98), (21, 10, 1 - 8 / 420), (40, 10, 0.99), (40, 0, 0.0), (25, 0, 0.0)]
+)
+def test_the_length_of_the_run_gives_the_decay_of_the_average_and_the_length_of_the_schedule(rounds, steps, decay):
+    keys = [f"rounds={rounds}", f"method.local_steps={steps}", f"method.mutual_steps={steps}"]
+    averaged = loading.load(None, [*keys, "optimizer.average=ema", "optimizer.schedule=cosine"])
+    resolved = averaged.resolved(1, launched=False).optimizer
+    assert (resolved.average_decay, resolved.schedule_rounds) == (pytest.approx(decay), rounds)
+    assert loading.load(averaged.resolved(1, launched=False)).resolved(1, launched=False).optimizer == resolved
+    usual = loading.load(None, keys).resolved(1, launched=False).optimizer
+    assert (usual.average_decay, usual.schedule_rounds) == (None, None)
+    own = loading.load(averaged, ["optimizer.average_decay=0.5", "optimizer.schedule_rounds=3"])
+    own = own.resolved(1, launched=False).optimizer
+    assert (own.average_decay, own.schedule_rounds) == (0.5, 3)

@@ -28,14 +28,14 @@ def samples(count: int, seed: int = 0) -> Labelled:
     return Labelled(torch.randn(count, 1, 8, 8, generator=draw), torch.randint(10, (count,), generator=draw))
 
 
-def learner(index: int = 0, architecture: str = "mlp", seed: int = 1) -> Participant:
+def learner(index: int = 0, architecture: str = "mlp", seed: int = 1, **average: object) -> Participant:
     return Participant(
         index,
         architecture,
         build(architecture, 1, 8, 10, seed=seed),
         samples(64, seed=index),
         samples(10, 1),
-        OptimizerConfig(name="sgd", lr=0.1),
+        OptimizerConfig(name="sgd", lr=0.1, **average),
         EvaluationConfig(),
         seed=0,
     )
@@ -420,6 +420,27 @@ def test_running_statistics_are_averaged_like_parameters():
     published = [learning.publish(participant, now) for participant in participants]
     learning.mutual_phase(participants[0], now, published[1][None])
     assert participants[0].model.layers[1].running_mean.tolist() == [0.5] * 16
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_publish_and_are_evaluated_with_averaged_weights_unless_they_exchange_the_weights(name):
+    participant, now = learner(architecture="cnn", average="ema", average_decay=0.9), a_round(index=9)
+    learning = method(name, local_steps=2)
+    learning.private_steps(participant, 4)
+    trained = participant.shared_state.read()
+    with_average = build("cnn", 1, 8, 10, seed=7)
+    with_average.load_state_dict({**participant.model.state_dict(), **participant.state()["average"]})
+    with learning.evaluating(participant), torch.no_grad():
+        expected = with_average.eval()(now.seed.images)
+        torch.testing.assert_close(participant.model.eval()(now.seed.images), expected, rtol=1e-5, atol=1e-5)
+    if learning.array(participant, 40, 10) is not None:
+        published = learning.published(participant, now)
+        if learning.shares_parameters:
+            assert torch.equal(published[0], trained)
+        else:
+            expected = expected if name == "fedmd" else expected.softmax(-1)
+            torch.testing.assert_close(published, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(participant.shared_state.read(), trained)
 
 
 def test_fedprox_pulls_towards_the_last_average():

@@ -40,7 +40,8 @@ def test_a_metrics_file_is_as_large_as_told(tmp_path, participants, domains, rou
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("kept", [0, 500_000])
 def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
-    config = settled("participants=6", "models=[lenet5, resnet8, mlp]")
+    average = ["optimizer.average=ema"] if kept else []
+    config = settled("participants=6", "models=[lenet5, resnet8, mlp]", *average)
     source, method = digits(), methods.build(config)
     needs = requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
     hosting = Hosting(6, ranks)
@@ -50,8 +51,7 @@ def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
         for index in hosting.participants_of(rank):
             one = requirements.stand_in_participant(config, source, build(config.architecture(index), 1, 8, 10, 0))
             content[index] = {
-                "model": {name: value.clone() for name, value in one.model.state_dict().items()},
-                "optimizer": one.optimizer.state(),
+                **one.state(),
                 "steps": 3,
                 "position": 30,
                 "kept": {"published": torch.zeros(kept // 4)},
