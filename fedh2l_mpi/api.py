@@ -206,7 +206,7 @@ def execute(
         supervisor, setup = simulation.supervisor, simulation.setup
         run_log.open(supervisor.directory.log(world.rank), world.rank, world.size, prints and world.rank == 0)
         progress.log_start(config, world, setup.everyone, setup.plan)
-        progress.log_notes(world, note, simulation.method.caution, supervisor.first_round, config.rounds)
+        progress.log_notes(world, note, simulation.method.caution, supervisor.first_round, config)
         with shown.after(supervisor.first_round):
             request = simulation.run()
         return Ended(supervisor.directory, request)

@@ -66,13 +66,6 @@ class OptimizerConfig(Section):
             refuse(*unused)
         return self
 
-    @property
-    def is_resolved(self) -> bool:
-        """True if no key remains that is filled in from the run's length."""
-        return (self.average == "none" or self.average_decay is not None) and (
-            self.schedule == "constant" or self.schedule_rounds is not None
-        )
-
     def resolved(self, rounds: int, round_steps: int) -> "OptimizerConfig":
         """Return this section with the decay of the average and the schedule's length filled in, where they are used.
 

@@ -189,14 +189,19 @@ def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]
             )
 
 
-def log_notes(world: World, note: str, caution: str, first_round: int, rounds: int) -> None:
-    """Log the caller's note, on rank 0 the method's caution, and where a resumed run begins."""
+def log_notes(world: World, note: str, caution: str, first_round: int, config: Config) -> None:
+    """Log the caller's note, where a resumed run begins, and on rank 0 cautions about the method and the schedule."""
     if note:
         log.info(note)
     if caution and world.rank == 0:
         log.warning(caution)
+    scheduled = config.optimizer.schedule_rounds
+    if scheduled is not None and scheduled < config.rounds and world.rank == 0:
+        log.warning(
+            f"optimizer.schedule_rounds: the rate is 0 from round {scheduled} on, so later rounds train nothing"
+        )
     if first_round:
-        log.info(f"resumed after {first_round} of {rounds} rounds, from a checkpoint")
+        log.info(f"resumed after {first_round} of {config.rounds} rounds, from a checkpoint")
 
 
 def _short(seconds: Mapping[str, float]) -> str:

@@ -55,6 +55,14 @@ def test_a_summary_has_the_numbers_of_the_file(tmp_path):
     assert np.isnan(named["gain"]).all()
 
 
+def test_a_summary_says_what_the_optimiser_does_more_than_steps(tmp_path):
+    assert summarised(write(tmp_path / "usual", THREE)).facts["optimizer"] == "adam, lr 0.001, minibatch 32"
+    keys = ["optimizer={schedule: cosine, schedule_rounds: 1, average: ema, average_decay: 0.980952}"]
+    assert summarised(write(tmp_path / "more", THREE, overrides=keys)).facts["optimizer"] == (
+        "adam, lr 0.001, cosine over 1 round, minibatch 32, weights averaged with decay 0.981"
+    )
+
+
 def test_the_round_that_validation_chooses_is_the_best_or_the_first_of_equals():
     validation = np.array([[NAN] * 3, [0.9, 0.5, NAN], [NAN] * 3, [0.8, 0.5, NAN]])
     everywhere = np.array([[NAN] * 3, [0.8, 0.5, 0.5], [NAN] * 3, [0.7, 0.6, 0.5]])

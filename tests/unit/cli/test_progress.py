@@ -197,3 +197,13 @@ def test_a_result_table_fits_80_columns(tmp_path):
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(4, []), (6, ["the rate is 0 from round 4 on, so later rounds"])])
+def test_a_run_that_outlasts_its_schedule_says_that_its_last_rounds_train_nothing(monkeypatch, rounds, said):
+    logged: list[str] = []
+    monkeypatch.setattr(progress.log, "warning", logged.append)
+    config = loading.load(None, [f"rounds={rounds}", "optimizer={schedule: cosine, schedule_rounds: 4}"])
+    progress.log_notes(World(None), "", "", 0, config)
+    assert len(logged) == len(said)
+    assert all(words in text for words, text in zip(said, logged, strict=True))
