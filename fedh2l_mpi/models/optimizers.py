@@ -140,6 +140,8 @@ def build(parameters: Tensor, config: OptimizerConfig, round_steps: int = 1) -> 
     round_steps : int
         E + M, steps of a round, in which the length of the schedule is counted.
     """
+    if config.schedule == "cosine" and config.schedule_rounds is None:
+        raise RuntimeError("the config is not resolved: call resolved() first")
     schedule_steps = (config.schedule_rounds or 0) * round_steps
     kind = Adam if config.name == "adam" else Sgd
     return kind(parameters, config, schedule_steps)

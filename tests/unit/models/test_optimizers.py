@@ -79,3 +79,8 @@ def test_optimisers_that_step_together_share_the_schedule():
         before = together.parameters.clone()
         together.step(torch.ones(2, 3))
         torch.testing.assert_close(before - together.parameters, torch.full((2, 3), rate), rtol=1e-4, atol=1e-6)
+
+
+def test_a_schedule_whose_length_is_open_is_refused():
+    with pytest.raises(RuntimeError, match="not resolved"):
+        optimizers.build(torch.zeros(1), OptimizerConfig(schedule="cosine"))
