@@ -1,5 +1,6 @@
 """The blocks of README, quickstart, notebook and extending run, learn, and print what the pages show."""
 
+import numpy as np
 import pytest
 from helpers.launching import ROOT
 from helpers.pages import blocks, run_page
@@ -17,10 +18,17 @@ def test_the_examples_of_a_method_a_model_and_data_of_ones_own_are_short_and_lea
     run_page(page, tmp_path)
     example = next(block for block in blocks(page) if block.asked == "file my_methods.py")
     assert len(example.text.splitlines()) <= 30
+    views = next(block for block in blocks(page) if block.asked == "file my_views.py")
+    assert len(views.text.splitlines()) < 60
     boldest = metrics.read(tmp_path / "runs" / "boldest" / "metrics.h5")
     assert (boldest["bytes_sent"] == 2 * (48 + 4 + 4 * 288 * 10)).all()
     # Alone, participants reach 0.58 in this many rounds.
     assert boldest["accuracy_all"][-1].mean() > 0.7
+    views = metrics.read(tmp_path / "runs" / "views" / "metrics.h5")
+    assert (views["bytes_sent"] == 2 * (48 + 4 + 4 * 2 * 288 * 10)).all()
+    # Alone, participants reach 0.40 here.
+    assert views["accuracy_all"][-1].mean() > 0.58
+    assert np.isnan(views["conflict_rate"]).all()
     for run in ("net", "warm"):
         names = metrics.read(tmp_path / "runs" / run / "metrics.h5")["architecture"].tolist()
         assert names == [b"my_models:Net", b"cnn"] * 2

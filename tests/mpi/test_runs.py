@@ -53,6 +53,10 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=pooled", "seed_set.views=affine"],
         ["models=[resnet8, mlp, cnn]", "optimizer.average=ema", "optimizer.schedule=cosine"],
         ["method.combine=gem_neighbours", "method.teachers=confidence", "topology.kind=complete"],
+        [
+            *("method.teachers=better", "method.backoff=true", "method.prior_correction=balanced"),
+            *("method.combine=joint", "method.local_labels=private_and_seed", "data.partition.kind=dirichlet"),
+        ],
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star", "optimizer.average=ema"],
         ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
@@ -65,6 +69,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "pooled",
         "averaged weights, cosine",
         "gem_neighbours, confidence",
+        "better teachers, corrected, joint",
         "d_psgd, start",
         "batching, averaged weights",
         "fedmd, bfloat16, float16",

@@ -35,6 +35,10 @@ CASES = {
         *("optimizer.average=ema", "optimizer.average_decay=0.9"),
     ],
     "averaged weights, members of a batch": ["models=[mlp]", "devices.batching=like", "optimizer.average=ema"],
+    "teachers in agreement, seed labels in local steps, corrected": [
+        *("method.teachers=agreement", "method.local_labels=private_and_seed", "method.prior_correction=balanced"),
+        *("models=[mlp, cnn]", "data.partition.kind=shards"),
+    ],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [

@@ -65,6 +65,22 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
     assert (skipping.messages - usual.messages).tolist() == [(6 + 3) * array + bits] * 2
 
 
+def test_own_posteriors_that_are_compared_take_memory_and_no_place_in_a_checkpoint(tmp_path):
+    ring = traffic.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2))
+    source, told = digits(), []
+    for kind in ("right", "better"):
+        config = settled("participants=4", "rounds=1", "models=[mlp]", f"method.teachers={kind}")
+        counts = requirements.count_samples(federated.plan(config, source))
+        needs = requirements.compute(config, source, methods.build(config), counts)
+        assert needs.kept_bytes == 0
+        told.append(needs.memory(Hosting(4, 2), ring))
+    assert (told[1].models - told[0].models).tolist() == [2 * 4 * 288 * 10] * 2
+    assert told[1].checkpoint.tolist() == told[0].checkpoint.tolist()
+    simulation = api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
+    simulation.run()
+    assert [participant.state()["kept"] for participant in simulation.participants] == [{}] * 4
+
+
 @pytest.mark.parametrize("codec", codecs.KINDS)
 def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     exchange = ExchangeConfig(codec=codec, top_k=3 if codec == "top_k" else None)
@@ -218,7 +234,10 @@ def peak_bytes(action) -> int:
 
 @pytest.mark.parametrize(
     ("name", "combine"),
-    [("mlp", "gem"), ("cnn", "gem"), ("resnet8", "gem"), ("vit", "gem"), ("vit", "gem_neighbours")],
+    [
+        *(("mlp", "gem"), ("cnn", "gem"), ("resnet8", "gem"), ("vit", "gem"), ("vit", "gem_neighbours")),
+        *(("cnn", "joint"), ("vit", "joint")),
+    ],
 )
 def test_a_step_takes_about_what_is_told(name, combine):
     overrides = ["method.local_steps=2", "method.mutual_steps=2", f"method.combine={combine}"]

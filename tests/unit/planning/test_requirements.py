@@ -125,6 +125,7 @@ BATCHNORM = "models=[mlp, mobilenet]"
     [
         ["optimizer.batch_size=1"],
         ["optimizer.seed_batch_size=1"],
+        ["optimizer.seed_batch_size=1", "method.mutual_steps=0", "method.local_labels=private_and_seed"],
         ["seed_set.samples_per_round=1"],
         ["data.partition.samples_per_participant=2", "seed_set.share=0.5", "evaluation.validation_share=0"],
     ],
