@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from fedh2l_mpi.config import classic
-from fedh2l_mpi.config.method import DistillationOptions, MethodConfig, OwnMethodOptions
+from fedh2l_mpi.config.method import CONDITIONAL, DistillationOptions, MethodConfig, OwnMethodOptions
 from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section
 
 # The default of a field by its dotted key and its kind's name; `...` leaves the declared default.
@@ -42,8 +42,31 @@ def _codec(value: Lookup) -> str:
     return "uint8" if posteriors and value("exchange.skip_below") is None else "float32"
 
 
-CODEC = Rule("uint8 for posteriors without skip_below, else float32", _codec)
-# Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
+def _views_per_sample(value: Lookup) -> int:
+    return 1 if value("seed_set.views") == "none" else 2
+
+
+def _teachers(value: Lookup) -> str:
+    return "right" if value("seed_set.labelled") else "agreement"
+
+
+def _backoff(value: Lookup) -> bool:
+    return value("method.teachers") in CONDITIONAL
+
+
+def _local_labels(value: Lookup) -> str:
+    return "private_and_seed" if value("seed_set.labelled") else "private"
+
+
+# Rules by dotted keys. A rule sees the values of the rules before it.
+RULES: dict[str, Rule] = {
+    "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
+    "seed_set.views_per_sample": Rule("2; 1 with views none", _views_per_sample),
+    "method.teachers": Rule("right; agreement without seed labels", _teachers),
+    "method.backoff": Rule("true with teachers right or better, else false", _backoff),
+    "method.local_labels": Rule("private_and_seed; private without seed labels", _local_labels),
+}
+# The rules of the standard recipe: none as long as both recipes give the same numbers.
 STANDARD: dict[str, Rule] = {}
 
 
