@@ -53,9 +53,10 @@ def find_control(where: str, name: str, settings_by_label: Mapping[str, Mapping[
             return Control(name, dict.fromkeys(settings_by_label, name))
         if axes:
             raise UserError(f"{where}: got {name!r}, which is a value of several axes: {', '.join(sorted(axes))}.")
-        known = list(settings_by_label)
-        values = {value for settings in settings_by_label.values() for value in settings.values()}
-        raise UserError(f"{where}: got {name!r}. Known: {'; '.join(known)}{did_you_mean(name, [*known, *values])}")
+        labels = "; ".join(settings_by_label)
+        values = [value for settings in settings_by_label.values() for value in settings.values()]
+        near = did_you_mean(name, dict.fromkeys([*settings_by_label, *values]))
+        raise UserError(f"{where}: got {name!r}. Known: {labels}{near}")
     (axis,) = axes
     controls = {label: settings for label, settings in settings_by_label.items() if settings.get(axis) == name}
     # An axis on which the controls agree, such as an option that they lack, says nothing about which of them to take.

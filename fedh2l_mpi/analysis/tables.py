@@ -50,7 +50,7 @@ COSTS = {
         "training_seconds",
         lambda run: run.training_s_E,
         "{:.1f}".format,
-        "seconds in which a participant published and made its local and mutual steps, without waiting and evaluation",
+        "time in which a participant published and trained, without waiting and evaluation",
     ),
 }
 
@@ -114,11 +114,11 @@ def table(
     many = "the seeds" if len(counts) > 1 else f"{max(counts)} seeds" if max(counts) > 1 else "one seed"
     notes = [f"Means over participants after the last round; mean ± sample standard deviation over {many}."]
     if reach:
-        notes += [
-            f"{name.capitalize()} until: {COSTS[name].meaning} until an evaluation first reached this all-domain "
-            "accuracy; (1 of 2): one of two seeds reached it."
-            for name in costs
-        ]
+        counted = "; ".join(f"{name}: {COSTS[name].meaning}" for name in costs)
+        notes.append(
+            f"Until: what was spent until an evaluation first reached this all-domain accuracy ({counted}); "
+            "(1 of 2): one of two seeds reached it."
+        )
     if compare_to is not None:
         around = "" if confidence is None else f", mean with its Student-t interval of {percent(confidence)}"
         notes.append(
@@ -127,7 +127,7 @@ def table(
         )
     if gap is not None:
         said = describe_share(gap.low.name, gap.high.name, gap.measure, confidence or CONFIDENCE)
-        notes.append(f"Share of the gap: {said}")
+        notes.append(f"Share of the gap: {said[0].lower()}{said[1:]}")
     return Table(title, ["", *(heading for heading, _ in makers)], rows, "\n".join(notes))
 
 

@@ -41,7 +41,7 @@ def test_an_axis_that_the_controls_do_not_vary_in_does_not_count_and_a_group_may
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("fedhl", r"here: got 'fedhl'. Known: 1 %, seed_supervised; .*did you mean .*'fedh2l'"),
+        ("fedhl", r"here: got 'fedhl'. Known: 1 %, seed_supervised; .*did you mean 'fedh2l'"),
         ("both", "here: got 'both', which is a value of several axes: method, size"),
     ],
 )

@@ -132,7 +132,7 @@ def test_a_table_shows_several_costs_until_an_accuracy():
     ]
     assert list(table.rows[0][2:]) == ["0.000 ± 0.000", "1.5", "0.4", "1.5 KiB"]
     assert list(table.rows[1][2:]) == ["-"] * 4
-    assert "Seconds until: seconds in which a participant published" in table.caption
+    assert "seconds: time in which a participant published and trained" in table.caption
 
 
 def test_each_row_closes_a_share_of_the_gap_between_its_own_controls():
@@ -162,7 +162,7 @@ def test_each_row_closes_a_share_of_the_gap_between_its_own_controls():
         "large, high": "gap -0.050 [-1.956, +1.856]",
         "other": "-",
     }
-    assert "The part of the gap in accuracy_all from low to high" in table.caption
+    assert "the part of the gap in accuracy_all from low to high" in table.caption
     assert "0.50 [0.50, 0.50]" in tables.markdown(table)
     assert "gap +0.200 [+0.200, +0.200]" in tables.plain(table)
 
