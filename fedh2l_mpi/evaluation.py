@@ -1,6 +1,7 @@
 """Evaluation of participants: accuracy, loss and calibration on held-out samples.
 
-Confidence is the largest posterior of a sample. Shape letters: N samples, C classes, K confidence bins, D domains.
+Confidence is the largest posterior of a sample. Shape letters: N samples, S seed rows, C classes, K confidence bins, D
+domains.
 """
 
 import math
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.data.labelled import Labelled
+from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
-from fedh2l_mpi.metrics import CONFIDENCE_BINS
+from fedh2l_mpi.metrics import CONFIDENCE_BINS, TEMPERATURES
 from fedh2l_mpi.participant import REMEDY, Participant
+
+# Each halves the interval of log T, which they shrink from log 400 to 5e-12.
+HALVINGS = 40
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Score:
     calibration_3K: NDArray[np.float64]
 
 
-def evaluate(participant: Participant, tests_D: Sequence[Labelled], own_domain: int) -> dict[str, Any]:
+def evaluate(
+    participant: Participant, tests_D: Sequence[Labelled], own_domain: int, temperature: float | None = None
+) -> dict[str, Any]:
     """Return the fields of a participant's metrics row that an evaluated round adds.
 
     Parameters
@@ -44,8 +51,10 @@ def evaluate(participant: Participant, tests_D: Sequence[Labelled], own_domain: 
         Each domain's test set.
     own_domain : int
         The domain of the participant's private data; -1 if they belong to all domains.
+    temperature : float or None
+        T of the posteriors softmax(z / T) that loss and calibration are measured on. None: 1, and not fitted.
     """
-    scores = [score(participant, test) for test in tests_D]
+    scores = [score(participant, test, temperature or 1.0) for test in tests_D]
     accuracy_D = [one.accuracy for one in scores]
     mean = sum(accuracy_D) / len(accuracy_D)
     calibration_3K = np.sum([one.calibration_3K for one in scores], axis=0)
@@ -58,12 +67,15 @@ def evaluate(participant: Participant, tests_D: Sequence[Labelled], own_domain: 
         "accuracy_validation": score(participant, participant.validation).accuracy,
         "calibration_error": expected_calibration_error(calibration_3K),
         "calibration_3K": reliability(calibration_3K),
+        "temperature": math.nan if temperature is None else temperature,
     }
 
 
 @torch.no_grad()
-def score(participant: Participant, samples: Labelled) -> Score:
+def score(participant: Participant, samples: Labelled, temperature: float = 1.0) -> Score:
     """Return accuracy and loss on labelled samples, in eval mode.
+
+    Loss and calibration are those of softmax(z / T); accuracy is that of the logits z, whatever T is.
 
     Raises
     ------
@@ -74,10 +86,11 @@ def score(participant: Participant, samples: Labelled) -> Score:
         return Score(math.nan, math.nan, np.zeros((3, CONFIDENCE_BINS)))
     logits_NC = _logits(participant, samples)
     hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
-    loss = float(losses.cross_entropy(logits_NC, samples.labels))
+    scaled_NC = logits_NC / temperature
+    loss = float(losses.cross_entropy(scaled_NC, samples.labels))
     if not math.isfinite(loss):
         raise DivergedError(f"participant {participant.index} diverged: its loss on held-out data is {loss}. {REMEDY}")
-    bins_3K = calibration_bins(logits_NC, samples.labels, CONFIDENCE_BINS)
+    bins_3K = calibration_bins(scaled_NC, samples.labels, CONFIDENCE_BINS)
     return Score(int(hits) / len(samples), loss, bins_3K.cpu().numpy())
 
 
@@ -87,6 +100,52 @@ def _logits(participant: Participant, samples: Labelled) -> Tensor:
     size = participant.forward_size
     starts = range(0, len(samples), size)
     return torch.cat([participant.model(samples.inputs(slice(at, at + size))) for at in starts])
+
+
+def temperature_on(participant: Participant, seed: SeedRound, seed_prior_C: Tensor) -> float:
+    """Return the temperature that fits a participant's logits to the targets of seed rows that it has not seen.
+
+    Raises
+    ------
+    DivergedError
+        If a logit is not finite.
+    """
+    logits_SC = participant.logits(seed.images)
+    if not torch.isfinite(logits_SC).all():
+        text = "its logits on the seed samples are not finite"
+        raise DivergedError(f"participant {participant.index} diverged: {text}. {REMEDY}")
+    return fitted_temperature(logits_SC, seed.targets, seed_prior_C)
+
+
+def fitted_temperature(logits_SC: Tensor, targets: Tensor, prior_C: Tensor) -> float:
+    """Return the T within TEMPERATURES that minimises the mean cross-entropy of softmax(z / T + tau log pi).
+
+    The cross-entropy is convex in 1/T, so its slope has one change of sign, which is found by bisection of log T in
+    float64. T is the lowest one allowed if all samples are right.
+
+    Parameters
+    ----------
+    targets : int64 (S,) or float (S, C)
+        Classes, or a distribution over them.
+    prior_C : float (C,)
+        tau log pi of the targets, if z are logits for even labels (`losses.under_prior`); else 0.
+
+    Source: Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural networks", 2017.
+    """
+    scores_SC, prior_C = logits_SC.double(), prior_C.double()
+    if not targets.is_floating_point():
+        targets = torch.nn.functional.one_hot(targets, scores_SC.shape[-1])
+    # Differences from the target's score have the same softmax. If all samples are right, none is positive, so that no
+    # rounding can change the sign of the slope.
+    scores_SC = scores_SC - (targets * scores_SC).sum(dim=-1, keepdim=True)
+    low, high = (math.log(limit) for limit in TEMPERATURES)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        posteriors_SC = (scores_SC / math.exp(middle) + prior_C).softmax(dim=-1)
+        slope = float((posteriors_SC * scores_SC).sum())
+        # This is the slope along 1/T: where it is positive, a higher T is better.
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def calibration_bins(logits_NC: Tensor, labels_N: Tensor, bins: int) -> Tensor:

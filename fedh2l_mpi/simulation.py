@@ -141,11 +141,17 @@ class Simulation:
         done = now.index + 1
         if done % self.config.evaluation.every and done != self.config.rounds:
             return {}
-        scores = {}
+        calibrates = self.config.evaluation.calibration == "seed_set"
+        # The rows of this round were trained on, so a temperature that fits them would be too low.
+        unseen = now.seed_set.of_round(now.index + 1) if calibrates else None
+        scores, tests = {}, self.setup.federation.tests
         for participant in self._each(now, "evaluation", self.participants):
             with timer.charge(participant, "evaluate"), self.method.evaluating(participant):
                 own = self.setup.plan.own_domain(participant.index)
-                scores[participant.index] = evaluation.evaluate(participant, self.setup.federation.tests, own)
+                fitted = None
+                if unseen is not None:
+                    fitted = evaluation.temperature_on(participant, unseen, self.method.seed_prior(now))
+                scores[participant.index] = evaluation.evaluate(participant, tests, own, fitted)
             self.supervisor.poll()
         return scores
 

@@ -82,6 +82,9 @@ def cost_table(summary: Summary) -> Table:
         ["distance from the neighbours, last round", _nats(summary.mean("loss_distillation"))],
         ["expected calibration error", fraction(summary.mean("calibration_error"))],
     ]
+    fitted = summary.mean("temperature")
+    if not math.isnan(fitted):
+        rows.append(["temperature of the posteriors, fitted", f"{fitted:.3f}"])
     return Table("cost and learning", ["", ""], rows, "Means over participants.")
 
 

@@ -39,10 +39,10 @@ class Summary:
         Number of rounds that had finished at the last evaluation; 0: there was none.
     participants : mapping of str to array (P,)
         Values of each participant: `architecture` (text), and as numbers `parameters`, `own_domain`, `accuracy_own`,
-        `accuracy_all`, `accuracy_worst`, `accuracy_all_at_best_validation`, `calibration_error`, `gain` (all-domain
-        accuracy minus the baseline's), `bytes_sent`, `bytes_received`, `bytes_as_parameters` (traffic if models were
-        exchanged: one copy per edge and round), `conflict_rate` (mean over rounds), `loss_private` and
-        `loss_distillation` (last round, nats), and `seconds_*` of each phase.
+        `accuracy_all`, `accuracy_worst`, `accuracy_all_at_best_validation`, `calibration_error`, `temperature` (NaN if
+        none was fitted), `gain` (all-domain accuracy minus the baseline's), `bytes_sent`, `bytes_received`,
+        `bytes_as_parameters` (traffic if models were exchanged: one copy per edge and round), `conflict_rate` (mean
+        over rounds), `loss_private` and `loss_distillation` (last round, nats), and `seconds_*` of each phase.
     accuracy_PD : float64 (P, D)
         Accuracy at the last evaluation.
     seconds : float
@@ -174,7 +174,7 @@ def _last(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _last_evaluation(run: Run) -> dict[str, NDArray[np.float64]]:
-    names = ("accuracy_own", "accuracy_all", "accuracy_worst", "calibration_error")
+    names = ("accuracy_own", "accuracy_all", "accuracy_worst", "calibration_error", "temperature")
     if len(run.evaluated_E) == 0:
         return {name: np.full(run.participants, math.nan) for name in names}
     return {name: run.metrics[name][run.evaluated_E[-1]] for name in names}

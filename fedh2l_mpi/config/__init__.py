@@ -14,7 +14,7 @@ from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
 from fedh2l_mpi.config.method import MethodConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
-from fedh2l_mpi.config.section import Count, Section
+from fedh2l_mpi.config.section import Count, Section, problem, refuse
 from fedh2l_mpi.config.topology import TopologyConfig
 from fedh2l_mpi.errors import UserError
 
@@ -88,6 +88,13 @@ class Config(Section):
                 "models", "must be a list of architectures, or a map from every participant's number to one"
             )
         return models
+
+    @model_validator(mode="after")
+    def _calibrates_on_labels(self) -> "Config":
+        if self.evaluation.calibration == "seed_set" and not self.seed_set.labelled:
+            text = "got 'seed_set', but seed_set.labelled is false. Fix: set it to true, or "
+            refuse(problem("evaluation.calibration", "seed_set", f"{text}evaluation.calibration to none."))
+        return self
 
     def resolved(self, ranks: int, launched: bool) -> "Config":
         """Return this config with what depends on the run filled in: the number of participants, the optimiser's keys.

@@ -94,6 +94,7 @@ ADDED: dict[str, Any] = {
     "method.local_labels": "private",
     "seed_set.views_per_sample": 1,
     "data.partition.min_per_class": None,
+    "evaluation.calibration": "none",
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {

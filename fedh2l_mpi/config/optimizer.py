@@ -119,3 +119,8 @@ class EvaluationConfig(Section):
         None, description="test samples in each domain, made from the same originals [samples]; null: all"
     )
     batch_size: Count = Field(128, description="samples in one forward pass without gradients [samples]")
+    calibration: Literal["none", "seed_set"] = Field(
+        "none",
+        description="temperature of the posteriors that loss and calibration are measured on; seed_set: each "
+        "participant fits it at every evaluation, on the seed samples of the next round, in views that are new to it",
+    )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from fedh2l_mpi.config import classic
-from fedh2l_mpi.config.method import CONDITIONAL, DistillationOptions, MethodConfig, OwnMethodOptions
+from fedh2l_mpi.config.method import CONDITIONAL, DistillationOptions, LabelOptions, MethodConfig, OwnMethodOptions
 from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section
 
 # The default of a field by its dotted key and its kind's name; `...` leaves the declared default.
@@ -58,6 +58,14 @@ def _local_labels(value: Lookup) -> str:
     return "private_and_seed" if value("seed_set.labelled") else "private"
 
 
+def _calibration(value: Lookup) -> str:
+    method = MethodConfig.class_of(value("method.name"))
+    trains = method is not None and issubclass(method, LabelOptions)
+    trains = trains or value("method.local_labels") == "private_and_seed"
+    # Without views, a temperature would be fitted on the very samples that were trained on.
+    return "seed_set" if trains and value("seed_set.labelled") and value("seed_set.views") != "none" else "none"
+
+
 # Rules by dotted keys. A rule sees the values of the rules before it.
 RULES: dict[str, Rule] = {
     "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
@@ -65,6 +73,7 @@ RULES: dict[str, Rule] = {
     "method.teachers": Rule("right; agreement without seed labels", _teachers),
     "method.backoff": Rule("true with teachers right or better, else false", _backoff),
     "method.local_labels": Rule("private_and_seed; private without seed labels", _local_labels),
+    "evaluation.calibration": Rule("seed_set if the seed labels are learned in views, else none", _calibration),
 }
 # The rules of the standard recipe: none as long as both recipes give the same numbers.
 STANDARD: dict[str, Rule] = {}

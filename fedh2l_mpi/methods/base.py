@@ -265,6 +265,10 @@ class Method:
             return own_logits_BC
         return losses.under_prior(own_logits_BC, now.seed_set.log_prior, self.config.prior_strength)
 
+    def seed_prior(self, now: Round) -> Tensor:
+        """Return tau log pi_S (C,), what `under_seed_prior` adds to any logits; 0 without correction."""
+        return self.under_seed_prior(now, now.seed.images.new_zeros(now.seed_set.classes))
+
     def private_steps(self, participant: Participant, steps: int) -> None:
         """Take optimiser steps on private minibatches."""
         for _ in range(steps):

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.metrics.reader import look
-from fedh2l_mpi.metrics.schema import BIN_FIELDS, DOMAIN_FIELDS, ROW_FIELDS
+from fedh2l_mpi.metrics.schema import BIN_FIELDS, DOMAIN_FIELDS, NEWER, ROW_FIELDS, digested
 
 BLOCK_BYTES = 2**24
 
 
 def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
     """Yield the tables of rounds 0 to `rounds` - 1 in blocks, float64 (R, P, W), each as it was appended.
+
+    Arrays of NEWER that an earlier version did not record are NaN.
 
     Raises
     ------
@@ -38,7 +40,9 @@ def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
             rows = (slice(first, min(first + step, rounds)),)
             singles = [run.part(field.name, rows)[..., None] for field in ROW_FIELDS]
             others = [run.part(field.name, rows) for field in (*DOMAIN_FIELDS, *BIN_FIELDS)]
-            damaged = [f.name for f in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS) if not run.is_whole(f.name)]
+            names = (field.name for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS))
+            unknown = {name for name in NEWER if run.is_unknown(name)}
+            damaged = [name for name in names if name not in unknown and not run.is_whole(name)]
             if damaged:
                 raise ValueError(f"array {damaged[0]!r} is missing or damaged")
             yield np.concatenate([*singles, *others], axis=-1, dtype=np.float64)
@@ -50,7 +54,8 @@ def rows_digest(path: Path, rounds: int) -> str:
     """Return the SHA-256, in hexadecimal, of the tables of the first `rounds` rounds. Raises like `tables`."""
     sha = hashlib.sha256()
     for tables_RPW in tables(path, rounds):
-        sha.update(np.ascontiguousarray(tables_RPW).data)
+        for table_PW in tables_RPW:
+            sha.update(digested(table_PW).data)
     return sha.hexdigest()
 
 

@@ -81,6 +81,10 @@ class RunMetrics:
         """Return True if an array was recorded and no damage has been found in it so far."""
         return not isinstance(self.arrays, _FileArrays) or self.arrays.is_whole(name)
 
+    def is_unknown(self, name: str) -> bool:
+        """Return True if the file is of an earlier version, which did not record this array."""
+        return isinstance(self.arrays, _FileArrays) and name in self.arrays.unknown
+
     def texts(self, name: str) -> list[str]:
         """Return a text array as strings."""
         return [value.decode(errors="replace") for value in self.arrays[name]]
@@ -175,6 +179,8 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
         # Damaged arrays over rounds: the number of rounds that can be read before the damage.
         self._good: dict[str, int] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
+        # Arrays that an earlier version, which wrote the file, did not record.
+        self.unknown: set[str] = set()
         for name in (*(scale.name for scale in SCALES), *DIMENSIONS):
             self._find(name)
         found = self._datasets
@@ -251,7 +257,9 @@ class _FileArrays(Mapping[str, NDArray[Any]]):
             # Each of these fails if the name is a group or a scalar, or if its type or layout is damaged.
             _ = dataset.shape[0], dataset.dtype.kind, dataset.chunks
         except DAMAGE as error:
-            if name not in ADDED or not is_absent(self._file, name):
+            if name in ADDED and is_absent(self._file, name):
+                self.unknown.add(name)
+            else:
                 self._problems.append(f"array {name!r} is missing or damaged: {reason(error)}")
         else:
             self._datasets[name] = dataset

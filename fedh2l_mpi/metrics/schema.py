@@ -44,6 +44,7 @@ ROW_FIELDS = (
     Field("bytes_received", "i8", "byte", "received over the edges of the graph, whether or not they cross a rank"),
     Field("degree", "i8", "1", "number of neighbours"),
     Field("calibration_error", "f8", "1", "expected calibration error on the test sets of all domains"),
+    Field("temperature", "f8", "1", "divisor of the logits in loss and calibration, fitted on seed samples"),
 )
 # (round, participant, domain)
 DOMAIN_FIELDS = (
@@ -57,6 +58,8 @@ BIN_FIELDS = (
     Field("calibration_accuracy", "f8", "1", "accuracy on the samples in the bin"),
 )
 CONFIDENCE_BINS = 10
+# Lowest and highest fitted temperature.
+TEMPERATURES = (1 / 20, 20.0)
 # (participant)
 PARTICIPANT_FIELDS = (
     Field("architecture", "S", "1", "name of the model's architecture"),
@@ -106,7 +109,9 @@ FIELDS = {
     )
 }
 # Arrays that the first files of this schema did not have yet.
-ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin"}
+ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin", "temperature"}
+# Arrays of rows that are newer than the first checkpoints, whose digests of rows do not contain them.
+NEWER = ("temperature",)
 # Arrays over rounds and edges grow by chunks of about 256 KiB, at most 256 rows. Their scales grow by more rows.
 CHUNK_BYTES, CHUNK_ROWS = 2**18, 256
 SCALE_CHUNKS = {"round": 1024, "edge": 4096}
@@ -142,6 +147,15 @@ def pack_row(
         calibration_3K = np.full((len(BIN_FIELDS), CONFIDENCE_BINS), math.nan)
     fields = (values.get(field.name, math.nan) for field in ROW_FIELDS)
     return np.array([*fields, *accuracy_D, *loss_D, *calibration_3K.ravel()], dtype=np.float64)
+
+
+def digested(table_PW: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what a digest of rows contains of a round's table: all columns but those of NEWER arrays that are all NaN.
+
+    So a run that does not use these arrays has the same digests as before there were such arrays.
+    """
+    unused = [i for i, field in enumerate(ROW_FIELDS) if field.name in NEWER and np.isnan(table_PW[:, i]).all()]
+    return np.ascontiguousarray(np.delete(table_PW, unused, axis=-1))
 
 
 def unpack_table(table: NDArray[np.float64], domains: int) -> dict[str, NDArray[np.float64]]:

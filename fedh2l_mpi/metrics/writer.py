@@ -39,6 +39,7 @@ from fedh2l_mpi.metrics.schema import (
     SCHEMA_VERSION,
     Field,
     chunk_rows,
+    digested,
     unpack_table,
 )
 from fedh2l_mpi.runtime import atomic_files
@@ -165,7 +166,8 @@ class MetricsWriter:
             for name, values in unpack_table(tables_RPW, self._domains).items():
                 self.file[name].resize(past, axis=0)
                 self.file[name][first:past] = values
-            self._rows.update(np.ascontiguousarray(tables_RPW).data)
+            for table_PW in tables_RPW:
+                self._rows.update(digested(table_PW).data)
             first = past
         self.file["round"].resize(rounds, axis=0)
         self.file["round"][:] = np.arange(rounds)
@@ -215,7 +217,7 @@ class MetricsWriter:
         # its values. A reader that reads the scale first therefore finds the values of all its rounds.
         self._growing["round"].put(round_index, np.array(round_index))
         self.file.flush()
-        self._rows.update(np.ascontiguousarray(table).data)
+        self._rows.update(digested(table).data)
         return self._rows.hexdigest()
 
     def close(self, state: str) -> None:

@@ -265,8 +265,15 @@ def _message_bytes(
 
 
 def _round_bytes(config: Config, counts: SampleCounts) -> int:
-    """Return the size of a round's seed rows [bytes]. Drawing augmented views needs two more copies."""
-    return counts.seed_rows_per_round * counts.input_bytes * (1 if config.seed_set.views == "none" else 3)
+    """Return the size of a round's seed rows [bytes]. Drawing augmented views needs two more copies.
+
+    An evaluation with `evaluation.calibration` draws the next round's rows as well, and has four arrays of their logits
+    in float64.
+    """
+    drawn = counts.input_bytes * (1 if config.seed_set.views == "none" else 3)
+    if config.evaluation.calibration == "seed_set":
+        drawn += counts.input_bytes + 4 * 8 * counts.classes
+    return counts.seed_rows_per_round * drawn
 
 
 def _step_bytes(

@@ -81,6 +81,11 @@ class RunPlan:
         """Number of rounds with an evaluation: every k-th, and the last."""
         return -(-self.config.rounds // self.config.evaluation.every)
 
+    @property
+    def seed_draws(self) -> int:
+        """Number of times that a rank draws a round's seed rows: in every round, and to calibrate at an evaluation."""
+        return self.config.rounds + (self.evaluations if self.config.evaluation.calibration == "seed_set" else 0)
+
     def traffic(self) -> dict[str, float]:
         """Return bytes and messages of a round (with the first graph) and of the whole run."""
         size, first, schedule = self.required.message, self.schedule.first, self.schedule
@@ -112,7 +117,7 @@ class RunPlan:
         of_R = self._per_rank(
             self.calibration.phases, lambda one: one.run_s(rounds, self.schedule.exchanges, self.evaluations)
         )
-        of_R += rounds * self.calibration.seed_round_s
+        of_R += self.seed_draws * self.calibration.seed_round_s
         return {"round": float(of_R.max() / rounds), "run": float(of_R.max()), "cpu": float(of_R.sum())}
 
     def _per_rank(
@@ -163,7 +168,7 @@ class RunPlan:
         rounds = self.config.rounds
         all_R = self._per_rank(phases, lambda one: one.run_s(rounds, exchanges, self.evaluations)) / rounds
         hiding_R = self._per_rank(phases, lambda one: one.local if publishes_first else 0.0)
-        steps = Steps(all_R + self.calibration.seed_round_s, hiding_R)
+        steps = Steps(all_R + self.seed_draws / rounds * self.calibration.seed_round_s, hiding_R)
         rows = Rows(self.hosting.ranks - 1, float(self.recorded * self.record_bytes))
         loads = count_loads(self.schedule.first, self.hosting, message, notes, self.record_bytes)
         return forecast(self.cluster, loads, steps, rows, exchanges / rounds, FITTED)

@@ -133,6 +133,8 @@ def _phases(
     by_local, by_mutual = _scales(method, (local, mutual), (e, m))
     by_seed = 1.0 if method.shares_parameters else counts.seed_rows_per_round / len(now.seed)
     tests = sum(counts.tests) + int(counts.validation_P.mean())
+    if config.evaluation.calibration == "seed_set":
+        tests += counts.seed_rows_per_round
     scored = requirements.random_samples(
         source, min(_part(tests, counts.input_bytes), 8 * config.evaluation.batch_size)
     )

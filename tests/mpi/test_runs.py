@@ -56,6 +56,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         [
             *("method.teachers=better", "method.backoff=true", "method.prior_correction=balanced"),
             *("method.combine=joint", "method.local_labels=private_and_seed", "data.partition.kind=dirichlet"),
+            "evaluation.calibration=seed_set",
         ],
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star", "optimizer.average=ema"],
@@ -69,7 +70,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "pooled",
         "averaged weights, cosine",
         "gem_neighbours, confidence",
-        "better teachers, corrected, joint",
+        "better teachers, corrected, joint, calibrated",
         "d_psgd, start",
         "batching, averaged weights",
         "fedmd, bfloat16, float16",

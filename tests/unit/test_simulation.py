@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 from helpers.launching import ROOT
+from scipy import optimize
 from torch import nn
 
 from fedh2l_mpi import api, config, metrics, run_directory
+from fedh2l_mpi.analysis import validation
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
@@ -174,6 +176,46 @@ def test_fedavg_averages_trained_weights_and_is_evaluated_with_one_average_of_th
     assert all(torch.equal(average, averages[0]) for average in averages)
     for losses in result["loss"]:
         assert (losses == losses[0]).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["method.name=independent", "seed_set.samples_per_round=100"],
+        ["method.prior_correction=balanced", "method.prior_strength=0.5", "seed_set.views=both"],
+    ],
+)
+def test_calibration_fits_the_evaluated_weights_on_the_seed_rows_of_the_next_round(tmp_path, settings):
+    given = ["rounds=3", "evaluation.every=2", "models=[mlp]", "optimizer.average=ema", *settings]
+    usual = run(tmp_path / "usual", *given, "evaluation.calibration=none")
+    directory = RunDirectory(tmp_path / "run")
+    made = api.assemble(
+        loading.load(None, [*given, "evaluation.calibration=seed_set"]).resolved(1, launched=False),
+        *(World(None), RunReservation(directory)),
+    )
+    made.run()
+    result = metrics.read(directory.metrics)
+    changed = {"loss", "temperature", *(name for name in result.arrays if name.startswith("calibration"))}
+    for name, values in result.arrays.items():
+        if name not in metrics.TIMINGS:
+            assert (values.tobytes() == usual[name].tobytes()) == (name not in changed), name
+    assert np.isnan(usual["temperature"]).all()
+    assert np.isnan(result["temperature"]).any(axis=1).tolist() == [True, False, False]
+    seed_set = made.setup.federation.seed_set
+    rows, counts_C = seed_set.of_round(3), np.bincount(seed_set.samples.labels, minlength=10) + 1
+    strength = 0.5 if "method.prior_correction=balanced" in settings else 0.0
+    prior_C = torch.tensor(strength * np.log(counts_C / counts_C.sum()))
+    for participant, found in zip(made.participants, result["temperature"][-1], strict=True):
+        with participant.averaged(), torch.no_grad():
+            logits_SC = participant.model.eval()(rows.images).double()
+        targets = rows.targets.double() if rows.targets.is_floating_point() else rows.targets
+
+        def loss(temperature: float, z: torch.Tensor = logits_SC, targets: torch.Tensor = targets) -> float:
+            return float(torch.nn.functional.cross_entropy(z / temperature + prior_C, targets))
+
+        best = optimize.minimize_scalar(loss, bounds=(1 / 20, 20), method="bounded", options={"xatol": 1e-7})
+        assert found == pytest.approx(best.x, rel=1e-4)
+    assert [one.level for one in validation.validate(directory.path) if one.level == "error"] == []
 
 
 def test_two_runs_of_one_seed_are_equal_to_the_bit_and_another_seed_differs(tmp_path):

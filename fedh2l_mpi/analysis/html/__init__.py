@@ -214,7 +214,9 @@ def _cards(run: Run, summary: Summary) -> Iterator[tuple[str, str, str, str]]:
     yield "time", "waiting", _seconds(summary.seconds), _why(run, summary, "seconds_wait") or waiting
     note = _why(run, summary, "conflict_rate") or "of mutual steps, private against seed gradient"
     yield "conflict rate", "conflict", _percent(summary.mean("conflict_rate")), note
-    note = _why(run, summary, "calibration_error") or "expected, 0 is best"
+    fitted = summary.mean("temperature")
+    scaled = "" if math.isnan(fitted) else f"; fitted temperature {fitted:.3f}"
+    note = _why(run, summary, "calibration_error") or f"expected, 0 is best{scaled}"
     yield "calibration error", "calibration", _fraction(summary.mean("calibration_error")), note
 
 

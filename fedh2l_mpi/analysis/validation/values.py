@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.config import Config, MethodConfig
-from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS
+from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS, TEMPERATURES
 
 # Largest size of a block of rounds, all its arrays together.
 BLOCK_BYTES = 2**25
@@ -22,6 +22,7 @@ EVALUATED = (
     *(name for name in DIMENSIONS if name.startswith(("accuracy", "calibration"))),
     "loss",
     "seconds_evaluate",
+    "temperature",
 )
 # Known in every round, whatever the method does.
 ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual")
@@ -33,6 +34,7 @@ RANGES = {
     "calibration_error": (0.0, 1.0),
     "conflict_rate": (0.0, 1.0),
     "gradient_cosine": (-1.0, 1.0),
+    "temperature": TEMPERATURES,
 }
 Rows = Mapping[str, NDArray[Any]]
 
@@ -239,6 +241,9 @@ def _check_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], r
         if name == "accuracy_validation":
             # A participant without validation samples has no validation accuracy.
             may_be_nan = True
+        elif name == "temperature":
+            may_be_nan = config.evaluation.calibration == "none"
+            tally.add(~np.isnan(values) & may_be_nan, describe("NaN without evaluation.calibration"))
         elif name in ("calibration_confidence", "calibration_accuracy"):
             may_be_nan = rows["calibration_share"] == 0.0 if "calibration_share" in rows else True
         is_missing = np.isnan(values) & evaluated & ~np.asarray(may_be_nan)

@@ -44,7 +44,7 @@ def test_a_sound_run_passes_every_check(run_path):
     for part in (
         "a metrics file of fedh2l_mpi, schema 1",
         "the run is complete, 12 rounds",
-        "42 arrays with their dimensions and units",
+        "43 arrays with their dimensions and units",
         "config.yaml next to the file is the same",
         "12 of 12 rounds, without a gap",
         "3 edges, 1 graph",
@@ -152,6 +152,8 @@ def replace(name, values):
         (put("accuracy_own", 0.0, (11, 2)), "accuracy_own of round 11, participant 2: got 0.0, must be 0."),
         (put("calibration_share", 0.9, (3, 0, 0)), "sum of calibration_share of round 3, participant 0: got 1.9"),
         (put("calibration_error", 0.0, (7, 0)), "calibration_error of round 7, participant 0: got 0.0, must be 0."),
+        (put("temperature", 2.0, (7, 0)), "temperature of round 7, participant 0: got 2.0, must be NaN without eval"),
+        (put("temperature", 0.01, (7, 0)), "temperature of round 7, participant 0: got 0.01, must be from 0.05 to 20"),
         (put("label_histogram", 4, (1, 9)), "label_histogram of participant 1: got 31 samples, must be 30"),
         (put("own_domain", 2, 1), "own_domain of participant 1: got 2, must be from -1 to 1"),
         (put("architecture", b"vit", 1), "architecture of participant 1: got 'vit', must be 'mlp' by the config"),

@@ -72,6 +72,7 @@ CONFIGS = ROOT / "configs"
         ("optimizer={average: ema, average_decay: 1}", "optimizer.average_decay: got 1, must be < 1"),
         ("optimizer.schedule_rounds=9", "optimizer.schedule_rounds: got 9, but optimizer.schedule is constant. Fix: "),
         ("evaluation.every=0", "evaluation.every: got 0, must be >= 1"),
+        ("evaluation.calibration=test", "evaluation.calibration: got 'test'; known: none, seed_set"),
         ("devices.kind=gpu", "devices.kind: got 'gpu'; known: auto, cpu, cuda"),
         ("devices.map=[x]", "devices.map.0: got 'x'"),
         ("rounds", "must look like section.key=value"),
@@ -290,3 +291,14 @@ def test_the_length_of_the_run_gives_the_decay_of_the_average_and_the_length_of_
     own = loading.load(averaged, ["optimizer.average_decay=0.5", "optimizer.schedule_rounds=3"])
     own = own.resolved(1, launched=False).optimizer
     assert (own.average_decay, own.schedule_rounds) == (0.5, 3)
+
+
+def test_a_temperature_is_fitted_to_labels_so_it_needs_them():
+    given = ["evaluation.calibration=seed_set", "method.name=independent"]
+    assert loading.load(None, given).evaluation.calibration == "seed_set"
+    with pytest.raises(UserError) as error:
+        loading.load(None, [*given, "seed_set.labelled=false"])
+    assert str(error.value) == (
+        "evaluation.calibration: got 'seed_set', but seed_set.labelled is false. Fix: set it to true, or "
+        "evaluation.calibration to none."
+    )

@@ -255,6 +255,26 @@ def test_rules_follow_the_seed_set_and_the_teachers(monkeypatch, raw, views, tea
     assert (dumped["teachers"], dumped["backoff"], dumped["local_labels"]) == (teachers, backoff, labels)
 
 
+@pytest.mark.parametrize(
+    ("raw", "calibration"),
+    [
+        ({}, "seed_set"),
+        ({"recipe": "classic"}, "none"),
+        ({"method": {"name": "pooled"}}, "seed_set"),
+        ({"method": {"name": "dml"}}, "seed_set"),
+        ({"method": {"name": "independent"}}, "none"),
+        ({"method": {"name": "fedavg", "local_labels": "private_and_seed"}}, "seed_set"),
+        ({"method": {"name": "fedavg", "local_labels": "private"}}, "none"),
+        ({"seed_set": {"labelled": False}}, "none"),
+        ({"seed_set": {"views": "none"}}, "none"),
+        ({"seed_set": {"views": "none"}, "evaluation": {"calibration": "seed_set"}}, "seed_set"),
+    ],
+)
+def test_posteriors_are_calibrated_where_seed_labels_are_learned_in_views(monkeypatch, raw, calibration):
+    monkeypatch.setattr(recipes, "STANDARD", recipes.RULES)
+    assert Config(**raw).evaluation.calibration == calibration
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 @pytest.mark.parametrize("name", [*METHODS[:-1], *USERS_OWN])
 def test_no_default_refuses_a_shipped_config_with_any_method(monkeypatch, path, name):

@@ -1,5 +1,6 @@
 """The metrics file: schema, units, readers, and what is readable while it grows."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -135,6 +136,31 @@ def test_the_file_is_readable_while_it_is_written(tmp_path, header):
 def test_a_run_is_never_written_over_another(written, header):
     with pytest.raises(FileExistsError):
         metrics.MetricsWriter(written, header)
+
+
+def test_a_run_that_fits_no_temperature_has_the_digests_of_files_from_before_there_was_one(tmp_path, written, header):
+    before = hashlib.sha256()
+    at = [field.name for field in metrics.ROW_FIELDS].index("temperature")
+    for round_index in range(3):
+        before.update(np.ascontiguousarray(np.delete(table(round_index), at, axis=1)).data)
+    assert metrics.rows_digest(written, 3) == before.hexdigest()
+    with h5py.File(written, "r+") as file:
+        del file["temperature"]
+    assert metrics.rows_digest(written, 3) == before.hexdigest()
+    # Resumed, it has the array, with the same digests: a checkpoint from before fits it still.
+    writer = metrics.MetricsWriter(written, header, kept=3)
+    fitted = table(3)
+    fitted[0, at] = 2.0
+    digest = writer.append(3, fitted)
+    writer.close("complete")
+    assert metrics.rows_digest(written, 3) == before.hexdigest()
+    before.update(fitted.data)
+    assert metrics.rows_digest(written, 4) == digest == before.hexdigest()
+    assert metrics.read(written)["temperature"][3, 0] == 2.0
+    with h5py.File(written, "r+") as file:
+        del file["degree"]
+    with pytest.raises(ValueError, match="array 'degree' is missing or damaged"):
+        metrics.rows_digest(written, 3)
 
 
 def test_what_is_no_metrics_file_is_refused(tmp_path, written):

@@ -127,8 +127,9 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
     assert told.optimisers[0] > 0
 
 
-def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks():
-    needs_config = settled("participants=7", "data.partition.kind=quantity")
+@pytest.mark.parametrize("calibration", ["none", "seed_set"])
+def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks(calibration):
+    needs_config = settled("participants=7", "data.partition.kind=quantity", f"evaluation.calibration={calibration}")
     source, method = digits(), methods.build(needs_config)
     needs = requirements.compute(
         needs_config, source, method, requirements.count_samples(federated.plan(needs_config, source))
@@ -140,7 +141,10 @@ def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_
     assert whole.optimisers[0] == parts.optimisers.sum()
     # Seed set and test sets lie on every rank.
     everyones = (needs.counts.seed + sum(needs.counts.tests)) * needs.counts.stored_bytes
-    everyones += 3 * needs.counts.seed_rows_per_round * needs.counts.input_bytes
+    # To calibrate, the next round's rows are drawn while this round's exist, and their logits are 10 float64 each.
+    rows = 3 if calibration == "none" else 4
+    logits = 0 if calibration == "none" else 4 * 8 * 10
+    everyones += needs.counts.seed_rows_per_round * (rows * needs.counts.input_bytes + logits)
     assert whole.data[0] == parts.data.sum() - 2 * everyones
     assert parts.messages.argmin() == 1, "the rank whose participants have no neighbours"
 

@@ -134,6 +134,19 @@ def test_slow_steps_are_all_counted_whatever_phase_makes_them(steps_of_20_ms, me
     assert phases.private_step == pytest.approx(0.02)
 
 
+def test_an_evaluation_that_calibrates_draws_seed_rows_and_passes_them(monkeypatch):
+    passed: list[int] = []
+    monkeypatch.setattr(timing, "score", lambda participant, scored: passed.append(len(scored)))
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
+    found = {}
+    for calibration in ("none", "seed_set"):
+        given = ["models=[mlp]", "rounds=40", "evaluation.every=15", "evaluation.batch_size=2048"]
+        config = loading.load(None, [*given, f"evaluation.calibration={calibration}"]).resolved(4, launched=True)
+        found[calibration] = plan.plan_run(config, "", 4, True)
+    assert [found[name].seed_draws for name in ("none", "seed_set")] == [40, 43]
+    assert passed[1] - passed[0] == found["none"].required.counts.seed_rows_per_round > 0
+
+
 def test_a_hub_with_far_more_neighbours_than_were_timed_is_told_of(steps_of_20_ms, capsys):
     words = ["--ranks", "20", "--set", "topology.kind=star", "--set", "models=[mlp]"]
     flat = " ".join(shown(capsys, *words).split())
