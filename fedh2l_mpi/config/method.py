@@ -35,7 +35,7 @@ class MethodConfig(KindSection):
     local_steps: Natural = Field(10, description="E, optimiser steps on private data per round [steps]")
     mutual_steps: Natural = Field(10, description="M, optimiser steps on private and seed data per round [steps]")
     prior_correction: Literal["none", "balanced"] = Field(
-        "none",
+        "balanced",
         description="balanced: tau log of the training labels' prior is added to the logits in every loss on labels "
         "(on the seed set: of the seed labels' prior, in the distillation too), so that rare classes are not held down",
     )
@@ -99,7 +99,7 @@ class CombineOptions(LabelOptions, LocalLabelOptions):
     """Group of the methods that combine a private and a seed gradient."""
 
     combine: Literal["gem", "project", "pcgrad", "sum", "gem_neighbours", "joint"] = Field(
-        "gem",
+        "joint",
         description="rule that makes one step of the private and the seed gradient; gem_neighbours: with a constraint "
         "for each neighbour; joint: the gradient of the summed losses, from one pass of both minibatches",
     )

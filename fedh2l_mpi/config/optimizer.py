@@ -27,7 +27,7 @@ class OptimizerConfig(Section):
     betas: tuple[Share, Share] = Field((0.9, 0.999), description="decay of adam's first and second moment")
     eps: Number = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
     average: Literal["none", "ema"] = Field(
-        "none",
+        "ema",
         description="average of the weights over the steps, which is evaluated and publishes in place of the trained "
         "weights; ema: an exponential moving average. Methods that exchange parameters publish the trained weights",
     )
@@ -37,7 +37,7 @@ class OptimizerConfig(Section):
         "1 - 8 / steps in a longer run, by its rounds when it starts",
     )
     batch_size: Count = Field(32, description="size of a private minibatch [samples]")
-    seed_batch_size: Count = Field(32, description="size of the seed minibatch of a mutual step [samples]")
+    seed_batch_size: Count = Field(64, description="size of the seed minibatch of a mutual step [samples]")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="number format of a model's matrix products and convolutions; bfloat16 is for GPUs and CPUs with "

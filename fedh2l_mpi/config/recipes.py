@@ -47,15 +47,22 @@ def _views_per_sample(value: Lookup) -> int:
 
 
 def _teachers(value: Lookup) -> str:
-    return "right" if value("seed_set.labelled") else "agreement"
+    return "right" if value("seed_set.labelled") else "confidence"
 
 
 def _backoff(value: Lookup) -> bool:
     return value("method.teachers") in CONDITIONAL
 
 
+def _temperature(value: Lookup) -> float:
+    # The other methods that publish posteriors have no teachers that the seed labels choose.
+    return 2.0 if value("method.name") == "fedh2l" and value("seed_set.labelled") else 1.0
+
+
 def _local_labels(value: Lookup) -> str:
-    return "private_and_seed" if value("seed_set.labelled") else "private"
+    # Methods that average parameters or publish after the local phase define what their local steps use.
+    learns_labels = value("method.name") in ("fedh2l", "seed_supervised", "pooled")
+    return "private_and_seed" if learns_labels and value("seed_set.labelled") else "private"
 
 
 def _calibration(value: Lookup) -> str:
@@ -66,17 +73,18 @@ def _calibration(value: Lookup) -> str:
     return "seed_set" if trains and value("seed_set.labelled") and value("seed_set.views") != "none" else "none"
 
 
-# Rules by dotted keys. A rule sees the values of the rules before it.
-RULES: dict[str, Rule] = {
+# Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
+STANDARD: dict[str, Rule] = {
     "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
     "seed_set.views_per_sample": Rule("2; 1 with views none", _views_per_sample),
-    "method.teachers": Rule("right; agreement without seed labels", _teachers),
+    "method.teachers": Rule("right; confidence without seed labels", _teachers),
     "method.backoff": Rule("true with teachers right or better, else false", _backoff),
-    "method.local_labels": Rule("private_and_seed; private without seed labels", _local_labels),
+    "method.temperature": Rule("2.0 for fedh2l with seed labels, else 1.0", _temperature),
+    "method.local_labels": Rule(
+        "private_and_seed for fedh2l, seed_supervised and pooled with seed labels, else private", _local_labels
+    ),
     "evaluation.calibration": Rule("seed_set if the seed labels are learned in views, else none", _calibration),
 }
-# The rules of the standard recipe: none as long as both recipes give the same numbers.
-STANDARD: dict[str, Rule] = {}
 
 
 def with_defaults(root: type[Section], raw: Any) -> Any:

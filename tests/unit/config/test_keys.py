@@ -17,7 +17,7 @@ from fedh2l_mpi.launch.sweep import sweep_file
 SCHEMA = json_schema()
 
 
-CODEC = recipes.RULES["exchange.codec"]
+CODEC = recipes.STANDARD["exchange.codec"]
 
 
 def problems(config: Any) -> list[str]:

@@ -158,7 +158,7 @@ def test_a_config_that_names_no_recipe_has_that_of_the_run_that_it_resumes(raw, 
     assert (config.recipe, config.rounds, config.optimizer.lr) == expected
 
 
-@pytest.mark.parametrize("rules", [{}, recipes.RULES])
+@pytest.mark.parametrize("rules", [{}, recipes.STANDARD])
 @pytest.mark.parametrize("recipe", ["standard", "classic"])
 @pytest.mark.parametrize(
     ("raw", "says"),
@@ -190,7 +190,7 @@ def test_an_unknown_recipe_is_refused(recipe):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_default_codec_encodes_what_the_method_publishes(monkeypatch, name):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.RULES)
+    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
     config = loading.load({"method": {"name": name}})
     expected = "uint8" if name in ("fedh2l", "dml", "distributed_distillation") else "float32"
     assert config.exchange.codec == expected
@@ -215,7 +215,7 @@ def test_the_default_codec_encodes_what_the_method_publishes(monkeypatch, name):
     ],
 )
 def test_a_rule_looks_at_the_keys_that_are_given(monkeypatch, raw, codec):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.RULES)
+    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
     assert Config(**raw).exchange.codec == codec
 
 
@@ -248,7 +248,7 @@ def test_a_rule_sees_the_values_of_the_rules_before_it(monkeypatch):
     ],
 )
 def test_rules_follow_the_seed_set_and_the_teachers(monkeypatch, raw, views, teachers, backoff, labels):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.RULES)
+    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
     config = Config(**raw)
     dumped = config.method.model_dump()
     assert config.seed_set.views_per_sample == views
@@ -278,7 +278,7 @@ def test_posteriors_are_calibrated_where_seed_labels_are_learned_in_views(monkey
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 @pytest.mark.parametrize("name", [*METHODS[:-1], *USERS_OWN])
 def test_no_default_refuses_a_shipped_config_with_any_method(monkeypatch, path, name):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.RULES)
+    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
     raw = loading.read_yaml(path)
     given = {key: value for key, value in raw["method"].items() if key in ("local_steps", "mutual_steps")}
     settings = {**raw, "models": ["mlp"], "topology": {"kind": "complete"}, "method": {**given, "name": name}}

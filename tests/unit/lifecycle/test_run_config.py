@@ -25,7 +25,7 @@ EARLIER_RUN = ROOT / "tests" / "golden" / "earlier_run.tar.gz"
 INSTRUCTIONS = "AVX512"
 # Defaults as a later version may have them.
 LATER = {
-    "exchange.codec": recipes.RULES["exchange.codec"],
+    "exchange.codec": recipes.STANDARD["exchange.codec"],
     "method.temperature": recipes.Rule("4.0", lambda value: 4.0),
     "optimizer.lr": recipes.Rule("0.5", lambda value: 0.5),
     "seed_set.share": recipes.Rule("0.1", lambda value: 0.1),
