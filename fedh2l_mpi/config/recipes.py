@@ -60,7 +60,7 @@ def _temperature(value: Lookup) -> float:
 
 
 def _local_labels(value: Lookup) -> str:
-    # Methods that average parameters or publish after the local phase define what their local steps use.
+    # That local steps see private data alone is part of what defines the methods that average parameters.
     learns_labels = value("method.name") in ("fedh2l", "seed_supervised", "pooled")
     return "private_and_seed" if learns_labels and value("seed_set.labelled") else "private"
 

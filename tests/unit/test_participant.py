@@ -30,9 +30,9 @@ def samples(count: int, seed: int = 0) -> Labelled:
 
 def learner(model: nn.Module | str = "mlp", index: int = 0, **optimizer: object) -> Participant:
     built = build(model, 1, 8, 10, seed=1) if isinstance(model, str) else model
-    return Participant(
-        index, "test", built, samples(70), samples(10, 1), OptimizerConfig(**optimizer), EvaluationConfig(), seed=0
-    )
+    # Seed minibatches are smaller than the seed set; published and evaluated are the trained weights.
+    settings = OptimizerConfig(**{"seed_batch_size": 32, "average": "none", **optimizer})
+    return Participant(index, "test", built, samples(70), samples(10, 1), settings, EvaluationConfig(), seed=0)
 
 
 def a_round(round_index: int = 0, count: int = 40) -> Round:
@@ -161,7 +161,8 @@ def test_an_unlabelled_seed_set_teaches_by_posteriors_alone():
 
 def test_a_mutual_step_is_the_formula():
     # One step of plain SGD along `sum`: the weights move by the gradient of all three losses at the same weights.
-    config = MethodConfig(local_steps=0, mutual_steps=1, temperature=2.0, weight_ce=0.5, weight_kd=3.0, combine="sum")
+    weights = {"temperature": 2.0, "weight_ce": 0.5, "weight_kd": 3.0}
+    config = MethodConfig(local_steps=0, mutual_steps=1, combine="sum", prior_correction="none", **weights)
     participant = learner(name="sgd", lr=0.1)
     reference = build("mlp", 1, 8, 10, seed=1).train()
     theirs = torch.rand(2, 40, 10).softmax(dim=-1)

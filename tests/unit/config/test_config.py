@@ -58,7 +58,7 @@ CONFIGS = ROOT / "configs"
         ("topology=ring", "topology: got 'ring', must be a section"),
         (
             "exchange.top_k=3",
-            "exchange.top_k: got 3, but codec 'float32' does not use it .*remove it or set it to null",
+            "exchange.top_k: got 3, but codec 'uint8' does not use it .*remove it or set it to null",
         ),
         ("exchange.codec=top_k", "exchange.top_k: must be given for codec 'top_k'"),
         ("topology.degree=3", "topology.degree: got 3, but kind 'ring' does not use it .*remove it or set it to null"),
@@ -68,7 +68,10 @@ CONFIGS = ROOT / "configs"
         ("data.partition.domains=10", "data.partition.rotation_step_deg: .* must be under 180"),
         ("optimizer.momentum=0.9", "optimizer.momentum: got 0.9, but adam does not use it"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
-        ("optimizer.average_decay=0.9", "optimizer.average_decay: got 0.9, but optimizer.average is none. Fix: remove"),
+        (
+            "optimizer={average: none, average_decay: 0.9}",
+            "optimizer.average_decay: got 0.9, but optimizer.average is none. Fix: remove",
+        ),
         ("optimizer={average: ema, average_decay: 1}", "optimizer.average_decay: got 1, must be < 1"),
         ("optimizer.schedule_rounds=9", "optimizer.schedule_rounds: got 9, but optimizer.schedule is constant. Fix: "),
         ("evaluation.every=0", "evaluation.every: got 0, must be >= 1"),
@@ -282,11 +285,11 @@ def test_a_map_of_models_must_name_every_participant_once():
 )
 def test_the_length_of_the_run_gives_the_decay_of_the_average_and_the_length_of_the_schedule(rounds, steps, decay):
     keys = [f"rounds={rounds}", f"method.local_steps={steps}", f"method.mutual_steps={steps}"]
-    averaged = loading.load(None, [*keys, "optimizer.average=ema", "optimizer.schedule=cosine"])
+    averaged = loading.load(None, [*keys, "optimizer.schedule=cosine"])
     resolved = averaged.resolved(1, launched=False).optimizer
     assert (resolved.average_decay, resolved.schedule_rounds) == (pytest.approx(decay), rounds)
     assert loading.load(averaged.resolved(1, launched=False)).resolved(1, launched=False).optimizer == resolved
-    usual = loading.load(None, keys).resolved(1, launched=False).optimizer
+    usual = loading.load(None, [*keys, "recipe=classic"]).resolved(1, launched=False).optimizer
     assert (usual.average_decay, usual.schedule_rounds) == (None, None)
     own = loading.load(averaged, ["optimizer.average_decay=0.5", "optimizer.schedule_rounds=3"])
     own = own.resolved(1, launched=False).optimizer

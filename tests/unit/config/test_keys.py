@@ -93,7 +93,10 @@ def test_the_schema_accepts_what_loads(config):
 @pytest.mark.parametrize(
     ("name", "default", "allowed", "used_by"),
     [
-        ("method.temperature", 1.0, "number from 0.01 to 1000", ("fedh2l", "dml", "distributed_distillation")),
+        (
+            *("method.temperature", "2.0 for fedh2l with seed labels, else 1.0"),
+            *("number from 0.01 to 1000", ("fedh2l", "dml", "distributed_distillation")),
+        ),
         ("method.warmup_rounds", "0; fedmd: 5", "whole number >= 0", ("fedh2l", "fedmd")),
         ("method.publish", '"start"; d_psgd: "after_local"', "start, after_local", None),
         ("method.weight_kd", 1.0, "number from 0 to 1000000", None),
@@ -101,6 +104,7 @@ def test_the_schema_accepts_what_loads(config):
         ("data.partition.alpha", "0.5; quantity: 1.0", "number > 0 and <= 1000000", ("dirichlet", "quantity")),
         ("topology.path", "must be given", "text", ("edge_list",)),
         ("topology.kind", "ring", None, ()),
+        ("optimizer.seed_batch_size", 64, "whole number >= 1", ()),
         ("seed_set.share", 0.2, "number >= 0 and < 1", ()),
         ("optimizer.betas", [0.9, 0.999], "list of 2, each number >= 0 and < 1", ()),
         ("exchange.skip_below", None, "number >= 0 or null", ()),

@@ -10,11 +10,12 @@ from helpers.launching import ROOT
 from pydantic import Field
 
 from fedh2l_mpi import methods
-from fedh2l_mpi.config import Config, OptimizerConfig, classic, loading, recipes
+from fedh2l_mpi.config import Config, OptimizerConfig, SeedSetConfig, classic, loading, recipes
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.config.section import Count, KindSection, Number, Section, all_fields, is_section
 from fedh2l_mpi.errors import UserError
 
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 METHODS = [*methods.METHODS, "mine:Mine"]
 # Built-in classes, named like a user's own: what they publish is not known from their name.
 USERS_OWN = ["fedh2l_mpi.methods.fedh2l:FedH2L", "fedh2l_mpi.methods.fedmd:FedMD", "fedh2l_mpi.methods.d_psgd:DPsgd"]
@@ -158,7 +159,6 @@ def test_a_config_that_names_no_recipe_has_that_of_the_run_that_it_resumes(raw, 
     assert (config.recipe, config.rounds, config.optimizer.lr) == expected
 
 
-@pytest.mark.parametrize("rules", [{}, recipes.STANDARD])
 @pytest.mark.parametrize("recipe", ["standard", "classic"])
 @pytest.mark.parametrize(
     ("raw", "says"),
@@ -175,8 +175,7 @@ def test_a_config_that_names_no_recipe_has_that_of_the_run_that_it_resumes(raw, 
         ({"rouns": 3}, "rouns: unknown key"),
     ],
 )
-def test_a_wrong_config_has_one_message_under_every_recipe(monkeypatch, raw, says, recipe, rules):
-    monkeypatch.setattr(recipes, "STANDARD", rules)
+def test_a_wrong_config_has_one_message_under_every_recipe(raw, says, recipe):
     with pytest.raises(UserError, match=f"^{says}") as error:
         loading.load({"recipe": recipe, **raw})
     assert "\n" not in str(error.value)
@@ -189,8 +188,7 @@ def test_an_unknown_recipe_is_refused(recipe):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_default_codec_encodes_what_the_method_publishes(monkeypatch, name):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
+def test_the_default_codec_encodes_what_the_method_publishes(name):
     config = loading.load({"method": {"name": name}})
     expected = "uint8" if name in ("fedh2l", "dml", "distributed_distillation") else "float32"
     assert config.exchange.codec == expected
@@ -214,8 +212,7 @@ def test_the_default_codec_encodes_what_the_method_publishes(monkeypatch, name):
         ({"method": Config().method}, "uint8"),
     ],
 )
-def test_a_rule_looks_at_the_keys_that_are_given(monkeypatch, raw, codec):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
+def test_a_rule_looks_at_the_keys_that_are_given(raw, codec):
     assert Config(**raw).exchange.codec == codec
 
 
@@ -233,26 +230,28 @@ def test_a_rule_sees_the_values_of_the_rules_before_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("raw", "views", "teachers", "backoff", "labels"),
+    ("raw", "views", "teachers", "backoff", "temperature", "labels"),
     [
-        ({}, 2, "right", True, "private_and_seed"),
-        ({"recipe": "classic"}, 1, "each", False, "private"),
-        ({"seed_set": {"labelled": False}}, 2, "agreement", False, "private"),
-        ({"seed_set": {"views": "none"}}, 1, "right", True, "private_and_seed"),
-        ({"seed_set": {"views": "both", "views_per_sample": 3}}, 3, "right", True, "private_and_seed"),
-        ({"method": {"teachers": "better"}}, 2, "better", True, "private_and_seed"),
-        ({"method": {"teachers": "mean"}}, 2, "mean", False, "private_and_seed"),
-        ({"method": {"backoff": False, "local_labels": "private"}}, 2, "right", False, "private"),
-        ({"method": {"name": "mine:Mine"}}, 2, "right", True, "private_and_seed"),
-        ({"method": {"name": "dml"}}, 2, None, None, None),
+        ({}, 2, "right", True, 2.0, "private_and_seed"),
+        ({"recipe": "classic"}, 1, "each", False, 1.0, "private"),
+        ({"seed_set": {"labelled": False}}, 2, "confidence", False, 1.0, "private"),
+        ({"seed_set": {"views": "none"}}, 1, "right", True, 2.0, "private_and_seed"),
+        ({"seed_set": {"views": "both", "views_per_sample": 3}}, 3, "right", True, 2.0, "private_and_seed"),
+        ({"method": {"teachers": "better"}}, 2, "better", True, 2.0, "private_and_seed"),
+        ({"method": {"teachers": "mean", "temperature": 3.0}}, 2, "mean", False, 3.0, "private_and_seed"),
+        ({"method": {"backoff": False, "local_labels": "private"}}, 2, "right", False, 2.0, "private"),
+        ({"method": {"name": "mine:Mine"}}, 2, "right", True, 1.0, "private"),
+        ({"method": {"name": "dml"}}, 2, None, None, 1.0, None),
+        ({"method": {"name": "pooled"}}, 2, None, None, None, "private_and_seed"),
+        ({"method": {"name": "fedavg"}}, 2, None, None, None, "private"),
     ],
 )
-def test_rules_follow_the_seed_set_and_the_teachers(monkeypatch, raw, views, teachers, backoff, labels):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
+def test_rules_follow_the_method_the_seed_set_and_the_teachers(raw, views, teachers, backoff, temperature, labels):
     config = Config(**raw)
     dumped = config.method.model_dump()
     assert config.seed_set.views_per_sample == views
-    assert (dumped["teachers"], dumped["backoff"], dumped["local_labels"]) == (teachers, backoff, labels)
+    assert (dumped["teachers"], dumped["backoff"]) == (teachers, backoff)
+    assert (dumped["temperature"], dumped["local_labels"]) == (temperature, labels)
 
 
 @pytest.mark.parametrize(
@@ -270,26 +269,164 @@ def test_rules_follow_the_seed_set_and_the_teachers(monkeypatch, raw, views, tea
         ({"seed_set": {"views": "none"}, "evaluation": {"calibration": "seed_set"}}, "seed_set"),
     ],
 )
-def test_posteriors_are_calibrated_where_seed_labels_are_learned_in_views(monkeypatch, raw, calibration):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.RULES)
+def test_posteriors_are_calibrated_where_seed_labels_are_learned_in_views(raw, calibration):
     assert Config(**raw).evaluation.calibration == calibration
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_standard_recipe_has_the_ingredients_of_the_highest_accuracy(name):
+    config = loading.load({"method": {"name": name}})
+    dumped = config.method.model_dump()
+    assert (dumped["prior_correction"], dumped["prior_strength"]) == ("balanced", 1.0)
+    assert (dumped["local_steps"], dumped["mutual_steps"]) == (10, 10)
+    combines = name in ("fedh2l", "seed_supervised", "pooled", "mine:Mine")
+    assert dumped["combine"] == ("joint" if combines else None)
+    optimizer = config.optimizer
+    assert (optimizer.average, optimizer.schedule, optimizer.seed_batch_size) == ("ema", "constant", 64)
+
+
+def refusal(raw: dict[str, Any], *overrides: str) -> str:
+    """The message that a config is refused with, up to the value that it got; empty if it may run."""
+    try:
+        config = loading.load(raw, overrides).resolved(1, launched=False)
+        array = methods.build(config).array(SimpleNamespace(shared_state=np.zeros(3)), 5, 10)
+        if array is not None:
+            array.coded(config.exchange)
+    except UserError as error:
+        return str(error).partition(": got")[0]
+    return ""
+
+
+# Without labels some methods refuse the seed set, and views refuse skipped rows, whatever the recipe.
+GIVEN = [
+    *([f"seed_set.views={views}"] for views in SeedSetConfig.kinds),
+    *([f"method.combine={rule}"] for rule in ("gem", "project", "sum", "gem_neighbours", "joint")),
+    ["seed_set={views: none}", "exchange.skip_below=0.1"],
+    ["exchange.codec=top_k", "exchange.top_k=3"],
+    ["method.teachers=each"],
+    ["method.teachers=better"],
+    ["method.warmup_rounds=2"],
+    ["method.publish=after_local"],
+    ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.schedule=cosine"],
+    ["optimizer.average=none", "method.prior_correction=none"],
+    ["data.partition.kind=shards", "data.augmentation=affine"],
+    ["seed_set.samples_per_round=1", "optimizer.seed_batch_size=1"],
+    ["method.mutual_steps=0"],
+    ["method.local_steps=0"],
+]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("name", [*METHODS[:-1], *USERS_OWN])
-def test_no_default_refuses_a_shipped_config_with_any_method(monkeypatch, path, name):
-    monkeypatch.setattr(recipes, "STANDARD", recipes.STANDARD)
+def test_no_default_refuses_what_the_classic_recipe_accepts(name, labelled):
+    raw = {"models": ["mlp"], "topology": {"kind": "complete"}, "method": {"name": name}}
+    raw["seed_set"] = {"labelled": labelled}
+    for given in [[], *GIVEN]:
+        overrides = [*given, f"seed_set.labelled={str(labelled).lower()}"]
+        assert refusal({**raw, "recipe": "standard"}, *overrides) == refusal({**raw, "recipe": "classic"}, *overrides)
+    assert labelled is False or refusal(raw) == ""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+@pytest.mark.parametrize("name", [*METHODS[:-1], *USERS_OWN])
+def test_no_default_refuses_a_shipped_config_with_any_method(path, name):
     raw = loading.read_yaml(path)
     given = {key: value for key, value in raw["method"].items() if key in ("local_steps", "mutual_steps")}
-    settings = {**raw, "models": ["mlp"], "topology": {"kind": "complete"}, "method": {**given, "name": name}}
-    # Without labels some methods refuse the seed set, whatever the recipe; views of none allow skipped rows.
-    for overrides in ([], ["seed_set.labelled=false"], ["seed_set={views: none}", "exchange.skip_below=0.1"]):
-        refusals = []
-        for recipe in ("standard", "classic"):
-            config = loading.load({**settings, "recipe": recipe}, overrides).resolved(1, launched=False)
-            try:
-                methods.build(config)
-            except UserError as error:
-                refusals.append(str(error))
-        assert len(refusals) in (0, 2)
-        assert all(refusal.startswith("seed_set.labelled: got False") for refusal in refusals)
+    raw |= {"models": ["mlp"], "topology": {"kind": "complete"}, "method": {**given, "name": name}}
+    assert refusal(raw) == refusal({**raw, "recipe": "classic"}) == ""
+
+
+# What the shipped configs gave before there were recipes, where it is not the classic value of the key.
+BEFORE = {
+    "digits_ring.yaml": {},
+    "label_skew_mnist.yaml": {
+        "participants": 6,
+        "data.name": "mnist",
+        "data.partition.kind": "dirichlet",
+        "data.partition.domains": 1,
+        "data.partition.rotation_step_deg": 0.0,
+        "data.partition.samples_per_participant": 1000,
+        "data.partition.alpha": 0.1,
+        "seed_set.share": 0.1,
+        "seed_set.samples_per_round": 320,
+        "topology.kind": "random_regular",
+        "topology.degree": 3,
+    },
+    "office_home.yaml": {
+        "participants": 4,
+        "rounds": 200,
+        "data.name": "pack",
+        "data.augmentation": "photo",
+        "data.partition.domains": None,
+        "data.partition.rotation_step_deg": None,
+        "data.test_share": 0.2,
+        "seed_set.share": 0.1,
+        "seed_set.samples_per_round": 320,
+        "seed_set.views": "photo",
+        "seed_set.view_rotation_deg": None,
+        "seed_set.view_scale": None,
+        "seed_set.view_shift": None,
+        "models": ("torchvision:resnet18", "torchvision:alexnet", "torchvision:mobilenet_v2"),
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.01,
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 0.0005,
+        "evaluation.every": 10,
+        "evaluation.batch_size": 64,
+    },
+    "pacs.yaml": {
+        "participants": 4,
+        "rounds": 100,
+        "data.name": "pack",
+        "data.augmentation": "photo",
+        "data.partition.domains": None,
+        "data.partition.rotation_step_deg": None,
+        "data.test_share": 0.2,
+        "seed_set.share": 0.1,
+        "seed_set.samples_per_round": 320,
+        "seed_set.views": "photo",
+        "seed_set.view_rotation_deg": None,
+        "seed_set.view_scale": None,
+        "seed_set.view_shift": None,
+        "models": ("torchvision:resnet18", "torchvision:alexnet", "torchvision:mobilenet_v2"),
+        "optimizer.name": "sgd",
+        "optimizer.lr": 0.01,
+        "optimizer.momentum": 0.9,
+        "optimizer.weight_decay": 0.0005,
+        "evaluation.every": 10,
+        "evaluation.batch_size": 64,
+    },
+    "rotated_fashion_mnist.yaml": {
+        "participants": 6,
+        "data.name": "fashion_mnist",
+        "data.partition.domains": 6,
+        "data.partition.rotation_step_deg": 15.0,
+        "data.partition.samples_per_participant": 1000,
+        "seed_set.share": 0.1,
+        "seed_set.samples_per_round": 320,
+        "seed_set.views": "none",
+        "seed_set.view_rotation_deg": None,
+        "seed_set.view_scale": None,
+        "seed_set.view_shift": None,
+        "evaluation.test_samples_per_domain": 1000,
+    },
+    "rotated_mnist.yaml": {
+        "participants": 6,
+        "data.name": "mnist",
+        "data.partition.domains": 6,
+        "data.partition.rotation_step_deg": 15.0,
+        "data.partition.samples_per_participant": 1000,
+        "seed_set.share": 0.1,
+        "seed_set.samples_per_round": 320,
+        "evaluation.test_samples_per_domain": 1000,
+    },
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_the_classic_recipe_gives_what_a_shipped_config_gave_before_there_were_recipes(path):
+    config = flat(loading.load(path, ["recipe=classic"]).model_dump())
+    theirs = {key: value for key, value in config.items() if key not in classic.ADDED}
+    every = classic.CONFIG | BEFORE[path.name]
+    assert theirs == {key: every[key] for key in theirs}
+    assert set(BEFORE[path.name]) <= set(theirs)

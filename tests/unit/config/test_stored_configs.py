@@ -347,7 +347,10 @@ def test_a_run_with_a_stored_config_is_resumed_with_the_same_config_and_with_no_
 
 
 def test_a_checkpoint_lists_the_settings_that_are_not_classic_whatever_the_defaults(monkeypatch):
-    rules = {"exchange.codec": recipes.STANDARD["exchange.codec"], "seed_set.share": recipes.Rule("", lambda value: 0.1)}
+    rules = {
+        "exchange.codec": recipes.STANDARD["exchange.codec"],
+        "seed_set.share": recipes.Rule("", lambda value: 0.1),
+    }
     monkeypatch.setattr(recipes, "STANDARD", rules)
     assert comparison.unusual(Config(recipe="classic")) == {}
     found = comparison.unusual(Config())

@@ -29,13 +29,15 @@ def samples(count: int, seed: int = 0) -> Labelled:
 
 
 def learner(index: int = 0, architecture: str = "mlp", seed: int = 1, **average: object) -> Participant:
+    # Seed minibatches are smaller than the seed set; published and evaluated are the trained weights.
+    plain = {"name": "sgd", "lr": 0.1, "seed_batch_size": 32, "average": "none"}
     return Participant(
         index,
         architecture,
         build(architecture, 1, 8, 10, seed=seed),
         samples(64, seed=index),
         samples(10, 1),
-        OptimizerConfig(name="sgd", lr=0.1, **average),
+        OptimizerConfig(**{**plain, **average}),
         EvaluationConfig(),
         seed=0,
     )
@@ -47,7 +49,9 @@ def a_round(index: int = 0, graph: Graph = STAR) -> Round:
 
 
 def method(name: str, labelled: bool = True, **keys: object) -> Method:
-    settings = MethodConfig(name=name, **{"local_steps": 0, "mutual_steps": 1, **keys})
+    # One mutual step on losses that are not corrected, unless a test asks for more.
+    plain = {"local_steps": 0, "mutual_steps": 1, "prior_correction": "none"}
+    settings = MethodConfig(name=name, **{**plain, **keys})
     return METHODS[name](settings, labelled)
 
 
@@ -397,10 +401,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run_by_name():
 def test_a_method_of_ones_own_may_be_made_of_any_other():
     # It has the keys and defaults of all methods, or a subclass would silently learn with weights of 0.
     settings = MethodConfig(name="mine:Mine", weight_kd=2.0, proximal=0.5)
-    assert (settings.weight_kd, settings.weight_ce, settings.combine, settings.proximal) == (2.0, 1.0, "gem", 0.5)
+    assert (settings.weight_kd, settings.weight_ce, settings.combine, settings.proximal) == (2.0, 1.0, "joint", 0.5)
     assert (settings.publish, settings.options) == ("start", {})
-    assert not settings.joins_minibatches
-    assert MethodConfig(name="mine:Mine", local_labels="private_and_seed").joins_minibatches
+    assert settings.joins_minibatches
+    assert MethodConfig(name="mine:Mine", combine="gem", local_labels="private_and_seed").joins_minibatches
+    assert not MethodConfig(name="mine:Mine", combine="gem").joins_minibatches
 
 
 def test_fedavg_weighs_by_private_samples_and_leaves_everyone_with_the_same_bits():
@@ -573,8 +578,15 @@ def test_a_method_that_makes_a_gradient_for_each_neighbour_may_have_a_constraint
         (["method.name=independent", "method.temperature=2"], "method.temperature: got 2, but method 'independent'"),
         (["method.name=dml", "method.combine=gem"], "method.combine: got 'gem', but method 'dml' does not use it"),
         (["method.name=pooled", "method.combine=gem_neighbours"], "gem_neighbours needs neighbours"),
-        (["method.prior_strength=0.5"], "method.prior_strength: got 0.5, but prior_correction is none. Fix: remove it"),
-        (["method.backoff=true"], "method.backoff: got true, but teachers 'each' count on every sample"),
+        (
+            ["method.prior_strength=0.5", "method.prior_correction=none"],
+            "method.prior_strength: got 0.5, but prior_correction is none. Fix: remove it",
+        ),
+        (
+            ["method.backoff=true", "method.teachers=each"],
+            "method.backoff: got true, but teachers 'each' count on every",
+        ),
+        (["method.backoff=true", "seed_set.labelled=false"], "got true, but teachers 'confidence' count on every"),
         (["method.backoff=true", "method.teachers=agreement"], "or without labels. Fix: set it to false, or teachers"),
         (["method.name=dml", "method.local_labels=private"], "method 'dml' does not use it"),
         (["method.name=pooled", "method.backoff=true"], "method 'pooled' does not use it"),
