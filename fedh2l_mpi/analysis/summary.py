@@ -214,8 +214,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         precision = f", {key('optimizer.precision')}" if key("optimizer.precision") == "bfloat16" else ""
         falling = key("optimizer.schedule") == "cosine"
         schedule = f", cosine over {_count(key('optimizer.schedule_rounds'), 'round')}" if falling else ""
-        averages = key("optimizer.average") == "ema"
-        average = f", weights averaged with decay {key('optimizer.average_decay'):.4g}" if averages else ""
+        average = _average(key("optimizer.average"), key("optimizer.average_decay"))
         yield (
             "optimizer",
             f"{key('optimizer.name')}, lr {key('optimizer.lr')}{schedule}, minibatch {key('optimizer.batch_size')}"
@@ -244,6 +243,13 @@ def _graph(run: Run) -> str:
     graphs = len(np.unique(run.metrics["graph_since_round"]))
     redrawn = f", drawn {graphs} times" if graphs > 1 else ""
     return f"{kind}, mean degree {mean(degree_RP.ravel().astype(float)):.3g}{redrawn}" if degree_RP.size else str(kind)
+
+
+def _average(kind: Any, decay: Any) -> str:
+    """Return the average of the weights in words. A damaged file, or one of an unresolved config, has no decay."""
+    if kind != "ema":
+        return ""
+    return ", weights averaged" + (f" with decay {decay:.4g}" if isinstance(decay, float) else "")
 
 
 def _hardware(run: Run) -> str:

@@ -29,7 +29,7 @@ def write(
 
     Evaluated is every round, none, or "once", the last.
     """
-    config = load(None, [f"seed={seed}", "participants=2", f"rounds={rounds}", *overrides])
+    config = load(None, [f"seed={seed}", "participants=2", f"rounds={rounds}", *overrides]).resolved(1, launched=False)
     attributes = {
         "config": config.to_yaml(), "seed": seed, "git_revision": revision, "started": started, "rounds_planned": 2,
     }  # fmt: skip

@@ -25,6 +25,7 @@ def write(
     accuracy_PD = np.array(accuracy)
     participants, domains = accuracy_PD.shape
     config = loading.load(None, [f"participants={participants}", "rounds=4", "evaluation.every=2", *overrides])
+    config = config.resolved(1, launched=False)
     header = metrics.RunHeader(
         attributes={
             "config": config.to_yaml(),

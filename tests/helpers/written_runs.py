@@ -24,7 +24,7 @@ def header(participants=3, domains=2, rounds=12, seed=0, overrides=(), config=No
             f"data.partition.domains={domains}",
             *overrides,
         ],
-    ).to_yaml()  # fmt: skip
+    ).resolved(1, launched=False).to_yaml()  # fmt: skip
     given = {
         "config": text,
         "seed": seed,

@@ -128,7 +128,7 @@ def plain_fedh2l(settings: config.Config) -> np.ndarray:
 
 @pytest.mark.parametrize("topology", ["topology.kind=ring", "topology.kind=star"])
 def test_the_simulator_computes_what_a_plain_loop_computes(tmp_path, topology):
-    overrides = ["rounds=4", topology, "method.local_steps=4", "method.mutual_steps=5", "seed=3"]
+    overrides = ["recipe=classic", "rounds=4", topology, "method.local_steps=4", "method.mutual_steps=5", "seed=3"]
     ours = run(tmp_path / "run", *overrides)["loss"][-1]
     expected = plain_fedh2l(loading.load(None, overrides).resolved(1, launched=False))
     # Other memory layouts and summation orders: equal up to rounding, which 36 steps have amplified.
@@ -229,7 +229,7 @@ def test_two_runs_of_one_seed_are_equal_to_the_bit_and_another_seed_differs(tmp_
 
 
 def test_a_finished_run_holds_everything_a_later_analysis_needs(tmp_path):
-    result = run(tmp_path / "run", "rounds=3", "evaluation.every=2", "topology.kind=star")
+    result = run(tmp_path / "run", "rounds=3", "evaluation.every=2", "topology.kind=star", "method.combine=gem")
     assert result.rounds == 3
     # Evaluated after rounds 1 and 2 (every second, and the last); NaN in between.
     assert np.isnan(result["accuracy"][0]).all()
@@ -241,7 +241,7 @@ def test_a_finished_run_holds_everything_a_later_analysis_needs(tmp_path):
         assert not np.isnan(result[name]).any(), name
     assert (np.abs(result["gradient_cosine"]) <= 1).all()
     assert result["degree"].tolist() == [[3, 1, 1, 1]] * 3
-    assert (result["bytes_sent"] == result["degree"] * (48 + 4 + 4 * 288 * 10)).all()
+    assert (result["bytes_sent"] == result["degree"] * (48 + 4 + 2 * 288 * 10)).all()
     assert result["graph_edges"].tolist() == [[0, 1], [0, 2], [0, 3]]
     assert config.Config.model_validate(yaml.safe_load(result.attributes["config"])).rounds == 3
     for name in ("git_revision", "versions", "started", "seed_set_digest", "seed_set_bytes", "threads", "ranks"):
@@ -273,6 +273,6 @@ def test_one_participant_alone_is_an_ordinary_run(tmp_path):
 
 @pytest.mark.parametrize("steps", ["method.local_steps=0", "method.mutual_steps=0"])
 def test_either_phase_may_be_empty(tmp_path, steps):
-    result = run(tmp_path / "run", "rounds=1", steps)
+    result = run(tmp_path / "run", "rounds=1", "method.combine=gem", "method.local_labels=private", steps)
     assert np.isnan(result["gradient_cosine"]).all() == (steps == "method.mutual_steps=0")
     assert not np.isnan(result["loss_private"]).any()

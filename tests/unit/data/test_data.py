@@ -342,7 +342,10 @@ def test_every_rank_holds_the_same_seed_set_and_draws_the_same_subset():
         a, b = one.of_round(round_index), other.of_round(round_index)
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
-        assert len(a) == 40
+        # Two views of each of the samples drawn.
+        assert torch.equal(a.labels[:40], a.labels[40:])
+        assert not torch.equal(a.images[:40], a.images[40:])
+        assert len(a) == 80
     assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
     backwards = federated.Labelled(one.samples.images.flip(0), one.samples.labels.flip(0))
     swapped = dataclasses.replace(one, samples=backwards)

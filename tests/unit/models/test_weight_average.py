@@ -113,6 +113,6 @@ def test_the_state_has_the_averaged_entries_of_the_state_dict_and_loads_into_a_m
 def test_without_an_average_nothing_is_allocated_and_an_open_decay_is_refused():
     model = Normalised()
     parameters = FlatParameters(model)
-    assert weight_average.build(model, parameters, OptimizerConfig(), "step") is None
+    assert weight_average.build(model, parameters, OptimizerConfig(average="none"), "step") is None
     with pytest.raises(RuntimeError, match="not resolved"):
-        weight_average.build(model, parameters, OptimizerConfig(average="ema"), "step")
+        weight_average.build(model, parameters, OptimizerConfig(), "step")

@@ -139,12 +139,13 @@ def test_mistakes_in_what_a_cluster_is_are_told(words, message):
 
 def test_a_plan_tells_the_round_on_a_cluster_and_the_same_with_parameters(capsys):
     steps = ["--set", "method.local_steps=1", "--set", "method.mutual_steps=1", "--set", "models=[mlp]"]
+    apart = ["--set", "method.combine=gem", "--set", "method.local_labels=private"]
     words = ["plan", "--ranks", "4", *NETWORK, "--speedup", "20", *steps]
-    assert commands.execute(commands.parse([*words, "--json"]), None) == 0
+    assert commands.execute(commands.parse([*words, *apart, "--json"]), None) == 0
     got = json.loads(capsys.readouterr().out)
     posteriors, parameters = got["cluster"]["as configured"], got["cluster"]["parameters"]
-    # Each of 4 ranks sends to both neighbours: 288 x 10 posteriors, or 17,226 parameters.
-    assert posteriors["sent_bytes"] == 2 * (48 + 4 + 4 * 288 * 10)
+    # Each of 4 ranks sends to both neighbours: 288 x 10 posteriors in two views, or 17,226 parameters.
+    assert posteriors["sent_bytes"] == 2 * (48 + 4 + 2 * 288 * 10)
     assert parameters["sent_bytes"] == 2 * (48 + 4 + 4 * 17_226)
     assert posteriors["messages"] == pytest.approx(2 * 2e-6 + posteriors["sent_bytes"] / 25e9)
     seconds = got["seconds"]

@@ -48,7 +48,8 @@ def test_where_rows_are_skipped_what_is_held_takes_memory_and_a_place_in_the_che
     ring = traffic.links([(0, 1), (1, 2), (2, 3), (3, 0)], Hosting(4, 2))
     source, told = digits(), []
     for bound in ("null", "0.1"):
-        config = settled("participants=4", "seed_set.views=none", f"exchange.skip_below={bound}")
+        overrides = ["exchange.codec=float32", "seed_set.views=none", f"exchange.skip_below={bound}"]
+        config = settled("participants=4", *overrides)
         method = methods.build(config)
         told.append(
             requirements.compute(config, source, method, requirements.count_samples(federated.plan(config, source)))
@@ -74,7 +75,8 @@ def test_own_posteriors_that_are_compared_take_memory_and_no_place_in_a_checkpoi
         needs = requirements.compute(config, source, methods.build(config), counts)
         assert needs.kept_bytes == 0
         told.append(needs.memory(Hosting(4, 2), ring))
-    assert (told[1].models - told[0].models).tolist() == [2 * 4 * 288 * 10] * 2
+    # In two views.
+    assert (told[1].models - told[0].models).tolist() == [2 * 4 * 2 * 288 * 10] * 2
     assert told[1].checkpoint.tolist() == told[0].checkpoint.tolist()
     simulation = api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
     simulation.run()
@@ -273,6 +275,8 @@ def test_a_step_takes_about_what_is_told(name, combine):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, optimizer):
     overrides = ["models=[mlp]", "participants=20", "devices.batching=like", f"optimizer.name={optimizer}"]
+    # A combination of two gradients, which takes the most.
+    overrides += ["method.combine=gem", "optimizer.seed_batch_size=32"]
     config = settled(*overrides, "method.local_steps=2", "method.mutual_steps=2")
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
     source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)

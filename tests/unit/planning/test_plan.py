@@ -30,12 +30,12 @@ def shown(capsys, *words: str) -> str:
 
 def test_the_numbers_of_a_small_plan_are_those_worked_out_by_hand(capsys):
     got = told(capsys, "--ranks", "2", "--participants", "4")
-    # 48 bytes of header, 4 for the sender, 288 x 10 posteriors; a ring of 4 has 4 edges.
-    assert got["traffic"]["edge_bytes_per_round"] == 8 * (48 + 4 + 4 * 288 * 10)
+    # 48 bytes of header, 4 for the sender, 288 x 10 posteriors in two views, one byte each; a ring of 4 has 4 edges.
+    assert got["traffic"]["edge_bytes_per_round"] == 8 * (48 + 4 + 2 * 288 * 10)
     assert got["traffic"]["edge_bytes"] == 40 * got["traffic"]["edge_bytes_per_round"]
     # Participants 0, 1 | 2, 3: 0-3 and 1-2 cross, so each rank sends one message with both arrays.
     assert got["traffic"]["mpi_messages_per_round"] == 2
-    assert got["traffic"]["mpi_bytes_per_round"] == 2 * (48 + 2 * (4 + 4 * 288 * 10))
+    assert got["traffic"]["mpi_bytes_per_round"] == 2 * (48 + 2 * (4 + 2 * 288 * 10))
     assert got["traffic"]["record_messages_per_round"] == 1
     assert got["evaluations"] == 8
     assert got["files"]["checkpoints"] == 2
@@ -54,11 +54,11 @@ def test_traffic_follows_the_codec_and_sharing_parameters_is_still_as_they_are(c
         told(capsys, *words, *(word for key in sets for word in ("--set", f"exchange.{key}")))["traffic"]
         for sets in ([], ["codec=top_k", "top_k=3"])
     )
-    assert coded["edge_bytes_per_round"] == 8 * (48 + 4 + 288 * 3 * (2 + 1))
-    assert coded["mpi_bytes_per_round"] == 2 * (48 + 2 * (4 + 288 * 3 * (2 + 1)))
+    assert coded["edge_bytes_per_round"] == 8 * (48 + 4 + 2 * 288 * 3 * (2 + 1))
+    assert coded["mpi_bytes_per_round"] == 2 * (48 + 2 * (4 + 2 * 288 * 3 * (2 + 1)))
     assert coded["sharing_bytes"] == usual["sharing_bytes"]
     page = shown(capsys, *words, "--no-calibration", "--set", "exchange.codec=uint8")
-    assert "sharing parameters instead, as float32, 25.2 times" in page
+    assert "sharing parameters instead, as float32, 12.7 times" in page
     assert "codec" in page
     assert max(map(len, page.splitlines())) <= 80
 
@@ -83,7 +83,8 @@ def test_a_page_with_times_fits_80_columns_and_names_what_it_leaves_out(capsys):
     page = shown(capsys, "--ranks", "4", "--set", "method.local_steps=2", "--set", "method.mutual_steps=2")
     assert max(map(len, page.splitlines())) <= 80
     assert len(page.splitlines()) <= 60
-    for expected in ("memory of the largest rank", "sharing parameters instead, 6.38 times", "metrics.h5", "lenet5"):
+    sharing = "sharing parameters instead, as float32, 12.7 times"
+    for expected in ("memory of the largest rank", sharing, "metrics.h5", "lenet5"):
         assert expected in page
     for word in ("CPU", "It does not include start-up", "slowest rank"):
         assert word in " ".join(page.split())

@@ -125,8 +125,8 @@ BATCHNORM = "models=[mlp, mobilenet]"
     [
         ["optimizer.batch_size=1"],
         ["optimizer.seed_batch_size=1"],
-        ["optimizer.seed_batch_size=1", "method.mutual_steps=0", "method.local_labels=private_and_seed"],
-        ["seed_set.samples_per_round=1"],
+        ["optimizer.seed_batch_size=1", "method.mutual_steps=0"],
+        ["seed_set.samples_per_round=1", "seed_set.views_per_sample=1"],
         ["data.partition.samples_per_participant=2", "seed_set.share=0.5", "evaluation.validation_share=0"],
     ],
 )
@@ -141,7 +141,7 @@ def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibat
     [
         ["optimizer.batch_size=2", "optimizer.seed_batch_size=2"],
         ["optimizer.seed_batch_size=1", "method.name=independent"],
-        ["optimizer.seed_batch_size=1", "method.mutual_steps=0"],
+        ["optimizer.seed_batch_size=1", "method.mutual_steps=0", "method.local_labels=private"],
         ["optimizer.batch_size=1", "models=[mlp, vit]"],
     ],
 )
