@@ -74,6 +74,7 @@ def table(round_index, participants=3, domains=2, rounds=12, seed=0):
     share_PK[:, 0] = 0.0
     share_PK /= share_PK.sum(axis=1, keepdims=True)
     confidence_PK, right_PK = rng.random((2, participants, 10))
+    rows[:, FIELD["temperature"]] = 1.5
     rows[:, FIELD["calibration_error"]] = (share_PK * np.abs(confidence_PK - right_PK)).sum(axis=1)
     confidence_PK[:, 0] = right_PK[:, 0] = np.nan
     own = np.arange(participants)

@@ -115,7 +115,8 @@ class Scores(torch.nn.Module):
 def test_a_temperature_changes_loss_and_calibration_but_no_accuracy():
     images = torch.randn(300, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * 4
     some = Labelled(images, images.flatten(1)[:, :3].argmax(dim=1) % 2)
-    one = Participant(0, "scores", Scores(), some, some, OptimizerConfig(), EvaluationConfig(batch_size=7), seed=0)
+    trained = OptimizerConfig(average="none")
+    one = Participant(0, "scores", Scores(), some, some, trained, EvaluationConfig(batch_size=7), seed=0)
     seed = SeedRound(1, images[:50], some.labels[:50], some.labels[:50])
     temperature = temperature_on(one, seed, NO_PRIOR)
     assert temperature == fitted_temperature(images[:50].flatten(1)[:, :3], seed.targets, NO_PRIOR) > 2

@@ -90,7 +90,10 @@ def test_runs_without_an_end_result_are_left_out_with_a_note_each(tmp_path):
 
 
 def test_an_old_file_without_calibration_is_compared_and_what_is_not_known_is_said(tmp_path):
-    paths = [write(tmp_path / "old"), write(tmp_path / "new", "method.name=independent")]
+    paths = [
+        write(tmp_path / "old", "recipe=classic"),
+        write(tmp_path / "new", "recipe=classic", "method.name=independent"),
+    ]
     with h5py.File(paths[0] / "metrics.h5", "r+") as file:
         for name in ("calibration_error", *(field.name for field in metrics.BIN_FIELDS)):
             del file[name]
@@ -217,7 +220,7 @@ def test_controls_of_a_gap_are_matched_within_the_other_keys(tmp_path):
     for size, scale in ((0.1, 1.0), (0.2, 0.5)):
         for method, accuracy in accuracies.items():
             for seed in range(3):
-                overrides = (f"method.name={method}", f"seed_set.share={size}")
+                overrides = ("recipe=classic", f"method.name={method}", f"seed_set.share={size}")
                 write(tmp_path / f"{size}{method}{seed}", *overrides, seed=seed, accuracy=accuracy * scale)
     paths = sorted(tmp_path.iterdir())
     found = compare([path for path in paths if "0.2pooled" not in path.name], gap=("independent", "pooled"))
@@ -228,7 +231,7 @@ def test_controls_of_a_gap_are_matched_within_the_other_keys(tmp_path):
     matched = compare(paths, gap=("independent", "pooled"))
     shares = [matched.share_of_gap(group, "accuracy_all").share for group in matched.groups]
     assert sorted(shares) == pytest.approx([0, 0, 0.25, 0.25, 1, 1])
-    third = write(tmp_path / "third", "method.name=fedh2l", "seed_set.share=0.3")
+    third = write(tmp_path / "third", "recipe=classic", "seed_set.share=0.3")
     assert compare([*paths, third], gap=("independent", "pooled")).notes == [
         "no group of independent belongs to fedh2l, seed_set.share=0.3",
         "no group of pooled belongs to fedh2l, seed_set.share=0.3",

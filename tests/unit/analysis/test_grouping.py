@@ -22,12 +22,12 @@ def settings(*overrides: str) -> dict:
 
 
 def test_a_run_that_is_older_than_a_key_is_like_one_with_the_classic_value():
-    config = yaml.safe_load(load(None, []).to_yaml())
+    config = yaml.safe_load(load(None, ["recipe=classic"]).to_yaml())
     del config["exchange"]["codec"], config["optimizer"]["precision"], config["seed_set"]["views_per_sample"]
     del config["optimizer"]["average"], config["optimizer"]["schedule"]
     old = what_counts(flat(recipes.complete(Config, config)))
     assert grouping.differing([old, settings("recipe=classic")]) == []
-    assert grouping.differing([old, settings("exchange.codec=uint8")]) == ["exchange.codec"]
+    assert grouping.differing([old, settings("recipe=classic", "exchange.codec=uint8")]) == ["exchange.codec"]
 
 
 def names(*runs: tuple[str, ...]) -> list[str]:
@@ -58,7 +58,7 @@ def test_a_setting_of_most_groups_is_said_once_and_not_in_every_name():
     given = [(), ("method.weight_kd=2.0",), ("method.combine=sum",), ("method.combine=sum", "method.weight_kd=2.0")]
     assert names(*given[:3]) == ["fedh2l", "method.weight_kd=2.0", "method.combine=sum"]
     # In a full grid no value is the usual one.
-    assert names(*given)[0] == "method.weight_kd=1.0, method.combine=gem"
+    assert names(*given)[0] == "method.weight_kd=1.0, method.combine=joint"
 
 
 def test_names_are_short_and_unique_whatever_the_values():
@@ -136,6 +136,7 @@ def test_what_else_differs_between_groups_is_said(tmp_path):
         write(tmp_path / "b", "method.name=fedh2l", "optimizer.lr=0.2", revision="abcdefabcdef-dirty"),
     ]
     assert compare(paths).notes == [
-        "the groups also differ in optimizer.lr (0.1, 0.2)",
+        "the groups also differ in optimizer.lr (0.1, 0.2), evaluation.calibration (none, seed_set), "
+        "exchange.codec (float32, uint8)",
         "the runs come from 2 revisions of the code (0123456, abcdefa-dirty), so their numbers may differ",
     ]

@@ -56,7 +56,8 @@ def test_a_summary_has_the_numbers_of_the_file(tmp_path):
 
 
 def test_a_summary_says_what_the_optimiser_does_more_than_steps(tmp_path):
-    assert summarised(write(tmp_path / "usual", THREE)).facts["optimizer"] == "adam, lr 0.001, minibatch 32"
+    usual = write(tmp_path / "usual", THREE, overrides=["recipe=classic"])
+    assert summarised(usual).facts["optimizer"] == "adam, lr 0.001, minibatch 32"
     keys = ["optimizer={schedule: cosine, schedule_rounds: 1, average: ema, average_decay: 0.980952}"]
     assert summarised(write(tmp_path / "more", THREE, overrides=keys)).facts["optimizer"] == (
         "adam, lr 0.001, cosine over 1 round, minibatch 32, weights averaged with decay 0.981"

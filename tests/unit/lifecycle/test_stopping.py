@@ -94,7 +94,7 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
 
 def test_a_run_stops_in_time_for_its_limit(tmp_path):
     out = tmp_path / "run"
-    asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=1.5", "evaluation.every=1000")
+    asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=3", "evaluation.every=1000")
     assert asked == StopRequest.MAX_WALL
     said = status.read(out / "status")
     assert (said.state, said.reason) == ("stopped", "max_wall")

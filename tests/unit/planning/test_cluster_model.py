@@ -140,6 +140,7 @@ def test_mistakes_in_what_a_cluster_is_are_told(words, message):
 def test_a_plan_tells_the_round_on_a_cluster_and_the_same_with_parameters(capsys):
     steps = ["--set", "method.local_steps=1", "--set", "method.mutual_steps=1", "--set", "models=[mlp]"]
     apart = ["--set", "method.combine=gem", "--set", "method.local_labels=private"]
+    apart += ["--set", "evaluation.calibration=none"]
     words = ["plan", "--ranks", "4", *NETWORK, "--speedup", "20", *steps]
     assert commands.execute(commands.parse([*words, *apart, "--json"]), None) == 0
     got = json.loads(capsys.readouterr().out)

@@ -103,12 +103,12 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     "optimizer",
     [
         ["optimizer.name=adam", "seed_set.views_per_sample=2"],
-        ["optimizer.name=sgd", "optimizer.momentum=0.9"],
+        ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.average=none"],
         ["optimizer.name=adam", "optimizer.average=ema"],
     ],
 )
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
-    config = settled("participants=5", "models=[cnn, resnet8]", *optimizer)
+    config = settled("participants=5", "models=[cnn, resnet8]", "evaluation.calibration=none", *optimizer)
     simulation = api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
     needs = requirements.compute(config, digits(), simulation.method, requirements.count_samples(simulation.setup.plan))
     told = needs.memory(Hosting(5, 1), traffic.links(Graph(5, []).edges, Hosting(5, 1)))
@@ -276,7 +276,7 @@ def test_a_step_takes_about_what_is_told(name, combine):
 def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, optimizer):
     overrides = ["models=[mlp]", "participants=20", "devices.batching=like", f"optimizer.name={optimizer}"]
     # A combination of two gradients, which takes the most.
-    overrides += ["method.combine=gem", "optimizer.seed_batch_size=32"]
+    overrides += ["method.combine=gem"]
     config = settled(*overrides, "method.local_steps=2", "method.mutual_steps=2")
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
     source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
@@ -308,7 +308,7 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
     assert peak_bytes(lambda: cohorts.append(BatchedParticipants(members))) <= told.step[0]
     steps()
     # With SGD, which computes less on the way than Adam, the more so.
-    assert 0.6 * told.step[0] <= peak_bytes(steps) <= told.step[0]
+    assert 0.55 * told.step[0] <= peak_bytes(steps) <= told.step[0]
 
 
 def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
