@@ -152,7 +152,7 @@ def replace(name, values):
         (put("accuracy_own", 0.0, (11, 2)), "accuracy_own of round 11, participant 2: got 0.0, must be 0."),
         (put("calibration_share", 0.9, (3, 0, 0)), "sum of calibration_share of round 3, participant 0: got 1.9"),
         (put("calibration_error", 0.0, (7, 0)), "calibration_error of round 7, participant 0: got 0.0, must be 0."),
-        (put("temperature", 2.0, (7, 0)), "temperature of round 7, participant 0: got 2.0, must be NaN without eval"),
+        (put("temperature", np.nan, (7, 0)), "temperature of round 7, participant 0: got nan, must be a number in a"),
         (put("temperature", 0.01, (7, 0)), "temperature of round 7, participant 0: got 0.01, must be from 0.05 to 20"),
         (put("label_histogram", 4, (1, 9)), "label_histogram of participant 1: got 31 samples, must be 30"),
         (put("own_domain", 2, 1), "own_domain of participant 1: got 2, must be from -1 to 1"),
@@ -214,6 +214,13 @@ def test_a_redrawn_graph_without_edges_leaves_no_degree(tmp_path):
     overrides = ["topology.kind=erdos_renyi", "topology.redraw_every=6", "topology.connected=false"]
     graphs = [(0, ring(3)), (6, [])]
     assert errors(rewritten(tmp_path / "run", rows, graphs, overrides=overrides)) == []
+
+
+def test_without_calibration_no_temperature_is_fitted(tmp_path):
+    (found,) = errors(rewritten(tmp_path / "run", overrides=["evaluation.calibration=none"]))
+    assert found.startswith(
+        "temperature of round 3, participant 0: got 1.5, must be NaN without evaluation.calibration"
+    )
 
 
 def test_a_users_own_classes_are_not_imported(tmp_path):

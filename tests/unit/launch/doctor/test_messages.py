@@ -34,7 +34,8 @@ def test_clocks_far_apart_are_warned_of():
 def test_messages_are_as_large_as_a_runs_would_be():
     from fedh2l_mpi.config.loading import load
 
-    assert messages.load_of(load(None).resolved(1, False)) == Load("posteriors of 288 x 10", 48 + 4 + 4 * 288 * 10)
-    coded = load(None, ["exchange.codec=uint8", "seed_set.views_per_sample=2"]).resolved(1, False)
-    assert messages.load_of(coded) == Load("posteriors of 576 x 10", 48 + 4 + 576 * 10)
+    # Two views of each seed sample, and one byte a posterior.
+    assert messages.load_of(load(None).resolved(1, False)) == Load("posteriors of 576 x 10", 48 + 4 + 576 * 10)
+    classic = load(None, ["recipe=classic"]).resolved(1, False)
+    assert messages.load_of(classic) == Load("posteriors of 288 x 10", 48 + 4 + 4 * 288 * 10)
     assert messages.load_of(load(None, ["method.name=independent"]).resolved(1, False)) is None

@@ -54,7 +54,7 @@ def test_named_elements_are_crossed_with_the_axes(write):
     )
     assert labels(sweep) == ["as_it_is,seed=0", "as_it_is,seed=1", "far_away_2,seed=0", "far_away_2,seed=1"]
     assert sweep.rows == ["as it is", "far/away: 2"]
-    assert sweep.elements[0].config == Config(seed=0, participants=4)
+    assert sweep.elements[0].config == Config(seed=0, participants=4).resolved(1, launched=False)
     assert sweep.elements[2].config.topology.degree == 2
     assert sweep.elements[2].settings == {"element": "far/away: 2"}
 
@@ -85,7 +85,7 @@ def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write)
     )
     methods = [element.config.method for element in sweep.elements]
     assert labels(sweep) == ["fedh2l", "dml", "fedmd,warmup_rounds=2,local_steps=9"]
-    assert [method.model_dump()["combine"] for method in methods] == ["gem", None, None]
+    assert [method.model_dump()["combine"] for method in methods] == ["joint", None, None]
     assert [(method.local_steps, method.mutual_steps) for method in methods] == [(3, 4), (3, 4), (9, 4)]
     assert all(element.config.rounds == 7 for element in sweep.elements)
 
