@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from fedh2l_mpi.config import classic
-from fedh2l_mpi.config.method import CONDITIONAL, DistillationOptions, LabelOptions, MethodConfig, OwnMethodOptions
+from fedh2l_mpi.config.method import DistillationOptions, LabelOptions, MethodConfig, OwnMethodOptions
 from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section
 
 # The default of a field by its dotted key and its kind's name; `...` leaves the declared default.
@@ -50,13 +50,28 @@ def _teachers(value: Lookup) -> str:
     return "right" if value("seed_set.labelled") else "confidence"
 
 
-def _backoff(value: Lookup) -> bool:
-    return value("method.teachers") in CONDITIONAL
-
-
 def _temperature(value: Lookup) -> float:
     # The other methods that publish posteriors have no teachers that the seed labels choose.
     return 2.0 if value("method.name") == "fedh2l" and value("seed_set.labelled") else 1.0
+
+
+def _local_steps(value: Lookup) -> int:
+    # Local steps learn the seed labels as well, so only as many are needed as hide the messages.
+    return 5 if value("method.name") == "fedh2l" else 10
+
+
+def _mutual_steps(value: Lookup) -> int:
+    return 15 if value("method.name") == "fedh2l" else 10
+
+
+def _by_length(short: float, long: float) -> Rule:
+    """Return the rule of a view's width: a long run learns the seed set by heart unless its views are wide."""
+
+    def width(value: Lookup) -> float:
+        rounds = value("rounds")
+        return long if isinstance(rounds, int) and rounds >= LONG else short
+
+    return Rule(f"{short} up to {LONG - 1} rounds, {long} in a longer run", width)
 
 
 def _local_labels(value: Lookup) -> str:
@@ -73,12 +88,18 @@ def _calibration(value: Lookup) -> str:
     return "seed_set" if trains and value("seed_set.labelled") and value("seed_set.views") != "none" else "none"
 
 
+# Number of rounds from which on views are wide.
+LONG = 40
 # Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
 STANDARD: dict[str, Rule] = {
     "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
     "seed_set.views_per_sample": Rule("2; 1 with views none", _views_per_sample),
+    "seed_set.view_rotation_deg": _by_length(15.0, 30.0),
+    "seed_set.view_scale": _by_length(0.1, 0.2),
+    "seed_set.view_shift": _by_length(0.05, 0.1),
+    "method.local_steps": Rule("5 for fedh2l, else 10", _local_steps),
+    "method.mutual_steps": Rule("15 for fedh2l, else 10", _mutual_steps),
     "method.teachers": Rule("right; confidence without seed labels", _teachers),
-    "method.backoff": Rule("true with teachers right or better, else false", _backoff),
     "method.temperature": Rule("2.0 for fedh2l with seed labels, else 1.0", _temperature),
     "method.local_labels": Rule(
         "private_and_seed for fedh2l, seed_supervised and pooled with seed labels, else private", _local_labels
@@ -126,13 +147,17 @@ def as_before(root: type[Section], raw: Mapping[str, Any], before: Mapping[str, 
     Parameters
     ----------
     before : mapping
-        Keys and sections of the run's config.yaml. A key that it lacks has its classic value.
+        Keys and sections of the run's config.yaml. A key that it lacks has its classic value. A key with a rule keeps
+        the run's value, because its rule may look at the number of rounds, which may change.
     """
     if "recipe" in raw:
         return dict(raw)
 
     def default(key: str, kind: str, field: FieldInfo) -> Any:
-        return ... if _has(before, key) else _classic_if_it_differs(key, kind, field)
+        if not _has(before, key):
+            return _classic_if_it_differs(key, kind, field)
+        stored = _stored(before, key) if key in STANDARD else None
+        return ... if stored is None else stored
 
     return dict(_fill(root, {"recipe": before.get("recipe", classic.ADDED["recipe"]), **raw}, default))
 
@@ -196,6 +221,12 @@ def _look_up(section: type[Section], raw: Any, key: str) -> Any:
     if rest:
         return _look_up(field.annotation, keys.get(name, {}), rest)  # type: ignore[arg-type]
     return keys[name] if _is_given(section, keys, name, field) else field.default
+
+
+def _stored(raw: Any, key: str) -> Any:
+    for name in key.split("."):
+        raw = raw[name]
+    return raw
 
 
 def _has(raw: Any, key: str) -> bool:

@@ -232,15 +232,15 @@ def test_a_rule_sees_the_values_of_the_rules_before_it(monkeypatch):
 @pytest.mark.parametrize(
     ("raw", "views", "teachers", "backoff", "temperature", "labels"),
     [
-        ({}, 2, "right", True, 2.0, "private_and_seed"),
+        ({}, 2, "right", False, 2.0, "private_and_seed"),
         ({"recipe": "classic"}, 1, "each", False, 1.0, "private"),
         ({"seed_set": {"labelled": False}}, 2, "confidence", False, 1.0, "private"),
-        ({"seed_set": {"views": "none"}}, 1, "right", True, 2.0, "private_and_seed"),
-        ({"seed_set": {"views": "both", "views_per_sample": 3}}, 3, "right", True, 2.0, "private_and_seed"),
-        ({"method": {"teachers": "better"}}, 2, "better", True, 2.0, "private_and_seed"),
+        ({"seed_set": {"views": "none"}}, 1, "right", False, 2.0, "private_and_seed"),
+        ({"seed_set": {"views": "both", "views_per_sample": 3}}, 3, "right", False, 2.0, "private_and_seed"),
+        ({"method": {"teachers": "better"}}, 2, "better", False, 2.0, "private_and_seed"),
         ({"method": {"teachers": "mean", "temperature": 3.0}}, 2, "mean", False, 3.0, "private_and_seed"),
-        ({"method": {"backoff": False, "local_labels": "private"}}, 2, "right", False, 2.0, "private"),
-        ({"method": {"name": "mine:Mine"}}, 2, "right", True, 1.0, "private"),
+        ({"method": {"backoff": True, "local_labels": "private"}}, 2, "right", True, 2.0, "private"),
+        ({"method": {"name": "mine:Mine"}}, 2, "right", False, 1.0, "private"),
         ({"method": {"name": "dml"}}, 2, None, None, 1.0, None),
         ({"method": {"name": "pooled"}}, 2, None, None, None, "private_and_seed"),
         ({"method": {"name": "fedavg"}}, 2, None, None, None, "private"),
@@ -252,6 +252,28 @@ def test_rules_follow_the_method_the_seed_set_and_the_teachers(raw, views, teach
     assert config.seed_set.views_per_sample == views
     assert (dumped["teachers"], dumped["backoff"]) == (teachers, backoff)
     assert (dumped["temperature"], dumped["local_labels"]) == (temperature, labels)
+
+
+@pytest.mark.parametrize(
+    ("raw", "widths"),
+    [
+        ({}, (30.0, 0.2, 0.1)),
+        ({"rounds": 39}, (15.0, 0.1, 0.05)),
+        ({"seed_set": {"views": "both", "view_scale": 0.3}}, (30.0, 0.3, 0.1)),
+        ({"recipe": "classic"}, (15.0, 0.1, 0.05)),
+        ({"seed_set": {"views": "mixup"}}, (None, None, None)),
+    ],
+)
+def test_views_are_wide_from_forty_rounds_on(raw, widths):
+    dumped = Config(**raw).seed_set.model_dump()
+    assert tuple(dumped[key] for key in ("view_rotation_deg", "view_scale", "view_shift")) == widths
+
+
+def test_a_longer_run_keeps_the_views_that_it_began_with():
+    before = yaml.safe_load(Config(rounds=30).to_yaml())
+    longer = recipes.as_before(Config, {"rounds": 60}, before)
+    assert Config.model_validate(longer).seed_set == Config(rounds=30).seed_set
+    assert Config(rounds=60).seed_set != Config(rounds=30).seed_set
 
 
 @pytest.mark.parametrize(
@@ -278,7 +300,7 @@ def test_the_standard_recipe_has_the_ingredients_of_the_highest_accuracy(name):
     config = loading.load({"method": {"name": name}})
     dumped = config.method.model_dump()
     assert (dumped["prior_correction"], dumped["prior_strength"]) == ("balanced", 1.0)
-    assert (dumped["local_steps"], dumped["mutual_steps"]) == (10, 10)
+    assert (dumped["local_steps"], dumped["mutual_steps"]) == ((5, 15) if name == "fedh2l" else (10, 10))
     combines = name in ("fedh2l", "seed_supervised", "pooled", "mine:Mine")
     assert dumped["combine"] == ("joint" if combines else None)
     optimizer = config.optimizer
