@@ -57,7 +57,7 @@ class Simulation:
 
         for each round:
             publish        posteriors on the round's seed samples; the messages start
-            local phase    E steps on private data while the messages travel
+            local phase    E steps that need no message, while the messages travel
             mutual phase   M steps towards the neighbours' posteriors
             evaluate       every k rounds, on every domain's test set
             record         one row for each participant
