@@ -27,7 +27,7 @@ class Faulty(nn.Module):
         self.calls = 0
     def forward(self, images):
         self.calls += 1
-        if self.calls == 200:  # in round 5 or so
+        if self.calls == 200:  # in round 7 or so
             self.go_wrong()
         return self.layer(images.flatten(1))
 
@@ -120,10 +120,10 @@ def test_nobody_is_left_behind(tmp_path, faulty, any_mpi):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 2 MiB: room for some checkpoints."""
+    """A file system of 3 MiB: room for some checkpoints."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.getuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "small", folder]).returncode:
+    if os.getuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "small", folder]).returncode:
         pytest.skip("only root can mount a small file system")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)

@@ -21,7 +21,8 @@ def test_the_examples_of_a_method_a_model_and_data_of_ones_own_are_short_and_lea
     views = next(block for block in blocks(page) if block.asked == "file my_views.py")
     assert len(views.text.splitlines()) < 60
     boldest = metrics.read(tmp_path / "runs" / "boldest" / "metrics.h5")
-    assert (boldest["bytes_sent"] == 2 * (48 + 4 + 4 * 288 * 10)).all()
+    # Two views of each of 288 samples.
+    assert (boldest["bytes_sent"] == 2 * (48 + 4 + 4 * 2 * 288 * 10)).all()
     # Alone, participants reach 0.58 in this many rounds.
     assert boldest["accuracy_all"][-1].mean() > 0.7
     views = metrics.read(tmp_path / "runs" / "views" / "metrics.h5")

@@ -34,7 +34,7 @@ LABELS = ["plain,seed=0", "plain,seed=1", "other,seed=0", "other,seed=1"]
 def sweep(tmp_path):
     """Write a sweep file of two elements and two seeds; gives the command line for it."""
 
-    def write(element: str = "method.temperature: 2.0", **changes: str) -> list[str]:
+    def write(element: str = "method.temperature: 4.0", **changes: str) -> list[str]:
         path = tmp_path / "tiny.yaml"
         text = TINY.replace("ELEMENT", element)
         for old, new in changes.items():
