@@ -27,7 +27,7 @@ class Faulty(nn.Module):
         self.calls = 0
     def forward(self, images):
         self.calls += 1
-        if self.calls == 200:  # in round 7 or so
+        if self.calls == 190:  # as it publishes in round 7
             self.go_wrong()
         return self.layer(images.flatten(1))
 
