@@ -32,8 +32,10 @@ class MethodConfig(KindSection):
     name: str = Field(
         "fedh2l", description="learning method; `package.module:Class` is your own, which has every method's keys"
     )
-    local_steps: Natural = Field(10, description="E, optimiser steps on private data per round [steps]")
-    mutual_steps: Natural = Field(10, description="M, optimiser steps on private and seed data per round [steps]")
+    local_steps: Natural = Field(10, description="E, optimiser steps per round while the messages travel [steps]")
+    mutual_steps: Natural = Field(
+        10, description="M, optimiser steps per round after that, with the seed set if the method uses it [steps]"
+    )
     prior_correction: Literal["none", "balanced"] = Field(
         "balanced",
         description="balanced: tau log of the training labels' prior is added to the logits in every loss on labels "
