@@ -206,8 +206,12 @@ def _groups(found: Sequence[FinishedRun], keys: Sequence[str]) -> list[Group]:
 
 
 def _what_else_differs(found: Sequence[FinishedRun], keys: Sequence[str], ignore: Sequence[str]) -> list[str]:
-    """Return notes on all other differences, which may also explain the groups' results."""
-    ignored = set(grouping.expand_keys(ignore, "--ignore", [run.settings for run in found]))
+    """Return notes on all other differences, which may also explain the groups' results.
+
+    What the recipe derives from the method is no difference of its own.
+    """
+    settings = [run.settings for run in found]
+    ignored = {*grouping.expand_keys(ignore, "--ignore", settings), *grouping.following_the_method(settings)}
     members: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run in found:
         left = {key: value for key, value in run.counts.items() if key not in ignored}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from fedh2l_mpi.config import recipes
 from fedh2l_mpi.config.comparison import Settings
 from fedh2l_mpi.errors import UserError, did_you_mean
 
@@ -145,6 +146,26 @@ def other_differences(groups: Sequence[Sequence[Settings]], keys: Sequence[str])
             shown = list(everywhere.values())
             (within if mixed else between).append(f"{key} ({', '.join(shown[:4])}{', …' if len(shown) > 4 else ''})")
     return within, between
+
+
+def following_the_method(runs: Sequence[Settings]) -> set[str]:
+    """Return the keys whose values in all runs are those that the standard recipe derives from the method.
+
+    A key that takes several values with one method does not follow the method alone, so it is not returned.
+
+    Parameters
+    ----------
+    runs : sequence of mapping
+        All settings of each run, because the recipe's rules look at other keys.
+    """
+    found = set()
+    for key, rule in recipes.STANDARD.items():
+        # The kinds that have no such key are left out.
+        used = [run for run in runs if run.get(key) is not None]
+        values = {group_key(run, [METHOD, key]) for run in used}
+        if len(values) == _count(used, [METHOD]) and all(rule.value(run.get) == run[key] for run in used):
+            found.add(key)
+    return found
 
 
 def label(settings: Settings, without_null: bool = False, longest: int | None = LONGEST_VALUE) -> str:

@@ -136,7 +136,32 @@ def test_what_else_differs_between_groups_is_said(tmp_path):
         write(tmp_path / "b", "method.name=fedh2l", "optimizer.lr=0.2", revision="abcdefabcdef-dirty"),
     ]
     assert compare(paths).notes == [
-        "the groups also differ in optimizer.lr (0.1, 0.2), evaluation.calibration (none, seed_set), "
-        "exchange.codec (float32, uint8)",
+        "the groups also differ in optimizer.lr (0.1, 0.2)",
         "the runs come from 2 revisions of the code (0123456, abcdefa-dirty), so their numbers may differ",
     ]
+
+
+@pytest.mark.parametrize(
+    ("runs", "note"),
+    [
+        # The recipe gives these methods other steps, codecs and calibrations.
+        ([["method.name=independent"], ["method.name=fedh2l"]], ""),
+        ([["method.name=dml"], ["method.name=fedh2l"], ["method.name=pooled"]], ""),
+        # Each of these is given, or follows from another key than the method.
+        (
+            [["method.name=dml", "exchange.codec=float32"], ["method.name=fedh2l"]],
+            "exchange.codec (float32, uint8)",
+        ),
+        (
+            [["method.name=independent", "method.local_steps=7"], ["method.name=fedh2l"]],
+            "method.local_steps (7, 5)",
+        ),
+        (
+            [["optimizer.average=none", f"rounds={rounds}"] for rounds in (39, 40)],
+            "seed_set.view_rotation_deg (15.0, 30.0), seed_set.view_scale (0.1, 0.2), seed_set.view_shift (0.05, 0.1)",
+        ),
+    ],
+)
+def test_what_the_recipe_derives_from_the_method_is_not_said(tmp_path, runs, note):
+    paths = [write(tmp_path / str(number), *overrides) for number, overrides in enumerate(runs)]
+    assert compare(paths).notes == ([f"the groups also differ in {note}"] if note else [])
