@@ -125,9 +125,9 @@ def test_rotated_mnist_reaches_more_than_a_separate_reference_without_views(tmp_
     ended = launch([*arguments, "--quiet", "--out", str(tmp_path / "run")], ranks=2, timeout=300)
     assert ended.code == 0, ended.err
     result = metrics.read(tmp_path / "run" / "metrics.h5")
-    # The reference got 0.876 without views, this simulator 0.930 by its defaults.
-    assert result["accuracy_all"][-1].mean() >= 0.92
-    assert result["accuracy_own"][-1].mean() >= 0.94
+    # The reference got 0.876 without views, this simulator 0.939 by its defaults.
+    assert result["accuracy_all"][-1].mean() >= 0.93
+    assert result["accuracy_own"][-1].mean() >= 0.95
 
 
 def test_a_run_can_be_watched_by_another_process(tmp_path):
