@@ -308,7 +308,7 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, opt
     assert peak_bytes(lambda: cohorts.append(BatchedParticipants(members))) <= told.step[0]
     steps()
     # With SGD, which computes less on the way than Adam, the more so.
-    assert 0.55 * told.step[0] <= peak_bytes(steps) <= told.step[0]
+    assert 0.5 * told.step[0] <= peak_bytes(steps) <= told.step[0]
 
 
 def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
