@@ -15,7 +15,7 @@ def test_ranks_that_meet_get_one_page_with_timed_messages(any_mpi: Mpi, tmp_path
     assert "mpirun started 2 ranks: 2 on " in words
     assert "the same on all 2 ranks" in words
     assert "ranks 0-1, 1 thread each, on " in words
-    assert "posteriors of 288 x 10 (11,572 bytes) from every rank to the next: median of 20 rounds" in words
+    assert "posteriors of 576 x 10 (5,812 bytes) from every rank to the next: median of 20 rounds" in words
     assert "all ranks see each other's files" in words
     assert ended.out.count("a run would work here") == 1
     assert list(tmp_path.iterdir()) == []

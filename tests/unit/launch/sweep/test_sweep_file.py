@@ -216,4 +216,4 @@ def test_every_shipped_sweep_is_sound_and_says_what_it_shows(path):
 
 
 def test_there_are_ready_sweeps():
-    assert {path.stem for path in SWEEPS} >= {"methods", "topologies", "label_skew", "seed_size"}
+    assert {path.stem for path in SWEEPS} >= {"methods", "topologies", "label_skew", "small_seed_sets"}
