@@ -84,10 +84,15 @@ def _calibration(value: Lookup) -> str:
     method = MethodConfig.class_of(value("method.name"))
     trains = method is not None and issubclass(method, LabelOptions)
     trains = trains or value("method.local_labels") == "private_and_seed"
-    # Without views, a temperature would be fitted on the very samples that were trained on.
-    return "seed_set" if trains and value("seed_set.labelled") and value("seed_set.views") != "none" else "none"
+    # Without views, a temperature would be fitted on the very samples that were trained on; a small seed set is learned
+    # by heart in any view.
+    share = value("seed_set.share")
+    suits = value("seed_set.labelled") and value("seed_set.views") != "none"
+    return "seed_set" if trains and suits and isinstance(share, int | float) and share >= ENOUGH else "none"
 
 
+# Smallest share of the data whose seed labels give a sound temperature.
+ENOUGH = 0.1
 # Number of rounds from which on views are wide.
 LONG = 40
 # Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
@@ -104,7 +109,9 @@ STANDARD: dict[str, Rule] = {
     "method.local_labels": Rule(
         "private_and_seed for fedh2l, seed_supervised and pooled with seed labels, else private", _local_labels
     ),
-    "evaluation.calibration": Rule("seed_set if the seed labels are learned in views, else none", _calibration),
+    "evaluation.calibration": Rule(
+        "seed_set if the labels of a seed share of 0.1 or more are learned in views, else none", _calibration
+    ),
 }
 
 

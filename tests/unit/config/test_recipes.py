@@ -288,6 +288,8 @@ def test_a_longer_run_keeps_the_views_that_it_began_with():
         ({"method": {"name": "fedavg", "local_labels": "private"}}, "none"),
         ({"seed_set": {"labelled": False}}, "none"),
         ({"seed_set": {"views": "none"}}, "none"),
+        ({"seed_set": {"share": 0.1}}, "seed_set"),
+        ({"seed_set": {"share": 0.05}}, "none"),
         ({"seed_set": {"views": "none"}, "evaluation": {"calibration": "seed_set"}}, "seed_set"),
     ],
 )
