@@ -18,6 +18,11 @@ Default = Callable[[str, str, FieldInfo], Any]
 # The value that a dotted key has so far: what is given, or its default; None if the kind has no such key.
 Lookup = Callable[[str], Any]
 
+# Smallest share of the data whose seed labels give a sound temperature.
+ENOUGH = 0.1
+# Number of rounds from which on views are wide.
+LONG = 40
+
 
 class Rule(NamedTuple):
     """Default that follows from other keys.
@@ -55,13 +60,14 @@ def _temperature(value: Lookup) -> float:
     return 2.0 if value("method.name") == "fedh2l" and value("seed_set.labelled") else 1.0
 
 
-def _local_steps(value: Lookup) -> int:
-    # Local steps learn the seed labels as well, so only as many are needed as hide the messages.
-    return 5 if value("method.name") == "fedh2l" else 10
+def _by_method(fedh2l: int, others: int) -> Rule:
+    """Return the rule of a number of steps.
 
-
-def _mutual_steps(value: Lookup) -> int:
-    return 15 if value("method.name") == "fedh2l" else 10
+    FedH2L's local steps learn the seed labels as well, so only as many are needed as hide the messages.
+    """
+    return Rule(
+        f"{fedh2l} for fedh2l, else {others}", lambda value: fedh2l if value("method.name") == "fedh2l" else others
+    )
 
 
 def _by_length(short: float, long: float) -> Rule:
@@ -91,10 +97,6 @@ def _calibration(value: Lookup) -> str:
     return "seed_set" if trains and suits and isinstance(share, int | float) and share >= ENOUGH else "none"
 
 
-# Smallest share of the data whose seed labels give a sound temperature.
-ENOUGH = 0.1
-# Number of rounds from which on views are wide.
-LONG = 40
 # Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
 STANDARD: dict[str, Rule] = {
     "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
@@ -102,15 +104,15 @@ STANDARD: dict[str, Rule] = {
     "seed_set.view_rotation_deg": _by_length(15.0, 30.0),
     "seed_set.view_scale": _by_length(0.1, 0.2),
     "seed_set.view_shift": _by_length(0.05, 0.1),
-    "method.local_steps": Rule("5 for fedh2l, else 10", _local_steps),
-    "method.mutual_steps": Rule("15 for fedh2l, else 10", _mutual_steps),
+    "method.local_steps": _by_method(5, 10),
+    "method.mutual_steps": _by_method(15, 10),
     "method.teachers": Rule("right; confidence without seed labels", _teachers),
     "method.temperature": Rule("2.0 for fedh2l with seed labels, else 1.0", _temperature),
     "method.local_labels": Rule(
         "private_and_seed for fedh2l, seed_supervised and pooled with seed labels, else private", _local_labels
     ),
     "evaluation.calibration": Rule(
-        "seed_set if the labels of a seed share of 0.1 or more are learned in views, else none", _calibration
+        f"seed_set if the labels of a seed share of {ENOUGH} or more are learned in views, else none", _calibration
     ),
 }
 
@@ -161,10 +163,10 @@ def as_before(root: type[Section], raw: Mapping[str, Any], before: Mapping[str, 
         return dict(raw)
 
     def default(key: str, kind: str, field: FieldInfo) -> Any:
-        if not _has(before, key):
+        stored = _stored(before, key)
+        if stored is ...:
             return _classic_if_it_differs(key, kind, field)
-        stored = _stored(before, key) if key in STANDARD else None
-        return ... if stored is None else stored
+        return stored if key in STANDARD and stored is not None else ...
 
     return dict(_fill(root, {"recipe": before.get("recipe", classic.ADDED["recipe"]), **raw}, default))
 
@@ -231,13 +233,9 @@ def _look_up(section: type[Section], raw: Any, key: str) -> Any:
 
 
 def _stored(raw: Any, key: str) -> Any:
+    """Return the value of a dotted key; `...` if there is none."""
     for name in key.split("."):
+        if not isinstance(raw, Mapping) or name not in raw:
+            return ...
         raw = raw[name]
     return raw
-
-
-def _has(raw: Any, key: str) -> bool:
-    name, _, rest = key.partition(".")
-    if not isinstance(raw, Mapping) or name not in raw:
-        return False
-    return _has(raw[name], rest) if rest else True
