@@ -1,5 +1,6 @@
 """Write a rank's log to its file and, on rank 0, to standard output."""
 
+import contextlib
 import logging
 import logging.handlers
 import shutil
@@ -29,7 +30,7 @@ class RunLog:
 
     def open(self, path: Path, rank: int, size: int, prints: bool) -> None:
         """Send the log to a file, and to standard output if it `prints`; first, each message so far once."""
-        handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+        handlers: list[logging.Handler] = [_Filed(path, encoding="utf-8")]
         if prints:
             handlers.append(_Printed(sys.stdout))
             handlers[-1].addFilter(lambda record: not getattr(record, "file_only", False))
@@ -73,6 +74,31 @@ class _Wrapping(logging.Formatter):
             textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
             for line in lines
         )
+
+
+class _Filed(logging.FileHandler):
+    """Lines in a file. If it cannot be written, standard error says so once, and the run goes on without them."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            # A closed standard error must not end the run either.
+            with contextlib.suppress(OSError, ValueError):
+                print(
+                    f"fedh2l_mpi: warning: the log {self.baseFilename} cannot be written: {error.strerror}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def close(self) -> None:
+        # The lines that could not be written are tried once more, and what ends the run must not be hidden by them.
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _Printed(logging.StreamHandler[TextIO]):
