@@ -6,7 +6,7 @@
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.method import CombineOptions
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.methods.base import Method, PosteriorMethod
+from fedh2l_mpi.methods.base import Method
 from fedh2l_mpi.methods.d_psgd import DPsgd
 from fedh2l_mpi.methods.distributed_distillation import DistributedDistillation
 from fedh2l_mpi.methods.dml import DeepMutualLearning
@@ -16,6 +16,7 @@ from fedh2l_mpi.methods.fedmd import FedMD
 from fedh2l_mpi.methods.gradients import COMBINERS
 from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.methods.pooled import Pooled
+from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
 from fedh2l_mpi.runtime.plugins import load_class

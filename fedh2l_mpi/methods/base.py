@@ -1,7 +1,7 @@
-"""Base classes of learning methods: the interface to the round loop, and the defaults that most methods share.
+"""Base class of learning methods: the interface to the round loop, and the defaults that most methods share.
 
-Shape letters: N neighbours, S seed rows of the round, C classes, K gradients, W weights of the model. A published
-array has rows and columns.
+Shape letters: B minibatch, N neighbours, S seed rows of the round, C classes, K gradients, W weights of the model. A
+published array has rows and columns.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from fedh2l_mpi.config.method import (
     OwnMethodOptions,
 )
 from fedh2l_mpi.errors import DivergedError, UserError, did_you_mean
-from fedh2l_mpi.exchange import ArraySpec, host_memory
+from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods.gradients import COMBINERS, InnerProducts, nearest_in_cone
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import REMEDY, Participant
@@ -331,79 +331,3 @@ class Method:
         participant.note("gradient_cosine", products.cosine)
         participant.note("conflict_rate", products.conflict)
         return products
-
-
-class PosteriorMethod(Method):
-    """Base class of methods whose participants publish only their posteriors on the round's seed samples."""
-
-    config: DistillationOptions
-
-    @property
-    def temperature(self) -> float:
-        """T of the published posteriors, and of the own posteriors that are compared with them."""
-        return self.config.temperature
-
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("posteriors", samples, classes, sums_to_one=True)
-
-    def distillation(
-        self,
-        now: Round,
-        own_logits_BC: Tensor,
-        theirs_NBC: Tensor,
-        divergence: str = "forward_kl",
-        weights_NB: Tensor | None = None,
-    ) -> Tensor:
-        """Return the mean divergence between neighbours and own on a seed minibatch, in nats, without weight and T^2.
-
-        If `method.prior_correction` is balanced and the seed set is labelled, both sides are posteriors for the prior
-        of the seed labels, which the seed samples have. Posteriors for even labels would hold down the classes that
-        are rare among them, by the many samples of the others.
-        """
-        if self.corrects_priors and self.labelled:
-            exponent = self.config.prior_strength / self.temperature
-            theirs_NBC = losses.posteriors_under_prior(theirs_NBC, now.seed_set.log_prior, exponent)
-            own_logits_BC = self.under_seed_prior(now, own_logits_BC)
-        return losses.mutual_distillation(own_logits_BC, theirs_NBC, self.temperature, divergence, weights_NB)
-
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Return softmax(logits / T) in eval mode, float32 (S, C) in host memory; nothing else leaves a participant."""
-        logits_SC = participant.logits(now.seed.images)
-        return host_memory.to_host(losses.posteriors(logits_SC, self.temperature).float())
-
-
-class ParameterMethod(Method):
-    """Base class of methods whose participants average parameters instead of learning from the seed set.
-
-    BatchNorm's running statistics are averaged like parameters if the averaged parameters are the current ones. The
-    optimiser's moments stay local.
-    """
-
-    shares_parameters = True
-    all_steps_in = "local"
-
-    def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
-        return ArraySpec("parameters", 1, participant.shared_state.size)
-
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Return parameters and running statistics, float32 (1, size) in host memory."""
-        return host_memory.to_host(participant.shared_state.read().float())[None]
-
-    def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E + M steps on private minibatches, and on seed labels too if `method.local_labels` says so."""
-        participant.begin(now.index, phase=0)
-        for loss in self.local_losses(participant, now):
-            participant.step(participant.gradient(loss))
-
-    def local_losses(self, participant: Participant, now: Round) -> Iterator[Tensor]:
-        """Yield the loss of each of the E + M steps, in nats. The caller takes a step before it asks for the next one.
-
-        A seed minibatch shares the pass of the private one, because there are no rules for two gradients here.
-        """
-        steps = self.config.local_steps + self.config.mutual_steps
-        if not self.uses_local_labels:
-            for _ in range(steps):
-                yield self.private_loss(participant)
-            return
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, steps):
-            yield self.joint_loss(participant, now, rows_B, self.label_terms(participant, now, rows_B))

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedh2l_mpi.methods.base import ParameterMethod
+from fedh2l_mpi.methods.parameter_method import ParameterMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.topology import Graph

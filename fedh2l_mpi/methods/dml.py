@@ -6,7 +6,7 @@ Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 from torch import Tensor
 
 from fedh2l_mpi.config.method import DmlOptions
-from fedh2l_mpi.methods.base import PosteriorMethod
+from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 

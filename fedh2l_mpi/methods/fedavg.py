@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi.config.method import FedProxOptions
-from fedh2l_mpi.methods.base import ParameterMethod
+from fedh2l_mpi.methods.parameter_method import ParameterMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedh2l_mpi.config.method import FedH2LOptions
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import teachers
-from fedh2l_mpi.methods.base import PosteriorMethod
+from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.teachers import Teachers
 from fedh2l_mpi.participant import Participant
