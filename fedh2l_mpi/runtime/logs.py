@@ -77,7 +77,7 @@ class _Wrapping(logging.Formatter):
 
 
 class _Filed(logging.FileHandler):
-    """Lines in a file. If it cannot be written, standard error says so once, and the run goes on without them."""
+    """Lines in a file. If it cannot be written, standard error says so once, and the run continues without them."""
 
     _failed = False
 
