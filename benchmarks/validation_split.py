@@ -13,6 +13,7 @@ import numpy as np
 
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable
+from fedh2l_mpi.errors import UserError
 
 
 def write(folder: Path, part: str, table: ImageTable, rows: np.ndarray) -> None:
@@ -30,8 +31,11 @@ def main() -> None:
     parser.add_argument("root", help="folder of the four IDX files")
     parser.add_argument("out", type=Path, help="a new folder")
     options = parser.parse_args()
-    options.out.mkdir(parents=True)
-    table = open_source("mnist", options.root).train
+    try:
+        table = open_source("mnist", options.root).train
+        options.out.mkdir(parents=True)
+    except (UserError, FileExistsError) as error:
+        parser.error(f"out: {options.out} exists" if isinstance(error, FileExistsError) else str(error))
     kept = len(table.labels) * 5 // 6
     write(options.out, "train", table, np.arange(kept))
     write(options.out, "test", table, np.arange(kept, len(table.labels)))

@@ -22,6 +22,8 @@ Lookup = Callable[[str], Any]
 ENOUGH = 0.1
 # Number of rounds from which on views are wide.
 LONG = 40
+# Partitions that may leave a class to few samples.
+RARE_CLASSES = ("dirichlet",)
 
 
 class Rule(NamedTuple):
@@ -57,7 +59,11 @@ def _teachers(value: Lookup) -> str:
 
 def _temperature(value: Lookup) -> float:
     # The other methods that publish posteriors have no teachers that the seed labels choose.
-    return 2.0 if value("method.name") == "fedh2l" and value("seed_set.labelled") else 1.0
+    if value("method.name") != "fedh2l" or not value("seed_set.labelled"):
+        return 1.0
+    # Soft posteriors hold down a class that hardly anybody has.
+    rare = value("data.partition.kind") in RARE_CLASSES and not value("data.partition.min_per_class")
+    return 2.0 if rare else 4.0
 
 
 def _by_method(fedh2l: int, others: int) -> Rule:
@@ -107,7 +113,9 @@ STANDARD: dict[str, Rule] = {
     "method.local_steps": _by_method(5, 10),
     "method.mutual_steps": _by_method(15, 10),
     "method.teachers": Rule("right; confidence without seed labels", _teachers),
-    "method.temperature": Rule("2.0 for fedh2l with seed labels, else 1.0", _temperature),
+    "method.temperature": Rule(
+        "4.0 for fedh2l with seed labels, 2.0 under dirichlet without min_per_class; else 1.0", _temperature
+    ),
     "method.local_labels": Rule(
         "private_and_seed for fedh2l, seed_supervised and pooled with seed labels, else private", _local_labels
     ),
