@@ -13,10 +13,8 @@ import io
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import h5py
+from fedh2l_mpi.runtime.safe_hdf5 import SafeFile, regular_bytes
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUPERBLOCK_BYTES = 48
@@ -24,26 +22,27 @@ FLAGS_AT, END_AT = 11, 28
 ROOM_BYTES = 2**40
 
 
-def open_for_reading(path: Path) -> tuple["h5py.File", bool]:
+def open_for_reading(path: Path) -> tuple[SafeFile, bool]:
     """Return the open file, and True if its writer closed it.
 
     Raises
     ------
     OSError
-        If the file cannot be opened as HDF5.
+        If the path is no regular file, or cannot be opened as HDF5.
     """
     import h5py
 
+    file_bytes = regular_bytes(path)
     with path.open("rb") as file:
         superblock = file.read(SUPERBLOCK_BYTES)
     if not superblock.startswith(SIGNATURE):
         raise OSError("it does not begin as an HDF5 file does")
     if len(superblock) < SUPERBLOCK_BYTES or superblock[8] < 3:
-        return h5py.File(path, "r", locking=False), True
-    closed, whole = superblock[FLAGS_AT] == 0, path.stat().st_size >= _end(superblock)
+        return SafeFile(h5py.File(path, "r", locking=False), file_bytes), True
+    closed, whole = superblock[FLAGS_AT] == 0, file_bytes >= _end(superblock)
     if closed and whole:
-        return h5py.File(path, "r", locking=False), True
-    return h5py.File(_View(path), "r"), closed
+        return SafeFile(h5py.File(path, "r", locking=False), file_bytes), True
+    return SafeFile(h5py.File(_View(path), "r"), file_bytes), closed
 
 
 class _View(io.RawIOBase):

@@ -15,6 +15,7 @@ from fedh2l_mpi.metrics import ADDED, DIMENSIONS, FIELDS, SCALES, SCHEMA_VERSION
 from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.safe_hdf5 import SafeAttributes, SafeFile
 
 if TYPE_CHECKING:
     import h5py
@@ -114,11 +115,11 @@ def _wrong_in_array(
 
 
 def _text_attribute(array: "h5py.Dataset", name: str) -> Any:
-    got = array.attrs.get(name)
+    got = SafeAttributes(array).get(name)
     return got.decode(errors="replace") if isinstance(got, bytes) else got
 
 
-def _length(file: "h5py.File", name: str) -> int | None:
+def _length(file: SafeFile, name: str) -> int | None:
     try:
         return int(file[name].shape[0])
     except DAMAGE:
