@@ -5,7 +5,6 @@ import io
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -14,6 +13,7 @@ from fedh2l_mpi.errors import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_USER, UserError
 from fedh2l_mpi.lifecycle.failure import end_job, report
 from fedh2l_mpi.lifecycle.signals import Signals
 from fedh2l_mpi.runtime import libraries, processes
+from fedh2l_mpi.runtime.clocks import stay
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.shared_imports import ParentProcess
 from fedh2l_mpi.runtime.world import World
@@ -51,7 +51,7 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         report(str(error), speaks=is_first)
         if not is_first:
             # A launcher ends the job when the first process fails. The rank that prints must be that process.
-            time.sleep(SILENT_RANKS_STAY_S)
+            stay(SILENT_RANKS_STAY_S)
         sys.exit(EXIT_USER)
     try:
         code = commands.execute(command, world, signals)
@@ -75,7 +75,7 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         if mistake := libraries.missing(error):
             # Usually the library is missing on every rank. Rank 0 then ends the job before the others print the same.
-            time.sleep(SILENT_RANKS_STAY_S if world.rank else 0.0)
+            stay(SILENT_RANKS_STAY_S if world.rank else 0.0)
             _leave(mistake, world)
         end_job(error, world)
     except BaseException as error:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import atomic_files
+from fedh2l_mpi.runtime.clocks import Patience
 
 FORMAT, VERSION = "fedh2l_mpi checkpoint", 1
 MANIFEST = "manifest.json"
@@ -144,10 +144,10 @@ def write_states(path: Path, rounds: int, states: States) -> NDArray[Any]:
 
 def _content(path: Path) -> bytes:
     """Return the content of a checkpoint's file. A missing file is damage; a file that cannot be read now is not."""
-    until = time.monotonic() + PATIENCE_S
+    patience = Patience(PATIENCE_S)
     try:
-        while not path.exists() and time.monotonic() < until:
-            time.sleep(0.1)
+        while not path.exists() and not patience.is_over:
+            patience.pause()
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: {error.strerror}") from None

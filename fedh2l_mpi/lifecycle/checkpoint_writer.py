@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.lifecycle.checkpoint_files import REPORT, commit, rank_file_name, unfinished_folder, write_states
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.clocks import Patience
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import TAGS, World
 
@@ -192,7 +193,11 @@ class CheckpointWriter:
         A job that resumes the run looks for the newest checkpoint only once, so none must appear after that. It makes
         the later checkpoints again.
         """
-        wait([pending.commit for pending in self._pending.values() if pending.commit is not None], COMMIT_S)
+        patience = Patience(COMMIT_S)
+        while any(pending.commit and not pending.commit.done() for pending in self._pending.values()):
+            if patience.is_over:
+                break
+            patience.pause(PAUSE_S)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _in_background(self, what: str, rounds: int, work: Callable[[], T]) -> Future[T]:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime.processes import is_running, start_ticks
+from fedh2l_mpi.runtime.processes import is_running, run_program, start_ticks
 
 SQUEUE_S = 20.0
 # States of a job that has no processes. COMPLETING precedes all of them. Source: squeue(1), JOB STATE CODES.
@@ -253,9 +253,7 @@ def _namespace() -> int:
 def _job_has_ended(job: str) -> bool | None:
     """Return True if Slurm no longer runs a job; None if Slurm does not answer."""
     try:
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", "%T"], capture_output=True, text=True, timeout=SQUEUE_S
-        )
+        asked = run_program(["squeue", "--noheader", "--jobs", job, "--format", "%T"], SQUEUE_S, text=True)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if asked.returncode:

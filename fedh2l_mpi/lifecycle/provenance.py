@@ -9,7 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import fedh2l_mpi
+from fedh2l_mpi.runtime.processes import run_program
 
+GIT_S = 10.0
 PACKAGE = Path(fedh2l_mpi.__file__).parent
 
 
@@ -27,11 +29,9 @@ def git_revision() -> str:
     git = ["git", "-C", str(PACKAGE)]
     try:
         # Check that git tracks the package, because an installed package may lie inside another project's checkout.
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=10)
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--", str(PACKAGE)], capture_output=True, text=True, timeout=10
-        )
+        tracked = run_program([*git, "ls-files", "--error-unmatch", "__init__.py"], GIT_S)
+        commit = run_program([*git, "rev-parse", "HEAD"], GIT_S, text=True)
+        changes = run_program([*git, "status", "--porcelain", "--", str(PACKAGE)], GIT_S, text=True)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     if tracked.returncode or commit.returncode or changes.returncode:

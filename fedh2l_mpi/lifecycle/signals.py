@@ -41,14 +41,28 @@ class Signals:
     ----------
     parent : ParentProcess or None
         The process that started this one; None: its parent.
+
+    Attributes
+    ----------
+    begin : float
+        The `time.monotonic` of the start [s].
+    asked : StopRequest
+        The largest request so far.
+    wakes : int
+        Number of times that this process was woken up, for example after Slurm had suspended its job.
     """
 
     def __init__(self, parent: ParentProcess | None = None) -> None:
         self.begin = time.monotonic()
         self.asked = StopRequest.NOTHING
         self.parent = parent or ParentProcess()
+        self.wakes = 0
+        signal.signal(signal.SIGCONT, self._note_wake)
         signal.signal(signal.SIGUSR1, self._note)
         signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         self.asked = max(self.asked, StopRequest.USR1 if number == signal.SIGUSR1 else StopRequest.TERM)
+
+    def _note_wake(self, number: int, frame: object) -> None:
+        self.wakes += 1

@@ -45,6 +45,7 @@ class Stopping:
         self._limit_s, self._deadline_s = config.max_wall_s, deadline_s
         self._begin = signals.begin if signals is not None else time.monotonic()
         self._round_began, self._longest_s = time.monotonic(), 0.0
+        self._wakes = signals.wakes if signals is not None else 0
         self._agreement = _Agreement(world, deadline_s) if world.comm is not None else None
         self._checkpoint_is_due = False
         # Modification time of the request that the checkpoint in progress answers.
@@ -95,7 +96,12 @@ class Stopping:
 
     def _requested(self) -> StopRequest:
         now = time.monotonic()
-        self._longest_s = max(self._longest_s, now - self._round_began)
+        wakes = self._signals.wakes if self._signals is not None else 0
+        # The length of a round in which the job was suspended says nothing about later rounds; it would end the run
+        # long before its limit.
+        if wakes == self._wakes:
+            self._longest_s = max(self._longest_s, now - self._round_began)
+        self._wakes = wakes
         self._round_began = now
         requested = StopRequest.NOTHING
         if self._signals is not None:

@@ -5,8 +5,17 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from fedh2l_mpi.runtime.clocks import Patience
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
+# Seconds between looks at a program that this process waits for.
+LOOK_S = 0.25
 # Longer than filling the caches takes, and shorter than a round.
 TURN_S = 0.05
 # The system call's number, because C libraries before glibc 2.41 have no function for it.
@@ -62,6 +71,43 @@ def start_s(pid: int) -> float | None:
     except (OSError, StopIteration):
         return None
     return None if ticks is None else boot_s + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def run_program(command: Sequence[str], patience_s: float, **options: Any) -> "CompletedProcess[Any]":
+    """Run a program and return its captured output, as `subprocess.run` does, but with a limit for this process's time.
+
+    A job that is stopped and woken up has not used its patience meanwhile, and the program was stopped, too.
+
+    Parameters
+    ----------
+    patience_s : float
+        Longest wait for the program's end [s].
+    options
+        Further options of `subprocess.Popen`, such as `text`.
+
+    Raises
+    ------
+    OSError
+        If the program cannot be started.
+    subprocess.TimeoutExpired
+        If the program does not end within the limit. It is killed.
+    """
+    # Imported here, because a proxy of `--share-imports` starts no programs.
+    import subprocess
+
+    patience = Patience(patience_s)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as process:
+        try:
+            while True:
+                try:
+                    out, err = process.communicate(timeout=patience.slice_s(LOOK_S))
+                    return subprocess.CompletedProcess(command, process.wait(), out, err)
+                except subprocess.TimeoutExpired:
+                    if patience.is_over:
+                        raise subprocess.TimeoutExpired(command, patience_s) from None
+        except BaseException:
+            process.kill()
+            raise
 
 
 def discard_output() -> None:

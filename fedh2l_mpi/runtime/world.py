@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
 from fedh2l_mpi.runtime import libraries
+from fedh2l_mpi.runtime.clocks import Patience
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
 
@@ -90,9 +91,9 @@ class World:
             Longest time to look for one [s]. MPI may notice a death before the process has disappeared.
         """
         here = [(rank, pid) for rank, (host, pid) in enumerate(self._processes) if host == self.host]
-        until = time.monotonic() + patience_s
-        while not (dead := [(rank, pid) for rank, pid in here if not is_running(pid)]) and time.monotonic() < until:
-            time.sleep(0.02)
+        patience = Patience(patience_s)
+        while not (dead := [(rank, pid) for rank, pid in here if not is_running(pid)]) and not patience.is_over:
+            patience.pause(0.02)
         return [f"rank {rank} (host {self.host}, pid {pid})" for rank, pid in dead]
 
     def __str__(self) -> str:
@@ -197,7 +198,7 @@ class World:
         owners : sequence of int
             The rank at the other end of each request; -1 if it may be any rank.
         deadline_s : float
-            Longest wait [s].
+            Longest wait [s]. Time in which this process is stopped does not count.
         what : str
             Name of the awaited messages, for the error.
         idle : callable
@@ -217,14 +218,14 @@ class World:
             return []
         pending, statuses = list(requests), []  # type: ignore[var-annotated]
         test_all = type(pending[0]).Testall
-        begin, pause, tries = time.monotonic(), 50e-6, 0
+        patience, pause, tries = Patience(deadline_s), 50e-6, 0
         while not test_all(pending, statuses):
             tries += 1
             if tries <= 20:
                 continue
             if idle is not None:
                 idle()
-            if time.monotonic() - begin > deadline_s:
+            if patience.is_over:
                 late = sorted(
                     {owner for request, owner in zip(pending, owners, strict=True) if not request.Get_status()}
                 )

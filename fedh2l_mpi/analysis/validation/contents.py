@@ -12,6 +12,7 @@ from fedh2l_mpi.metrics import DIMENSIONS
 from fedh2l_mpi.metrics.digests import content_digest
 from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
+from fedh2l_mpi.runtime.processes import run_program
 
 # Time limit of another program; all of them read headers only, so the file's size does not matter.
 PROGRAM_SECONDS = 30
@@ -91,7 +92,7 @@ class _Failure(str):
 def _ended(command: Sequence[str]) -> str:
     """Return the output of a program, or a _Failure."""
     try:
-        ended = subprocess.run(command, capture_output=True, timeout=PROGRAM_SECONDS, check=False)
+        ended = run_program(command, PROGRAM_SECONDS)
     except subprocess.TimeoutExpired:
         return _Failure(f"still running after {PROGRAM_SECONDS} s")
     except OSError as error:

@@ -3,8 +3,6 @@
 import datetime
 import os
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from fedh2l_mpi.errors import EXIT_FAULT, LateRankError, UserError
 from fedh2l_mpi.launch.doctor import launcher, messages, ranks, software, storage
 from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, refused
 from fedh2l_mpi.launch.doctor.page import Page
+from fedh2l_mpi.runtime.clocks import Timer, stay
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.world import World, connect
 
@@ -40,14 +39,12 @@ class Watchdog:
 
     def __init__(self, who: str, deadline_s: float = DEADLINE_S) -> None:
         self._who, self._deadline_s = who, deadline_s
-        self._timer: threading.Timer | None = None
+        self._timer: Timer | None = None
 
     def step(self, what: str) -> None:
         """Start the time limit of the next step, named `what` in the message."""
         self._cancel()
-        self._timer = threading.Timer(self._deadline_s, self._expire, [what])
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = Timer(self._deadline_s, lambda: self._expire(what))
 
     def __enter__(self) -> "Watchdog":
         return self
@@ -80,7 +77,7 @@ def connect_ranks(environ: Mapping[str, str] = os.environ) -> World:
             print(f"fedh2l_mpi: doctor: {caution}", file=sys.stderr, flush=True)
         else:
             # The first rank that MPI ends takes the others with it, so rank 0 needs time to print.
-            time.sleep(SPEAK_S)
+            stay(SPEAK_S)
     with Watchdog(f"process {launch.rank}") as watchdog:
         watchdog.step("connecting the ranks")
         try:

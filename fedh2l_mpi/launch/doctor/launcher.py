@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, good, warning
 from fedh2l_mpi.runtime.launcher import Launch
+from fedh2l_mpi.runtime.processes import run_program
 
 PATIENCE_S = 10.0
 # The --mpi that srun needs for each MPI; with another one, the ranks would not see each other.
@@ -153,9 +154,7 @@ def slurm_job(environ: Mapping[str, str]) -> list[Finding]:
 def _output_of(command: Sequence[str]) -> str:
     """Return the output of a command, or the reason why it could not run."""
     try:
-        ended = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, stdin=subprocess.DEVNULL
-        )
+        ended = run_program(command, PATIENCE_S, text=True, errors="replace", stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return ended.stdout + ended.stderr

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, warning
 from fedh2l_mpi.lifecycle import provenance
 from fedh2l_mpi.runtime import libraries
+from fedh2l_mpi.runtime.processes import run_program
 
 MISSING = "not installed"
 # MPI is not initialised here, because on a login node this may end the process.
@@ -29,6 +30,9 @@ def versions_here(mpi_library: str) -> dict[str, str]:
     return {**found, "code": provenance.source_digest().hex()[:8]}
 
 
+ASK_S = 30.0
+
+
 def cannot_load(name: str) -> str:
     """Return the reason why a package cannot be imported, or an empty string if it can."""
     try:
@@ -41,7 +45,7 @@ def cannot_load(name: str) -> str:
 def mpi_of_mpi4py() -> str:
     """Return name and version of the MPI library that mpi4py loads, such as `Open MPI 5.0.11`, or `none`."""
     try:
-        asked = subprocess.run([sys.executable, "-c", _ASK_MPI], capture_output=True, text=True, timeout=30)
+        asked = run_program([sys.executable, "-c", _ASK_MPI], ASK_S, text=True)
     except subprocess.TimeoutExpired:
         return "none"
     return asked.stdout.strip() if asked.returncode == 0 and asked.stdout.strip() else "none"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, warning
+from fedh2l_mpi.runtime.clocks import Patience
 from fedh2l_mpi.runtime.world import World
 
 # A file system that caches names, such as NFS, may show a new file late.
@@ -240,7 +241,7 @@ def _writes(path: Path, text: str) -> str:
 
 def _reads(path: Path, text: str) -> str:
     """Wait until the file contains the text; return an error message after PATIENCE_S, else an empty string."""
-    until = time.monotonic() + PATIENCE_S
+    patience = Patience(PATIENCE_S)
     while True:
         try:
             if path.read_text() == text:
@@ -248,9 +249,9 @@ def _reads(path: Path, text: str) -> str:
             trouble = "reads a different text there"
         except OSError as error:
             trouble = f"does not see it: {error.strerror}"
-        if time.monotonic() > until:
+        if patience.is_over:
             return trouble
-        time.sleep(0.05)
+        patience.pause(0.05)
 
 
 def shared(hosts: Sequence[str], troubles: Sequence[str], folder: Path) -> Finding:

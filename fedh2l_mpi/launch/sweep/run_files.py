@@ -10,7 +10,6 @@ the lock, and other nodes may not see it. A run directory is therefore moved onl
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.sweep.sweep_file import Element
 from fedh2l_mpi.lifecycle.lock import RunLock
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.clocks import Patience
 
 POLL_S = 0.1
 
@@ -107,15 +107,15 @@ class SweepRunFiles:
         """Return a file descriptor that holds the lock while it is open, or None if another process holds the lock."""
         # Mode "w" would empty the file before the lock is ours, while another process may be using it.
         descriptor = os.open(self.config, os.O_RDWR | os.O_CREAT, 0o666)
-        until = time.monotonic() + patience_s
+        patience = Patience(patience_s)
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= until:
+                if patience.is_over:
                     os.close(descriptor)
                     return None
-                time.sleep(POLL_S)
+                patience.pause(POLL_S)
             except OSError as error:
                 os.close(descriptor)
                 raise UserError(

@@ -19,6 +19,7 @@ from fedh2l_mpi.launch.sweep.progress import SweepProgress
 from fedh2l_mpi.launch.sweep.run_files import POLL_S, DifferentConfigError, SweepRunFiles
 from fedh2l_mpi.launch.sweep.sweep_file import Element
 from fedh2l_mpi.runtime import shared_imports
+from fedh2l_mpi.runtime.clocks import Patience
 from fedh2l_mpi.runtime.launcher import LAUNCHERS
 
 # Seconds between looks at a run of another process.
@@ -252,10 +253,10 @@ class Runner:
         """Ask the running children to stop, and kill those that take too long."""
         for child in self._children:
             child.end(signal.SIGTERM)
-        until = time.monotonic() + GRACE_S
+        patience = Patience(GRACE_S)
         for child in self._children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.0, until - time.monotonic()))
+            while child.process.poll() is None and not patience.is_over:
+                patience.pause()
             child.end(signal.SIGKILL)
             child.process.wait()
             os.close(child.lock)

@@ -14,9 +14,9 @@ import resource
 import socket
 import struct
 import sys
-import time
 from collections.abc import Mapping
 
+from fedh2l_mpi.runtime.clocks import Patience
 from fedh2l_mpi.runtime.processes import stat_fields
 
 # Variables of the launchers with the number of ranks on this node, most specific first. srun's lists all nodes.
@@ -130,8 +130,8 @@ def connect_or_listen(address: bytes) -> tuple[socket.socket | None, socket.sock
     CannotShareError
         If another user has bound the address, or the server does not answer.
     """
-    begin = time.monotonic()
-    while time.monotonic() - begin < PATIENCE_S:
+    patience = Patience(PATIENCE_S)
+    while not patience.is_over:
         connection = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(ConnectionRefusedError):
             connection.connect(address)
@@ -145,7 +145,7 @@ def connect_or_listen(address: bytes) -> tuple[socket.socket | None, socket.sock
             if error.errno != errno.EADDRINUSE:
                 raise CannotShareError(f"no Unix socket can be bound: {error.strerror}") from None
             # Another process was faster, and will listen in a moment.
-            time.sleep(0.002)
+            patience.pause(0.002)
             continue
         listener.listen(4096)
         # Connect before the server starts, because it ends with its last connection.

@@ -1,14 +1,17 @@
 """Requests to a running job: files that ask for a checkpoint or a stop, and a limit of time."""
 
+import itertools
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from helpers.runs_in_process import ALONE, run, simulation
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import RunConfig
-from fedh2l_mpi.lifecycle import checkpoint_writer, status
+from fedh2l_mpi.lifecycle import checkpoint_writer, status, stopping
 from fedh2l_mpi.lifecycle.signals import StopRequest
 from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.run_directory import RunDirectory
@@ -92,11 +95,33 @@ def test_a_request_that_cannot_be_looked_at_now_is_looked_at_again_after_the_nex
     assert not any(path.exists() for path in asking)
 
 
-def test_a_run_stops_in_time_for_its_limit(tmp_path):
+def test_a_run_stops_in_time_for_its_limit(tmp_path, monkeypatch):
+    # A clock that goes on by a second at each look: two looks at the start, then one after each round.
+    seconds = itertools.count()
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
     out = tmp_path / "run"
-    asked = run(out, "models=[mlp]", "rounds=100000", "run.max_wall=3", "evaluation.every=1000")
+    asked = run(out, "models=[mlp]", "rounds=100", "run.max_wall=10", "evaluation.every=1000")
     assert asked == StopRequest.MAX_WALL
     said = status.read(out / "status")
     assert (said.state, said.reason) == ("stopped", "max_wall")
-    assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds >= 2
+    # After round r, 1 + r seconds are over, and 2.5 rounds of a second must still fit: 1 + 7 + 2.5 > 10.
+    assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds == 7
     assert np.isfinite(metrics.read(out / "metrics.h5")["loss_private"]).all()
+
+
+@pytest.mark.parametrize(("is_woken", "stops_at_s"), [(False, 1320.0), (True, 3480.0)])
+def test_a_round_in_which_the_job_was_suspended_does_not_count_as_a_long_one(
+    tmp_path, monkeypatch, is_woken, stops_at_s
+):
+    now = [0.0]
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    signals = SimpleNamespace(begin=0.0, asked=StopRequest.NOTHING, wakes=0)
+    watched = Stopping(ALONE, signals, RunConfig(max_wall="1h"), RunDirectory(tmp_path), deadline_s=1.0)
+    for round_index in itertools.count():
+        # A minute each, except one in which the job was suspended for twenty.
+        now[0] += 1260.0 if round_index == 1 else 60.0
+        signals.wakes += is_woken and round_index == 1
+        if watched.agree() == StopRequest.MAX_WALL:
+            break
+    # Rounds of 60 s stop when fewer than 150 s are left; one of 1260 s counts as long only if nobody was woken.
+    assert now[0] == stops_at_s
