@@ -110,8 +110,8 @@ STANDARD: dict[str, Rule] = {
     "seed_set.view_rotation_deg": _by_length(15.0, 30.0),
     "seed_set.view_scale": _by_length(0.1, 0.2),
     "seed_set.view_shift": _by_length(0.05, 0.1),
-    "method.local_steps": _by_method(5, 10),
-    "method.mutual_steps": _by_method(15, 10),
+    "method.local_steps": _by_method(2, 10),
+    "method.mutual_steps": _by_method(18, 10),
     "method.teachers": Rule("right; confidence without seed labels", _teachers),
     "method.temperature": Rule(
         "4.0 for fedh2l with seed labels, 2.0 under dirichlet without min_per_class; else 1.0", _temperature

@@ -154,7 +154,7 @@ def test_what_else_differs_between_groups_is_said(tmp_path):
         ),
         (
             [["method.name=independent", "method.local_steps=7"], ["method.name=fedh2l"]],
-            "method.local_steps (7, 5)",
+            "method.local_steps (7, 2)",
         ),
         (
             [["optimizer.average=none", f"rounds={rounds}"] for rounds in (39, 40)],

@@ -307,7 +307,7 @@ def test_the_standard_recipe_has_the_ingredients_of_the_highest_accuracy(name):
     config = loading.load({"method": {"name": name}})
     dumped = config.method.model_dump()
     assert (dumped["prior_correction"], dumped["prior_strength"]) == ("balanced", 1.0)
-    assert (dumped["local_steps"], dumped["mutual_steps"]) == ((5, 15) if name == "fedh2l" else (10, 10))
+    assert (dumped["local_steps"], dumped["mutual_steps"]) == ((2, 18) if name == "fedh2l" else (10, 10))
     combines = name in ("fedh2l", "seed_supervised", "pooled", "mine:Mine")
     assert dumped["combine"] == ("joint" if combines else None)
     optimizer = config.optimizer

@@ -47,16 +47,16 @@ def test_another_config_is_refused_with_the_keys_that_differ(copy):
         run(copy.path, "seed=1", "method.local_steps=9", "checkpoint.every=7", "run.max_wall=90m", mode="auto")
     text = str(error.value)
     assert "seed: there 0, here 1" in text
-    assert "method.local_steps: there 5, here 9" in text
+    assert "method.local_steps: there 2, here 9" in text
     assert "checkpoint.every:" not in text
     assert not (copy.path / "lock").exists()
 
 
 def test_a_config_changed_behind_the_checkpoints_back_is_refused(copy):
-    copy.config.write_text(copy.config.read_text().replace("local_steps: 5", "local_steps: 9"))
+    copy.config.write_text(copy.config.read_text().replace("local_steps: 2", "local_steps: 9"))
     with pytest.raises(
         UserError,
-        match="config has changed since the checkpoint of 3 rounds: method.local_steps: there 5, here 9",
+        match="config has changed since the checkpoint of 3 rounds: method.local_steps: there 2, here 9",
     ):
         run(copy.path, mode="auto")
 
