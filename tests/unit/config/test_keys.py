@@ -94,7 +94,8 @@ def test_the_schema_accepts_what_loads(config):
     ("name", "default", "allowed", "used_by"),
     [
         (
-            *("method.temperature", "4.0 for fedh2l with seed labels, 2.0 under dirichlet without min_per_class; else 1.0"),
+            "method.temperature",
+            "4.0 for fedh2l with seed labels, 2.0 under dirichlet without min_per_class; else 1.0",
             *("number from 0.01 to 1000", ("fedh2l", "dml", "distributed_distillation")),
         ),
         ("method.warmup_rounds", "0; fedmd: 5", "whole number >= 0", ("fedh2l", "fedmd")),
