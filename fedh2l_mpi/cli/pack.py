@@ -8,18 +8,29 @@ from fedh2l_mpi.cli.options import Parser
 
 MEANING = """\
 Decode, resize and crop the photographs of ROOT/<domain>/<class>/ into one HDF5
-file, for `data.name: pack`. Unreadable photographs are skipped and listed. OUT
-appears only when it is complete."""
+file, for `data.name: pack`. It reads BMP, GIF, JPEG, PNG, PPM, TIFF, WebP and
+AVIF, of up to 120 million pixels. Unreadable photographs are skipped and
+listed. OUT appears only when it is complete."""
 
 
 def _add_options(parser: Parser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of <domain>/<class>/*.{jpg,jpeg,png,bmp,webp}")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of <domain>/<class>/<picture>")
     parser.add_argument("out", type=Path, metavar="OUT", help="HDF5 file to make; must not exist")
     parser.add_argument("--layout", default="domains", metavar="NAME", help="layout of ROOT: domains (default)")
     parser.add_argument("--side", type=int, default=224, metavar="S", help="side of the square images [pixels] (224)")
     parser.add_argument("--grey", action="store_true", help="one channel instead of three")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: the available CPUs)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable photograph, without a file")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at an unreadable photograph, an empty folder, or a class in two spellings; no file remains",
+    )
+    parser.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="colour behind transparent parts: white (default), grey, black",
+    )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
 
 
@@ -35,6 +46,7 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
             options.grey,
             options.workers,
             options.strict,
+            options.background,
             progress,
         )
     if not options.quiet:

@@ -9,12 +9,13 @@ Shape letters: N rows, K channels, S side.
 import contextlib
 import datetime
 import errno
+import functools
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.data import pack_reader as packs
 from fedh2l_mpi.data import photo_decoding
+from fedh2l_mpi.data.pack_report import Packed, encoded, name_empty, name_similar
 from fedh2l_mpi.data.photo_folder import Picture, Tree, scan
+from fedh2l_mpi.data.photo_pixels import BACKGROUNDS, Findings
 from fedh2l_mpi.data.sources import LARGEST_SIDE
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import libraries, paths
@@ -33,62 +36,8 @@ from fedh2l_mpi.runtime import libraries, paths
 LAYOUTS = ("domains",)
 # Most bytes that a picture's row needs in addition to its pixels: labels, digests and a long path.
 EXTRA = 1024
-# Number of unreadable pictures that the report lists; the file lists all of them.
-LISTED = 5
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Summary of a pack that was written.
-
-    Attributes
-    ----------
-    counts : int64 (D, classes)
-        Images of each domain and class.
-    skipped : list of (path below the root, reason)
-    enlarged : int
-        Images whose shorter side was smaller than `side`.
-    repeated : int
-        Images whose pixels equal those of an earlier image.
-    """
-
-    path: Path
-    tree: Tree
-    shape: tuple[int, int, int, int]
-    counts: NDArray[np.int64]
-    skipped: list[tuple[str, str]]
-    enlarged: int
-    repeated: int
-    digest: str
-
-    def report(self) -> str:
-        """Summarise the pack in a few lines."""
-        count, channels, side, _ = self.shape
-        lines = [
-            f"pack: {self.path}",
-            f"{count:,} images of {channels} x {side} x {side}, {len(self.tree.classes)} classes, "
-            f"{self.path.stat().st_size:,} bytes, digest {self.digest[:16]}",
-            f"{len(self.tree.domains)} domains: "
-            + ", ".join(f"{name} {n:,}" for name, n in zip(self.tree.domains, self.counts.sum(axis=1), strict=True)),
-        ]
-        if (lacking := int((self.counts == 0).sum())) > 0:
-            lines.append(f"{lacking} pairs of a domain and a class have no image")
-        if self.enlarged:
-            lines.append(f"{self.enlarged:,} were smaller than {side} x {side} and were enlarged")
-        if self.repeated:
-            lines.append(
-                f"{self.repeated:,} repeat another image's pixels. Copies may be in training and in test data; remove "
-                "them if that matters."
-            )
-        if self.tree.ignored:
-            lines.append("ignored: " + ", ".join(f"{n:,} {what}" for what, n in sorted(self.tree.ignored.items())))
-        if self.skipped:
-            lines.append(f"skipped {len(self.skipped):,} unreadable; the file's `skipped` lists them all:")
-            lines += [f"  {source}: {reason}" for source, reason in self.skipped[:LISTED]]
-        # Names that are not text would break a terminal or a log.
-        return _encoded("\n".join(lines)).decode(errors="replace")
 
 
 def pack(
@@ -99,6 +48,7 @@ def pack(
     grey: bool = False,
     workers: int | None = None,
     strict: bool = False,
+    background: str = "white",
     progress: Progress | None = None,
 ) -> Packed:
     """Write a pack of the pictures under `root`.
@@ -118,7 +68,10 @@ def pack(
     workers : int or None
         Number of processes that decode; None: one for every CPU that this process may use.
     strict : bool
-        Raise an error for an unreadable picture instead of skipping it.
+        Raise an error for an unreadable picture instead of skipping it, for a folder from which nothing is taken, and
+        for classes that differ in spelling only.
+    background : str
+        Colour behind transparent parts of pictures, one of `photo_pixels.BACKGROUNDS`.
     progress : callable or None
         Called with the number of finished pictures and the number of all pictures.
 
@@ -135,22 +88,23 @@ def pack(
         raise UserError(f"--side: got {side}. Allowed: 1 to {LARGEST_SIDE} pixels.")
     if workers is not None and workers < 1:
         raise UserError(f"--workers: got {workers}. Use 1 or more.")
+    if background not in BACKGROUNDS:
+        raise UserError(f"--background: got {background!r}. Known: {', '.join(BACKGROUNDS)}.")
     _check_out(out)
     tree = scan(root)
+    if strict:
+        _refuse_doubtful(tree)
     shape = (len(tree.pictures), 1 if grey else 3, side, side)
     _check_space(out, shape)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     spare = partial.with_name(partial.name + "-spare")
     try:
-        written = _write_images(partial, spare, tree, shape, workers or _cpus(), strict, progress or _ignore)
-        packed = _describe(partial, out, tree, written, side)
+        decode = functools.partial(photo_decoding.decoded, tree, shape, workers or _cpus(), BACKGROUNDS[background])
+        written = _write_images(partial, spare, tree, shape, decode, strict, progress or _ignore)
+        packed = _describe(partial, out, tree, written, side, background)
         _publish(partial, out)
     except (OSError, RuntimeError) as error:
         # HDF5 raises either for a failed write, with the system's error text in the message.
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(
-                "pack: a worker process was killed, perhaps because memory ran out. Use fewer --workers."
-            ) from None
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
             raise UserError(f"{out}: no space left on the disk. The pack needs {_needed(shape)}.") from None
         if isinstance(error, OSError):
@@ -172,7 +126,18 @@ class _Written:
     source_sha256: list[str]
     image_sha256: list[str]
     skipped: list[tuple[str, str]]
-    enlarged: int
+    findings: list[Findings]
+    notes: list[str]
+
+
+def _refuse_doubtful(tree: Tree) -> None:
+    """Raise what the report would only mention."""
+    if tree.empty:
+        raise UserError(
+            f"{tree.root}: {name_empty(tree.empty)}. Remove such folders, convert their pictures, or omit --strict."
+        )
+    for group in tree.similar_classes():
+        raise UserError(f"{tree.root}: {name_similar(group)}. Rename the folders, or omit --strict.")
 
 
 def _write_images(
@@ -180,7 +145,7 @@ def _write_images(
     spare: Path,
     tree: Tree,
     shape: tuple[int, int, int, int],
-    workers: int,
+    decode: Callable[..., Generator[photo_decoding.Batch, None, None]],
     strict: bool,
     progress: Progress,
 ) -> _Written:
@@ -189,10 +154,12 @@ def _write_images(
     skipped: list[tuple[str, str]] = []
     source_sha256: list[str] = []
     image_sha256: list[str] = []
-    enlarged = done = 0
+    findings: list[Findings] = []
+    notes: list[str] = []
+    done = 0
     with (
         h5py.File(partial, "x", libver=("v110", "v110")) as file,
-        contextlib.closing(photo_decoding.decoded(tree, shape, workers)) as batches,
+        contextlib.closing(decode(note=notes.append)) as batches,
     ):
         images = file.create_dataset("image", shape=shape, dtype="u1")
         for batch in batches:
@@ -211,10 +178,10 @@ def _write_images(
             if len(batch.pixels):
                 images[len(image_sha256) : len(image_sha256) + len(batch.pixels)] = batch.pixels
             image_sha256 += batch.image_sha256
-            enlarged += batch.enlarged
+            findings += batch.findings
             done += len(of_batch)
             progress(done, len(tree.pictures))
-    written = _Written(kept, source_sha256, image_sha256, skipped, enlarged)
+    written = _Written(kept, source_sha256, image_sha256, skipped, findings, notes)
     if empty := sorted(set(range(len(tree.domains))) - {picture.domain for picture in kept}):
         source, reason = next(one for one in skipped if one[0].startswith(tree.domains[empty[0]] + "/"))
         raise UserError(
@@ -238,17 +205,19 @@ def _shorten(partial: Path, spare: Path, rows: int) -> None:
     spare.replace(partial)
 
 
-def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int) -> Packed:
+def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int, background: str) -> Packed:
     """Add everything except the images to the file."""
     import PIL
 
-    kept, skipped = written.kept, written.skipped
-    labels = np.array([picture.label for picture in kept], dtype=np.int64)
+    kept, skipped, findings = written.kept, written.skipped, written.findings
+    # A class without any readable picture would give every model an output that is never trained.
+    used, labels = np.unique(np.array([picture.label for picture in kept], dtype=np.int64), return_inverse=True)
+    classes = [tree.classes[label] for label in used]
     domains = np.array([picture.domain for picture in kept], dtype=np.int64)
     arrays: dict[str, NDArray[Any]] = {
         "label": labels,
         "domain": domains,
-        "class_name": _texts(tree.classes),
+        "class_name": _texts(classes),
         "domain_name": _texts(tree.domains),
         "source": _texts([picture.source for picture in kept]),
         "source_sha256": _texts(written.source_sha256),
@@ -270,22 +239,51 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
             "side": side,
             "channels": shape[1],
             "images": len(kept),
-            "classes": len(tree.classes),
+            "classes": len(classes),
             "domains": len(tree.domains),
             "skipped": len(skipped),
             "ignored": tree.ignored.total(),
-            "enlarged": written.enlarged,
+            "left_out": tree.other_pictures.total(),
+            "enlarged": sum(one.enlarged for one in findings),
+            "transparent": sum(one.transparent for one in findings),
+            "background": background,
+            "several_frames": sum(one.several for one in findings),
+            "flat": sum(one.flat for one in findings),
             "root": str(tree.root.absolute()),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": f"Pillow {PIL.__version__}",
             "digest": digest,
         }
         for name, value in attributes.items():
-            file.attrs[name] = np.bytes_(_encoded(value)) if isinstance(value, str) else np.int64(value)
-    counts = np.zeros((len(tree.domains), len(tree.classes)), dtype=np.int64)
-    np.add.at(counts, (domains, labels), 1)
-    repeated = len(kept) - len(set(written.image_sha256))
-    return Packed(out, tree, shape, counts, skipped, written.enlarged, repeated, digest)
+            file.attrs[name] = np.bytes_(encoded(value)) if isinstance(value, str) else np.int64(value)
+    return Packed(
+        path=out,
+        tree=tree,
+        shape=shape,
+        classes=classes,
+        counts=Counter(zip(domains.tolist(), labels.tolist(), strict=True)),
+        empty=sorted({*tree.empty, *(_folders(tree.pictures) - _folders(kept))}),
+        skipped=skipped,
+        enlarged=sum(one.enlarged for one in findings),
+        transparent=sum(one.transparent for one in findings),
+        background=background,
+        several=sum(one.several for one in findings),
+        flat=[picture.source for picture, one in zip(kept, findings, strict=True) if one.flat],
+        digest=digest,
+        notes=written.notes,
+        **_repeated(written.image_sha256, labels.tolist()),
+    )
+
+
+def _folders(pictures: Iterable[Picture]) -> set[str]:
+    return {picture.source.rpartition("/")[0] for picture in pictures}
+
+
+def _repeated(image_sha256: list[str], labels: list[int]) -> dict[str, int]:
+    """Count the images with an earlier one's pixels, and those of them with another class than the first."""
+    first: dict[str, int] = {}
+    classes = [(first.setdefault(sha, label), label) for sha, label in zip(image_sha256, labels, strict=True)]
+    return {"repeated": len(classes) - len(first), "disputed": sum(one != other for one, other in classes)}
 
 
 def _check_out(out: Path) -> None:
@@ -327,12 +325,7 @@ def _cpus() -> int:
 
 def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
     """Encode texts as UTF-8 of a fixed length that fits the longest."""
-    return np.array([_encoded(value) for value in values], dtype=np.bytes_)
-
-
-def _encoded(value: str) -> bytes:
-    # The bytes of a file's name are stored unchanged, because they need not be UTF-8.
-    return value.encode(errors="surrogateescape")
+    return np.array([encoded(value) for value in values], dtype=np.bytes_)
 
 
 @contextlib.contextmanager

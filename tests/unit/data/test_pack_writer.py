@@ -59,7 +59,29 @@ def test_images_of_the_same_pixels_are_counted(tree, tmp_path):
     for copy in ("photo/dog/copy.jpg", "sketch/elephant/copy.jpg"):
         (tree / copy).write_bytes((tree / "photo/dog/pic_000.jpg").read_bytes())
     result = pack_writer.pack(tree, tmp_path / "two.h5", side=SIDE, workers=1)
-    assert "2 repeat another image's pixels. Copies may be in training and in test data" in result.report()
+    assert (
+        "2 repeat another image's pixels, 1 of them under another class. Copies may be in training and in test data"
+        in result.report()
+    )
+
+
+def test_drawings_that_vanish_on_the_background_are_reported(tree, tmp_path):
+    white = np.full((9, 9, 4), 255, np.uint8)
+    white[:4, :, 3] = 0
+    Image.fromarray(white).save(tree / "sketch/dog/white_on_nothing.png")
+    reports = {}
+    for background in ("white", "black"):
+        out = tmp_path / f"{background}.h5"
+        result = pack_writer.pack(tree, out, side=SIDE, workers=1, background=background)
+        assert f"1 had transparent parts, which are {background} in the pack" in result.report()
+        with h5py.File(out) as file:
+            said = {name: file.attrs[name] for name in ("background", "transparent", "flat", "several_frames")}
+        flat = int(background == "white")
+        assert said == {"background": background.encode(), "transparent": 1, "flat": flat, "several_frames": 0}
+        reports[background] = result.report()
+    lost = "1 are of one flat colour: sketch/dog/white_on_nothing.png. Drawings in the colour of the background need"
+    assert lost in reports["white"]
+    assert "flat" not in reports["black"]
 
 
 def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
@@ -83,6 +105,7 @@ def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
     assert "cannot be written: " in refused(tree, tmp_path / ("o" * 250))
     assert "--side: got 0. Allowed: 1 to 4096" in refused(tree, out, side=0)
     assert "--workers: got 0" in refused(tree, out, workers=0)
+    assert "--background: got 'red'. Known: white, grey, black" in refused(tree, out, background="red")
     assert "--layout: got 'coco'. Known: domains" in refused(tree, out, layout="coco")
     for path in (tree / "sketch").rglob("*.jpg"):
         path.write_bytes(b"")

@@ -4,16 +4,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from helpers.photographs import SIDE, arrays
 
-from fedh2l_mpi.data import pack_writer, photo_decoding
+from fedh2l_mpi.data import pack_writer, photo_decoding, photo_pixels
+from fedh2l_mpi.errors import UserError
 
 
 def test_the_number_of_workers_does_not_change_a_byte(tree, tmp_path, monkeypatch):
+    # A socket in a folder for temporary files of this length cannot be made.
+    long = tmp_path / ("d" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
     # Batches of 7, so that both workers have some.
     monkeypatch.setattr(photo_decoding, "BATCH_BYTES", 7 * 3 * SIDE * SIDE)
     (tree / "photo" / "dog" / "pic_004.jpg").write_bytes(b"no picture")
@@ -24,6 +30,34 @@ def test_the_number_of_workers_does_not_change_a_byte(tree, tmp_path, monkeypatc
         assert values.tobytes() == two[name].tobytes(), name
     assert results[0].digest == results[1].digest
     assert len(one["image"]) == 109
+
+
+def test_without_worker_processes_one_process_decodes(tree, tmp_path, monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(photo_decoding, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(photo_decoding, "BATCH_BYTES", 7 * 3 * SIDE * SIDE)
+    result = pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=2)
+    assert len(arrays(tmp_path / "out.h5")["image"]) == 110
+    assert "worker processes cannot be started ([Errno 30] Read-only file system), so one process" in result.report()
+
+
+def test_mistakes_of_decoding_are_not_said_to_be_those_of_the_file(tree, tmp_path, monkeypatch):
+    def pack() -> pack_writer.Packed:
+        return pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(photo_pixels, "LARGEST_BYTES", (tree / "photo/dog/pic_000.jpg").stat().st_size - 1)
+        assert ("photo/dog/pic_000.jpg", f"more than {photo_pixels.LARGEST_BYTES:,} bytes") in pack().skipped
+    (tmp_path / "out.h5").unlink()
+
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(photo_pixels, "decode", no_memory)
+    with pytest.raises(UserError, match="pack: memory ran out while a picture was decoded. Use fewer --workers"):
+        pack()
 
 
 def start_slowly(tree: Path, out: Path) -> subprocess.Popen[bytes]:
