@@ -194,6 +194,7 @@ def execute(
     from fedh2l_mpi.lifecycle import progress, start
     from fedh2l_mpi.metrics.trace import check
 
+    world.deadline_s = config.exchange.deadline_s
     requested = world.from_first(lambda: run_directory.choose(out, name, resume != "never"))
     with start.reserve(world, requested, config, resume) as reservation:
         if reservation.kind == "done":

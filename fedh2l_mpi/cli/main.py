@@ -80,7 +80,7 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         end_job(error, world)
     except BaseException as error:
         end_job(error, world)
-    sys.exit(code)
+    world.leave(code)
 
 
 def is_run(arguments: Sequence[str]) -> bool:
@@ -96,4 +96,4 @@ def _leave(error: UserError, world: World) -> NoReturn:
     report(str(error), speaks=world.rank == 0 or not error.agreed)
     if world.comm is not None and not error.agreed:
         world.abort(EXIT_USER)
-    sys.exit(EXIT_USER)
+    world.leave(EXIT_USER)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
 from fedh2l_mpi.runtime import libraries
-from fedh2l_mpi.runtime.clocks import Patience
+from fedh2l_mpi.runtime.clocks import Patience, Timer
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+# Longest wait at the end for another rank, until the config says how long [s].
+DEADLINE_S = 300.0
+# MPI's own end, and the end of a job that is aborted, take a moment once all ranks are there.
+GRACE_S = 10.0
 
 # The tag of a message is its round number modulo TAGS. MPI guarantees 2**15 tags, and two rounds that are so far apart
 # are never in progress together.
@@ -42,6 +47,8 @@ class World:
         True if an MPI launcher started this process.
     at : str
         What this rank is doing, for the message if it fails.
+    deadline_s : float
+        Longest wait for the other ranks at the end [s].
     """
 
     def __init__(self, comm: "MPI.Intracomm | None", launched: bool = False) -> None:
@@ -50,7 +57,7 @@ class World:
         self.size: int = comm.size if comm is not None else 1
         self.launched = launched
         self.host = socket.gethostname()
-        self.at = "start-up"
+        self.at, self.deadline_s = "start-up", DEADLINE_S
         self._duplicates: list[MPI.Intracomm] = []
         # Host and pid of every rank, to find the dead ranks if MPI reports a failure.
         self._processes = self.collect((self.host, os.getpid()))
@@ -244,18 +251,62 @@ class World:
             raise RuntimeError("a single process has no other ranks to agree with")
         return self.comm.Iallreduce(ours, theirs, op=MPI.MAX)
 
+    def leave(self, code: int) -> NoReturn:
+        """Exit with `code` when all ranks are here, or after the deadline. **Collective.** It does not return.
+
+        MPI's own end waits for every rank without a limit. A rank that was stopped or lost its link after all work was
+        done would keep the job, and its nodes, although its status is `complete`.
+        """
+        if self.comm is None:
+            sys.exit(code)
+        try:
+            # This also finds a late rank while the job can still be aborted, which ends the other ranks with `code`.
+            self.wait([self.comm.Ibarrier()], [-1], self.deadline_s, "arrival at the end")
+        except LateRankError as error:
+            with contextlib.suppress(OSError, ValueError):
+                print(
+                    f"fedh2l_mpi: warning: {self}: {error}. All work is done, so this rank ends the job with {code}.",
+                    file=sys.stderr,
+                )
+            self.abort(code)
+        self._flush()
+        Timer(GRACE_S, lambda: os._exit(code))
+        _call_mpi("MPI_Finalize")
+        sys.exit(code)
+
     def abort(self, code: int) -> NoReturn:
         """End every rank of the job at once with exit code `code`. It does not return."""
+        self._flush()
+        if self.comm is not None:
+            from mpi4py import MPI
+
+            Timer(GRACE_S, lambda: os._exit(code))
+            # Abort the whole job instead of our duplicate of its communicator only.
+            _call_mpi("MPI_Abort", MPI._handleof(MPI.COMM_WORLD), code)
+            MPI.COMM_WORLD.Abort(code)
+        os._exit(code)
+
+    def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             # The stream may be closed, missing or on a full disk. The job must end anyway, so ignore these errors.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        if self.comm is not None:
-            from mpi4py import MPI
 
-            # Abort the whole job instead of our duplicate of its communicator only.
-            MPI.COMM_WORLD.Abort(code)
-        os._exit(code)
+
+def _call_mpi(name: str, *arguments: int) -> None:
+    """Call a function of the MPI library while other threads of Python run; do nothing if the library hides it.
+
+    mpi4py keeps Python's lock in the calls that end MPI, so a timer could not end a process that hangs there.
+    """
+    import ctypes
+
+    from mpi4py import MPI
+
+    # The library is loaded already, as a dependency of this file.
+    function = getattr(ctypes.CDLL(MPI.__file__), name, None)
+    if function is not None:
+        # A handle is a pointer or an int, and is passed in one register either way.
+        function(*(ctypes.c_void_p(argument) for argument in arguments))
 
 
 def connect(environ: Mapping[str, str] = os.environ) -> World:

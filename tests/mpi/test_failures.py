@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.launching import Mpi, kill, launch, mpich, start
+from helpers.launching import Mpi, kill, launch, mpich, processes, start, wait_for
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.lifecycle import status
@@ -43,6 +43,22 @@ class Stopped(Faulty):
     def go_wrong(self):
         pathlib.Path(__file__).with_name("stopped-at").write_text(repr(time.time()))
         os.kill(os.getpid(), signal.SIGSTOP)
+class StoppedAtEnd(nn.Linear):
+    def __init__(self, channels, side, classes):
+        super().__init__(channels * side * side, classes)
+        from fedh2l_mpi.runtime import world
+        # The rank does all its work, and stops just before it meets the others for the last time, or in MPI's own end.
+        owner = world.World if self.function == "leave" else world
+        real = getattr(owner, self.function)
+        def stop_first(*arguments):
+            # Any rank may have built this model, to know its size.
+            from mpi4py import MPI
+            if MPI.COMM_WORLD.rank == 1 and arguments[0] != "MPI_Abort": os.kill(os.getpid(), signal.SIGSTOP)
+            return real(*arguments)
+        setattr(owner, self.function, stop_first)
+    def forward(self, images): return super().forward(images.flatten(1))
+class StopsBeforeTheEnd(StoppedAtEnd): function = "leave"
+class StopsInMpisEnd(StoppedAtEnd): function = "_call_mpi"
 class Diverges(Faulty):
     def go_wrong(self): nn.init.constant_(self.layer.weight, float("nan"))
 """
@@ -108,6 +124,24 @@ def test_a_rank_that_hangs_is_named_after_the_deadline(tmp_path, faulty, any_mpi
     said = status_soon(tmp_path / "run")
     assert said.state == "failed"
     assert "from rank 2 within 4 s" in said.reason
+
+
+def test_a_rank_that_stops_when_all_is_done_neither_keeps_nor_fails_the_job(tmp_path, faulty, any_mpi):
+    out = tmp_path / "run"
+    settings = [*with_one("StopsBeforeTheEnd", out), "--set", "rounds=1"]
+    ended = launch(settings, ranks=2, mpi=any_mpi, environ=faulty, timeout=60)
+    assert status.read(out / "status").state == "complete"
+    assert "no arrival at the end from some rank within 4 s (exchange.deadline_s). All work is done" in ended.err
+    assert ended.code == 0, ended.err
+    wait_for("nobody is left", lambda: not processes(out))
+
+
+def test_a_rank_that_stops_in_mpis_own_end_does_not_keep_the_job(tmp_path, faulty):
+    # Launchers may call an exit from there an error, because they never hear of that end.
+    out = tmp_path / "run"
+    launch([*with_one("StopsInMpisEnd", out), "--set", "rounds=1"], ranks=2, environ=faulty, timeout=60)
+    assert status.read(out / "status").state == "complete"
+    wait_for("nobody is left", lambda: not processes(out))
 
 
 def test_nobody_is_left_behind(tmp_path, faulty, any_mpi):
