@@ -1,5 +1,6 @@
 """Waits count the time in which the waiting process ran, and no other."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from fedh2l_mpi.runtime import clocks
 
 WAITS = """
-import os, signal, subprocess, threading, time
+import json, os, signal, subprocess, threading, time
 from fedh2l_mpi.errors import LateRankError
 from fedh2l_mpi.runtime import clocks, processes
 from fedh2l_mpi.runtime.world import World
@@ -41,13 +42,16 @@ def timer():
 def timed(wait):
     begin = time.monotonic()
     wait()
-    print(wait.__name__, time.monotonic() - begin, flush=True)
+    waited_s[wait.__name__] = time.monotonic() - begin
 
+waited_s = {}
 def stay(): clocks.stay(LIMIT_S)
 
 threads = [threading.Thread(target=timed, args=[wait]) for wait in (late_message, slow_program, timer, stay)]
 for thread in threads: thread.start()
 os.kill(os.getpid(), signal.SIGSTOP)
+for thread in threads: thread.join()
+print(json.dumps(waited_s))
 """
 
 
@@ -84,7 +88,7 @@ def test_a_stopped_process_goes_on_waiting_after_it_is_woken():
     time.sleep(2.0)
     process.send_signal(signal.SIGCONT)
     said, _ = process.communicate(timeout=30)
-    waited_s = dict(line.split() for line in said.splitlines())
+    waited_s = json.loads(said)
     assert set(waited_s) == {"late_message", "slow_program", "timer", "stay"}
     # The stop counts a quarter of the limit at most.
-    assert all(2.0 + 0.5 < float(seconds) < 20 for seconds in waited_s.values()), waited_s
+    assert all(2.0 + 0.5 < seconds < 20 for seconds in waited_s.values()), waited_s
