@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from functools import cache
@@ -13,6 +14,12 @@ from fedh2l_mpi.runtime.processes import run_program
 
 GIT_S = 10.0
 PACKAGE = Path(fedh2l_mpi.__file__).parent
+# Git's hooks, `git rebase --exec` and scripts set GIT_DIR, GIT_INDEX_FILE and more, with each of which git answers for
+# another repository or state. These variables stay, because they say how to find and trust a checkout.
+KEPT = (
+    *("GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_", "GIT_CONFIG_VALUE_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"),
+    *("GIT_CONFIG_NOSYSTEM", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH"),
+)
 
 
 @cache
@@ -26,17 +33,24 @@ def source_digest() -> bytes:
 
 def git_revision() -> str:
     """Return the commit of the package's checkout, with `-dirty` if it has changes; `unknown` outside a checkout."""
-    git = ["git", "-C", str(PACKAGE)]
     try:
         # Check that git tracks the package, because an installed package may lie inside another project's checkout.
-        tracked = run_program([*git, "ls-files", "--error-unmatch", "__init__.py"], GIT_S)
-        commit = run_program([*git, "rev-parse", "HEAD"], GIT_S, text=True)
-        changes = run_program([*git, "status", "--porcelain", "--", str(PACKAGE)], GIT_S, text=True)
+        tracked = _git("ls-files", "--error-unmatch", "__init__.py")
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=normal", "--", str(PACKAGE))
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     if tracked.returncode or commit.returncode or changes.returncode:
         return "unknown"
     return commit.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
+
+
+def _git(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run git in the package's own checkout, whichever repository the environment names."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(KEPT)}
+    # Without locks, so that this question never makes the user's own git command fail.
+    environ = {**own, "GIT_OPTIONAL_LOCKS": "0"}
+    return run_program(["git", "-C", str(PACKAGE), *words], GIT_S, text=True, env=environ)
 
 
 def versions(mpi_library: str) -> str:

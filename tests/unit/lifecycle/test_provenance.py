@@ -1,5 +1,6 @@
 """Which code made a run."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,10 @@ def git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
-def ask(folder: Path) -> list[str]:
+def ask(folder: Path, **environ: str) -> list[str]:
+    environ = {**os.environ, **environ}
     return subprocess.run(
-        [sys.executable, "-c", ASK], cwd=folder, capture_output=True, text=True, check=True
+        [sys.executable, "-c", ASK], cwd=folder, env=environ, capture_output=True, text=True, check=True
     ).stdout.split()
 
 
@@ -41,6 +43,15 @@ def test_the_revision_is_that_of_our_own_checkout_only(tmp_path):
     git(tmp_path, "commit", "-qm", "ours")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert ask(tmp_path)[0] == commit
+    # As in a hook of another repository.
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    git(other, "commit", "-qm", "another", "--allow-empty")
+    (tmp_path / ".git/info/exclude").write_text("other\n")
+    theirs = {"GIT_DIR": ".git", "GIT_WORK_TREE": ".", "GIT_INDEX_FILE": ".git/none", "GIT_OBJECT_DIRECTORY": ".git"}
+    for name, value in {**theirs, "GIT_CEILING_DIRECTORIES": "..", "GIT_CONFIG_PARAMETERS": "'core.bare'='x'"}.items():
+        assert ask(tmp_path, **{name: str(other / value) if value.startswith(".") else value})[0] == commit, name
     (tmp_path / "fedh2l_mpi" / "errors.py").write_text("")
     assert provenance.source_digest().hex() != ask_digest_of_changed(tmp_path)
 
