@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import TopologyConfig
+from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.config.topology import (
     Complete,
     EdgeList,
@@ -23,7 +24,7 @@ from fedh2l_mpi.config.topology import (
     SmallWorld,
     Star,
 )
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, shown
 from fedh2l_mpi.rng import Purpose, generator
 from fedh2l_mpi.runtime import paths
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import networkx
 
 Edge = tuple[int, int]
+# About 20 million edges.
+MOST_BYTES = 2**28
 
 
 class Graph:
@@ -192,7 +195,7 @@ def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
     import networkx
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, MOST_BYTES).splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"topology.path: cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     edges: dict[Edge, int] = {}
@@ -204,7 +207,7 @@ def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
         try:
             a, b = map(int, words)
         except ValueError:
-            raise UserError(f"{where}: got {line.strip()!r}. A line must be two participants 'i j'.") from None
+            raise UserError(f"{where}: got {shown(line.strip())}. A line must be two participants 'i j'.") from None
         if not (0 <= a < participants and 0 <= b < participants):
             raise UserError(f"{where}: got {a} {b}. Participants are 0 to {participants - 1}.")
         if a == b:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.run import Run, find, load_run, unique_names
+from fedh2l_mpi.config import yaml_text
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, SCALES
 from fedh2l_mpi.runtime.libraries import require
@@ -224,7 +224,7 @@ def _plain_values(values: Sequence[Any]) -> NDArray[Any]:
 
 
 def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    text = yaml_text.write(value, default_flow_style=True, width=10**6)
     return text.removesuffix("\n...\n").strip()
 
 

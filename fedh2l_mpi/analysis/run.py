@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from fedh2l_mpi.config import Config, recipes
+from fedh2l_mpi.config import Config, recipes, yaml_text
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, RunState, infer_state, look
@@ -198,9 +197,8 @@ def load_run(path: Path) -> Run:
     file = metrics_file(path)
     measured = look(file)
     try:
-        config = yaml.safe_load(str(measured.attributes.get("config", "")))
-    # A flipped bit may turn a number into an impossible date, which raises ValueError instead of YAMLError.
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+        config = yaml_text.read(str(measured.attributes.get("config", "")))
+    except yaml_text.YamlError:
         config = None
     if not isinstance(config, dict):
         measured.problems.append("attribute 'config' is missing or damaged")

@@ -3,13 +3,13 @@
 Every room may import it, except `losses`, `rng` and `errors`.
 """
 
+import itertools
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config import recipes
+from fedh2l_mpi.config import recipes, yaml_text
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
 from fedh2l_mpi.config.method import MethodConfig
@@ -118,12 +118,13 @@ class Config(Section):
                 f"Fix: use -n {participants} or fewer."
             )
         if isinstance(self.models, dict):
-            missing = sorted(set(range(participants)) - set(self.models))
-            strange = sorted(set(self.models) - set(range(participants)))
+            strange = sorted(index for index in self.models if not 0 <= index < participants)
+            missing = participants - (len(self.models) - len(strange))
             if missing or strange:
+                first = itertools.islice((index for index in range(participants) if index not in self.models), 4)
                 raise UserError(
                     f"models: a map must name participants 0 to {participants - 1}, each once. "
-                    f"Missing: {missing or 'none'}, unknown: {strange or 'none'}."
+                    f"Missing: {_numbers(list(first), missing)}, unknown: {_numbers(strange[:4], len(strange))}."
                 )
         round_steps = self.method.local_steps + self.method.mutual_steps
         optimizer = self.optimizer.resolved(self.rounds, round_steps)
@@ -144,4 +145,10 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Return the config as YAML text that loads back to an equal config."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+        return yaml_text.write(self.model_dump())
+
+
+def _numbers(first: list[int], count: int) -> str:
+    """Return the first of `count` numbers, and how many more there are."""
+    more = f" and {count - len(first)} more" if count > len(first) else ""
+    return f"{', '.join(map(str, first))}{more}" if first else "none"

@@ -211,6 +211,9 @@ A key that is given wins, and a run's `config.yaml` has every key.
 On the command line, `--set section.key=value` overrides a key.
 An unknown key is an error that names similar keys.
 
+Numbers are those of YAML 1.2: `010` is ten, and `1:30` is text, which only a time may be.
+`yes`, `on`, `no` and `off` are switches, as in YAML 1.1.
+
 ```sh
 python -m fedh2l_mpi --keys topology                 # this list for a section, a key or a word
 python -m fedh2l_mpi --check mine.yaml               # check a config without training

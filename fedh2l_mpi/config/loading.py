@@ -12,44 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fedh2l_mpi.config import Config, Section, recipes
+from fedh2l_mpi.config import Config, Section, recipes, yaml_text
 from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.config.section import all_fields, is_section
-from fedh2l_mpi.errors import UserError, did_you_mean
+from fedh2l_mpi.config.text_files import read_text
+from fedh2l_mpi.errors import LONGEST_VALUE, UserError, did_you_mean, shorten, shown
 
 S = typing.TypeVar("S", bound=Section)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key given twice is an error instead of a silent last-one-wins."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Check here, because a merge may add another mapping's keys before the mapping is constructed.
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, again in line {line}")
-            seen.add(key)
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (AttributeError, LookupError):
-            # PyYAML assumes that a value fits the tag that the file puts before it, and fails without a line number.
-            tag, line = node.tag.rpartition(":")[2], node.start_mark.line + 1
-            raise yaml.MarkedYAMLError(
-                problem=f"got {node.value!r} in line {line}, must be a value of !!{tag}"
-            ) from None
+# A config is short; the bound keeps a file that is no config from being read for minutes.
+MOST_BYTES = yaml_text.MOST_CHARACTERS
+# Mistakes that one message lists.
+MOST_MISTAKES = 20
 
 
 def load(
@@ -77,15 +55,15 @@ def load(
     if source is None:
         raw: dict[str, Any] = {}
     elif isinstance(source, Config):
-        raw = yaml.safe_load(source.to_yaml())
+        raw = yaml_text.read(source.to_yaml())
     elif isinstance(source, Mapping):
         raw = copy.deepcopy(dict(source))
     elif isinstance(source, str | Path):
         raw, where = read_yaml(Path(source)), f"{source}: "
     else:
-        raise UserError(f"config: got {source!r}. Allowed: a dict, the path of a YAML file, a Config, or None.")
+        raise UserError(f"config: got {shown(source)}. Allowed: a dict, the path of a YAML file, a Config, or None.")
     for item in overrides:
-        put(raw, *parse_override(item), said=f"--set {item!r}")
+        put(raw, *parse_override(item), said=f"--set {shown(item)}")
     if resumes is not None:
         raw = recipes.as_before(Config, raw, read_yaml(resumes))
     return validate(Config, raw, where)
@@ -104,7 +82,7 @@ def load_stored(source: Path | Mapping[str, Any], overrides: Sequence[str] = ())
     found = read_yaml(source) if isinstance(source, Path) else copy.deepcopy(dict(source))
     raw, where = recipes.of_stored(Config, found), f"{source}: " if isinstance(source, Path) else ""
     for item in overrides:
-        put(raw, *parse_override(item), said=f"--set {item!r}")
+        put(raw, *parse_override(item), said=f"--set {shown(item)}")
     return validate(Config, raw, where)
 
 
@@ -126,7 +104,10 @@ def validate(section: type[S], raw: object, where: str = "") -> S:
     try:
         return section.model_validate(raw)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_explain(detail, section) for detail in error.errors()))
+        details = error.errors()
+        lines = list(dict.fromkeys(_explain(detail, section) for detail in details[:MOST_MISTAKES]))
+        if len(details) > MOST_MISTAKES:
+            lines.append(f"and {len(details) - MOST_MISTAKES} mistakes more")
         raise UserError(where + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
 
 
@@ -139,18 +120,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         If the file cannot be read or parsed, gives a key twice, or does not contain a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
     except OSError as error:
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f" (did you mean {path.with_name(near[0])}?)" if near else ""
         raise UserError(f"{path}: cannot read the config: {error.strerror}{hint}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: the config is not UTF-8 text") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot read the config: {error}") from None
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raw = yaml_text.read(text)
+    except yaml_text.YamlError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -167,13 +148,13 @@ def parse_override(item: str) -> tuple[str, Any]:
         If the item has another form, or the value is not YAML.
     """
     key, equals, text = item.partition("=")
-    key = key.strip()
+    key, item = key.strip(), shorten(item, LONGEST_VALUE)
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {item!r}: must look like section.key=value")
     try:
-        return key, yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"--set {item!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+        return key, yaml_text.read(text)
+    except yaml_text.YamlError as error:
+        raise UserError(f"--set {item!r}: the value is not valid YAML: {error}") from None
 
 
 def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
@@ -218,13 +199,13 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
         return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
     if kind == "literal_error":
         known = re.findall("'([^']*)'", context["expected"])
-        return f"{where}: got {got!r}; known: {', '.join(sorted(known))}{did_you_mean(got, known)}"
+        return f"{where}: got {shown(got)}; known: {', '.join(sorted(known))}{did_you_mean(got, known)}"
     if kind in _BOUNDS:
         key, text = _BOUNDS[kind]
-        return f"{where}: got {got!r}, {text.format(context[key])}"
+        return f"{where}: got {shown(got)}, {text.format(context[key])}"
     if kind == "model_type":
-        return f"{where}: got {got!r}, must be a section of keys and values"
-    return f"{where}: got {got!r}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        return f"{where}: got {shown(got)}, must be a section of keys and values"
+    return f"{where}: got {shown(got)}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str], type[Section]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fedh2l_mpi.config.section import NO_SWITCH, KindSection, Natural, Number, Switch, problem, refuse
+from fedh2l_mpi.errors import shown
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6), NO_SWITCH]
 # Keys of several methods.
@@ -67,7 +68,7 @@ class MethodConfig(KindSection):
         """Text of the message about an unknown method."""
         near = difflib.get_close_matches(str(kind), cls.kinds, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return f"got {kind!r}; known: {', '.join(cls.kinds)}, or your own as package.module:Class{hint}"
+        return f"got {shown(kind)}; known: {', '.join(cls.kinds)}, or your own as package.module:Class{hint}"
 
     @classmethod
     def unused_key(cls, key: str, kind: str) -> str:

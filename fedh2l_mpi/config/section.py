@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
-from fedh2l_mpi.errors import did_you_mean
+from fedh2l_mpi.errors import did_you_mean, shown
 
 
 def _refuse_switch(value: object) -> object:
@@ -120,7 +120,7 @@ class KindSection(Section):
     @classmethod
     def unknown_kind(cls, kind: object) -> str:
         """Text of the message about an unknown kind."""
-        return f"got {kind!r}; known: {', '.join(sorted(cls.kinds))}{did_you_mean(kind, list(cls.kinds))}"
+        return f"got {shown(kind)}; known: {', '.join(sorted(cls.kinds))}{did_you_mean(kind, list(cls.kinds))}"
 
     @classmethod
     def unused_key(cls, key: str, kind: str) -> str:
@@ -138,7 +138,7 @@ class KindSection(Section):
             refuse(problem(cls.kind_key, kind, cls.unknown_kind(kind)))
         if chosen is not cls:
             if cls.kind_name:
-                refuse(problem(cls.kind_key, kind, f"got {kind!r}, must be {cls.kind_name!r} for {cls.__name__}"))
+                refuse(problem(cls.kind_key, kind, f"got {shown(kind)}, must be {cls.kind_name!r} for {cls.__name__}"))
             checked: Self = chosen.model_validate(raw)
             return checked
         return handler({**cls._own_keys(raw, kind), cls.kind_key: kind})
@@ -153,7 +153,7 @@ class KindSection(Section):
             if key in common or key not in every or (mine and (value is not None or allows_null(mine))):
                 own[key] = value
             elif mine is None and value is not None:
-                text = f"got {value!r}, but {cls.unused_key(key, kind)}. Fix: remove it or set it to null."
+                text = f"got {shown(value)}, but {cls.unused_key(key, kind)}. Fix: remove it or set it to null."
                 problems.append(problem(key, value, text))
         for key, field in cls.model_fields.items():
             if field.is_required() and own.get(key) is None:

@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, shown
 from fedh2l_mpi.runtime import libraries, paths
 
 LARGEST_SIDE = 4096
@@ -132,6 +132,8 @@ WHERE_TO_GET = {
     "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist has the four files; Debian's package "
     "dataset-fashion-mnist puts them in /usr/share/datasets/fashion-mnist",
 }
+# Folder of a data set below the root that torchvision is given.
+TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 NORMALISATION = {"mnist": (0.1307, 0.3081), "fashion_mnist": (0.2860, 0.3530)}
 
 
@@ -232,10 +234,27 @@ def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> I
 
 
 def _find(folder: Path, file: str, name: str) -> Path:
-    for candidate in (folder / file, folder / f"{file}.gz"):
-        if paths.is_file("data.root", candidate):
-            return candidate
-    raise UserError(f"data.root: {folder} has neither {file} nor {file}.gz. Source: {WHERE_TO_GET[name]}.")
+    """Return the path of an IDX file in a folder, or below it where torchvision puts it.
+
+    Some programs that unpack or mirror the files replace the first hyphen by the dot of a suffix.
+    """
+    spellings = [file, file.replace("-idx", ".idx")]
+    for place in (folder, folder / "raw", folder / TORCHVISION[name] / "raw"):
+        for candidate in (place / f"{spelling}{suffix}" for spelling in spellings for suffix in ("", ".gz")):
+            if paths.is_file("data.root", candidate):
+                return candidate
+    raise UserError(
+        f"data.root: {folder} has neither {file} nor {file}.gz. It has {_listed(folder)}. Source: {WHERE_TO_GET[name]}."
+    )
+
+
+def _listed(folder: Path, most: int = 6) -> str:
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return f"names that cannot be read ({error.strerror})"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more if names else "no files"
 
 
 @contextmanager

@@ -129,6 +129,7 @@ def test_an_edge_list_is_read_and_may_leave_participants_alone(tmp_path):
     [
         ("0 1\n1\n", r"line 2: got '1'\. A line must be two participants"),
         ("0 a\n", "line 1: got '0 a'"),
+        ("9" * 5000 + " 0\n", r"line 1: got '9+ \[4804 characters\] 9+ 0'"),
         ("0 1 2\n", "line 1: got '0 1 2'"),
         ("0 9\n", "Participants are 0 to 3"),
         ("1 1\n", "cannot be its own neighbour"),
@@ -144,7 +145,12 @@ def test_a_wrong_edge_list_is_refused_by_its_line(tmp_path, text, says):
 @pytest.mark.parametrize("participants", [1, 4])
 @pytest.mark.parametrize(
     ("path", "says"),
-    [("no/such/file", "cannot read"), ("no\0name", "cannot read"), ("~nobody_here/e", "no home folder")],
+    [
+        ("no/such/file", "cannot read"),
+        ("no\0name", "cannot read"),
+        ("/dev/zero", "cannot read /dev/zero: it is a device, not a file"),
+        ("~nobody_here/e", "no home folder"),
+    ],
 )
 def test_a_missing_edge_list_is_refused(participants, path, says):
     with pytest.raises(UserError, match=f"topology.path: .*{says}"):

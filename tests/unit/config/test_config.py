@@ -1,8 +1,10 @@
 """Configuration: what is accepted, what is refused, and how clearly."""
 
 import copy
+import os
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -46,9 +48,13 @@ CONFIGS = ROOT / "configs"
         ("seed_set.labelled=1", "seed_set.labelled: got 1; input should be a valid boolean"),
         ("seed_set={views: none, views_per_sample: 2}", "seed_set.views_per_sample: got 2, must be 1 for views 'none'"),
         ("seed_set.views_per_sample=1001", "seed_set.views_per_sample: got 1001, must be <= 1000"),
-        ("optimizer.lr=1e300", "optimizer.lr: got '1e300', must be <= 1000000"),
+        ("optimizer.lr=1e300", "optimizer.lr: got 1e\\+300, must be <= 1000000"),
         ("data.root=/data", "data.root: got '/data', but digits ship with scikit-learn"),
-        ("data.root=2024-13-45", "the value is not valid YAML"),
+        ("data.root=2024-13-45", "data.root: got '2024-13-45', but digits ship with scikit-learn"),
+        ("rounds=1:30", "rounds: got '1:30'; input should be a valid integer"),
+        ("rounds=1_000", "rounds: got '1_000'; input should be a valid integer"),
+        ("seed=0x" + "f" * 20_000, "the number in line 1 has 20002 characters. At most 100 are read"),
+        ("data.name=" + "x" * 10**6, r"^data.name: got 'x{99} \[999802 characters\] x{99}'; known: digits"),
         ("participants=2.5", "participants: got 2.5; input should be a valid integer"),
         ("seed=-1", "seed: got -1, must be >= 0"),
         ("seed_set.share=1.0", r"seed_set.share: got 1.0, must be < 1"),
@@ -92,6 +98,7 @@ def test_a_wrong_value_is_refused_by_its_dotted_name(override, says):
     with pytest.raises(UserError, match=says) as error:
         loading.load(None, [override])
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 2000
 
 
 def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any, list[str]]]:
@@ -163,6 +170,14 @@ def test_a_copy_keeps_its_kind():
         assert copy.deepcopy(section) == section == pickle.loads(pickle.dumps(section)) == section.model_copy()
 
 
+def _doubling(form: str) -> str:
+    """Lines in which every value has the value of the line above twice.
+
+    As lists, n lines have 4 * 2**n - 3 values, counting keys; as merged maps 6 * 2**n - 2 * n - 5.
+    """
+    return "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {form.format(f'*a{n - 1}, *a{n - 1}')}\n" for n in range(1, 40))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -174,6 +189,14 @@ def test_a_copy_keeps_its_kind():
         ("rounds: 3\nseed: !!int ''\n", "not valid YAML: got '' in line 2, must be a value of !!int"),
         ("!!bool x\n", "not valid YAML: got 'x' in line 1, must be a value of !!bool"),
         ("!!timestamp x\n", "not valid YAML: got 'x' in line 1, must be a value of !!timestamp"),
+        ("a: &a {x: 1}\nb: {<<: *a, <<: *a}\n", "not valid YAML: key '<<' is given twice, again in line 2"),
+        ("a: {<<: 1}\n", "not valid YAML: << in line 1 must name mappings"),
+        ("seed: !!int 1:30\n", "not valid YAML: got '1:30' in line 1, must be a value of !!int"),
+        ("a: &a [*a]\n", r"not valid YAML: \*a in line 1 stands for a value that contains it"),
+        ("a: " + "[" * 3000 + "]" * 3000, "not valid YAML: line 1 is nested deeper than 50 levels"),
+        (_doubling("[{}]"), "not valid YAML: up to line 14, it has more than 50000 values, aliases expanded"),
+        (_doubling("{{<<: [{}]}}"), "not valid YAML: up to line 14, it has more than 50000 values, aliases expanded"),
+        ("#" * 10**6 + "\n", "cannot read the config: it has more than 1000000 bytes"),
         ("a: &a {x: 1}\nb: {<<: *a, y: 2, y: 3}\n", "not valid YAML: key 'y' is given twice, again in line 2"),
     ],
 )
@@ -191,6 +214,9 @@ def test_a_section_may_be_merged_into_another_and_overruled_there(tmp_path):
     read = loading.read_yaml(path)
     assert read["method"]["options"]["inner"] == {"x": 2, "y": 1}
     assert read["weights"] == {"x": 2, "y": 1, "z": 3}
+    # YAML 1.1, "Merge Key Language-Independent Type": of several mappings, the first that has a key gives its value.
+    path.write_text("a: &a {key: 1, x: 1}\nb: &b {y: 2, key: 2}\nboth: {<<: [*a, *b], x: 3}\n")
+    assert loading.read_yaml(path)["both"] == {"key": 1, "x": 3, "y": 2}
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
@@ -202,6 +228,17 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         loading.load(tmp_path / "binary.yaml")
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a named pipe"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(UserError, match=f"{path}: cannot read the config: it is {kind}, not a file"):
+            loading.load(path)
+
+
+def test_a_message_lists_a_bounded_number_of_mistakes():
+    with pytest.raises(UserError) as error:
+        loading.load({"weights": {number: "x.pt" for number in range(20_000)}})
+    assert len(str(error.value).splitlines()) == 22
+    assert str(error.value).endswith("\n  and 19980 mistakes more")
 
 
 def test_several_mistakes_are_all_told_at_once():
@@ -273,8 +310,10 @@ def test_more_ranks_than_participants_are_refused_with_the_way_out():
 
 
 def test_a_map_of_models_must_name_every_participant_once():
-    with pytest.raises(UserError, match=r"Missing: \[1\], unknown: \[7\]"):
+    with pytest.raises(UserError, match="Missing: 1, unknown: 7"):
         Config(participants=2, models={0: "mlp", 7: "cnn"}).resolved(1, launched=False)
+    with pytest.raises(UserError, match="Missing: 1, 2, 3, 4 and 1999999991 more, unknown: none"):
+        Config(participants=2 * 10**9, models=dict.fromkeys((0, *range(6, 10)), "mlp")).resolved(1, launched=False)
     resolved = Config(participants=2, models={0: "mlp", 1: "cnn"}).resolved(1, launched=False)
     assert [resolved.architecture(index) for index in range(2)] == ["mlp", "cnn"]
     assert [Config().architecture(index) for index in range(4)] == ["lenet5", "mlp", "cnn", "lenet5"]

@@ -79,10 +79,25 @@ def test_real_mnist_is_read(mnist):
     assert pixels.mean() == pytest.approx(source.mean, abs=0.01)
 
 
+@pytest.mark.parametrize("below", [".", "raw", "MNIST/raw"])
+@pytest.mark.parametrize("hyphen", ["-idx", ".idx"])
+def test_idx_files_are_found_as_other_programs_name_and_place_them(idx_folder, tmp_path_factory, below, hyphen):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / below).mkdir(parents=True, exist_ok=True)
+    for path in idx_folder.iterdir():
+        path.rename(folder / below / path.name.replace("-idx", hyphen))
+    source = idx("mnist", str(folder))
+    assert (len(source.train.labels), len(source.test.labels)) == (5000, 50)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        ("train-labels-idx1-ubyte", None, "has neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz"),
+        (
+            "train-labels-idx1-ubyte",
+            None,
+            "has neither train-labels-idx1-ubyte nor train-labels-idx1-ubyte.gz. It has 't10k-images-idx3-ubyte', ",
+        ),
         ("t10k-images-idx3-ubyte", lambda b: b[:-1], "ends 1 bytes too early"),
         ("t10k-images-idx3-ubyte", lambda b: b[:7], "ends 9 bytes too early"),
         ("t10k-labels-idx1-ubyte", lambda b: b[:30], "ends 28 bytes too early"),

@@ -255,7 +255,8 @@ def test_a_flipped_bit_in_the_numbers_is_found_by_the_content_digest(sound, tmp_
 
 
 def test_a_config_that_is_no_yaml_any_more_is_a_problem_and_no_traceback(sound, tmp_path):
-    for number, text in enumerate(("a: 2026-13-13", "a: [", "just a text")):
+    texts = ("a: &a [*a]", "a: [", "just a text", "a: " + "[" * 3000 + "]" * 3000)
+    for number, text in enumerate(texts):
         path = tmp_path / f"{number}.h5"
         path.write_bytes((sound / "closed.h5").read_bytes())
         with h5py.File(path, "r+") as file:

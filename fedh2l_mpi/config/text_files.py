@@ -1,0 +1,35 @@
+"""Read text files that a user names, without waiting and without end."""
+
+import stat
+from pathlib import Path
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    OSError
+        If the system cannot read it.
+    ValueError
+        If it is a pipe or a device, which may have no end, has more than `most_bytes`, or is not UTF-8 text. The
+        message continues a sentence that names the file.
+    """
+    kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    if kind is not None:
+        raise ValueError(f"it is {kind}, not a file")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
