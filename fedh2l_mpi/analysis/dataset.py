@@ -37,7 +37,7 @@ def open_run(path: str | Path) -> "xarray.Dataset":
     Parameters
     ----------
     path : path
-        A run directory or a metrics file. The dataset keeps the file open: `close` it, or use `with`.
+        A run directory or a metrics file. It is open only while arrays are read.
 
     Raises
     ------
@@ -80,18 +80,17 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
     if unknown:
         raise UserError(f"open_runs: there is no array {unknown[0]!r} to stack. Known: {', '.join(names)}.")
     given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
-    runs: list[Run] = []
-    try:
-        for path in find([str(pattern) for pattern in given]):
-            runs.append(load_run(path))
-        axes = {scale: _Axis.from_runs(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
-        arrays = {name: _stacked(name, runs, axes) for name in chosen}
-        labels = {name: _stacked_label(name, runs, axes) for name in LABELS}
-        by_run = _by_run(runs)
-        attributes = _common_attributes(runs) | {"left_out": ", ".join(left_out)}
-    finally:
-        for run in runs:
-            run.close()
+    runs = [load_run(path) for path in find([str(pattern) for pattern in given])]
+    for run in runs:
+        # One file at a time is open, because systems limit their number. The arrays stay in memory for the stack.
+        with run.metrics.opened():
+            for name in (*LABELS, *chosen):
+                _ = run.metrics[name]
+    axes = {scale: _Axis.from_runs(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
+    arrays = {name: _stacked(name, runs, axes) for name in chosen}
+    labels = {name: _stacked_label(name, runs, axes) for name in LABELS}
+    by_run = _by_run(runs)
+    attributes = _common_attributes(runs) | {"left_out": ", ".join(left_out)}
     scales = {name: (name, axis.numbers, _described(name)) for name, axis in axes.items()}
     by_run["run"] = ("run", np.array(unique_names([run.file for run in runs])), {"long_name": "name of the run"})
     return xarray.Dataset(arrays, {**scales, **labels, **by_run}, attributes)

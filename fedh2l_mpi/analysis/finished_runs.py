@@ -48,11 +48,10 @@ def read_finished(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
             notes[f"left out: {error}"] = None
             continue
         try:
-            found.setdefault(run.file.resolve(), _finished(run))
+            with run.metrics.opened():
+                found.setdefault(run.file.resolve(), _finished(run))
         except UserError as error:
             notes[f"left out: {_name(run)}: {error}"] = None
-        finally:
-            run.close()
     return list(found.values()), list(notes)
 
 

@@ -107,7 +107,8 @@ class Run:
         """Return the numbers of the report: accuracies, traffic, times."""
         from fedh2l_mpi.analysis.summary import summarise
 
-        return summarise(self)
+        with self.metrics.opened():
+            return summarise(self)
 
     def dataset(self) -> "xarray.Dataset":
         """Return the run as labelled arrays, which are read when they are used.
@@ -158,7 +159,7 @@ class Run:
         return flat(self.config)
 
     def close(self) -> None:
-        """Close the metrics file."""
+        """Forget the metrics file: arrays that were not read before cannot be read any more."""
         self.metrics.close()
 
 

@@ -74,15 +74,13 @@ class WatchedRun:
         for left in reversed(range(TRIES)):
             try:
                 run = load_run(self.path)
+                with run.metrics.opened():
+                    first = self._first(run.metrics)
+                    new, state = _read(run.metrics, first), run.condition
             except UserError:
                 if not left or not self.path.exists():
                     raise
             else:
-                try:
-                    first = self._first(run.metrics)
-                    new, state = _read(run.metrics, first), run.condition
-                finally:
-                    run.close()
                 # Values that were met in the middle of a flush are read again, as they may look damaged.
                 if not run.problems or run.metrics.closed or not left:
                     self._add(run, first, new, state)

@@ -51,10 +51,11 @@ def _report(options: argparse.Namespace, context: Context) -> int:
         summaries = []
         for path, name in zip(paths, runs.unique_names(paths), strict=True):
             with contextlib.ExitStack() as alone:
-                # A page reads its runs later. Otherwise one file at a time is open, because systems limit their number.
+                # A page reads its runs later, so their problems are printed later.
                 run = (alone if options.html is None else opened).enter_context(_looked_at(path, prints_problems))
                 looked += [] if options.html is None else [run]
-                summaries.append(replace(summarise(run, baseline), name=name))
+                with run.metrics.opened():
+                    summaries.append(replace(summarise(run, baseline), name=name))
         if options.html is not None:
             from fedh2l_mpi.analysis import html
 
@@ -112,7 +113,7 @@ def _plot(options: argparse.Namespace, context: Context) -> int:
     named = options.out.suffix.removeprefix(".").lower() if options.out else ""
     if named in figures.ENDINGS and options.format not in (None, named):
         raise UserError(f"--format: got {options.format!r}, but --out ends in .{named}. Fix: give one of the two.")
-    with _looked_at(options.run) as run:
+    with _looked_at(options.run) as run, run.metrics.opened():
         plotted = figures.plot(run, names, options.out, options.format or "png", options.width)
     for path in plotted.files:
         print(f"plot: {path}")
@@ -220,7 +221,7 @@ def _export_options(made: Parser) -> None:
 def _export(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import export
 
-    with _looked_at(options.run) as run:
+    with _looked_at(options.run) as run, run.metrics.opened():
         for path in export.export(run, options.to, options.out):
             print(f"export: {path}")
     return 0

@@ -34,10 +34,8 @@ class Run(analysis_run.Run):
             If there is nothing to show.
         """
         looked = analysis_run.load_run(Path(path))
-        try:
+        with looked.metrics.opened():
             loaded = dataclasses.replace(looked.metrics, arrays=dict(looked.metrics.arrays))
-        finally:
-            looked.close()
         return cls(looked.file, loaded, looked.config)
 
     def model(self, participant: int) -> "nn.Module":

@@ -107,11 +107,7 @@ def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], roun
     """Check that the last round was evaluated if no round remains, because every run evaluates its last round."""
     if manifest["round"] < rounds:
         return
-    run = metrics.look(directory.metrics)
-    try:
-        is_evaluated = not np.isnan(run.read_row("accuracy", rounds - 1)).all()
-    finally:
-        run.close()
+    is_evaluated = not np.isnan(metrics.look(directory.metrics).read_row("accuracy", rounds - 1)).all()
     if not is_evaluated:
         raise UserError(
             f"rounds: got {rounds}, and the run in {directory.path} has finished them, but the last one was not "

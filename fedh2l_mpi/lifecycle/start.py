@@ -174,10 +174,7 @@ def _finished(directory: RunDirectory) -> int:
         run = metrics.look(directory.metrics)
     except UserError:
         return 0
-    try:
-        return run.rounds if run.closed and run.attributes.get("state") == "complete" and not run.problems else 0
-    finally:
-        run.close()
+    return run.rounds if run.closed and run.attributes.get("state") == "complete" and not run.problems else 0
 
 
 def _report_complete(directory: RunDirectory, rounds: int) -> None:
@@ -193,10 +190,7 @@ def _rounds(directory: RunDirectory) -> int | None:
         run = metrics.look(directory.metrics)
     except UserError:
         return None
-    try:
-        return None if run.problems else run.rounds
-    finally:
-        run.close()
+    return None if run.problems else run.rounds
 
 
 def _make_way(directory: RunDirectory) -> None:

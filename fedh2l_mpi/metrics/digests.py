@@ -35,7 +35,7 @@ def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
         If the file is not a metrics file.
     """
     run = look(path)
-    try:
+    with run.opened():
         if run.rounds < rounds or run["round"][:rounds].tolist() != list(range(rounds)):
             raise ValueError(f"holds {run.rounds} rounds, but the first {rounds} are needed")
         participants = len(run["participant"])
@@ -51,8 +51,6 @@ def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
             if damaged:
                 raise ValueError(f"array {damaged[0]!r} is missing or damaged")
             yield np.concatenate([*singles, *others], axis=-1, dtype=np.float64)
-    finally:
-        run.close()
 
 
 def rows_digest(path: Path, rounds: int) -> str:

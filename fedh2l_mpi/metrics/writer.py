@@ -271,11 +271,7 @@ class MetricsWriter:
 
 def _kept_attributes(path: Path) -> dict[str, str | int]:
     """Return the attributes that a resumed run keeps from its old file: its start time."""
-    old = look(path)
-    try:
-        return {name: value for name, value in old.attributes.items() if name == "started"}
-    finally:
-        old.close()
+    return {name: value for name, value in look(path).attributes.items() if name == "started"}
 
 
 def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:

@@ -28,7 +28,7 @@ def validate(path: Path, programs: bool = True) -> list[Finding]:
     except UserError as error:
         return [Finding("error", str(error).removeprefix(f"{path}: "))]
     report = Report()
-    try:
+    with run.metrics.opened():
         check_file(run, report)
         check_schema(run.file, run.metrics.closed, report)
         config = check_config(run, report)
@@ -41,8 +41,6 @@ def validate(path: Path, programs: bool = True) -> list[Finding]:
             check_scales(run, report)
             check_h5dump(run, report)
         add_problems(run, report)
-    finally:
-        run.close()
     return report.findings
 
 

@@ -10,7 +10,7 @@ from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.metrics import DIMENSIONS
 from fedh2l_mpi.metrics.digests import content_digest
-from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
+from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.runtime.processes import run_program
 

@@ -12,7 +12,7 @@ from fedh2l_mpi.analysis.validation.findings import OF_ARRAY, Report
 from fedh2l_mpi.config import Config, loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import ADDED, DIMENSIONS, FIELDS, SCALES, SCHEMA_VERSION, Field
-from fedh2l_mpi.metrics.reader import DAMAGE, is_absent, reason
+from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.safe_hdf5 import SafeAttributes, SafeFile

@@ -81,7 +81,6 @@ class SweepRunFiles:
             return False
         run = metrics.look(self.run.metrics)
         rounds, planned = run.rounds, run.attributes.get("rounds_planned")
-        run.close()
         # A file that is being written, or whose writer was killed, may be incomplete: the run repairs it on resume.
         if run.closed and (run.problems or not isinstance(planned, int)):
             problem = run.problems[0] if run.problems else "attribute 'rounds_planned' is missing"

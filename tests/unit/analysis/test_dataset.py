@@ -1,5 +1,7 @@
 """Runs as xarray datasets: labelled, lazy, and of any file that can be shown."""
 
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -104,6 +106,28 @@ def test_a_closed_dataset_has_let_go_of_the_file(tmp_path):
     run = open_run(write(tmp_path / "run"))
     run.close()
     with pytest.raises(RuntimeError, match="'accuracy' cannot be read: the run's file has been closed"):
+        run.accuracy.load()
+
+
+def test_any_number_of_runs_is_open_at_a_time(tmp_path):
+    write(tmp_path / "one")
+    for number in range(40):
+        shutil.copytree(tmp_path / "one", tmp_path / "runs" / str(number))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
+    try:
+        held = [open_run(tmp_path / "runs" / str(number)) for number in range(40)]
+        stacked = open_runs(tmp_path / "runs")
+        for run in held:
+            np.testing.assert_array_equal(run.accuracy.values, stacked.accuracy[0].values)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_file_that_was_replaced_by_a_shorter_one_is_not_read_as_the_old_one(tmp_path):
+    run = open_run(write(tmp_path / "run", finished=7))
+    (write(tmp_path / "other", finished=5) / "metrics.h5").replace(tmp_path / "run" / "metrics.h5")
+    with pytest.raises(UserError, match=r"run/metrics.h5: the file has changed since it was opened. Open it again.$"):
         run.accuracy.load()
 
 

@@ -13,7 +13,7 @@ from helpers.launching import launch
 
 from fedh2l_mpi.analysis import watch
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import reader
+from fedh2l_mpi.metrics import file_arrays, reader
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 
 WRITER = """
@@ -90,7 +90,8 @@ def test_what_was_met_half_way_through_a_flush_is_read_again(tmp_path, monkeypat
 def test_rounds_that_could_not_be_read_are_counted_once_they_can(tmp_path, monkeypatch, left_running):
     path = tmp_path / "metrics.h5"
     path.write_bytes(torn(left_running, "index"))
-    monkeypatch.setattr(reader, "TRIES", 1)
+    for module in (reader, file_arrays):
+        monkeypatch.setattr(module, "TRIES", 1)
     assert watch.load_run(path).metrics.rounds == 200
     monkeypatch.setattr(watch.time, "sleep", lambda seconds: path.write_bytes(left_running.read_bytes()))
     watched = watch.WatchedRun(path)

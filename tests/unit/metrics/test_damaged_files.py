@@ -61,6 +61,8 @@ for seed in range(first, last):
 print("shown", shown)
 """
 
+SIZES = ("round", "participant", "domain", "class", "bin", "edge")
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
@@ -141,6 +143,63 @@ def test_what_the_system_says_of_a_file_is_told_in_its_words(sound, monkeypatch)
     monkeypatch.setattr(reader, "open_for_reading", full)
     with pytest.raises(UserError, match="cannot be read as HDF5: Too many open files$"):
         open_runs(sound)
+
+
+def _link(file, name):
+    del file[name]
+    file[name] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def _endless(file, name):
+    described = dict(file[name].attrs)
+    del file[name]
+    file.create_dataset(name, shape=(10**10,), maxshape=(None,), chunks=(64,), dtype="i8")
+    file[name].attrs.update({key: described[key] for key in ("units", "long_name")})
+
+
+def _long(file, name):
+    length = len(file[name]) + 5
+    del file[name]
+    file[name] = np.arange(length)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "says"),
+    [
+        (_link, "domain_name", "array 'domain_name' is missing or damaged: it is a link to another place"),
+        (_link, "temperature", "array 'temperature' is missing or damaged: it is a link"),
+        *(
+            (_endless, name, f"array {name!r} is missing or damaged: it declares 80,000,000,000 bytes")
+            for name in SIZES
+        ),
+        (_long, "domain", "array 'domain' is damaged: it has 7 entries, but its arrays have 2"),
+        (_long, "class", "array 'class' is damaged: it has 15 entries, but its arrays have 10"),
+    ],
+)
+def test_what_leads_out_of_the_file_or_has_no_end_is_a_problem_and_the_rest_is_shown(
+    sound, tmp_path, change, name, says
+):
+    path = tmp_path / "strange.h5"
+    path.write_bytes((sound / "closed.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file, name)
+    run = runs.load_run(path)
+    assert any(problem.startswith(says) for problem in run.problems), run.problems
+    assert run.summary().participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]
+    assert [len(run.metrics[dim]) for dim in ("participant", "domain", "class", "bin")] == [3, 2, 10, 10]
+    assert any(found.level == "error" for found in validation.validate(path, programs=False))
+
+
+def test_scales_that_agree_on_more_than_the_file_has_are_refused(sound, tmp_path):
+    path = tmp_path / "strange.h5"
+    path.write_bytes((sound / "closed.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name in set(file) - {"round"}:
+            del file[name]
+        file["participant"] = np.arange(10**6)
+        file["domain"] = np.arange(100)
+    with pytest.raises(UserError, match="strange.h5: cannot be read: it declares arrays of .* than the file has$"):
+        runs.load_run(path)
 
 
 WRITER = """
