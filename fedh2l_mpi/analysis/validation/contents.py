@@ -13,6 +13,7 @@ from fedh2l_mpi.metrics.digests import content_digest
 from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.runtime.processes import run_program
+from fedh2l_mpi.runtime.safe_hdf5 import RefusedError
 
 # Time limit of another program; all of them read headers only, so the file's size does not matter.
 PROGRAM_SECONDS = 30
@@ -78,11 +79,32 @@ def check_h5dump(run: Run, report: Report) -> None:
             "programs", "h5dump was not tried: the file was not closed. After a kill, h5clear -s makes it readable"
         )
         return
+    refused = _refused(run.file)
+    if refused:
+        # h5dump follows links, and would wait for a pipe or print the values of another file.
+        report.note("programs", f"h5dump was not tried: {refused[0]!r} is not plain data inside the file")
+        return
     wrong = []
     for options in (["-H"], ["-d", "round"]):
         ended = _ended([program, *options, str(run.file)])
         wrong += [f"h5dump {' '.join(options)}: {ended}"] if isinstance(ended, _Failure) else []
     report.verdict("programs", wrong, "h5dump reads the file")
+
+
+def _refused(path: Path) -> list[str]:
+    """Return the names in a file that SafeFile refuses to read."""
+    refused = []
+    file, _ = open_for_reading(path)
+    with file:
+        for name in file:
+            try:
+                _ = file[name]
+            except RefusedError:
+                refused.append(name)
+            except DAMAGE:
+                # h5dump will say so, too.
+                continue
+    return refused
 
 
 class _Failure(str):

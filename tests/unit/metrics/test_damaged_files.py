@@ -16,6 +16,8 @@ from helpers.launching import ROOT
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import open_run, open_runs, summary, validation
 from fedh2l_mpi.analysis import run as runs
+from fedh2l_mpi.analysis.validation import contents
+from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import reader, robust_open
 
@@ -188,6 +190,19 @@ def test_what_leads_out_of_the_file_or_has_no_end_is_a_problem_and_the_rest_is_s
     assert run.summary().participants["accuracy_own"].tolist() == [0.9, 0.8, 0.7]
     assert [len(run.metrics[dim]) for dim in ("participant", "domain", "class", "bin")] == [3, 2, 10, 10]
     assert any(found.level == "error" for found in validation.validate(path, programs=False))
+
+
+def test_no_other_program_follows_a_link(sound, tmp_path, monkeypatch):
+    path = tmp_path / "strange.h5"
+    path.write_bytes((sound / "closed.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        _link(file, "host")
+    monkeypatch.setattr(contents.shutil, "which", lambda name: "/bin/false")
+    report = Report()
+    contents.check_h5dump(runs.load_run(path), report)
+    assert [found.what for found in report.findings] == [
+        "h5dump was not tried: 'host' is not plain data inside the file"
+    ]
 
 
 def test_scales_that_agree_on_more_than_the_file_has_are_refused(sound, tmp_path):
