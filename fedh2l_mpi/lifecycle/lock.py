@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.processes import is_running, run_program, start_ticks
 
 SQUEUE_S = 20.0
@@ -26,8 +27,8 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 ENDED |= {"PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "REVOKED", "SPECIAL_EXIT", "TIMEOUT"}
 # A process keeps the right to remove a stale lock for a few system calls only, so an older right is abandoned.
 RIGHT_S = 10.0
-# Errors of file systems without hard links.
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+# An empty lock this old is nobody's: its file system lost the content in a crash. A younger one may be on its way.
+EMPTY_S = 60.0
 # Errors for a removed file. NFS answers ESTALE if another client has just removed it.
 GONE = (errno.ENOENT, errno.ESTALE)
 
@@ -75,11 +76,15 @@ class Holder:
         )
 
     def __str__(self) -> str:
+        if self == NOBODY:
+            return "unknown, as the lock is empty"
         job = f", job {self.job}" if self.job else ""
         return f"host {self.host}, pid {self.pid}{job}"
 
     def has_ended(self, now: "Holder") -> bool | None:
         """Return True if the holder has ended, as seen from the process `now`; None if `now` cannot see that."""
+        if self == NOBODY:
+            return True
         # Compare namespaces, because containers may share a host name and a volume, but not their pids.
         if self.host == now.host and (self.namespace == now.namespace or not self.namespace or not now.namespace):
             return self._has_ended_here(now)
@@ -100,6 +105,9 @@ class Holder:
         started = _started(self.pid)
         # Count None as running, because the system hides other users' processes.
         return started is not None and started != self.started
+
+
+NOBODY = Holder("", 0, "")
 
 
 class RunLock:
@@ -137,24 +145,9 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
-        # Create the lock as a hard link, because its creation is atomic; otherwise two processes could both succeed.
-        own = self.path.with_name(f"{self.path.name}.{self.holder.host}.{self.holder.pid}")
-        text = json.dumps(asdict(self.holder)) + "\n"
+        """Create the lock; return False if there is one."""
         try:
-            # Remove the file first, because a killed process with this pid may have left it as a link to the lock.
-            own.unlink(missing_ok=True)
-            own.write_text(text, encoding="utf-8")
-            try:
-                os.link(own, self.path)
-            except FileExistsError:
-                # Count the links, because NFS reports this also after success, if the answer was lost and the client
-                # asked again. Source: open(2), O_EXCL.
-                return own.stat().st_nlink == 2
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                with self.path.open("x", encoding="utf-8") as file:
-                    file.write(text)
+            atomic_files.create(self.path, (json.dumps(asdict(self.holder)) + "\n").encode())
         except FileExistsError:
             return False
         except OSError as error:
@@ -162,8 +155,6 @@ class RunLock:
                 f"{self.path}: the lock cannot be written: {error.strerror}. "
                 "Fix: make the directory writable, or choose another --out."
             ) from None
-        finally:
-            own.unlink(missing_ok=True)
         return True
 
     def _clear(self, held: Holder) -> None:
@@ -204,7 +195,7 @@ class RunLock:
 
 
 def _read(path: Path) -> Holder | None:
-    """Return the holder of the lock; None if the lock has been removed.
+    """Return the holder of the lock, NOBODY if it is empty since a crash; None if the lock has been removed.
 
     Raises
     ------
@@ -212,7 +203,7 @@ def _read(path: Path) -> Holder | None:
         If the file cannot be read, or is no lock.
     """
     try:
-        content = path.read_bytes()
+        content, written_s = path.read_bytes(), path.stat().st_mtime
     except OSError as error:
         if error.errno in GONE:
             return None
@@ -220,6 +211,13 @@ def _read(path: Path) -> Holder | None:
             f"{path}: the lock cannot be read: {error.strerror}. Another user may be writing this run. "
             "Fix: ask the owner of this file."
         ) from None
+    if not content.strip(b"\0\n"):
+        if time.time() - written_s > EMPTY_S:
+            return NOBODY
+        raise UserError(
+            f"{path}: the lock is empty. Another process is starting this run, or its machine has crashed. "
+            f"Fix: make sure that no process writes this run, and try again in {EMPTY_S:.0f} s."
+        )
     try:
         return Holder(**json.loads(content))
     except (ValueError, TypeError):

@@ -120,6 +120,30 @@ def test_what_is_no_lock_of_ours_is_left_alone(path):
     assert path.read_text() == "not ours"
 
 
+@pytest.mark.parametrize("content", [b"", bytes(120)])
+def test_a_lock_that_a_crash_of_the_machine_has_emptied_is_nobodys_after_a_while(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"the lock is empty.* try again in 60 s"):
+        RunLock(path)
+    an_hour_ago = path.stat().st_mtime - 3600.0
+    os.utime(path, (an_hour_ago, an_hour_ago))
+    lock = RunLock(path)
+    assert str(lock.taken_from) == "unknown, as the lock is empty"
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_the_content_of_a_lock_is_on_the_disk_before_it_has_its_name(path, monkeypatch):
+    forced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        forced.append((os.fstat(descriptor).st_size > 0, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    RunLock(path)
+    assert forced == [(True, False)]
+
+
 def test_of_many_processes_at_a_stale_lock_one_wins(path):
     put(path, ended())
     code = (
