@@ -292,7 +292,8 @@ def written(participants: int) -> tuple[float, float]:
     attributes = {"config": "", "seed": 0, "rounds_planned": 1, "ranks": 1, "threads": 1}
     histogram = np.zeros((participants, 10), dtype=np.int64)
     header = metrics.RunHeader(attributes, [row] * participants, histogram, ["x"] * domains)
-    table = np.random.default_rng(0).random((participants, metrics.row_width(domains)))
+    # Whole numbers fit arrays of every type.
+    table = np.random.default_rng(0).integers(9, size=(participants, metrics.row_width(domains))).astype(np.float64)
     times = []
     with tempfile.TemporaryDirectory() as folder:
         writer = metrics.MetricsWriter(Path(folder) / "metrics.h5", header)

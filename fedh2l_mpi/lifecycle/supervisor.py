@@ -1,6 +1,5 @@
 """Supervise one rank's rounds: status, checkpoints, requests to stop, and clean-up after an error."""
 
-import contextlib
 import logging
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,14 +169,18 @@ class Supervisor:
             self.reporter.end(state, reason)
 
     def _give_up(self, error: BaseException) -> None:
-        """Leave files that can be read, and a report of the error."""
-        self.reporter.fail(error)
-        # A closed file opens everywhere. On a full disk it cannot be closed, but can still be read.
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            self._recorder.close("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
-        if self.trace is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self.trace.close()
-        self.checkpoints.abandon()
-        with contextlib.suppress(OSError):
-            self.reporter.leave()
+        """Leave files that can be read, and a report of the error, which no second error may replace."""
+        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        steps: dict[str, Callable[[], None]] = {
+            "reporting the error": lambda: self.reporter.fail(error),
+            # A closed file opens everywhere. On a full disk it cannot be closed, but can still be read.
+            "closing the metrics file": lambda: self._recorder.close(state),
+            "closing the trace": lambda: self.trace.close() if self.trace is not None else None,
+            "abandoning checkpoints": self.checkpoints.abandon,
+            "dismissing the watchdog": self.reporter.leave,
+        }
+        for what, step in steps.items():
+            try:
+                step()
+            except Exception as second:
+                log.warning(f"{what} failed, too: {type(second).__name__}: {second}", extra={"file_only": True})

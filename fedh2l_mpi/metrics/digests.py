@@ -15,8 +15,6 @@ from fedh2l_mpi.metrics.reader import look
 from fedh2l_mpi.metrics.schema import BIN_FIELDS, DOMAIN_FIELDS, NEWER, ROW_FIELDS, digested
 
 if TYPE_CHECKING:
-    import h5py
-
     from fedh2l_mpi.runtime.safe_hdf5 import SafeFile
 
 BLOCK_BYTES = 2**24
@@ -62,7 +60,7 @@ def rows_digest(path: Path, rounds: int) -> str:
     return sha.hexdigest()
 
 
-def content_digest(file: "h5py.File | SafeFile") -> str:
+def content_digest(file: "SafeFile") -> str:
     """Return the SHA-256, in hexadecimal, of every array's name, type, shape and values, in the order of names.
 
     The digest does not depend on the layout that HDF5 chose, so a copy by `h5repack` has the same digest.

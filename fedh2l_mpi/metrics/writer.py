@@ -10,8 +10,10 @@ Shape letters: R rounds, P participants, D domains, C classes, E edges.
 """
 
 import datetime
+import errno
 import hashlib
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.metrics.digests import content_digest, tables
+from fedh2l_mpi.metrics.digests import content_digest, rows_digest, tables
 from fedh2l_mpi.metrics.reader import look
+from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,
     CONFIDENCE_BINS,
@@ -42,7 +45,7 @@ from fedh2l_mpi.metrics.schema import (
     digested,
     unpack_table,
 )
-from fedh2l_mpi.runtime import atomic_files
+from fedh2l_mpi.runtime import atomic_files, hdf5_files
 
 if TYPE_CHECKING:
     import h5py
@@ -111,24 +114,47 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, header: RunHeader, kept: int | None = None) -> None:
-        import h5py
-
-        participants, domains = len(header.participants), len(header.domain_names)
-        classes = header.label_histogram.shape[1]
         # The file has another name until other programs can read it.
         growing = path.with_name(path.name + ".new")
         if kept is None and path.exists():
             raise FileExistsError(f"{path} already exists, and a run never overwrites another")
         # A process that was killed here left it. The run's lock excludes any other writer, so it can be removed.
         growing.unlink(missing_ok=True)
-        self.file = h5py.File(growing, "x", libver=("v110", "v110"))
-        self._path, self._domains = path, domains
-        self._rows = hashlib.sha256()
-        self._attributes(header.attributes if kept is None else {**header.attributes, **_kept_attributes(path)})
+        self._path, self._domains = path, len(header.domain_names)
+        self._rounds, self._rows, self._graphs = kept or 0, hashlib.sha256(), hashlib.sha256()
+        self._is_open = True
+        # Every array's handle is kept, because HDF5 cannot report a failed write of a handle that is dropped.
+        self._arrays: dict[str, h5py.Dataset] = {}
+        self.file = hdf5_files.create(growing)
+        # A writer that is dropped, or alive when the process exits, leaves its file like a killed process.
+        weakref.finalize(self, hdf5_files.abandon, self.file)
+        try:
+            self._create_arrays(header, None if kept is None else path)
+            if kept is not None:
+                self._copy(path, kept)
+            by_round = [field.name for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS)]
+            self._growing = {name: _Growing(self._arrays[name]) for name in ("round", *by_round)}
+            self.file.flush()
+            if kept is not None:
+                # Sync the new file before it replaces the old one; otherwise a crash of the machine could lose both.
+                with growing.open("rb") as file:
+                    atomic_files.sync_file(file)
+            # From here on HDF5 allows new values and changes of fixed-size attributes, but no new arrays.
+            self.file.swmr_mode = True
+            growing.rename(path)
+            atomic_files.sync_folder(path.parent)
+        except BaseException:
+            self._abandon()
+            growing.unlink(missing_ok=True)
+            raise
+
+    def _create_arrays(self, header: RunHeader, resumed: Path | None) -> None:
+        """Create attributes and arrays, without any round yet; a resumed run keeps some attributes of its old file."""
+        self._attributes(header.attributes if resumed is None else {**header.attributes, **_kept_attributes(resumed)})
         sizes = {
-            "participant": participants,
-            "domain": domains,
-            "class": classes,
+            "participant": len(header.participants),
+            "domain": self._domains,
+            "class": header.label_histogram.shape[1],
             "bin": CONFIDENCE_BINS,
             "endpoint": 2,
         }
@@ -144,19 +170,6 @@ class MetricsWriter:
         self._array(DOMAIN_NAME, _texts(header.domain_names))
         for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, GRAPH_EDGES, GRAPH_SINCE):
             self._empty(field, tuple(sizes[name] for name in DIMENSIONS[field.name][1:]))
-        if kept is not None:
-            self._copy(path, kept)
-        by_round = [field.name for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS)]
-        self._growing = {name: _Growing(self.file[name]) for name in ("round", *by_round)}
-        self.file.flush()
-        if kept is not None:
-            # Sync the new file before it replaces the old one; otherwise a crash of the machine could lose both.
-            with growing.open("rb") as file:
-                atomic_files.sync_file(file)
-        # From here on HDF5 allows new values and changes of fixed-size attributes, but no new arrays.
-        self.file.swmr_mode = True
-        growing.rename(path)
-        atomic_files.sync_folder(path.parent)
 
     def _copy(self, path: Path, rounds: int) -> None:
         """Copy the first rounds of another file. Graphs are not copied: `add_graph` adds them again."""
@@ -164,33 +177,36 @@ class MetricsWriter:
         for tables_RPW in tables(path, rounds):
             past = first + len(tables_RPW)
             for name, values in unpack_table(tables_RPW, self._domains).items():
-                self.file[name].resize(past, axis=0)
-                self.file[name][first:past] = values
+                self._arrays[name].resize(past, axis=0)
+                self._arrays[name][first:past] = values
             for table_PW in tables_RPW:
                 self._rows.update(digested(table_PW).data)
             first = past
-        self.file["round"].resize(rounds, axis=0)
-        self.file["round"][:] = np.arange(rounds)
+        self._arrays["round"].resize(rounds, axis=0)
+        self._arrays["round"][:] = np.arange(rounds)
 
     def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
         """Add the graph that is used from round `since_round` until the next graph is added.
+
+        The next `append` forces it into the file.
 
         Raises
         ------
         OSError, RuntimeError
             If it cannot be written. HDF5 raises either of them if the disk is full.
         """
-        first = self.file["edge"].shape[0]
+        first = len(self._arrays["edge"])
         total = first + len(edges_E2)
-        new: dict[str, Any] = {
-            "graph_edges": np.array(edges_E2, dtype=np.int32).reshape(-1, 2),
-            "graph_since_round": since_round,
+        new: dict[str, NDArray[Any]] = {
+            GRAPH_EDGES.name: np.array(edges_E2, dtype=np.int32).reshape(-1, 2),
+            GRAPH_SINCE.name: np.full(len(edges_E2), since_round, dtype=np.int64),
             "edge": np.arange(first, total),
         }
         for name, values in new.items():
-            self.file[name].resize(total, axis=0)
+            self._arrays[name].resize(total, axis=0)
             if edges_E2:
-                self.file[name][first:] = values
+                self._arrays[name][first:] = values
+        self._graphs.update(_graph_rows(new[GRAPH_EDGES.name], new[GRAPH_SINCE.name]).data)
 
     def append(self, round_index: int, table: NDArray[np.float64]) -> str:
         """Write and flush a round. After this call, its rows survive a kill of the process.
@@ -218,10 +234,11 @@ class MetricsWriter:
         self._growing["round"].put(round_index, np.array(round_index))
         self.file.flush()
         self._rows.update(digested(table).data)
+        self._rounds = round_index + 1
         return self._rows.hexdigest()
 
     def close(self, state: str) -> None:
-        """Close the file, which any HDF5 reader can then open like an ordinary file.
+        """Close the file, which any HDF5 reader can then open like an ordinary file. A second call does nothing.
 
         Parameters
         ----------
@@ -231,14 +248,43 @@ class MetricsWriter:
         Raises
         ------
         OSError, RuntimeError
-            If the rest cannot be written. HDF5 raises either of them if the disk is full.
+            If the rest cannot be written, or what was written cannot be read back. The file is closed all the same,
+            and can be read like that of a killed run. HDF5 raises either of them if the disk is full.
         """
-        ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        for name, value in {"state": state, "ended": ended, "content_digest": content_digest(self.file)}.items():
-            self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
-        self.file.close()
-        with self._path.open("rb") as file:
-            atomic_files.sync_file(file)
+        if not self._is_open:
+            return
+        try:
+            self.file.flush()
+            if state != "failed":
+                self._read_back()
+            ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            for name, value in {"state": state, "ended": ended, "content_digest": self._content_digest()}.items():
+                self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
+            hdf5_files.finish(self.file)
+        finally:
+            self._abandon()
+
+    def _read_back(self) -> None:
+        """Compare rounds and graphs of the file with what was given to this writer."""
+        got, _ = open_for_reading(self._path)
+        with got:
+            graphs = _graph_rows(got[GRAPH_EDGES.name][()], got[GRAPH_SINCE.name][()])
+        is_same = hashlib.sha256(graphs.data).digest() == self._graphs.digest()
+        if not is_same or rows_digest(self._path, self._rounds) != self._rows.hexdigest():
+            raise OSError(errno.EIO, "the file system does not return what was written", str(self._path))
+
+    def _content_digest(self) -> str:
+        """Return the digest of what a reader finds in the file, not of what HDF5 has in memory."""
+        file, _ = open_for_reading(self._path)
+        with file:
+            return content_digest(file)
+
+    def _abandon(self) -> None:
+        """Close the file without writing to it any more, unless it is closed."""
+        hdf5_files.abandon(self.file)
+        self._is_open = False
+        self._arrays.clear()
+        self._growing = {}
 
     def _attributes(self, attributes: Mapping[str, str | int]) -> None:
         given: dict[str, str | int] = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **attributes}
@@ -250,6 +296,7 @@ class MetricsWriter:
 
     def _scale(self, field: Field, size: int, **layout: Any) -> None:
         scale = self.file.create_dataset(field.name, data=np.arange(size), dtype=field.dtype, **layout)
+        self._arrays[field.name] = scale
         scale.make_scale(field.name)
         self._describe(scale, field)
 
@@ -259,9 +306,9 @@ class MetricsWriter:
         self._array(field, empty, maxshape=(None, *shape), chunks=(chunk_rows(shape), *shape), fillvalue=fill)
 
     def _array(self, field: Field, values: NDArray[Any], **layout: Any) -> None:
-        dataset = self.file.create_dataset(field.name, data=values, **layout)
+        dataset = self._arrays[field.name] = self.file.create_dataset(field.name, data=values, **layout)
         for axis, name in enumerate(DIMENSIONS[field.name]):
-            dataset.dims[axis].attach_scale(self.file[name])
+            dataset.dims[axis].attach_scale(self._arrays[name])
         self._describe(dataset, field)
 
     def _describe(self, dataset: "h5py.Dataset", field: Field) -> None:
@@ -272,6 +319,11 @@ class MetricsWriter:
 def _kept_attributes(path: Path) -> dict[str, str | int]:
     """Return the attributes that a resumed run keeps from its old file: its start time."""
     return {name: value for name, value in look(path).attributes.items() if name == "started"}
+
+
+def _graph_rows(edges_E2: NDArray[Any], since_E: NDArray[Any]) -> NDArray[np.int64]:
+    """Return edges and their first rounds as int64 (E, 3), for a digest."""
+    return np.column_stack([edges_E2, since_E]).astype(np.int64)
 
 
 def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:

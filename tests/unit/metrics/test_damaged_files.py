@@ -19,7 +19,8 @@ from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.analysis.validation import contents
 from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import reader, robust_open
+from fedh2l_mpi.metrics import reader
+from fedh2l_mpi.runtime import hdf5_superblock
 
 # In a process of its own, which a damaged file may crash or stop for ever; the last seed printed is the culprit.
 FUZZ = """
@@ -72,8 +73,8 @@ def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     path = write(folder / "run", THREE) / "metrics.h5"
     content = bytearray(path.read_bytes())
-    content[robust_open.FLAGS_AT] = 5
-    content[44:48] = robust_open.lookup3(bytes(content[:44])).to_bytes(4, "little")
+    content[hdf5_superblock.FLAGS_AT] = 5
+    content[44:48] = hdf5_superblock.lookup3(bytes(content[:44])).to_bytes(4, "little")
     (folder / "killed.h5").write_bytes(content)
     (folder / "closed.h5").write_bytes(path.read_bytes())
     return folder
@@ -91,8 +92,11 @@ def test_no_flipped_bit_and_no_cut_tail_ends_in_a_traceback(sound, tmp_path, kin
 
 def test_the_view_of_a_killed_file_is_the_file_that_h5clear_leaves(sound, tmp_path):
     with (sound / "killed.h5").open("rb") as file:
-        superblock = file.read(robust_open.SUPERBLOCK_BYTES)
-    assert robust_open.clear_flags(superblock) == (sound / "closed.h5").read_bytes()[: robust_open.SUPERBLOCK_BYTES]
+        superblock = file.read(hdf5_superblock.SUPERBLOCK_BYTES)
+    assert (
+        hdf5_superblock.clear_flags(superblock)
+        == (sound / "closed.h5").read_bytes()[: hdf5_superblock.SUPERBLOCK_BYTES]
+    )
     with pytest.raises(OSError, match="already open for write"):
         h5py.File(sound / "killed.h5", "r")
     run = metrics.look(sound / "killed.h5")

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 import pytest
 import xarray
+from helpers import written_runs
+from helpers.damage import failing_writes
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.errors import UserError
@@ -183,7 +185,8 @@ def test_a_thousand_participants_fit(tmp_path, header):
     participants = [header.participants[0]] * 1000
     large = metrics.RunHeader(header.attributes, participants, np.zeros((1000, C), np.int64), header.domain_names)
     writer = metrics.MetricsWriter(tmp_path / "metrics.h5", large)
-    rows = np.random.default_rng(0).random((1000, metrics.row_width(D)))
+    # Whole numbers fit arrays of every type.
+    rows = np.random.default_rng(0).integers(9, size=(1000, metrics.row_width(D))).astype(np.float64)
     for round_index in range(5):
         writer.append(round_index, rows)
     writer.close("complete")
@@ -192,3 +195,44 @@ def test_a_thousand_participants_fit(tmp_path, header):
     first = len(metrics.ROW_FIELDS) + D
     assert np.array_equal(run["loss"][4], rows[:, first : first + D])
     assert np.array_equal(run["calibration_accuracy"][4], rows[:, -metrics.CONFIDENCE_BINS :])
+
+
+def test_a_graph_whose_write_fails_at_first_is_in_the_file_or_the_run_ends(tmp_path):
+    path = tmp_path / "metrics.h5"
+    writer = metrics.MetricsWriter(path, written_runs.header())
+    with failing_writes(writer.file, path):
+        writer.add_graph(0, [(0, 1), (1, 2)])
+    writer.append(0, written_runs.table(0))
+    assert metrics.read(path)["graph_edges"].tolist() == [[0, 1], [1, 2]]
+    with failing_writes(writer.file, path):
+        writer.add_graph(1, [(0, 2)])
+        with pytest.raises((OSError, RuntimeError)):
+            writer.append(1, written_runs.table(1))
+    with pytest.raises((OSError, RuntimeError)):
+        writer.close("failed")
+    run = metrics.read(path)
+    assert (run.closed, run.rounds, run["graph_edges"][:2].tolist()) == (False, 1, [[0, 1], [1, 2]])
+
+
+def test_a_file_that_cannot_be_closed_is_an_error_once_and_reads_like_that_of_a_killed_run(tmp_path):
+    path = tmp_path / "metrics.h5"
+    writer = metrics.MetricsWriter(path, written_runs.header())
+    writer.append(0, written_runs.table(0))
+    with failing_writes(writer.file, path), pytest.raises((OSError, RuntimeError)):
+        writer.close("complete")
+    writer.close("failed")
+    run = metrics.read(path)
+    assert (run.closed, run.rounds, run.attributes["state"]) == (False, 1, "running")
+
+
+def test_values_that_the_disk_does_not_return_are_an_error(tmp_path):
+    path = tmp_path / "metrics.h5"
+    writer = metrics.MetricsWriter(path, written_runs.header())
+    table = written_runs.table(0)
+    writer.append(0, table)
+    content = path.read_bytes()
+    lost = np.float64(table[0, written_runs.FIELD["loss_private"]]).tobytes()
+    assert content.count(lost) == 1
+    path.write_bytes(content.replace(lost, bytes(8)))
+    with pytest.raises(OSError, match="does not return what was written"):
+        writer.close("complete")
