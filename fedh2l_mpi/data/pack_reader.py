@@ -13,18 +13,21 @@ Shape letters: N rows, K channels, S side.
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.data.sources import NaturalDomains, Source, located
+from fedh2l_mpi.data.sources import LARGEST_SIDE, NaturalDomains, Source, located
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime import paths
+from fedh2l_mpi.runtime import paths, safe_hdf5
+
+if TYPE_CHECKING:
+    import h5py
 
 SCHEMA_VERSION = 1
 FORMAT = "fedh2l_mpi pack"
@@ -52,7 +55,7 @@ NORMALISATION = {
 }
 
 
-def digest(file: h5py.File) -> str:
+def digest(file: "Mapping[str, h5py.Dataset]") -> str:
     """Return the SHA-256 of a pack's content; packs of the same pictures at the same size have equal digests."""
     image = file["image"]
     sha = hashlib.sha256(repr((FORMAT, SCHEMA_VERSION, image.shape, image.dtype.str)).encode())
@@ -117,6 +120,7 @@ def open_pack(root: str | None) -> Source:
             raise UserError(f"{path}: the pack is damaged: it has no {', '.join(missing)}. {REPAIR}")
         if file.attrs["digest"] != digest(file).encode():
             raise UserError(f"{path}: the pack is damaged: its digest does not match its content. {REPAIR}")
+        _check_arrays(path, file)
         labels, domains = file["label"][()], file["domain"][()]
         count, channels, side, _ = file["image"].shape
         names = [_text(name) for name in file["domain_name"][()]]
@@ -139,11 +143,11 @@ def _path(root: str | None) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def _opened(path: Path) -> Iterator[safe_hdf5.SafeFile]:
     """Open the file; any error in reading it becomes a UserError."""
     try:
         # A pack never changes once it has its name, so it needs no lock, which some cluster file systems lack.
-        with h5py.File(path, "r", locking=False) as file:
+        with safe_hdf5.open_file(path) as file:
             yield file
     except UserError:
         raise
@@ -152,7 +156,26 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         raise UserError(f"{path}: cannot be read as a pack. It is incomplete or damaged: {error}") from None
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
+def _check_arrays(path: Path, file: safe_hdf5.SafeFile) -> None:
+    """Refuse a pack whose digest is right but whose arrays do not fit together: another program wrote it."""
+    image = file["image"]
+    count, channels, side, other_side = image.shape
+    wrong = []
+    if image.dtype != np.uint8 or channels not in NORMALISATION or side != other_side or side > LARGEST_SIDE:
+        wrong.append(f"image is {image.dtype} {image.shape}")
+    for name, names in (("label", "class_name"), ("domain", "domain_name")):
+        # The lengths first: they bound what is read.
+        if file[name].shape != (count,) or file[name].dtype != np.int64 or file[names].ndim != 1:
+            wrong.append(f"{name} is {file[name].dtype} {file[name].shape}")
+        elif count and not 0 <= (numbers := file[name][()]).min() <= numbers.max() < len(file[names]):
+            wrong.append(f"{name} has a number that is no index into {names}")
+    if file["image_sha256"].shape != (count,):
+        wrong.append(f"image_sha256 is {file['image_sha256'].shape}")
+    if wrong:
+        raise UserError(f"{path}: the pack is damaged: {', '.join(wrong)}. {REPAIR}")
+
+
+def _check_format(path: Path, file: safe_hdf5.SafeFile) -> None:
     got = file.attrs.get("format")
     if got != FORMAT.encode():
         why = f"its format is {_text(got)!r}" if isinstance(got, bytes) else "it has no attribute `format`"

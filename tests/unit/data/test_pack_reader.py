@@ -2,6 +2,7 @@
 
 import gzip
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from sklearn.datasets import load_digits
 from fedh2l_mpi import api, metrics
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.data import pack_writer
-from fedh2l_mpi.data.pack_reader import open_pack
+from fedh2l_mpi.data.pack_reader import digest, open_pack
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle.start import RunReservation
@@ -65,6 +66,30 @@ def test_a_foreign_or_damaged_file_is_refused(packed, tmp_path):
     assert "the pack is damaged: it has no label" in says(lambda file: file.pop("label"))
     assert "its digest does not match" in says(lambda file: file["label"].write_direct(np.full(110, 2)))
     assert "incomplete or damaged" in says(lambda file: file.attrs.pop("digest"))
+
+    def sealed(change: Callable[[h5py.File], object]) -> str:
+        def change_and_seal(file: h5py.File) -> None:
+            change(file)
+            file.attrs["digest"] = np.bytes_(digest(file).encode())
+
+        return says(change_and_seal)
+
+    def replace(name: str, **array: object) -> str:
+        return sealed(lambda file: (file.pop(name), file.create_dataset(name, **array)))
+
+    # Another program can make a digest, too.
+    assert "label has a number that is no index into class_name" in replace("label", data=np.full(110, 3))
+    assert "domain has a number that is no index into domain_name" in replace("domain", data=np.full(110, -1))
+    assert "label is int64 (109,)" in replace("label", data=np.zeros(109, np.int64))
+    assert "image is uint8 (110, 2, 16, 16)" in replace("image", data=np.zeros((110, 2, 16, 16), np.uint8))
+    outside = [(str(packed), 0, 110 * 8)]
+    assert "stored outside the file" in replace("label", shape=(110,), dtype="i8", external=outside)
+    assert "declares 800,000,000,000 bytes" in says(
+        lambda file: (file.pop("label"), file.create_dataset("label", (10**11,), "i8", chunks=(1000,)))
+    )
+    assert "it is a link to another place" in says(
+        lambda file: (file.pop("label"), file.__setitem__("label", h5py.ExternalLink(str(packed), "domain")))
+    )
     where = whole.index(arrays(packed)["image"][57].tobytes())
     flipped = whole[: where + 9] + bytes([whole[where + 9] ^ 1]) + whole[where + 10 :]
     assert "the image in row 57 is damaged" in says(None, flipped)
