@@ -19,6 +19,7 @@ from fedh2l_mpi.models import mixed_precision
 from fedh2l_mpi.models.flat_parameters import shared_bytes
 from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.planning import memory_check
+from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.rng import Purpose, torch_seed
 from fedh2l_mpi.runtime.devices import assign_device
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -82,6 +83,7 @@ def build_rank(config: Config, world: World) -> RankSetup:
 
 
 def _build(config: Config, world: World, device: torch.device) -> RankSetup:
+    refuse_too_many(config)
     if config.optimizer.precision == "bfloat16":
         mixed_precision.refuse_without_hardware(device)
     models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])

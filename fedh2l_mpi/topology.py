@@ -123,6 +123,19 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
     )
 
 
+def least_edges(config: TopologyConfig, participants: int) -> float:
+    """Return a lower bound of the number of edges without drawing the graph; the mean if the number is random."""
+    pairs = participants * (participants - 1) / 2
+    if isinstance(config, Complete):
+        return pairs
+    if isinstance(config, ErdosRenyi):
+        return config.probability * pairs
+    if isinstance(config, RandomRegular | SmallWorld):
+        return min(config.degree * participants / 2, pairs)
+    # A ring and a torus have at least as many edges as a star.
+    return 0.0 if isinstance(config, EdgeList) else participants - 1.0
+
+
 def _fixed(config: TopologyConfig, participants: int) -> "networkx.Graph":
     import networkx
 

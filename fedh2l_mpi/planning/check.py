@@ -9,6 +9,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.planning.traffic import links
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
@@ -23,6 +24,7 @@ def check(config: Config) -> RenderableType:
     UserError
         Like a run, if data, models or graph do not fit the config.
     """
+    refuse_too_many(config)
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     source = open_source(config.data.name, config.data.root)
     plan = federated.plan(config, source)

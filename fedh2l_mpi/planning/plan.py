@@ -22,6 +22,7 @@ from fedh2l_mpi.planning.disk import Files
 from fedh2l_mpi.planning.graph_schedule import GraphSchedule
 from fedh2l_mpi.planning.memory import RankMemory
 from fedh2l_mpi.planning.overhead import FITTED, count_loads
+from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.planning.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -244,6 +245,7 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
     UserError
         If data files, models, method or graph are wrong. If there are too few data, `refused` states the reason.
     """
+    refuse_too_many(config)
     torch.set_num_threads(config.devices.threads)
     base_bytes = _base_bytes()
     hosting = Hosting(config.size, ranks)

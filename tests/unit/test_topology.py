@@ -7,7 +7,7 @@ import pytest
 from fedh2l_mpi.config import TopologyConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
-from fedh2l_mpi.topology import Graph, Topology, draw
+from fedh2l_mpi.topology import Graph, Topology, draw, least_edges
 
 KINDS = ["ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus"]
 
@@ -56,6 +56,14 @@ def test_neighbours_are_mutual_sorted_and_never_oneself(kind, participants):
         assert all(participant in near[other] for other in neighbours)
 
 
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [("ring", 11), ("complete", 66), ("star", 11), ("random_regular", 18), ("small_world", 24), ("torus", 11)],
+)
+def test_edges_are_counted_from_below_without_drawing_the_graph(kind, least):
+    assert least_edges(TopologyConfig(kind=kind), 12) == least <= len(draw(TopologyConfig(kind=kind), 12, 0, 0).edges)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_participant_is_alone(kind):
     assert draw(TopologyConfig(kind=kind), 1, 0, 0).neighbours == [()]
@@ -83,6 +91,7 @@ def test_edges_of_an_erdos_renyi_graph_come_with_their_probability():
     config = TopologyConfig(kind="erdos_renyi", probability=0.3, connected=False)
     edges = [len(draw(config, 40, seed, 0).edges) for seed in range(30)]
     assert np.mean(edges) == pytest.approx(0.3 * 40 * 39 / 2, rel=0.05)
+    assert least_edges(config, 40) == pytest.approx(0.3 * 40 * 39 / 2)
 
 
 def test_a_redraw_that_will_fail_is_refused_before_the_first_round():

@@ -47,8 +47,10 @@ def load_of(config: "Config") -> Load | None:
     from fedh2l_mpi.data import federated
     from fedh2l_mpi.data.registry import open_source
     from fedh2l_mpi.planning import requirements
+    from fedh2l_mpi.planning.participant_limit import refuse_too_many
     from fedh2l_mpi.topology import Topology
 
+    refuse_too_many(config)
     architectures = dict.fromkeys(map(config.architecture, range(config.size)))
     models.check_weights(config.weights, list(architectures))
     Topology(config.topology, config.size, config.seed, config.rounds)

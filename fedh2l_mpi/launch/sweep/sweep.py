@@ -148,6 +148,7 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     from fedh2l_mpi.data.registry import open_source
     from fedh2l_mpi.models import torchvision_models
     from fedh2l_mpi.planning import requirements
+    from fedh2l_mpi.planning.participant_limit import refuse_too_many
     from fedh2l_mpi.topology import Topology
 
     source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
@@ -162,6 +163,7 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
                     f"--jobs: got {jobs}, but independent runs would share a GPU. Use --jobs 1, one --index for each "
                     "GPU, devices.kind=cpu, or devices.share=true."
                 )
+            refuse_too_many(config)
             Topology(config.topology, config.size, config.seed, config.rounds)
             method = methods.build(config) if config.method.name in methods.METHODS else None
             source = source_of(config.data.name, config.data.root)

@@ -19,6 +19,7 @@ import copy
 import functools
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ from fedh2l_mpi.launch.sweep.table_config import TableConfig
 KEPT_BY_METHODS = ("local_steps", "mutual_steps")
 # File names have at most 255 bytes on most file systems, and suffixes are added to the label.
 LONGEST_LABEL = 180
+# Each run is a process, and its config is checked in 2 ms before the first one starts.
+MOST_ELEMENTS = 10_000
 SEED = "seed"
 # Axis of the named elements of a sweep that has one list of them.
 ELEMENT = "element"
@@ -268,6 +271,12 @@ def _mistakes(file: SweepFile, given: Mapping[str, Any]) -> list[str]:
     lines += [f"elements: {n} of its lists set the key {leaf}" for leaf, n in by_elements.items() if n > 1]
     lines += _overruled("set", file.set, file, _axis_leaves(file))
     lines += _overruled("--set", given, file, _axis_leaves(file) | set(by_elements))
+    sizes = [*map(len, file.elements.values()), *map(len, file.axes.values())]
+    if math.prod(sizes) > MOST_ELEMENTS:
+        lines.append(
+            f"axes, elements: {' x '.join(map(str, sizes))} are {math.prod(sizes)} runs, more than the {MOST_ELEMENTS} "
+            "that a sweep may have. Split it into several files."
+        )
     if not lines:
         lines += _same_labels(file)
     return lines

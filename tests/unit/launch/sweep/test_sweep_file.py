@@ -140,6 +140,10 @@ def test_two_sections_that_yaml_made_one_object_stay_apart(write):
         ("axes: {topology.knid: [ring]}", r"axes.topology.knid: unknown key \(did you mean 'topology.kind'"),
         ("axes: {seed: [0], temperature: [1]}", r"axes.temperature: unknown key \(did you mean 'method.temperature'"),
         ("axes: {seed: [0]}\nset: {round: 3}", r"set.round: unknown key \(did you mean 'rounds'"),
+        (
+            f"axes: {{seed: {list(range(1000))}, rounds: {list(range(1, 1001))}}}\nelements: [{{name: a}}]",
+            "axes, elements: 1 x 1000 x 1000 are 1000000 runs, more than the 10000 that a sweep may have. Split it",
+        ),
         ("axes: {seed: [0, 1, 0]}", "axes.seed: the value 0 occurs 2 times"),
         ("axes: {seed: [0]}\nset: {seed: 1}", "set seed: an axis or an element sets this key, too"),
         ("axes: {method: [dml]}\nset: {method.temperature: 2}", "set method.temperature: every element names its own"),
