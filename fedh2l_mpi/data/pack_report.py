@@ -63,7 +63,8 @@ class Packed:
     def report(self) -> str:
         """Summarise the pack in a few lines."""
         lines = [*self._content(), *self._pixels(), *self._left_out()]
-        # Names that are not text would break a terminal or a log.
+        # Names with line breaks, or that are not text, would break a log.
+        lines = [line.replace("\n", "\\n").replace("\r", "\\r") for line in lines]
         return encoded("\n".join(lines)).decode(errors="replace")
 
     def _content(self) -> list[str]:
@@ -84,6 +85,8 @@ class Packed:
             lines.append(f"pictures: {counts(suffixes, len(suffixes))}")
         if len(self.classes) == 1:
             lines.append(f"only one class, {self.classes[0]}: check that ROOT holds <domain>/<class>/<picture>")
+        elif len(domains) > 1 and len(self.counts) == len(self.classes):
+            lines.append("no class is in two domains: check that ROOT holds <domain>/<class>/<picture>")
         if (lacking := len(domains) * len(self.classes) - len(self.counts)) > 0:
             lines.append(f"{lacking:,} pairs of a domain and a class have no image")
         for group in self.tree.similar_classes()[:LISTED]:
@@ -98,6 +101,11 @@ class Packed:
             lines.append(f"{self.enlarged:,} were smaller than {side} x {side} and were enlarged")
         if self.transparent:
             lines.append(f"{self.transparent:,} had transparent parts, which are {self.background} in the pack")
+        if twins := self._twins():
+            lines.append(
+                f"{len(twins):,} pairs of pictures differ in their suffix only, such as {' and '.join(twins[0])}. "
+                "Remove masks, and copies in another format."
+            )
         if self.several:
             lines.append(f"{self.several:,} have several frames or pages, of which the pack holds the first")
         # An image of one pixel is always of one colour.
@@ -111,6 +119,14 @@ class Packed:
                 "remove them if that matters."
             )
         return lines
+
+    def _twins(self) -> list[tuple[str, str]]:
+        """Return the pairs of pictures of one folder whose names differ in the suffix only."""
+        sources = [picture.source for picture in self.tree.pictures]
+        # The pictures of a folder are sorted, but `a-1.png` lies between `a.gif` and `a.png`.
+        first: dict[str, str] = {}
+        pairs = [(first.setdefault(source.rpartition(".")[0], source), source) for source in sources]
+        return [pair for pair in pairs if pair[0] != pair[1]]
 
     def _left_out(self) -> list[str]:
         """Describe what is not in the pack."""

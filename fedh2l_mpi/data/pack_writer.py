@@ -12,6 +12,7 @@ import errno
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -31,7 +32,7 @@ from fedh2l_mpi.data.photo_folder import Picture, Tree, scan
 from fedh2l_mpi.data.photo_pixels import BACKGROUNDS, Findings
 from fedh2l_mpi.data.sources import LARGEST_SIDE
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime import libraries, paths
+from fedh2l_mpi.runtime import atomic_files, hdf5_files, libraries, paths
 
 LAYOUTS = ("domains",)
 # Most bytes that a picture's row needs in addition to its pixels: labels, digests and a long path.
@@ -107,6 +108,8 @@ def pack(
         # HDF5 raises either for a failed write, with the system's error text in the message.
         if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
             raise UserError(f"{out}: no space left on the disk. The pack needs {_needed(shape)}.") from None
+        if reason := re.search(r"error message = '([^']+)'", str(error)):
+            raise UserError(f"{out}: cannot be written: {reason[1]}.") from None
         if isinstance(error, OSError):
             raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
         raise
@@ -158,7 +161,7 @@ def _write_images(
     notes: list[str] = []
     done = 0
     with (
-        h5py.File(partial, "x", libver=("v110", "v110")) as file,
+        hdf5_files.writing(partial) as file,
         contextlib.closing(decode(note=notes.append)) as batches,
     ):
         images = file.create_dataset("image", shape=shape, dtype="u1")
@@ -195,7 +198,7 @@ def _write_images(
 
 def _shorten(partial: Path, spare: Path, rows: int) -> None:
     """Keep only the first `rows` images of the file."""
-    with h5py.File(partial, "r") as longer, h5py.File(spare, "x", libver=("v110", "v110")) as file:
+    with h5py.File(partial, "r", locking=False) as longer, hdf5_files.writing(spare) as file:
         old = longer["image"]
         new = file.create_dataset("image", shape=(rows, *old.shape[1:]), dtype="u1")
         piece = photo_decoding.batch_size(old.shape)
@@ -225,12 +228,13 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
         "skipped": _texts([source for source, _ in skipped]),
         "skipped_reason": _texts([reason for _, reason in skipped]),
     }
-    with h5py.File(partial, "r+", libver=("v110", "v110")) as file:
-        for name, values in arrays.items():
-            file.create_dataset(name, data=values)
+    with hdf5_files.writing(partial, "r+") as file:
+        # The handles are kept, because h5py reports no failed write of a dataset whose last handle is dropped.
+        datasets = {"image": file["image"]}
+        datasets |= {name: file.create_dataset(name, data=values) for name, values in arrays.items()}
         for name, meaning in packs.ARRAYS.items():
-            file[name].attrs["units"] = np.bytes_(b"1")
-            file[name].attrs["long_name"] = np.bytes_(meaning.encode())
+            datasets[name].attrs["units"] = np.bytes_(b"1")
+            datasets[name].attrs["long_name"] = np.bytes_(meaning.encode())
         shape, digest = file["image"].shape, packs.digest(file)
         attributes: dict[str, str | int] = {
             "format": packs.FORMAT,
@@ -307,15 +311,10 @@ def _needed(shape: tuple[int, int, int, int]) -> str:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Rename the complete file to its final name once it is on the disk."""
-    for path in (partial, partial.parent):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Rename the complete file, which is on the disk, to its final name."""
     _check_out(out)
     partial.rename(out)
+    atomic_files.sync_folder(out.parent)
 
 
 def _cpus() -> int:

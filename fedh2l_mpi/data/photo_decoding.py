@@ -172,10 +172,10 @@ def _decode_batch(root: str, channels: int, side: int, background: int, sources:
 def _content(path: Path) -> bytes:
     """Return the bytes of a picture's file, unless there are too many for the memory of a worker."""
     with path.open("rb") as file:
-        raw = file.read(photo_pixels.LARGEST_BYTES + 1)
-    if len(raw) > photo_pixels.LARGEST_BYTES:
-        raise photo_pixels.TooLargeError(f"more than {photo_pixels.LARGEST_BYTES:,} bytes")
-    return raw
+        if (size := os.fstat(file.fileno()).st_size) > photo_pixels.LARGEST_BYTES:
+            raise photo_pixels.TooLargeError(f"{size:,} bytes; at most {photo_pixels.LARGEST_BYTES:,} are read")
+        # A file that grows meanwhile is cut off, not read on.
+        return file.read(photo_pixels.LARGEST_BYTES)
 
 
 def batch_size(shape: tuple[int, ...]) -> int:

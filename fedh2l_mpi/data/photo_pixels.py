@@ -5,9 +5,12 @@ Pillow is imported where a picture is decoded, because it is an optional depende
 Shape letters: K channels, S side.
 """
 
+import contextlib
 import io
+import os
 import warnings
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -105,7 +108,11 @@ def _decode(raw: bytes, channels: int, side: int, background: int) -> tuple[NDAr
 
     # Pillow warns about odd metadata and large pictures, and refuses pictures twice as large. Where it only warns, the
     # pixels are correct.
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(raw), formats=_formats()) as opened:
+    with (
+        warnings.catch_warnings(action="ignore"),
+        _quiet_libtiff(raw),
+        Image.open(io.BytesIO(raw), formats=_formats()) as opened,
+    ):
         width, height = opened.size
         _refuse_if_too_large(width * height, LARGEST_PIXELS_OF.get(str(opened.format), LARGEST_PIXELS))
         # A TIFF's tiles may be larger than the picture itself, and are decoded whole.
@@ -128,6 +135,23 @@ def _decode(raw: bytes, channels: int, side: int, background: int) -> tuple[NDAr
     is_flat = bool((pixels.min(axis=(0, 1)) == pixels.max(axis=(0, 1))).all())
     image = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return image, Findings(short < side, is_transparent, several, is_flat)
+
+
+@contextlib.contextmanager
+def _quiet_libtiff(raw: bytes) -> Iterator[None]:
+    """Discard what libtiff prints to standard error about a damaged file; the exception says it, too."""
+    if raw[:2] not in (b"II", b"MM"):
+        yield
+        return
+    kept = os.dup(2)
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _formats() -> list[str]:

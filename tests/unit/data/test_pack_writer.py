@@ -15,6 +15,7 @@ from fedh2l_mpi.cli import commands
 from fedh2l_mpi.data import pack_writer
 from fedh2l_mpi.data.pack_reader import open_pack
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import hdf5_files
 from fedh2l_mpi.runtime.world import World
 
 
@@ -123,12 +124,24 @@ def test_what_cannot_be_packed_is_refused(tree, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS", "empty", "out.h5"]
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch):
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+IN_HDF5 = "Can't write (file write failed: filename = 'x', errno = {}, error message = '{}', buf = 0x55, offset = 0)"
 
-    monkeypatch.setattr(pack_writer.os, "fsync", full)
-    with pytest.raises(UserError, match=r"out.h5: no space left on the disk\. The pack needs about"):
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), r"no space left on the disk\. The pack needs about"),
+        (RuntimeError(IN_HDF5.format(28, "No space left on device")), r"no space left on the disk\."),
+        (RuntimeError(IN_HDF5.format(27, "File too large")), r"cannot be written: File too large\."),
+        (OSError(IN_HDF5.format(5, "Input/output error")), r"cannot be written: Input/output error\."),
+    ],
+)
+def test_a_failed_write_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch, error, reason):
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hdf5_files.atomic_files, "sync_file", fail)
+    with pytest.raises(UserError, match=f"out.h5: {reason}"):
         pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS"]
 

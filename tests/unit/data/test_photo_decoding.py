@@ -48,8 +48,10 @@ def test_mistakes_of_decoding_are_not_said_to_be_those_of_the_file(tree, tmp_pat
         return pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
 
     with monkeypatch.context() as patched:
-        patched.setattr(photo_pixels, "LARGEST_BYTES", (tree / "photo/dog/pic_000.jpg").stat().st_size - 1)
-        assert ("photo/dog/pic_000.jpg", f"more than {photo_pixels.LARGEST_BYTES:,} bytes") in pack().skipped
+        size = (tree / "photo/dog/pic_000.jpg").stat().st_size
+        patched.setattr(photo_pixels, "LARGEST_BYTES", size - 1)
+        reason = f"{size:,} bytes; at most {size - 1:,} are read"
+        assert ("photo/dog/pic_000.jpg", reason) in pack().skipped
     (tmp_path / "out.h5").unlink()
 
     def no_memory(*arguments: object) -> None:

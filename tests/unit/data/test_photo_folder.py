@@ -92,9 +92,11 @@ def test_what_is_no_picture_is_ignored_and_counted(tree, tmp_path):
 def test_names_that_are_no_text_are_reported_and_their_bytes_kept(tree, tmp_path):
     os.rename(tree / "photo", os.fsencode(tree) + b"/caf\xe9")
     Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9/dog/pic_\xe9.jpg")).write_bytes(b"")
+    (tree / "sketch" / "dog" / "line\nbreak.jpg").write_bytes(b"")
     result = pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert "caf\ufffd 30" in result.report()
     assert "caf\ufffd/dog/pic_\ufffd.jpg: an empty file" in result.report()
+    assert "line\\nbreak.jpg: an empty file" in result.report()
     assert b"caf\xe9" in arrays(tmp_path / "out.h5")["domain_name"].tolist()
 
 
@@ -152,6 +154,13 @@ def test_a_class_in_two_spellings_is_reported_and_strictly_refused(tmp_path):
     assert f"{said}Alarm_Clock, alarm clock. If they are one, rename the folders." in result.report()
     with pytest.raises(UserError, match=f"{said}07, 7. Rename the folders, or omit --strict"):
         pack_writer.pack(root, tmp_path / "strict.h5", side=8, workers=1, strict=True)
+
+
+def test_pictures_that_differ_in_their_suffix_only_are_counted(tmp_path):
+    root = made(tmp_path / "root", "a/x/1.gif", "a/x/1-b.png", "a/x/1.png", "a/x/2.png", "b/y/1.png")
+    result = pack_writer.pack(root, tmp_path / "out.h5", side=8, workers=1)
+    assert "1 pairs of pictures differ in their suffix only, such as a/x/1.gif and a/x/1.png" in result.report()
+    assert "no class is in two domains: check that ROOT holds <domain>/<class>/<picture>" in result.report()
 
 
 def test_a_class_without_a_readable_picture_is_no_class(tmp_path):

@@ -202,6 +202,13 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded():
         assert photo_pixels.why_unreadable(error.value) == reason
 
 
+def test_a_damaged_tiff_prints_nothing(capfd):
+    whole = saved(Image.fromarray(DRAWN[..., :3]), "TIFF", compression="tiff_deflate")
+    with pytest.raises(OSError, match="decoder error"):
+        photo_pixels.decode(whole[:8] + bytes(190) + whole[198:], 3, 8)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_pixels_without_a_known_white_are_refused():
     for kind in (np.float32, np.int32):
         with pytest.raises(ValueError, match="white is not known; convert it"):
