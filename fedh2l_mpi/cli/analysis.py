@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TextIO
 from fedh2l_mpi.cli.command import Command, Context
 from fedh2l_mpi.cli.options import Parser
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
-from fedh2l_mpi.runtime.terminal import harmless, say
 
 if TYPE_CHECKING:
     from fedh2l_mpi.analysis.run import Run
@@ -62,7 +61,7 @@ def _report(options: argparse.Namespace, context: Context) -> int:
 
             html.build(looked, summaries, options.html)
             prints_text = options.out is None and options.format != "terminal"
-            say(f"page: {options.html}", file=sys.stderr if prints_text else sys.stdout)
+            print(f"page: {options.html}", file=sys.stderr if prints_text else sys.stdout)
             if options.out is None and not prints_text:
                 return 0
     if options.format != "terminal":
@@ -73,7 +72,7 @@ def _report(options: argparse.Namespace, context: Context) -> int:
 
         with _written(options.out) as file:
             Console(file=file, width=120, color_system=None).print(report.terminal(summaries))
-        say(f"report: {options.out}")
+        print(f"report: {options.out}")
     else:
         from fedh2l_mpi.runtime import terminal
 
@@ -117,9 +116,9 @@ def _plot(options: argparse.Namespace, context: Context) -> int:
     with _looked_at(options.run) as run, run.metrics.opened():
         plotted = figures.plot(run, names, options.out, options.format or "png", options.width)
     for path in plotted.files:
-        say(f"plot: {path}")
+        print(f"plot: {path}")
     for reason in plotted.skipped.values():
-        say(f"left out: {reason}")
+        print(f"left out: {reason}")
     return 0
 
 
@@ -177,13 +176,13 @@ def _compare(options: argparse.Namespace, context: Context) -> int:
         **given,
     )
     for note in compared.notes:
-        say(f"note: {note}", file=sys.stderr)
+        print(f"note: {note}", file=sys.stderr)
     _give(comparison_tables.render(compared, options.format), options.out, "comparison")
     if options.plot is not None:
         for note in compare.plot(compared, options.plot):
-            say(f"note: {note}", file=sys.stderr)
+            print(f"note: {note}", file=sys.stderr)
         # Standard output may be CSV for another program, so the line goes to standard error.
-        say(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
+        print(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
     return 0
 
 
@@ -224,7 +223,7 @@ def _export(options: argparse.Namespace, context: Context) -> int:
 
     with _looked_at(options.run) as run, run.metrics.opened():
         for path in export.export(run, options.to, options.out):
-            say(f"export: {path}")
+            print(f"export: {path}")
     return 0
 
 
@@ -241,7 +240,7 @@ def _validate(options: argparse.Namespace, context: Context) -> int:
     for path in runs.find(options.runs):
         findings = validation.validate(path)
         sound = sound and all(finding.level != "error" for finding in findings)
-        say(validation.text(path, findings, options.quiet), end="")
+        print(validation.text(path, findings, options.quiet), end="")
     return 0 if sound else EXIT_FAULT
 
 
@@ -256,17 +255,17 @@ def _looked_at(path: Path, prints_problems: bool = True) -> Iterator["Run"]:
     finally:
         run.close()
         for problem in run.problems if prints_problems else ():
-            say(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
+            print(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
 
 
 def _give(text: str, out: Path | None, what: str) -> None:
     """Print a text, or write it to a file."""
     if out is None:
-        say(text, end="" if text.endswith("\n") else "\n")
+        print(text, end="" if text.endswith("\n") else "\n")
         return
     with _written(out) as file:
-        file.write(harmless(text))
-    say(f"{what}: {out}")
+        file.write(text)
+    print(f"{what}: {out}")
 
 
 @contextlib.contextmanager

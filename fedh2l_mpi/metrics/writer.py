@@ -125,7 +125,8 @@ class MetricsWriter:
         self._is_open = True
         # Every array's handle is kept, because HDF5 cannot report a failed write of a handle that is dropped.
         self._arrays: dict[str, h5py.Dataset] = {}
-        self.file = hdf5_files.create(growing)
+        # By default, HDF5 keeps up to 1 MiB of every array in memory, and writes 256 rounds again with every round.
+        self.file = hdf5_files.create(growing, rdcc_nbytes=0)
         # A writer that is dropped, or alive when the process exits, leaves its file like a killed process.
         weakref.finalize(self, hdf5_files.abandon, self.file)
         try:
@@ -187,8 +188,6 @@ class MetricsWriter:
 
     def add_graph(self, since_round: int, edges_E2: Sequence[tuple[int, int]]) -> None:
         """Add the graph that is used from round `since_round` until the next graph is added.
-
-        The next `append` forces it into the file.
 
         Raises
         ------

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -197,21 +198,36 @@ def test_a_thousand_participants_fit(tmp_path, header):
     assert np.array_equal(run["calibration_accuracy"][4], rows[:, -metrics.CONFIDENCE_BINS :])
 
 
-def test_a_graph_whose_write_fails_at_first_is_in_the_file_or_the_run_ends(tmp_path):
+@pytest.mark.parametrize("graphs", [0, 1])
+def test_a_graph_whose_write_fails_is_an_error_at_once_and_not_in_the_file(tmp_path, graphs):
     path = tmp_path / "metrics.h5"
     writer = metrics.MetricsWriter(path, written_runs.header())
-    with failing_writes(writer.file, path):
-        writer.add_graph(0, [(0, 1), (1, 2)])
-    writer.append(0, written_runs.table(0))
-    assert metrics.read(path)["graph_edges"].tolist() == [[0, 1], [1, 2]]
-    with failing_writes(writer.file, path):
-        writer.add_graph(1, [(0, 2)])
-        with pytest.raises((OSError, RuntimeError)):
-            writer.append(1, written_runs.table(1))
-    with pytest.raises((OSError, RuntimeError)):
-        writer.close("failed")
+    for round_index in range(graphs):
+        writer.add_graph(round_index, [(0, 1), (1, 2)])
+        writer.append(round_index, written_runs.table(round_index))
+    with failing_writes(writer.file, path), pytest.raises((OSError, RuntimeError)):
+        writer.add_graph(graphs, [(0, 2)])
+    writer.close("failed")
     run = metrics.read(path)
-    assert (run.closed, run.rounds, run["graph_edges"][:2].tolist()) == (False, 1, [[0, 1], [1, 2]])
+    assert (run.closed, run.rounds, run["graph_edges"].tolist()) == (True, graphs, [[0, 1], [1, 2]] * graphs)
+
+
+def test_a_round_is_written_once_and_not_kept_in_memory(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path / "metrics.h5", written_runs.header())
+
+    def written_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+
+    # The first round lays out its chunks.
+    writer.append(0, written_runs.table(0))
+    before, rounds = written_bytes(), 20
+    for round_index in range(1, 1 + rounds):
+        writer.append(round_index, written_runs.table(round_index))
+    # Metadata included; with whole chunks it would be a hundred times as much.
+    assert written_bytes() - before < 20 * rounds * written_runs.table(0).nbytes
+    # HDF5's cache of an array holds no chunk.
+    assert writer.file.id.get_access_plist().get_cache()[2] == 0
+    writer.close("stopped")
 
 
 def test_a_file_that_cannot_be_closed_is_an_error_once_and_reads_like_that_of_a_killed_run(tmp_path):
