@@ -294,12 +294,14 @@ def _items(set: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _torch_as_it_was() -> Iterator[None]:
-    """Restore PyTorch's number of threads and random generators."""
+    """Restore PyTorch's number of threads, and the random generators of PyTorch, NumPy and Python."""
     import torch
+
+    from fedh2l_mpi.rng import restored_global_generators
 
     threads = torch.get_num_threads()
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+    with restored_global_generators(range(torch.cuda.device_count()) if cuda else ()):
         try:
             yield
         finally:

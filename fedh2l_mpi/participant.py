@@ -4,6 +4,7 @@ Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -19,13 +20,24 @@ from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models import mixed_precision, optimizers, weight_average
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
-from fedh2l_mpi.rng import Purpose, generator, torch_seed
+from fedh2l_mpi.rng import Purpose, generator, seed_global_generators, torch_seed
 
 REMEDY = "Fix: try a smaller optimizer.lr."
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _copy(value) for name, value in values.items()}
+
+
+def _copy(value: Any) -> Any:
+    """Return a copy in host memory of a tensor, of containers of them, or of what else a model keeps in its state."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if type(value) is dict:
+        return _copied(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(_copy, value))
+    return copy.deepcopy(value)
 
 
 class TrainingUnit(Protocol):
@@ -160,13 +172,14 @@ class Participant:
     def state(self) -> dict[str, Any]:
         """Return a copy, in host memory, of everything that the next round depends on.
 
-        It consists of tensors, numbers and dicts of them. Random generators are not part of it, because they start
-        again for every participant, round and phase.
+        It consists of tensors, numbers, dicts of them, and whatever the model's `get_extra_state` returns. Random
+        generators are not part of it, because they start again for every participant, round and phase.
         """
         averaged = {} if self.average is None else {"average": _copied(self.average.state())}
         return {
             "model": _copied(self.model.state_dict()),
             **averaged,
+            **({"contiguous": True} if self.parameters.contiguous else {}),
             "optimizer": _copied(self.optimizer.state()),
             "optimizer_steps": self.optimizer.steps,
             "private_minibatches": self.minibatches.position,
@@ -192,8 +205,10 @@ class Participant:
                 f"participant {self.index}: got an optimiser's state of {sorted(theirs)}. Allowed: {sorted(ours)}, "
                 "with the shapes of this model."
             )
+        # Checkpoints from before there was the entry have the optimiser's vectors with channels last.
+        reorders = self.parameters.contiguous and not state.get("contiguous", False)
         for name, value in ours.items():
-            value.copy_(theirs[name])
+            value.copy_(self.parameters.from_channels_last(theirs[name]) if reorders else theirs[name])
         average = {} if self.average is None else self.average.state()
         stored = state.get("average", {})
         if {name: value.shape for name, value in average.items()} != {name: v.shape for name, v in stored.items()}:
@@ -215,12 +230,13 @@ class Participant:
     def begin(self, round_index: int, phase: int) -> None:
         """Enter a training phase: set train mode, and seed the random numbers of its forward passes (dropout).
 
-        Modules like dropout draw only from torch's global generator. Seeding it here gives each participant its own
-        numbers, the same for every number of ranks.
+        Modules like dropout draw only from torch's global generator, and a user's own code may draw from those of
+        Python and NumPy. Seeding them here gives each participant its own numbers, the same for every number of ranks.
         """
         seed = torch_seed(self._seed, Purpose.FORWARD_NOISE, self.index, round_index, phase)
         # Seed the generators one by one, because torch.manual_seed keeps a stack trace for every absent kind of device.
         torch.default_generator.manual_seed(seed)
+        seed_global_generators(seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed_all(seed)
         self.model.train()

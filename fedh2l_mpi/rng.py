@@ -4,7 +4,10 @@ A stream depends on the run's seed and on its purpose, never on the rank, so res
 ranks.
 """
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -49,3 +52,34 @@ def named_generator(seed: int, name: str, *key: int) -> np.random.Generator:
 def torch_seed(seed: int, purpose: Purpose, *key: int) -> int:
     """Return a seed for a torch generator, from the same streams: 63 bits, of which a CPU's generator uses 32."""
     return int(_sequence(seed, purpose, key).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the global generators of Python and NumPy, for a user's own model or method that draws from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002, not for numbers of ours
+
+
+@contextlib.contextmanager
+def restored_global_generators(devices: Sequence[int] = ()) -> Iterator[None]:
+    """Restore the global generators of Python, NumPy and PyTorch (the CPU's, and those of CUDA devices) at the end."""
+    import torch
+
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def global_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and PyTorch within the context, and restore the CPU's at its end."""
+    import torch
+
+    with restored_global_generators():
+        torch.manual_seed(seed)
+        seed_global_generators(seed)
+        yield

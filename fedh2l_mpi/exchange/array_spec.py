@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.config.execution import TopKExchange
@@ -131,6 +132,20 @@ class ArraySpec:
         """
         values = self.codec.decode(encoded, self.rows if rows is None else rows, self.columns)
         return values if self.codec.exact or not self.sums_to_one else codecs.as_distributions(values)
+
+    def check_published(self, array: Tensor, participant: int) -> None:
+        """Check an array that a participant publishes: type, device, shape and numbers.
+
+        Raises
+        ------
+        RuntimeError
+            Names what differs from this specification, or the first wrong row.
+        """
+        got = f"{array.dtype} {tuple(array.shape)} on {array.device}{', with gradients' if array.requires_grad else ''}"
+        expected = f"torch.float32 {(self.rows, self.columns)} on cpu"
+        if got != expected:
+            raise RuntimeError(f"{self.name} of participant {participant}: got {got}, expected {expected}.")
+        self.check(array.numpy()[None], [participant])
 
     def check(self, payload: NDArray[np.float32], senders: Sequence[int]) -> None:
         """Check that all numbers are finite and, if the array requires it, that every row is a distribution.

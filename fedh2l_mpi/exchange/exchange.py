@@ -152,7 +152,7 @@ class Exchange:
             If a number is too large for the codec.
         """
         for participant, array in published.items():
-            self._check(participant, array)
+            self._array.check_published(array, participant)
         if graph is not self._graph:
             # Forget the cache, because a new neighbour has none. Compare edges, because two objects may be one graph.
             if self._graph is None or graph.edges != self._graph.edges:
@@ -301,14 +301,6 @@ class Exchange:
         if self._arrived is not None and not math.isnan(self._posted_s):
             self._arrived(self._round, self._posted_s, time.perf_counter())
         self._posted_s = math.nan
-
-    def _check(self, participant: int, array: Tensor) -> None:
-        """Check a published array against the specification: type, device, shape and numbers."""
-        got = f"{array.dtype} {tuple(array.shape)} on {array.device}{', with gradients' if array.requires_grad else ''}"
-        expected = f"torch.float32 {(self._array.rows, self._array.columns)} on cpu"
-        if got != expected:
-            raise RuntimeError(f"{self._array.name} of participant {participant}: got {got}, expected {expected}.")
-        self._array.check(array.numpy()[None], [participant])
 
     def _cached_rows(self) -> CachedRows:
         if not isinstance(self._rows, CachedRows):

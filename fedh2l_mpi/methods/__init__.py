@@ -19,9 +19,9 @@ from fedh2l_mpi.methods.pooled import Pooled
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
-from fedh2l_mpi.runtime.plugins import load_class
+from fedh2l_mpi.runtime.plugins import Plugin, load_class, reporting
 
-__all__ = ["METHODS", "Method", "PosteriorMethod", "Round", "build"]
+__all__ = ["METHODS", "Method", "PosteriorMethod", "Round", "build", "is_own"]
 
 METHODS: dict[str, type[Method]] = {
     "independent": Independent,
@@ -46,7 +46,9 @@ def build(config: Config) -> Method:
         If the method is unknown, or does not fit the seed set, the models or the graph of the config.
     """
     name = config.method.name
-    method = (METHODS.get(name) or _users_own(name))(config.method, config.seed_set.labelled)
+    kind = METHODS.get(name) or _users_own(name)
+    with reporting("cannot be built", Plugin("method.name", name)):
+        method = kind(config.method, config.seed_set.labelled)
     per_neighbour = isinstance(config.method, CombineOptions) and config.method.combine == "gem_neighbours"
     if per_neighbour and not method.constrains_each_neighbour:
         raise UserError(
@@ -68,6 +70,11 @@ def build(config: Config) -> Method:
     if config.exchange.skip_below is not None and exchanges and not method.shares_parameters:
         _check_rows_stay(config)
     return method
+
+
+def is_own(name: str) -> bool:
+    """Return True if the name is that of a user's own class."""
+    return name not in METHODS
 
 
 def _check_rows_stay(config: Config) -> None:

@@ -20,11 +20,11 @@ from fedh2l_mpi.config.method import (
     DPsgdOptions,
     LabelOptions,
     LocalLabelOptions,
-    OwnMethodOptions,
 )
-from fedh2l_mpi.errors import DivergedError, UserError, did_you_mean
+from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods.gradients import COMBINERS, InnerProducts, nearest_in_cone
+from fedh2l_mpi.methods.options import checked_options
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import REMEDY, Participant
 
@@ -52,8 +52,8 @@ class Method:
     Raises
     ------
     UserError
-        If `method.options` has a name that the class does not declare, or if the options need seed labels and there
-        are none.
+        If `method.options` has a name that the class does not declare or a value of another kind than its default, or
+        if the options need seed labels and there are none.
     """
 
     options: Mapping[str, Any] = MappingProxyType({})
@@ -91,28 +91,12 @@ class Method:
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled
-        self.options = self._checked_options()
+        self.options = checked_options(type(self), config)
         if self.uses_local_labels and not labelled:
             raise UserError(
                 "method.local_labels: got 'private_and_seed', but seed_set.labelled is false. Fix: set it to true, or "
                 "method.local_labels to private."
             )
-
-    def _checked_options(self) -> dict[str, Any]:
-        """Return the declared options with the config's values."""
-        declared: dict[str, Any] = {}
-        for kind in reversed(type(self).__mro__):
-            declared |= vars(kind).get("options", {})
-        given = self.config.options if isinstance(self.config, OwnMethodOptions) else {}
-        for name, value in given.items():
-            if name not in declared:
-                hint = did_you_mean(name, declared)
-                raise UserError(
-                    f"method.options.{name}: got {value!r}, but {self.config.name!r} has no such option{hint}. Known: "
-                    f"{', '.join(declared) or 'none'}. Fix: remove it, or declare it in the class: "
-                    f"options = {{{name!r}: DEFAULT}}."
-                )
-        return {**declared, **given}
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec | None:
         """Return the name and shape of the array that a participant publishes, or None if nothing is ever exchanged.
@@ -149,6 +133,8 @@ class Method:
         """
         with self.publishing(participant):
             array = self.publish(participant, now)
+            if not isinstance(array, Tensor):
+                raise TypeError(f"publish() returned a {type(array).__name__}, must return a float32 tensor")
             return array.clone() if participant.parameters.share_memory_with(array) else array
 
     def publishing(self, participant: Participant) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,6 @@
 `exchange`, `participant` and every room above them may import it.
 """
 
-from fedh2l_mpi.models.registry import build, check_weights, weights_digest
+from fedh2l_mpi.models.registry import build, check_logits, check_weights, is_own, weights_digest
 
-__all__ = ["build", "check_weights", "weights_digest"]
+__all__ = ["build", "check_logits", "check_weights", "is_own", "weights_digest"]

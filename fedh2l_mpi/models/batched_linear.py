@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi.models.memory_format import other_hooks
 from fedh2l_mpi.models.zoo import Mlp
 
 # Numbers of float32 in 64 bytes.
@@ -45,7 +46,7 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 
 def _layers(module: nn.Module) -> list[nn.Module] | None:
     # Hooks and a replaced forward do something that the layers do not show.
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = (module._forward_hooks, other_hooks(module), module._backward_hooks, module._backward_pre_hooks)
     if any(hooks) or "forward" in vars(module):
         return None
     if type(module) is Mlp:

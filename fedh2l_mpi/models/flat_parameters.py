@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi.models.memory_format import is_kept_contiguous
+
 
 def channels_last(tensor: Tensor) -> Tensor:
     """Return a view of a four-dimensional tensor with its channels last; any other tensor is returned unchanged.
@@ -17,24 +19,39 @@ def channels_second(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
 
 
-def floating_buffers(model: nn.Module) -> list[Tensor]:
-    """Return the buffers that are averaged like parameters: BatchNorm's running means and variances, not counters."""
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+class FloatingBuffers:
+    """The buffers that are averaged like parameters: BatchNorm's running means and variances, not counters.
+
+    They are looked up by their places, because a module may put a new tensor there, as `self.mean = new_mean` does.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found: dict[int, tuple[nn.Module, str]] = {}
+        for module in model.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    found.setdefault(id(buffer), (module, key))
+        self._places = [(module._buffers, key) for module, key in found.values()]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the buffers as they are now."""
+        return [buffers[key] for buffers, key in self._places]  # type: ignore[misc]
 
 
 def shared_bytes(model: nn.Module) -> int:
     """Return the size of one copy of the model on the wire [bytes]: trainable parameters and buffers in float32."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return 4 * sum(value.numel() for value in [*trainable, *floating_buffers(model)])
+    return 4 * sum(value.numel() for value in [*trainable, *FloatingBuffers(model).tensors()])
 
 
 class FlatParameters:
-    """Store a model's trainable parameters in one vector; they become views of it, channels last.
+    """Store a model's trainable parameters in one vector; they become views of it, in the model's memory format.
 
     Parameters
     ----------
     model : nn.Module
-        A model on its final device, with parameters of one dtype. Frozen parameters are not moved.
+        A model on its final device, with parameters of one dtype. Frozen parameters are not moved. A model that
+        `keep_contiguous` knows keeps contiguous parameters; those of any other model are stored channels last.
 
     Attributes
     ----------
@@ -42,10 +59,14 @@ class FlatParameters:
         The trainable parameters, in the order of the vector.
     vector : Tensor
         All trainable parameters (W,).
+    contiguous : bool
+        False if parameters of four dimensions have their channels last in the vector.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.contiguous = is_kept_contiguous(model)
+        self._stored, self._seen = (_same, _same) if self.contiguous else (channels_last, channels_second)
         self.refer_to(self._flatten([parameter.detach() for parameter in self.trainable]))
 
     @torch.no_grad()
@@ -63,7 +84,7 @@ class FlatParameters:
         self.vector, first = vector, 0
         for parameter in self.trainable:
             stored = self.vector[first : first + parameter.numel()]
-            parameter.data = channels_second(stored.view(channels_last(parameter).shape))
+            parameter.data = self._seen(stored.view(self._stored(parameter).shape))
             first += parameter.numel()
 
     def gradient(self, loss: Tensor, again: bool = False) -> Tensor:
@@ -75,9 +96,24 @@ class FlatParameters:
             torch.autograd.grad(loss, self.trainable, retain_graph=again or None, materialize_grads=True)
         )
 
-    @staticmethod
-    def _flatten(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([channels_last(tensor).reshape(-1) for tensor in tensors])
+    def from_channels_last(self, vector: Tensor) -> Tensor:
+        """Return a vector (W,) whose parameters have their channels last, in the order of this one."""
+        parts = vector.split([parameter.numel() for parameter in self.trainable])
+        return self._flatten(
+            [
+                channels_second(part.view(channels_last(parameter).shape))
+                for part, parameter in zip(parts, self.trainable, strict=True)
+            ]
+        )
+
+    def _flatten(self, tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        # nn.Embedding(sparse=True) has sparse gradients.
+        dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
+        return torch.cat([self._stored(tensor).reshape(-1) for tensor in dense])
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class SharedState:
@@ -93,21 +129,21 @@ class SharedState:
 
     def __init__(self, model: nn.Module, parameters: FlatParameters) -> None:
         self._parameters = parameters
-        self._buffers = floating_buffers(model)
+        self._buffers = FloatingBuffers(model)
 
     @property
     def size(self) -> int:
         """Length of the vector."""
-        return len(self._parameters.vector) + sum(buffer.numel() for buffer in self._buffers)
+        return len(self._parameters.vector) + sum(buffer.numel() for buffer in self._buffers.tensors())
 
     @torch.no_grad()
     def read(self) -> Tensor:
         """Return a copy (size,) on the model's device."""
-        return torch.cat([self._parameters.vector, *(buffer.reshape(-1) for buffer in self._buffers)])
+        return torch.cat([self._parameters.vector, *(buffer.reshape(-1) for buffer in self._buffers.tensors())])
 
     @torch.no_grad()
     def write(self, state: Tensor) -> None:
         """Replace parameters and buffers by the values of a vector (size,)."""
-        parts = [self._parameters.vector, *self._buffers]
+        parts = [self._parameters.vector, *self._buffers.tensors()]
         for part, values in zip(parts, state.split([part.numel() for part in parts]), strict=True):
             part.copy_(values.view_as(part))

@@ -6,16 +6,14 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.models import pretrained, torchvision_models
+from fedh2l_mpi.models import memory_format, pretrained, torchvision_models
 from fedh2l_mpi.models.zoo import ZOO
+from fedh2l_mpi.rng import global_generators
 from fedh2l_mpi.runtime import paths
-from fedh2l_mpi.runtime.plugins import load_class
-
-# Exceptions of a model that does not fit the images; torchvision's models raise AssertionError.
-_MISFITS = (TypeError, ValueError, RuntimeError, IndexError, AssertionError)
+from fedh2l_mpi.runtime.plugins import Plugin, load_class, reporting
 
 
 def build(name: str, channels: int, side: int, classes: int, seed: int, weights: str | None = None) -> nn.Module:
@@ -25,9 +23,9 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
     ----------
     name : str
         A name of the zoo, `torchvision:NAME`, or `package.module:Class`. The class is called with `channels`, `side`
-        and `classes` and must map float32 images (B, channels, side, side) to logits (B, classes).
+        and `classes` and must map contiguous float32 images (B, channels, side, side) to logits (B, classes).
     seed : int
-        Seed of the initial weights; the global generator is restored.
+        Seed of the global generators, which are restored afterwards, and thus of the initial weights.
     weights : str, optional
         Path of a state dict that replaces the initial weights, except those of a final classifier for another number
         of classes.
@@ -38,26 +36,33 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
         If the name is unknown, the class cannot be built, its output has another shape, or the weights do not fit.
     """
     kind = _kind(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
+    with global_generators(seed):
+        wanted = f"images of {channels} x {side} x {side} and {classes} classes"
+        with reporting(f"cannot be built for {wanted}", Plugin("models", name)):
             model = kind(channels=channels, side=side, classes=classes)
-        except UserError:  # it is a ValueError as well, and its message is final
-            raise
-        except _MISFITS as error:
-            raise UserError(
-                f"models: {name!r} cannot be built for images of {channels} x {side} x {side} and {classes} classes: "
-                f"{error}"
-            ) from error
         if not isinstance(model, nn.Module):
             raise UserError(f"models: {name!r} returns a {type(model).__name__}. It must return a torch.nn.Module.")
+        if is_own(name):
+            if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+                raise UserError(
+                    f"models: {name!r} has parts that TorchScript compiled, whose parameters cannot be moved into one "
+                    "vector. Fix: use the modules themselves."
+                )
+            memory_format.keep_contiguous(model)
         # Lazy modules draw their weights in their first forward pass, so it runs under the seed as well.
         _check_output(name, model, (2, channels, side, side), (2, classes))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"models: {name!r} has no trainable parameter.")
+    if is_own(name):
+        _check_parameters(name, model)
     if weights is not None:
         pretrained.load(model, name, weights, classes)
     return model
+
+
+def is_own(name: str) -> bool:
+    """Return True if the name is that of a user's own class."""
+    return name not in ZOO and not name.startswith(torchvision_models.PREFIX)
 
 
 def check_weights(weights: Iterable[str], architectures: Collection[str]) -> None:
@@ -85,29 +90,95 @@ def weights_digest(weights: Mapping[str, str]) -> bytes:
 def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: tuple[int, ...]) -> None:
     # Eval mode leaves the running statistics unchanged.
     model.eval()
-    given = torch.linspace(-1, 1, math.prod(images)).view(images)
+    given = memory_format.as_stored(torch.linspace(-1, 1, math.prod(images)).view(images))
     before = given.clone()
-    try:
+    with reporting(f"fails on images of shape {images}", Plugin("models", name)):
         got = model(given)
-    except _MISFITS as error:
-        raise UserError(f"models: {name!r} fails on images of shape {images}: {error}") from error
-    if not isinstance(got, torch.Tensor) or tuple(got.shape) != logits:
-        shape = tuple(got.shape) if isinstance(got, torch.Tensor) else type(got).__name__
-        raise UserError(f"models: {name!r} maps images {images} to {shape}. It must map them to logits {logits}.")
+    check_logits(name, got, images, logits)
     if not torch.equal(given, before):
         # All participants of a rank share the test images, so the next one would see changed images.
         raise UserError(
             f"models: {name!r} changes the images that it is given. Its first operation must not work in place."
         )
-    if name in ZOO or name.startswith(torchvision_models.PREFIX):
+    if not is_own(name):
         return
+    first = got.clone()
+    with reporting(f"fails on other images of shape {images}", Plugin("models", name)):
+        model(-given)
+        is_kept = torch.allclose(got, first, rtol=0.0, atol=0.0, equal_nan=True)
+        again = model(given)
+    if not is_kept:
+        raise UserError(
+            f"models: {name!r} returns a tensor that its next pass changes. Fix: return a new one in every pass."
+        )
     # Unseeded random numbers, or a memory of earlier images, would make results depend on which participants share a
     # rank.
-    if not torch.allclose(model(given), got, rtol=0.0, atol=0.0, equal_nan=True):
+    if not torch.allclose(again, first, rtol=0.0, atol=0.0, equal_nan=True):
         raise UserError(
             f"models: {name!r} returns different logits for the same images in a second pass in eval mode. In eval "
             "mode it must neither draw random numbers nor change. Check self.training first, as dropout does."
         )
+
+
+def check_logits(name: str, got: object, images: tuple[int, ...], logits: tuple[int, ...], when: str = "") -> None:
+    """Raise `UserError` unless a model's output is a tensor of real numbers with the shape of logits.
+
+    Parameters
+    ----------
+    images, logits : tuple of int
+        Shapes of the images, and of the logits that they must give.
+    when : str
+        The mode of the pass, for the message.
+    """
+    if isinstance(got, Tensor) and tuple(got.shape) == logits and got.is_floating_point():
+        return
+    shape = str(tuple(got.shape)) if isinstance(got, Tensor) else type(got).__name__
+    if isinstance(got, Tensor) and not got.is_floating_point():
+        shape += f" of {got.dtype}"
+    raise UserError(
+        f"models: {name!r} maps images {images} to {shape}{when}. It must map them to logits {logits} of real numbers, "
+        "in training as in evaluation."
+    )
+
+
+def _check_parameters(name: str, model: nn.Module) -> None:
+    """Raise `UserError` unless the trainable parameters can be stored in one vector, each in memory of its own."""
+    lazy = [key for key, value in model.named_parameters() if nn.parameter.is_lazy(value)]
+    if lazy:
+        raise UserError(
+            f"models: {name!r} does not use its lazy parameter {lazy[0]!r} in eval mode, so it never gets a shape. "
+            "Fix: give it one."
+        )
+    for key, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.device.type != "cpu":
+            raise UserError(f"models: {name!r} has {key!r} on {value.device}. Fix: build it on the CPU.")
+    trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    kinds: dict[str, str] = {}
+    for key, value in trainable.items():
+        kinds.setdefault(str(value.dtype if value.layout == torch.strided else value.layout), key)
+    is_real = all(value.is_floating_point() and value.layout == torch.strided for value in trainable.values())
+    if len(kinds) > 1 or not is_real:
+        found = ", ".join(f"{kind} ({key})" for kind, key in kinds.items())
+        raise UserError(f"models: {name!r}: all trainable parameters must be of one real dtype; got {found}.")
+    homes = {value.untyped_storage().data_ptr(): key for key, value in trainable.items()}
+    for module in model.modules():
+        for key, value in [*vars(module).items(), *module._buffers.items()]:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() in homes:
+                home = homes[value.untyped_storage().data_ptr()]
+                raise UserError(
+                    f"models: {name!r}: {key!r} is a view of parameter {home!r}, which moves before training, so the "
+                    "view would keep the first weights. Fix: make it in forward()."
+                )
+    end, owner = 0, ""
+    for begin, key in sorted((value.data_ptr(), key) for key, value in trainable.items()):
+        value = trainable[key]
+        if begin < end:
+            raise UserError(
+                f"models: {name!r}: parameters {owner!r} and {key!r} share memory, but are two parameters. Fix: use "
+                "the same nn.Parameter for both."
+            )
+        left = value.untyped_storage().nbytes() - int(value.storage_offset()) * value.itemsize
+        end, owner = begin + min(value.nbytes, left), key
 
 
 def _kind(name: str) -> Callable[..., nn.Module]:

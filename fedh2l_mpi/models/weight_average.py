@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedh2l_mpi.config import OptimizerConfig
 from fedh2l_mpi.models import batched_linear
-from fedh2l_mpi.models.flat_parameters import FlatParameters, floating_buffers
+from fedh2l_mpi.models.flat_parameters import FlatParameters, FloatingBuffers
 
 Interval = Literal["step", "round"]
 
@@ -54,10 +54,10 @@ class WeightAverage:
     def __init__(self, model: nn.Module, parameters: FlatParameters, decay: float, follows: Interval) -> None:
         self.decay, self.follows = decay, follows
         self._model, self._parameters = model, parameters
-        self._buffers = floating_buffers(model)
+        self._buffers = FloatingBuffers(model)
         self.vector = parameters.vector.clone()
-        self._averages = [buffer.clone() for buffer in self._buffers]
-        averaged = {id(tensor) for tensor in (*parameters.trainable, *self._buffers)}
+        self._averages = [buffer.detach().clone() for buffer in self._buffers.tensors()]
+        averaged = {id(tensor) for tensor in (*parameters.trainable, *self._buffers.tensors())}
         self._names = [name for name, value in model.state_dict(keep_vars=True).items() if id(value) in averaged]
 
     def after_step(self, steps: int) -> None:
@@ -83,15 +83,16 @@ class WeightAverage:
         Nothing is copied: the parameters and buffers refer to the memory of the average meanwhile, so the trained
         weights cannot change. Nothing may be trained within the context.
         """
-        vector, buffers = self._parameters.vector, [buffer.data for buffer in self._buffers]
+        held = self._buffers.tensors()
+        vector, buffers = self._parameters.vector, [buffer.data for buffer in held]
         try:
             self._parameters.refer_to(self.vector)
-            for buffer, average in zip(self._buffers, self._averages, strict=True):
+            for buffer, average in zip(held, self._averages, strict=True):
                 buffer.data = average
             yield
         finally:
             self._parameters.refer_to(vector)
-            for buffer, own in zip(self._buffers, buffers, strict=True):
+            for buffer, own in zip(held, buffers, strict=True):
                 buffer.data = own
 
     def state(self) -> dict[str, Tensor]:
@@ -104,7 +105,7 @@ class WeightAverage:
         return {name: whole[name] for name in self._names}
 
     def _weights(self) -> list[Tensor]:
-        return [self._parameters.vector, *self._buffers]
+        return [self._parameters.vector, *self._buffers.tensors()]
 
 
 class JoinedAverage:

@@ -10,6 +10,7 @@ from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.models import batched_linear
 from fedh2l_mpi.models.flat_parameters import shared_bytes
 from fedh2l_mpi.planning.memory import ModelSize
+from fedh2l_mpi.rng import restored_global_generators
 
 
 def measure_model(model: nn.Module, source: Source) -> ModelSize:
@@ -36,7 +37,7 @@ def _activations(model: nn.Module, source: Source) -> tuple[int, int]:
     """Return the bytes kept for the backward pass and those of the largest tensor, both per sample."""
     # Use a copy, because a training pass changes running statistics. Take the difference of two passes, because
     # some memory does not grow with the number of samples.
-    with torch.random.fork_rng(devices=[]):
+    with restored_global_generators():
         scratch = copy.deepcopy(model).train()
         few, more = (measure_pass(scratch, source, samples) for samples in (2, 4))
     return (more[0] - few[0]) // 2, (more[1] - few[1]) // 2

@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedh2l_mpi import models
+from fedh2l_mpi import methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.labelled import Labelled, Normalisation
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import Method, batched
+from fedh2l_mpi.models import memory_format
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning.memory import ModelSize, RankMemory, SampleCounts, rank_memory
-from fedh2l_mpi.planning.model_size import measure_model, measure_pass
+from fedh2l_mpi.planning.model_size import measure_model
+from fedh2l_mpi.planning.rehearsal import SAMPLES, Minibatches, Rehearsal
 from fedh2l_mpi.planning.traffic import Links, MessageSize
 from fedh2l_mpi.runtime.hosting import Hosting
 
@@ -70,11 +73,10 @@ def random_samples(source: Source, samples: int) -> Labelled:
     shape = (samples, source.channels, source.side, source.side)
     labels = torch.randint(source.classes, (samples,), generator=draw)
     if source.domains is None:
-        images = torch.randn(shape, generator=draw).contiguous(memory_format=torch.channels_last)
-        return Labelled(images, labels)
+        return Labelled(memory_format.as_stored(torch.randn(shape, generator=draw)), labels)
     stored = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
     normalisation = Normalisation.of(source, torch.device("cpu"))
-    return Labelled(stored.contiguous(memory_format=torch.channels_last), labels, normalisation)
+    return Labelled(memory_format.as_stored(stored), labels, normalisation)
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,11 @@ def compute(
     Raises
     ------
     UserError
-        If a model is unknown, does not fit the data or cannot be trained on a minibatch of one sample that the run
-        has, or if the codec does not fit the exchanged arrays.
+        If a model is unknown or does not fit the data, if a rehearsal with a user's own model or method or with a
+        minibatch of one sample fails, or if the codec does not fit the exchanged arrays.
     """
     built = build_models(config, source, built)
-    _refuse_single_samples(config, source, method, counts, built)
+    _rehearse(config, source, method, counts, built)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
     model = copy.deepcopy(built[config.architecture(0)])
     array = method.array(stand_in_participant(config, source, model), counts.seed_rows_per_round, source.classes)
@@ -152,28 +154,54 @@ def compute(
     return Requirements(config, method, counts, sizes, message)
 
 
-def _refuse_single_samples(
+def _rehearse(
     config: Config, source: Source, method: Method, counts: SampleCounts, built: Mapping[str, nn.Module]
 ) -> None:
-    """Raise if a minibatch has one sample and the model cannot be trained on it, such as BatchNorm of one pixel."""
-    steps, optimizer = config.method, config.optimizer
+    """Rehearse the run with every architecture for which something may fail: a user's own code, single samples.
+
+    Raises
+    ------
+    UserError
+        If the run would fail, or participants would publish different arrays.
+    """
+    published: dict[str, ArraySpec | None] = {}
     for name, model in built.items():
-        own = [counts.private_P[index] for index in range(config.size) if config.architecture(index) == name]
-        private = sum(counts.private_P) if method.pools_private_data else min(own)
-        minibatches = [min(optimizer.batch_size, private)] if steps.local_steps + steps.mutual_steps else []
-        if method.seed_steps:
-            minibatches.append(min(optimizer.seed_batch_size, counts.seed_rows_per_round))
-        if 1 not in minibatches:
+        own = [int(counts.private_P[index]) for index in range(config.size) if config.architecture(index) == name]
+        private = int(sum(counts.private_P)) if method.pools_private_data else min(own)
+        has_single = _has_single_samples(config, method, private, counts.seed_rows_per_round)
+        if not (models.is_own(name) or methods.is_own(config.method.name) or has_single):
             continue
+        evaluated = [*counts.tests, *map(int, counts.validation_P), counts.seed_rows_per_round]
+        size = config.evaluation.batch_size
+        minibatches = Minibatches(private, counts.seed_rows_per_round, any(n % size == 1 % size for n in evaluated))
+        samples = random_samples(source, SAMPLES)
         try:
-            with torch.random.fork_rng(devices=[]):
-                measure_pass(copy.deepcopy(model).train(), source, samples=1)
-        except (ValueError, RuntimeError, IndexError) as error:
+            published[name] = Rehearsal(config, name, model, source.classes, minibatches, samples).play()
+        except UserError as error:
+            if not has_single or not isinstance(error.__cause__, ValueError | RuntimeError | IndexError):
+                raise
             raise UserError(
-                f"models: {name!r} cannot be trained on a minibatch of one sample ({error}), but this run has one. Set "
-                "optimizer.batch_size, optimizer.seed_batch_size and seed_set.samples_per_round to 2 or more, and give "
-                "every participant at least 2 private samples."
+                f"models: {name!r} cannot be trained on a minibatch of one sample ({error.__cause__}), but this run "
+                "has one. Set optimizer.batch_size, optimizer.seed_batch_size and seed_set.samples_per_round to 2 or "
+                "more, and give every participant at least 2 private samples."
             ) from None
+    if len(set(published.values())) > 1:
+        shapes = ", ".join(
+            f"{'nothing' if one is None else (one.rows, one.columns)} with {name}" for name, one in published.items()
+        )
+        raise UserError(
+            f"method.name: {config.method.name!r} publishes arrays of different shapes: {shapes}. All participants "
+            "must publish one shape."
+        )
+
+
+def _has_single_samples(config: Config, method: Method, private: int, seed_rows: int) -> bool:
+    """Return True if some minibatch of an architecture has one sample."""
+    steps, optimizer = config.method, config.optimizer
+    minibatches = [min(optimizer.batch_size, private)] if steps.local_steps + steps.mutual_steps else []
+    if method.seed_steps:
+        minibatches.append(min(optimizer.seed_batch_size, seed_rows))
+    return 1 in minibatches
 
 
 def count_samples(plan: federated.Plan) -> SampleCounts:

@@ -1,6 +1,7 @@
 """A participant, FedH2L's phases, and mistakes that training code often makes."""
 
 import copy
+import random
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.methods import Round
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.independent import Independent
-from fedh2l_mpi.models import batched_linear, build, mixed_precision
+from fedh2l_mpi.models import batched_linear, build, memory_format, mixed_precision
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState, shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
 from fedh2l_mpi.topology import Graph
@@ -46,7 +47,9 @@ class WithDropout(nn.Module):
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.layers(images)
+        # A user's model may draw from the other global generators, too.
+        noise = random.random() + np.random.rand() if self.training else 0.0  # noqa: NPY002
+        return self.layers(images + noise)
 
 
 def test_an_epoch_uses_every_sample_once_and_the_next_another_order():
@@ -118,7 +121,7 @@ def test_dropout_is_the_same_whoever_else_is_hosted():
         for round_index in range(2):
             if disturbed:
                 method.local_phase(other, a_round(round_index))
-                torch.rand(5)
+                torch.rand(5), random.random(), np.random.rand()  # noqa: NPY002
             method.local_phase(participant, a_round(round_index))
         return participant.parameters.vector.clone()
 
@@ -291,3 +294,43 @@ def test_models_in_bfloat16_learn_and_are_not_stacked():
     Independent(MethodConfig(name="independent"), labelled=True).private_steps(mixed, 30)
     assert score(mixed, mixed.private).loss < 0.8 * before
     assert batched_linear.chain(mixed.model) is None
+
+
+class Remembers(nn.Sequential):
+    """Keeps what is no tensor, and a tensor in it, in its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(3 * 7 * 7, 10))
+        self.kept = {"seen": [0, "a"], "mean": torch.zeros(2)}
+
+    def get_extra_state(self):
+        return self.kept
+
+    def set_extra_state(self, state):
+        self.kept = state
+
+
+def test_a_state_is_a_copy_of_what_a_model_keeps_beyond_tensors():
+    participant = learner(Remembers())
+    state = participant.state()
+    participant.model.kept["seen"][0] = 5
+    participant.model.kept["mean"] += 1
+    assert state["model"]["_extra_state"]["seen"] == [0, "a"]
+    participant.restore(state)
+    assert participant.model.kept["seen"] == [0, "a"]
+    assert participant.model.kept["mean"].tolist() == [0.0, 0.0]
+
+
+def test_an_optimiser_that_was_stored_with_channels_last_is_read_in_the_order_of_contiguous_weights():
+    last, model = learner(Remembers()), Remembers()
+    memory_format.keep_contiguous(model)
+    own = learner(model)
+    weights = [torch.arange(parameter.numel()).view(parameter.shape).float() for parameter in model.parameters()]
+    state = last.state()
+    state["optimizer"]["first"] = last.parameters._flatten(weights)
+    own.restore(state)
+    assert torch.equal(own.optimizer.first, torch.cat([weight.reshape(-1) for weight in weights]))
+    assert not torch.equal(own.optimizer.first, state["optimizer"]["first"])
+    again = own.state()
+    own.restore(again)
+    assert torch.equal(own.optimizer.first, again["optimizer"]["first"])

@@ -21,6 +21,17 @@ class Normalised(nn.Sequential):
         self.again = self[2]
 
 
+class Replaced(nn.Linear):
+    """Puts a new tensor into its buffer, instead of numbers into the tensor, where BatchNorm does not."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def replace(self, mean: Tensor) -> None:
+        self.mean = mean
+
+
 def averaged(follows: weight_average.Interval = "step") -> tuple[nn.Module, SharedState, WeightAverage]:
     torch.manual_seed(0)
     model = Normalised()
@@ -116,3 +127,16 @@ def test_without_an_average_nothing_is_allocated_and_an_open_decay_is_refused():
     assert weight_average.build(model, parameters, OptimizerConfig(average="none"), "step") is None
     with pytest.raises(RuntimeError, match="not resolved"):
         weight_average.build(model, parameters, OptimizerConfig(), "step")
+
+
+def test_a_buffer_that_a_module_replaces_is_averaged_and_shared_like_one_that_it_changes():
+    model = Replaced()
+    parameters = FlatParameters(model)
+    state, average = SharedState(model, parameters), WeightAverage(model, parameters, DECAY, "step")
+    model.replace(torch.full((3,), 11.0))
+    average.after_step(1)
+    assert state.read()[-3:].tolist() == [11.0] * 3
+    # d of the first step is 2 / 11, from a mean of 0.
+    assert held(state, average)[-3:].tolist() == pytest.approx([9.0] * 3)
+    assert model.mean.tolist() == [11.0] * 3
+    assert average.state()["mean"].tolist() == pytest.approx([9.0] * 3)

@@ -117,17 +117,17 @@ def test_on_a_cpu_the_first_rank_of_a_node_warns_where_all_of_it_do_not_fit(monk
     assert len(warnings) == 1
 
 
-BATCHNORM = "models=[mlp, mobilenet]"
+BATCHNORM, SEPARATE = "models=[mlp, mobilenet]", "method.combine=gem"
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["optimizer.batch_size=1"],
-        ["optimizer.seed_batch_size=1"],
-        ["optimizer.seed_batch_size=1", "method.mutual_steps=0"],
-        ["seed_set.samples_per_round=1", "seed_set.views_per_sample=1"],
-        ["data.partition.samples_per_participant=2", "seed_set.share=0.5", "evaluation.validation_share=0"],
+        ["optimizer.batch_size=1", "method.local_labels=private"],
+        ["optimizer.seed_batch_size=1", SEPARATE],
+        ["optimizer.seed_batch_size=1", "method.mutual_steps=0", SEPARATE],
+        ["seed_set.samples_per_round=1", "seed_set.views_per_sample=1", SEPARATE],
+        [SEPARATE, "data.partition.samples_per_participant=2", "seed_set.share=0.5", "evaluation.validation_share=0"],
     ],
 )
 def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibatch_is_one(overrides):
@@ -140,6 +140,9 @@ def test_a_model_that_cannot_be_trained_on_one_sample_is_refused_where_a_minibat
     "overrides",
     [
         ["optimizer.batch_size=2", "optimizer.seed_batch_size=2"],
+        # A pass of both minibatches has more than one sample.
+        ["optimizer.batch_size=1"],
+        ["optimizer.seed_batch_size=1"],
         ["optimizer.seed_batch_size=1", "method.name=independent"],
         ["optimizer.seed_batch_size=1", "method.mutual_steps=0", "method.local_labels=private"],
         ["optimizer.batch_size=1", "models=[mlp, vit]"],
@@ -211,7 +214,7 @@ def test_a_method_that_exchanges_nothing_has_no_message():
 
 def test_a_run_looks_before_it_loads(tmp_path, monkeypatch, warnings):
     config, *_ = run_of()
-    monkeypatch.setattr(memory_check, "available_bytes", lambda: 1)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 2**20)
     api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run")))
     assert len(warnings) == 1
     monkeypatch.undo()

@@ -153,6 +153,7 @@ def test_runs_at_a_time_are_not_bound_to_the_same_cores_unless_the_user_binds_th
             "set: {exchange.codec: uint8, models: [mlp]}\naxes: {method: [fedh2l, d_psgd], seed: [0, 1]}",
             "exchange.codec: got 'uint8', .* \\(in d_psgd,seed=0; d_psgd,seed=1\\)",
         ),
+        ("axes: {models: [[mlp], [no_such:Net]]}", "cannot import no_such: ModuleNotFoundError: .* \\(in models="),
         ("set: {weights: {mlp: /nowhere.pt}, models: [mlp]}\naxes: {seed: [0]}", "/nowhere.pt"),
     ],
 )
@@ -163,7 +164,7 @@ def test_models_weights_and_codecs_that_do_not_fit_are_told_at_once(tmp_path, te
         check_fit(sweep.load(path).elements, path, jobs=1)
 
 
-def test_each_combination_of_models_method_and_codec_is_tried_once_and_users_own_never(tmp_path, monkeypatch):
+def test_each_combination_of_models_method_and_codec_is_tried_once_and_users_own_too(tmp_path, monkeypatch):
     from fedh2l_mpi.planning import requirements
 
     tried = []
@@ -175,4 +176,4 @@ def test_each_combination_of_models_method_and_codec_is_tried_once_and_users_own
         "axes: {seed: [0, 1], method: [fedh2l, fedmd], models: [[mlp], [mine:Net]], optimizer.lr: [0.1, 0.2]}\n"
     )
     check_fit(sweep.load(path).elements, path, jobs=1)
-    assert tried == [(("mlp",), "fedh2l"), (("mlp",), "fedmd")]
+    assert sorted(tried) == [((name,), method) for name in ("mine:Net", "mlp") for method in ("fedh2l", "fedmd")]
