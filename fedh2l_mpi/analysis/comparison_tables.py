@@ -1,6 +1,5 @@
 """Write a comparison as text: as plain tables, Markdown, LaTeX or CSV."""
 
-import csv
 import io
 import math
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 from fedh2l_mpi.analysis import grouping, statistics, tables
 from fedh2l_mpi.analysis.compare import Comparison
 from fedh2l_mpi.analysis.controls import Control
+from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.outcome import UNITS, spread
 from fedh2l_mpi.analysis.statistics import Difference
 from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
@@ -144,18 +144,17 @@ def _terminal(comparison: Comparison) -> str:
 def _csv(comparison: Comparison) -> str:
     """Return one CSV line for each group, with all digits; unknown numbers are empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = CsvLines(text)
     keys = list(comparison.groups[0].settings)
     columns = ("mean", "std", "n", "diff", "low", "high", "pairs", "best")
     shares = [f"{measure}_{name}" for measure in comparison.gap_measures for name in SHARE_COLUMNS]
-    writer.writerow(
-        [
-            *("group", *keys, "seeds", "baseline", "confidence"),
-            *(f"{measure}_{column}" for measure in comparison.measures for column in columns),
-            *(["gap_low", "gap_high"] if comparison.gap else []),
-            *shares,
-        ]
-    )
+    headings = [
+        *("group", *keys, "seeds", "baseline", "confidence"),
+        *(f"{measure}_{column}" for measure in comparison.measures for column in columns),
+        *(["gap_low", "gap_high"] if comparison.gap else []),
+        *shares,
+    ]
+    lines.write([headings])
     best = {measure: comparison.best(measure) for measure in comparison.measures}
     for group in comparison.groups:
         seeds = "+".join(str(outcome.seed) for outcome in group.outcomes)
@@ -175,7 +174,7 @@ def _csv(comparison: Comparison) -> str:
         for measure in comparison.gap_measures:
             share = comparison.share_of_gap(group, measure)
             line += map(_number, (share.share, share.low, share.high, share.gap.mean))
-        writer.writerow(line)
+        lines.write([line])
     return text.getvalue()
 
 

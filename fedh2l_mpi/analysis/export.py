@@ -4,7 +4,6 @@ Shape letters: R rounds of a block, P participants, D domains, K confidence bins
 """
 
 import contextlib
-import csv
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.dataset import attributes_of, run_dataset
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
@@ -52,7 +52,8 @@ def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
     CSV and Parquet are a folder with one table for each kind of observation: `rounds`, `domains`, `participants`,
     `labels`, `calibration` and `edges`. Its `about.json` has the run's attributes, and units and meaning of every
     column. A row without any known value is left out, such as a round without evaluation in `domains`. An unknown
-    value is an empty cell, or a null in Parquet. Numbers are exact. netCDF is one file, as `open_run` shows the run.
+    value is an empty cell, or a null in Parquet. Numbers are exact. In CSV, a text that a spreadsheet would run as a
+    formula has an apostrophe in front. netCDF is one file, as `open_run` shows the run.
 
     Parameters
     ----------
@@ -92,10 +93,10 @@ def _to_csv(run: Run, folder: Path) -> None:
     def write(table: _Table) -> int:
         rows = 0
         with (folder / f"{table.name}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([field.name for field in table.fields])
+            lines = CsvLines(file)
+            lines.write([[field.name for field in table.fields]])
             for block in table.blocks():
-                writer.writerows(zip(*map(_cells, block), strict=True))
+                lines.write(zip(*map(_cells, block), strict=True))
                 rows += len(block[0])
         return rows
 

@@ -1,6 +1,5 @@
 """Write summaries for a terminal, or as Markdown, CSV or JSON."""
 
-import csv
 import io
 import json
 import math
@@ -11,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import summary as numbers
+from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.summary import PHASES, Summary
 from fedh2l_mpi.analysis.tables import NOTHING, Table, markdown
+from fedh2l_mpi.runtime.terminal import rich_text
 from fedh2l_mpi.runtime.units import size
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def terminal(summaries: Sequence[Summary]) -> "RenderableType":
         for table in tables_of(summary):
             shown += [Text(), rich_table(table)]
         for kind, lines in (("warning", summary.warnings), ("problem", summary.problems)):
-            shown += [Text(f"{kind}: {line}", style="yellow") for line in lines]
+            shown += [rich_text(f"{kind}: {line}", "yellow") for line in lines]
     return Group(*shown)
 
 
@@ -174,9 +175,7 @@ def as_csv(summaries: Sequence[Summary]) -> str:
     """Return one CSV line for each participant of each run, with all digits; unknown numbers are empty."""
     header, lines = numbers.long_form(summaries)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in line] for line in lines)
+    CsvLines(text).write([header, *(["" if cell is None else cell for cell in line] for line in lines)])
     return text.getvalue()
 
 
@@ -194,13 +193,12 @@ def rich_table(table: Table) -> "RichTable":
     """Return a table for rich to print in 80 columns, with numbers aligned to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
-    from rich.text import Text
 
     is_list = len(table.headings) == 2
     shown = RichTable(
-        title=Text(table.title) if table.title else None,
+        title=rich_text(table.title) if table.title else None,
         title_justify="left",
-        caption=Text(table.caption) if table.caption else None,
+        caption=rich_text(table.caption) if table.caption else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -208,11 +206,11 @@ def rich_table(table: Table) -> "RichTable":
     )
     for number, heading in enumerate(table.headings):
         left = number == 0 or is_list
-        shown.add_column(Text(heading), justify="left" if left else "right", no_wrap=not is_list, overflow="fold")
+        shown.add_column(rich_text(heading), justify="left" if left else "right", no_wrap=not is_list, overflow="fold")
     for row in table.rows:
         if row[0].startswith("mean of "):
             shown.add_section()
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(rich_text(cell) for cell in row))
     return shown
 
 

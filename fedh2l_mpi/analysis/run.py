@@ -20,6 +20,7 @@ from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, RunState, infer_state, look
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.terminal import harmless
 
 if TYPE_CHECKING:
     import xarray
@@ -205,7 +206,17 @@ def load_run(path: Path) -> Run:
         measured.problems.append("attribute 'config' is missing or damaged")
         config = {}
     # Readers find every key, also one that is younger than the run.
+    config = _harmless(config)
     return Run(file, measured, recipes.complete(Config, config) if config else config)
+
+
+def _harmless(value: Any) -> Any:
+    """Return a value of a config, whose quoted texts may stand for codes of a terminal, without such codes."""
+    if isinstance(value, dict):
+        return {_harmless(key): _harmless(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_harmless(each) for each in value]
+    return harmless(value) if isinstance(value, str) else value
 
 
 def metrics_file(path: Path) -> Path:

@@ -3,7 +3,6 @@
 Shape letters: R rounds, P participants, E evaluated rounds.
 """
 
-import csv
 import io
 import math
 import re
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import statistics
 from fedh2l_mpi.analysis.controls import Control, Gap
+from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread, until
 from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
 from fedh2l_mpi.runtime.units import size
@@ -357,14 +357,14 @@ def long_form(
     runs : sequence of (label, value on every axis, outcome)
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines = CsvLines(text)
     reached = [f"{cost.column}_until_{accuracy:g}" for accuracy in reach for cost in COSTS.values()]
-    writer.writerow(["label", *axes, "seed", "rounds", *UNITS, *reached, "seconds", "revision"])
+    lines.write([["label", *axes, "seed", "rounds", *UNITS, *reached, "seconds", "revision"]])
     for label, settings, run in runs:
         on_axes: list[Any] = [settings.get(axis, "") for axis in axes]
         spent = [until(run, cost.by_round(run), accuracy) for accuracy in reach for cost in COSTS.values()]
         values = [_blank(value) for value in (*run.values.values(), *spent)]
-        writer.writerow([label, *on_axes, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision])
+        lines.write([[label, *on_axes, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision]])
     return text.getvalue()
 
 

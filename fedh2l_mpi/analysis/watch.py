@@ -20,6 +20,7 @@ from fedh2l_mpi.analysis.run import Run, load_run, readable
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import TIMINGS, RunMetrics, RunState, slowest_rank_seconds
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime.terminal import open_console, rich_text, say
 from fedh2l_mpi.runtime.units import size
 
 if TYPE_CHECKING:
@@ -118,18 +119,17 @@ class WatchedRun:
 
 def follow(path: Path, interval_s: float) -> RunState:
     """Watch until the run ends, and return its last state; print one line per change if there is no terminal."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = open_console()
     watched = WatchedRun(_appeared(path, interval_s))
     took_s = watched.look()
     if not console.is_terminal:
         while True:
-            print(line(watched), flush=True)
+            say(line(watched), flush=True)
             if watched.ended:
                 for problem in watched.problems:
-                    print(f"problem: {problem}")
+                    say(f"problem: {problem}")
                 return watched.state
             seen = watched.rows
             while watched.rows == seen and not watched.ended:
@@ -156,7 +156,7 @@ def _appeared(path: Path, interval_s: float) -> Path:
         if not file.parent.exists() and not file.parent.parent.exists():
             raise UserError(f"{path}: there is no such directory.")
         if not file.exists():
-            print(f"waiting for {file}", flush=True)
+            say(f"waiting for {file}", flush=True)
         while not file.exists():
             time.sleep(interval_s)
     return file
@@ -172,28 +172,29 @@ def view(watched: WatchedRun) -> "RenderableType":
     """Return the run in a few lines, to be drawn again after every look."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
-    from rich.text import Text
 
     state = watched.state
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row("run", Text(watched.title))
-    grid.add_row("state", Text(f"{state}{', ' if _left(watched) else ''}{_left(watched)}"))
+    grid.add_row("run", rich_text(watched.title))
+    grid.add_row("state", rich_text(f"{state}{', ' if _left(watched) else ''}{_left(watched)}"))
     if state.planned:
         grid.add_row("", ProgressBar(total=state.planned, completed=state.rounds, width=CURVE))
     if watched.accuracy_E:
         spread = f"{watched.accuracy_E[-1]:.3f}  (participants {watched.lowest:.3f} to {watched.highest:.3f})"
-        grid.add_row("all domains", Text(spread))
-        grid.add_row("", Text(curve(watched.accuracy_E)))
+        grid.add_row("all domains", rich_text(spread))
+        grid.add_row("", rich_text(curve(watched.accuracy_E)))
     known = {name.removeprefix("loss_"): value for name, value in watched.losses.items() if not math.isnan(value)}
-    grid.add_row(Text("losses [nats]"), Text(", ".join(f"{name} {value:.3f}" for name, value in known.items()) or "-"))
+    grid.add_row(
+        rich_text("losses [nats]"), rich_text(", ".join(f"{name} {value:.3f}" for name, value in known.items()) or "-")
+    )
     phases = {name: value for name, value in watched.seconds.items() if value > 0}
     shown = ", ".join(f"{name} {1e3 * value:.3g}" for name, value in phases.items())
-    grid.add_row(Text("phases [ms]"), Text(shown or "-"))
-    grid.add_row("sent", Text(f"{size(watched.sent)} by a participant"))
+    grid.add_row(rich_text("phases [ms]"), rich_text(shown or "-"))
+    grid.add_row("sent", rich_text(f"{size(watched.sent)} by a participant"))
     for problem in watched.problems:
-        grid.add_row("problem", Text(problem))
+        grid.add_row("problem", rich_text(problem))
     return grid
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from fedh2l_mpi.cli.command import Command, Context
 from fedh2l_mpi.cli.options import Parser
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
+from fedh2l_mpi.runtime.terminal import harmless, say
 
 if TYPE_CHECKING:
     from fedh2l_mpi.analysis.run import Run
@@ -61,7 +62,7 @@ def _report(options: argparse.Namespace, context: Context) -> int:
 
             html.build(looked, summaries, options.html)
             prints_text = options.out is None and options.format != "terminal"
-            print(f"page: {options.html}", file=sys.stderr if prints_text else sys.stdout)
+            say(f"page: {options.html}", file=sys.stderr if prints_text else sys.stdout)
             if options.out is None and not prints_text:
                 return 0
     if options.format != "terminal":
@@ -72,7 +73,7 @@ def _report(options: argparse.Namespace, context: Context) -> int:
 
         with _written(options.out) as file:
             Console(file=file, width=120, color_system=None).print(report.terminal(summaries))
-        print(f"report: {options.out}")
+        say(f"report: {options.out}")
     else:
         from fedh2l_mpi.runtime import terminal
 
@@ -116,9 +117,9 @@ def _plot(options: argparse.Namespace, context: Context) -> int:
     with _looked_at(options.run) as run, run.metrics.opened():
         plotted = figures.plot(run, names, options.out, options.format or "png", options.width)
     for path in plotted.files:
-        print(f"plot: {path}")
+        say(f"plot: {path}")
     for reason in plotted.skipped.values():
-        print(f"left out: {reason}")
+        say(f"left out: {reason}")
     return 0
 
 
@@ -176,13 +177,13 @@ def _compare(options: argparse.Namespace, context: Context) -> int:
         **given,
     )
     for note in compared.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", file=sys.stderr)
     _give(comparison_tables.render(compared, options.format), options.out, "comparison")
     if options.plot is not None:
         for note in compare.plot(compared, options.plot):
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}", file=sys.stderr)
         # Standard output may be CSV for another program, so the line goes to standard error.
-        print(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
+        say(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
     return 0
 
 
@@ -223,7 +224,7 @@ def _export(options: argparse.Namespace, context: Context) -> int:
 
     with _looked_at(options.run) as run, run.metrics.opened():
         for path in export.export(run, options.to, options.out):
-            print(f"export: {path}")
+            say(f"export: {path}")
     return 0
 
 
@@ -240,7 +241,7 @@ def _validate(options: argparse.Namespace, context: Context) -> int:
     for path in runs.find(options.runs):
         findings = validation.validate(path)
         sound = sound and all(finding.level != "error" for finding in findings)
-        print(validation.text(path, findings, options.quiet), end="")
+        say(validation.text(path, findings, options.quiet), end="")
     return 0 if sound else EXIT_FAULT
 
 
@@ -255,17 +256,17 @@ def _looked_at(path: Path, prints_problems: bool = True) -> Iterator["Run"]:
     finally:
         run.close()
         for problem in run.problems if prints_problems else ():
-            print(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
+            say(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
 
 
 def _give(text: str, out: Path | None, what: str) -> None:
     """Print a text, or write it to a file."""
     if out is None:
-        print(text, end="" if text.endswith("\n") else "\n")
+        say(text, end="" if text.endswith("\n") else "\n")
         return
     with _written(out) as file:
-        file.write(text)
-    print(f"{what}: {out}")
+        file.write(harmless(text))
+    say(f"{what}: {out}")
 
 
 @contextlib.contextmanager

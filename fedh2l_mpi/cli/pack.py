@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedh2l_mpi.cli.command import Command, Context
 from fedh2l_mpi.cli.options import Parser
+from fedh2l_mpi.runtime.terminal import say
 
 MEANING = """\
 Decode, resize and crop the photographs of ROOT/<domain>/<class>/ into one HDF5
@@ -50,7 +51,7 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
             progress,
         )
     if not options.quiet:
-        print(packed.report())
+        say(packed.report())
     return 0
 
 

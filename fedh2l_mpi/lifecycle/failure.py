@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from fedh2l_mpi.errors import EXIT_FAULT, EXIT_LATE, EXIT_USER, DivergedError, LateRankError, UserError
+from fedh2l_mpi.runtime.terminal import say
 from fedh2l_mpi.runtime.world import World
 
 
@@ -50,7 +51,7 @@ def report(message: str, speaks: bool = True) -> None:
     if speaks:
         # A closed standard error must not prevent what follows: the log, and the end of the job.
         with contextlib.suppress(OSError, ValueError):
-            print(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
+            say(f"fedh2l_mpi: error: {message}", file=sys.stderr, flush=True)
         log = logging.getLogger("fedh2l_mpi")
         if log.handlers:
             log.error(message, extra={"file_only": True})

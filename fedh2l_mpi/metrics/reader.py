@@ -18,6 +18,7 @@ from fedh2l_mpi.metrics.file_arrays import DAMAGE, RETRY_S, TRIES, FileArrays, K
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.metrics.schema import FORMAT, SCHEMA_VERSION
 from fedh2l_mpi.runtime.safe_hdf5 import RefusedError, SafeFile
+from fedh2l_mpi.runtime.terminal import harmless
 
 # A file that is not closed and changed so recently is being written.
 WRITTEN_S = 10.0
@@ -78,8 +79,8 @@ class RunMetrics:
         return isinstance(self.arrays, FileArrays) and name in self.arrays.unknown
 
     def texts(self, name: str) -> list[str]:
-        """Return a text array as strings."""
-        return [value.decode(errors="replace") for value in self.arrays[name]]
+        """Return a text array as strings, each of one line, in which no character is a code for a terminal."""
+        return [harmless(value.decode(errors="replace"), one_line=True) for value in self.arrays[name]]
 
     def opened(self) -> AbstractContextManager[None]:
         """Keep the file open inside a `with` block, so that reading many arrays opens it once."""
@@ -180,4 +181,4 @@ def _attributes(file: SafeFile, problems: list[str]) -> dict[str, str | int]:
 
 
 def _plain(value: Any) -> str | int:
-    return value.decode() if isinstance(value, bytes) else int(value)
+    return harmless(value.decode()) if isinstance(value, bytes) else int(value)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from fedh2l_mpi.runtime import processes
-from fedh2l_mpi.runtime.terminal import is_terminal
+from fedh2l_mpi.runtime.terminal import harmless, is_terminal
 
 log = logging.getLogger("fedh2l_mpi")
 
@@ -37,7 +37,7 @@ class RunLog:
         form = f"%(asctime)s {rank}/{size} %(levelname)s %(message)s"
         for handler in handlers:
             wraps = isinstance(handler, _Printed) and is_terminal()
-            handler.setFormatter((_Wrapping if wraps else logging.Formatter)(form, "%H:%M:%S"))
+            handler.setFormatter((_Wrapping if wraps else _Harmless)(form, "%H:%M:%S"))
             self._add(handler)
         log.removeHandler(self._held)
         # Every participant of an architecture loads the same file, so messages repeat.
@@ -63,7 +63,14 @@ class RunLog:
         log.propagate = False
 
 
-class _Wrapping(logging.Formatter):
+class _Harmless(logging.Formatter):
+    """Formatter whose lines send no codes to a terminal, whichever names they contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
+
+
+class _Wrapping(_Harmless):
     """Formatter that breaks lines between words at the terminal's width. Later lines are indented."""
 
     def format(self, record: logging.LogRecord) -> str:

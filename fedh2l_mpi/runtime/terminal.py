@@ -1,18 +1,50 @@
 """Print to a terminal or to a batch log.
 
+Names come from files of anybody, and may contain codes that a terminal obeys: they clear the screen, change its title,
+or turn the order of letters around. `say` and `rich_text` show such characters instead of sending them.
+
 Only the rank that prints imports rich.
 """
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from fedh2l_mpi.runtime import processes
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.text import Text
+
+# Control characters, except tab and newline, and those that change the direction of writing or break a line.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str, one_line: bool = False) -> str:
+    r"""Return a text in which control characters are written as in Python, such as `\x1b`.
+
+    Parameters
+    ----------
+    one_line : bool
+        True: tabs and newlines are written so, too.
+    """
+    text = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.replace("\n", "\\n").replace("\t", "\\t") if one_line else text
+
+
+def say(text: object, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+    """Print a text, made harmless, on standard output or another file."""
+    print(harmless(str(text)), file=file, end=end, flush=flush)
+
+
+def rich_text(text: str, style: str = "") -> "Text":
+    """Return a text, made harmless, for rich to print without markup."""
+    from rich.text import Text
+
+    return Text(harmless(text), style=style)
 
 
 @contextlib.contextmanager

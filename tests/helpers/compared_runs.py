@@ -41,7 +41,8 @@ def write(
         values = [{"accuracy_own": 0.9, "accuracy_all": level + sign * 0.05} for sign in (-1, 1)]
         is_evaluated = evaluated is True or (evaluated == "once" and number == rounds - 1)
         values = [{**row, "accuracy_worst": 0.2, "seconds_local": 1.0} if is_evaluated else {} for row in values]
-        rows = [metrics.pack_row({**row, "bytes_sent": sent, "bytes_received": sent}, [0.5], [1.0]) for row in values]
+        counts = {"bytes_sent": sent, "bytes_received": sent, "degree": 1}
+        rows = [metrics.pack_row({**row, **counts}, [0.5], [1.0]) for row in values]
         writer.append(number, np.stack(rows))
     writer.close(state)
     return path

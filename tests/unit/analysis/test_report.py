@@ -193,6 +193,31 @@ def said(capsys, *words):
     return capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["report", "--format", name] for name in ("terminal", "markdown", "csv", "json")),
+        *(["compare", "--format", name] for name in ("terminal", "markdown", "csv", "latex")),
+        ["validate"],
+    ],
+    ids=" ".join,
+)
+def test_no_name_in_a_file_is_a_code_for_the_terminal_or_a_formula(tmp_path, capsys, words):
+    code = "\x1b]0;TITLE\x07"
+    run = write(tmp_path / f"r{code}", THREE, architecture=f"={code}")
+    with h5py.File(run / "metrics.h5", "r+") as file:
+        config = file.attrs["config"].decode().replace("name: fedh2l", r'name: "=\e]0;TITLE\a"')
+        file.attrs["config"] = np.bytes_(config.encode())
+        file["domain_name"][...] = f"=\n{code}".encode()
+    commands.execute(commands.parse([words[0], str(run), *words[1:]]), World(None))
+    printed = "".join(capsys.readouterr())
+    assert "TITLE" in printed
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
+    if words[-1] == "csv":
+        assert not [cell for row in csv.reader(io.StringIO(printed)) for cell in row if cell.startswith("=")]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     for folder in ("A", "B"):
         write(tmp_path / folder / "x", THREE)
