@@ -103,8 +103,13 @@ def _start_pool(workers: int, note: Callable[[str], None]) -> ProcessPoolExecuto
         # The first process and the semaphores are made here, not when the pool is.
         pool.submit(os.getpid).result()
         return pool
-    # For example, /dev/shm is missing or full, or the limit of processes or of memory is reached.
+    # For example, /dev/shm is missing or full, or the limit of processes, threads or memory is reached.
     except (OSError, RuntimeError, ImportError, NotImplementedError) as error:
+        # A script without `if __name__ == "__main__"` runs again in its own worker. There, Python raises a RuntimeError
+        # of another text, and the worker must end; otherwise it would make the pack, too.
+        is_known = not isinstance(error, RuntimeError) or isinstance(error, BrokenProcessPool | NotImplementedError)
+        if not is_known and "thread" not in str(error):
+            raise
         if pool is not None:
             pool.shutdown(cancel_futures=True)
         note(f"worker processes cannot be started ({error}), so one process decodes all pictures")

@@ -43,6 +43,20 @@ def test_without_worker_processes_one_process_decodes(tree, tmp_path, monkeypatc
     assert "worker processes cannot be started ([Errno 30] Read-only file system), so one process" in result.report()
 
 
+def test_a_script_without_a_guard_makes_one_pack(tree, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from fedh2l_mpi.data import pack_writer\n"
+        "print(pack_writer.pack(Path(sys.argv[1]), Path(sys.argv[2]), side=150, workers=2).report())\n"
+    )
+    words = [sys.executable, script, tree, tmp_path / "out.h5"]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0
+    assert ended.stdout.count("110 images") == 1
+    assert "so one process decodes all pictures" in ended.stdout
+    assert "bootstrapping phase" in ended.stderr
+
+
 def test_mistakes_of_decoding_are_not_said_to_be_those_of_the_file(tree, tmp_path, monkeypatch):
     def pack() -> pack_writer.Packed:
         return pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
