@@ -65,5 +65,7 @@ def did_you_mean(word: object, known: Iterable[str], prefix: str = "") -> str:
 
     `prefix` is put in front of the words in the hint.
     """
-    near = difflib.get_close_matches(str(word)[:LONGEST_VALUE], list(known), n=2, cutoff=0.5)
-    return f" (did you mean {' or '.join(repr(prefix + name) for name in near)}?)" if near else ""
+    # FedH2L is as near to fedh2l as can be.
+    by_letters = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(str(word)[:LONGEST_VALUE].casefold(), list(by_letters), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(repr(prefix + by_letters[name]) for name in near)}?)" if near else ""

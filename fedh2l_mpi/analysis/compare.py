@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedh2l_mpi.analysis import grouping, statistics, tables
-from fedh2l_mpi.analysis.controls import Control, find_control
+from fedh2l_mpi.analysis.controls import Control, find_control, find_gap
 from fedh2l_mpi.analysis.finished_runs import FinishedRun, keep_newest, read_finished
 from fedh2l_mpi.analysis.outcome import UNITS, Outcome
 from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
@@ -263,6 +263,7 @@ def _controls(groups: Sequence[Group], gap: tuple[str, str]) -> tuple[Control, C
         group.label: {key: grouping.text(value, None) for key, value in group.settings.items()} for group in groups
     }
     low, high = (find_control("--gap", name, settings) for name in gap)
+    find_gap("--gap", low, high)
     return low, high
 
 

@@ -70,3 +70,20 @@ def find_control(where: str, name: str, settings_by_label: Mapping[str, Mapping[
             for label, settings in settings_by_label.items()
         },
     )
+
+
+def find_gap(where: str, low: Control, high: Control, measure: str = "accuracy_all") -> Gap:
+    """Return the gap between two controls.
+
+    Raises
+    ------
+    UserError
+        If both are one group for any compared group, so that a share of nothing would be shown.
+    """
+    both = [label for label, control in low.by_label.items() if control and control == high.by_label.get(label)]
+    if both:
+        raise UserError(
+            f"{where}: low {low.name!r} and high {high.name!r} are both {low.by_label[both[0]]!r} for {both[0]!r}, so "
+            "there is no gap between them. Fix: name two different controls."
+        )
+    return Gap(low, high, measure)

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from fedh2l_mpi.config import Config, Section, recipes, yaml_text
 from fedh2l_mpi.config.keys import describe_keys
-from fedh2l_mpi.config.section import all_fields, is_section
+from fedh2l_mpi.config.section import KindSection, all_fields, is_section
 from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import LONGEST_VALUE, UserError, did_you_mean, shorten, shown
 
@@ -52,6 +52,8 @@ def load(
         If the file cannot be read or parsed, or a value is wrong. The message has one line per mistake.
     """
     where = ""
+    # Before the file, because a shell that splits an item makes the rest of it the name of the file.
+    settings = [(item, *parse_override(item)) for item in overrides]
     if source is None:
         raw: dict[str, Any] = {}
     elif isinstance(source, Config):
@@ -59,11 +61,11 @@ def load(
     elif isinstance(source, Mapping):
         raw = copy.deepcopy(dict(source))
     elif isinstance(source, str | Path):
-        raw, where = read_yaml(Path(source)), f"{source}: "
+        raw, where = read_run_yaml(Path(source)), f"{source}: "
     else:
         raise UserError(f"config: got {shown(source)}. Allowed: a dict, the path of a YAML file, a Config, or None.")
-    for item in overrides:
-        put(raw, *parse_override(item), said=f"--set {shown(item)}")
+    for item, key, value in settings:
+        put(raw, key, value, said=f"--set {shown(item)}")
     if resumes is not None:
         raw = recipes.as_before(Config, raw, read_yaml(resumes))
     return validate(Config, raw, where)
@@ -125,6 +127,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f" (did you mean {path.with_name(near[0])}?)" if near else ""
+        if "=" in path.name:
+            hint = f". Fix: put --set before each setting, as in --set {path}"
         raise UserError(f"{path}: cannot read the config: {error.strerror}{hint}") from None
     except ValueError as error:
         raise UserError(f"{path}: cannot read the config: {error}") from None
@@ -135,7 +139,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: got a {type(raw).__name__}, must be a mapping of keys to values")
+        hint = ", one `key: value` in a line, with a blank after the colon" if isinstance(raw, str) else ""
+        raise UserError(f"{path}: got a {type(raw).__name__}, must be a mapping of keys to values{hint}")
+    return raw
+
+
+def read_run_yaml(path: Path) -> dict[str, Any]:
+    """Return the same as `read_yaml` for a file that must be a run's.
+
+    Raises
+    ------
+    UserError
+        As `read_yaml`, or if it is the file of a sweep.
+    """
+    raw = read_yaml(path)
+    if "axes" in raw or "elements" in raw:
+        raise UserError(
+            f"{path}: this is the file of a sweep, not the config of a run. Fix: use the command `sweep`, or the "
+            "option --sweep of `slurm`."
+        )
     return raw
 
 
@@ -176,6 +198,11 @@ def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
     raw[last] = value
 
 
+_COLLECTIONS = {
+    "list_type": "a list, such as [1, 2]",
+    "tuple_type": "a list, such as [1, 2]",
+    "dict_type": "a map, such as {name: value}",
+}
 _BOUNDS = {
     "greater_than": ("gt", "must be > {}"),
     "greater_than_equal": ("ge", "must be >= {}"),
@@ -194,18 +221,34 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
     if kind == "extra_forbidden":
         known = list(all_fields(section))
         keys = describe_keys() if root is Config else ()
+        if "." in parts[-1] and where in [key.name for key in keys]:
+            *sections, last = parts[-1].split(".")
+            nested = f"{': {'.join([*sections, last])}: ...{'}' * len(sections)}"
+            return f"{where}: a file has sections instead of dotted keys. Fix: write {nested}"
         everywhere = [key.name for key in keys if key.name.split(".")[-1] == parts[-1]]
         hint = did_you_mean(parts[-1], known) or (f" (did you mean {everywhere[0]!r}?)" if everywhere else "")
         return f"{where}: unknown key; known here: {', '.join(known)}{hint}"
     if kind == "literal_error":
         known = re.findall("'([^']*)'", context["expected"])
-        return f"{where}: got {shown(got)}; known: {', '.join(sorted(known))}{did_you_mean(got, known)}"
+        return f"{where}: got {shown(got)}; known: {', '.join(sorted(known))}{_switch_or_word(got, known)}"
     if kind in _BOUNDS:
         key, text = _BOUNDS[kind]
         return f"{where}: got {shown(got)}, {text.format(context[key])}"
     if kind == "model_type":
-        return f"{where}: got {shown(got)}, must be a section of keys and values"
+        inner = all_fields(section)[parts[-1]].annotation if parts else None
+        kinds = inner.kinds if isinstance(inner, type) and issubclass(inner, KindSection) else {}
+        meant = f" (did you mean {where}.{inner.kind_key}={got}?)" if isinstance(got, str) and got in kinds else ""  # type: ignore[union-attr]
+        return f"{where}: got {shown(got)}, must be a section of keys and values{meant}"
+    if kind == "missing":
+        return f"{where}: must be given"
+    if kind in _COLLECTIONS:
+        return f"{where}: got {shown(got)}, must be {_COLLECTIONS[kind]}"
     return f"{where}: got {shown(got)}; {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _switch_or_word(got: object, known: Sequence[str]) -> str:
+    """Return a hint at the known word that is near to what was got; YAML reads `off` and `no` as false."""
+    return " (did you mean 'none'?)" if got is False and "none" in known else did_you_mean(got, known)
 
 
 def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str], type[Section]]:

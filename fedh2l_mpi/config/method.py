@@ -3,13 +3,12 @@
 To add a method, write its class of options here, its file in `methods/`, and its line in `methods.METHODS`.
 """
 
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from fedh2l_mpi.config.section import NO_SWITCH, KindSection, Natural, Number, Switch, problem, refuse
-from fedh2l_mpi.errors import shown
+from fedh2l_mpi.errors import did_you_mean, shown
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6), NO_SWITCH]
 # Keys of several methods.
@@ -66,8 +65,7 @@ class MethodConfig(KindSection):
     @classmethod
     def unknown_kind(cls, kind: object) -> str:
         """Text of the message about an unknown method."""
-        near = difflib.get_close_matches(str(kind), cls.kinds, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(kind, cls.kinds)
         return f"got {shown(kind)}; known: {', '.join(cls.kinds)}, or your own as package.module:Class{hint}"
 
     @classmethod

@@ -120,7 +120,9 @@ class KindSection(Section):
     @classmethod
     def unknown_kind(cls, kind: object) -> str:
         """Text of the message about an unknown kind."""
-        return f"got {shown(kind)}; known: {', '.join(sorted(cls.kinds))}{did_you_mean(kind, list(cls.kinds))}"
+        # YAML reads off and no as false.
+        word = "none" if kind is False else kind
+        return f"got {shown(kind)}; known: {', '.join(sorted(cls.kinds))}{did_you_mean(word, list(cls.kinds))}"
 
     @classmethod
     def unused_key(cls, key: str, kind: str) -> str:

@@ -111,7 +111,7 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservati
     try:
         if lock.taken_from is not None:
             log.warning(f"{directory.lock}: took over the lock of a process that has ended ({lock.taken_from})")
-        _check_config(directory, config)
+        refuse_other_config(directory, config)
         finished = _finished(directory)
         if finished > config.rounds:
             raise UserError(
@@ -140,7 +140,14 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservati
         raise
 
 
-def _check_config(directory: RunDirectory, config: Config) -> None:
+def refuse_other_config(directory: RunDirectory, config: Config) -> None:
+    """Raise if a run directory has a run whose config differs in what must stay; nothing is changed.
+
+    Raises
+    ------
+    UserError
+        One line for each setting that differs.
+    """
     if not directory.config.read_text(encoding="utf-8", errors="replace").strip():
         raise UserError(
             f"{directory.config}: the file is empty. Fix: put its text back (metrics.h5 has it as the attribute "

@@ -8,9 +8,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi.config import Config, loading
+from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.slurm import script
+from fedh2l_mpi.lifecycle import run_config
+from fedh2l_mpi.lifecycle.run_config import Mode
+from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.devices import check_devices_apart, choose_device
 
@@ -104,7 +107,9 @@ def _resources(options: argparse.Namespace, name: str, threads: int, ranks_per_n
 
 
 def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, int]:
-    config = loading.load(options.config, options.overrides)
+    # The job resumes a run that is in its directory.
+    mode: Mode = "never" if options.elsewhere else "auto"
+    config = run_config.load(options.config, options.overrides, options.run, mode)
     config, idle = _resolve(config, options, ranks_per_node)
     _warn_of_idle_gpus({idle}, options.gpus_per_node)
     pack = None
@@ -116,9 +121,12 @@ def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, 
             )
         pack = config.data.root
     if not options.elsewhere:
+        from fedh2l_mpi.lifecycle import start
         from fedh2l_mpi.planning import check
 
         check.check(config)
+        if run_config.stored_config(options.run, mode) is not None:
+            start.refuse_other_config(RunDirectory(Path(options.run)), config)
     return script.Run(options.config, tuple(options.overrides), options.run, pack), config.devices.threads
 
 

@@ -29,10 +29,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from fedh2l_mpi.analysis.controls import Control, Gap, find_control
+from fedh2l_mpi.analysis.controls import Control, Gap, find_control, find_gap
 from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config.keys import describe_keys
-from fedh2l_mpi.config.loading import parse_override, put, read_yaml, validate
+from fedh2l_mpi.config.loading import parse_override, put, read_run_yaml, read_yaml, validate
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.launch.sweep.table_config import TableConfig
 
@@ -111,7 +111,7 @@ class Sweep:
         if asked is None:
             return None
         low, high = self._control("table.gap.low", asked.low), self._control("table.gap.high", asked.high)
-        return Gap(low, high, asked.measure)
+        return find_gap(f"{self.path}: table.gap", low, high, asked.measure)
 
     def _control(self, key: str, name: str) -> Control:
         return find_control(f"{self.path}: {key}", name, {element.row: element.settings for element in self.elements})
@@ -133,11 +133,17 @@ def load(path: Path, overrides: Sequence[str] = (), ranks: int | None = None) ->
     UserError
         One line for each mistake in the file or, if the file is correct, for each mistake in the elements.
     """
-    file = validate(SweepFile, read_yaml(path), f"{path}: ")
+    found = read_yaml(path)
+    if found and not found.keys() & SweepFile.model_fields.keys() and found.keys() <= Config.model_fields.keys():
+        raise UserError(
+            f"{path}: this is the config of a run, not the file of a sweep. Fix: write a file with `base: {path.name}` "
+            "and `axes`, or leave out `sweep`."
+        )
+    file = validate(SweepFile, found, f"{path}: ")
     given = dict(parse_override(item) for item in overrides)
     _raise(path, _mistakes(file, given))
 
-    raw = read_yaml(path.parent / file.base) if file.base is not None else {}
+    raw = read_run_yaml(path.parent / file.base) if file.base is not None else {}
     raw = _over(_over(raw, file.set), given)
     elements: list[Element] = []
     mistakes = Mistakes()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedh2l_mpi.analysis.controls import find_control
+from fedh2l_mpi.analysis.controls import Gap, find_control, find_gap
 from fedh2l_mpi.errors import UserError
 
 GRID = {
@@ -36,6 +36,14 @@ def test_an_axis_that_the_controls_do_not_vary_in_does_not_count_and_a_group_may
     assert find_control("here", "low", groups).by_label == {
         "low 1": "low 1", "low 2": "low 2", "ours": "low 2", "lonely": None,
     }  # fmt: skip
+
+
+def test_a_gap_is_between_two_groups():
+    low, high = (find_control("here", name, GRID) for name in ("seed_supervised", "fedh2l"))
+    assert find_gap("here", low, high) == Gap(low, high)
+    one = find_control("here", "1 %, seed_supervised", GRID)
+    with pytest.raises(UserError, match="here: low .* are both '1 %, seed_supervised' for '1 %, seed_supervised', so"):
+        find_gap("here", low, one)
 
 
 @pytest.mark.parametrize(

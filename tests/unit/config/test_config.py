@@ -61,7 +61,13 @@ CONFIGS = ROOT / "configs"
         ("models=[]", "models: got .*; must be a list of architectures, or a map"),
         ("models=lenet5", "models: got 'lenet5'; must be a list of architectures, or a map"),
         ("models={a: mlp}", "models: got .*; must be a list of architectures, or a map"),
-        ("topology=ring", "topology: got 'ring', must be a section"),
+        ("topology=ring", r"topology: got 'ring', must be a section .* \(did you mean topology.kind=ring\?\)"),
+        ("data.partition=ring", "data.partition: got 'ring', must be a section of keys and values$"),
+        ("method.name=FedH2L", "method.name: got 'FedH2L'; known: .*did you mean 'fedh2l'"),
+        ("seed_set.views=off", r"seed_set.views: got False; known: .* \(did you mean 'none'\?\)"),
+        ("evaluation.calibration=off", r"evaluation.calibration: got False; known: .* \(did you mean 'none'\?\)"),
+        ("devices.map=0", r"devices.map: got 0, must be a list, such as \[1, 2\]"),
+        ("weights=a.pt", "weights: got 'a.pt', must be a map, such as {name: value}"),
         (
             "exchange.top_k=3",
             "exchange.top_k: got 3, but codec 'uint8' does not use it .*remove it or set it to null",
@@ -184,6 +190,13 @@ def _doubling(form: str) -> str:
         ("rounds: 3\nrounds: 4\n", "not valid YAML: key 'rounds' is given twice, again in line 2"),
         ("rounds: [3\n", "not valid YAML"),
         ("- rounds\n", "got a list, must be a mapping"),
+        ("rounds = 3\n", "got a str, must be a mapping of keys to values, one `key: value` in a line, with a blank"),
+        (
+            "data.partition.kind: iid\n",
+            "data.partition.kind: a file has sections .* Fix: write data: {partition: {kind: ...}}",
+        ),
+        ("data: {partition.kind: iid}\n", "data.partition.kind: a file has sections .*write partition: {kind: ...}"),
+        ("axes: {seed: [1]}\n", "this is the file of a sweep, not the config of a run. Fix: use the command `sweep`"),
         ("? [a]\n: 3\n", "not valid YAML"),
         ("!!python/object:os.system {}\n", "not valid YAML"),
         ("rounds: 3\nseed: !!int ''\n", "not valid YAML: got '' in line 2, must be a value of !!int"),
@@ -222,6 +235,11 @@ def test_a_section_may_be_merged_into_another_and_overruled_there(tmp_path):
 def test_a_missing_or_binary_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the config: No such file"):
         loading.load(tmp_path / "nothing.yaml")
+    # A shell made two words of one option each.
+    with pytest.raises(UserError, match="rounds=4: .* Fix: put --set before each setting, as in --set rounds=4"):
+        loading.load("rounds=4")
+    with pytest.raises(UserError, match="--set 'method.options={a:': the value is not valid YAML"):
+        loading.load("1}", ["method.options={a:"])
     (tmp_path / "rotated.yaml").touch()
     with pytest.raises(UserError, match="did you mean .*/rotated.yaml"):
         loading.load(tmp_path / "rotatd.yaml")

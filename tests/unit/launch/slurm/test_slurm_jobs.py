@@ -13,6 +13,7 @@ import pytest
 from helpers.launching import ROOT
 
 from fedh2l_mpi.cli import commands, slurm
+from fedh2l_mpi.config import loading
 from fedh2l_mpi.config.comparison import what_counts
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.slurm import script as job
@@ -109,6 +110,15 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
 def test_a_job_that_would_not_work_is_refused(options, says):
     with pytest.raises(UserError, match=re.escape(says)):
         made(*SMALL, *options)
+
+
+def test_a_job_whose_directory_has_another_run_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(loading.load(DIGITS).resolved(2, launched=True).to_yaml())
+    here = [*SMALL[:-1], "--run", str(tmp_path), "--set", "participants=2"]
+    assert str(tmp_path) in made(*here)
+    with pytest.raises(UserError, match="has a different config:\n  seed: there 0, here 7"):
+        made(*here, "--set", "seed=007")
+    assert "seed=007" in made(*here, "--set", "seed=007", "--elsewhere")
 
 
 def test_a_job_that_looks_at_a_run_takes_no_option_that_it_would_not_heed():

@@ -132,11 +132,19 @@ def test_two_sections_that_yaml_made_one_object_stay_apart(write):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("rounds: 3", r"some.yaml: rounds: unknown key; known here: base, set, axes, elements, table"),
+        ("rounds: 3", r"some.yaml: this is the config of a run, not the file of a sweep. Fix: write .*base: some.yaml"),
+        ("axes: {seed: [0]}\nrounds: 3", r"rounds: unknown key; known here: base, set, axes, elements, table"),
+        ("base: some.yaml\naxes: {seed: [0]}", "some.yaml: this is the file of a sweep, not the config of a run"),
+        ("axes: {seed: [0]}\ntable: {reach: 0.9}", r"table.reach: got 0.9, must be a list, such as \[1, 2\]"),
+        ("axes: {seed: [0]}\ntable: {gap: {low: a}}", "table.gap.high: must be given"),
+        (
+            "axes: {method: [dml, fedh2l]}\ntable: {gap: {low: dml, high: dml}}",
+            "table.gap: low 'dml' and high 'dml' are both 'dml' for 'dml', so there is no gap between them. Fix: name",
+        ),
         ("axis: {seed: [0]}", r"axis: unknown key; .*did you mean 'axes'"),
         ("{}", "axes, elements: both are empty, so nothing varies. Give at least one"),
         ("axes: {seed: []}", r"axes.seed: got \[\]; list should have at least 1 item"),
-        ("axes: {seed: 3}", r"axes.seed: got 3; input should be a valid list"),
+        ("axes: {seed: 3}", r"axes.seed: got 3, must be a list, such as \[1, 2\]"),
         ("axes: {topology.knid: [ring]}", r"axes.topology.knid: unknown key \(did you mean 'topology.kind'"),
         ("axes: {seed: [0], temperature: [1]}", r"axes.temperature: unknown key \(did you mean 'method.temperature'"),
         ("axes: {seed: [0]}\nset: {round: 3}", r"set.round: unknown key \(did you mean 'rounds'"),
