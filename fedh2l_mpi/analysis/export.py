@@ -4,6 +4,7 @@ Shape letters: R rounds of a block, P participants, D domains, K confidence bins
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from fedh2l_mpi.analysis.dataset import attributes_of, run_dataset
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
+from fedh2l_mpi.runtime import atomic_files, hdf5_files
 from fedh2l_mpi.runtime.libraries import require
 
 # Rows of a table in memory at a time; one round of many participants and domains may have more.
@@ -78,9 +80,11 @@ def export(run: Run, to: str, out: Path | None = None) -> list[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         known[to](run, growing)
-        growing.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
+        atomic_files.publish(growing, out)
+    except (OSError, RuntimeError) as error:
+        if why := hdf5_files.reason(error):
+            raise UserError(f"{out}: cannot be written: {why}.") from None
+        raise
     finally:
         # The temporary name still exists only after a failure.
         shutil.rmtree(growing, ignore_errors=True)
@@ -143,18 +147,29 @@ def _to_parquet(run: Run, folder: Path) -> None:
 
 def _to_netcdf(run: Run, file: Path) -> None:
     xarray = require("xarray", "--to netcdf")
-    require("h5netcdf", "--to netcdf")
+    h5netcdf, h5py = require("h5netcdf", "--to netcdf"), require("h5py", "--to netcdf")
     dataset = run_dataset(run)
     arrays = {name: dataset[name].variable for name in dataset.data_vars}
-    xarray.Dataset(coords=dataset.coords).to_netcdf(file, engine="h5netcdf")
-    # xarray loads all arrays of one call into memory, so each call gets only a few.
-    for names in _batches(arrays):
-        # Reading may reveal damage, which turns whole numbers into floats; `compute` settles the type before writing.
-        some = xarray.Dataset({name: arrays[name].compute() for name in names})
-        compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in names if arrays[name].size}
-        some.to_netcdf(file, mode="a", engine="h5netcdf", encoding=compressed)
-    # Attributes come last, because reading the arrays may reveal more problems.
-    xarray.Dataset(attrs=attributes_of(run)).to_netcdf(file, mode="a", engine="h5netcdf")
+    # netCDF needs the order in which its dimensions were made.
+    with hdf5_files.writing(file, track_order=True) as written, h5netcdf.File(written, "w") as netcdf:
+        store = xarray.backends.H5NetCDFStore(netcdf)
+        xarray.Dataset(coords=dataset.coords).dump_to_store(store)
+        # xarray loads all arrays of one call into memory, so each call gets only a few.
+        for names in _batches(arrays):
+            # Reading may reveal damage, which turns whole numbers into floats; `compute` settles the type first.
+            some = xarray.Dataset({name: arrays[name].compute() for name in names})
+            compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in names if arrays[name].size}
+            some.dump_to_store(store, encoding=compressed)
+        # Attributes come last, because reading the arrays may reveal more problems.
+        xarray.Dataset(attrs=attributes_of(run)).dump_to_store(store)
+    # h5netcdf drops each array's handle at once, and HDF5 cannot report a write that fails then.
+    with (
+        h5py.File(file, "r", locking=False) as written,
+        xarray.open_dataset(written, engine="h5netcdf") as back,
+    ):
+        for name, variable in {**dataset.coords.variables, **arrays}.items():
+            if not back[name].variable.equals(variable):
+                raise OSError(errno.EIO, "the file system does not return what was written", str(file))
 
 
 def _batches(arrays: Mapping[Any, Any]) -> Iterator[list[Any]]:

@@ -2,12 +2,12 @@
 
 import argparse
 import shlex
-import shutil
 from pathlib import Path
 
 from fedh2l_mpi.cli.command import Command, Context, program
 from fedh2l_mpi.cli.options import Parser
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import atomic_files
 
 MEANING = """\
 Write the ready configs, sweeps and job files into DIR: configs/,
@@ -34,8 +34,7 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
         for path, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             # A file that has appeared since then is not overwritten either.
-            with path.open("rb") as original, target.open("xb") as copy:
-                shutil.copyfileobj(original, copy)
+            atomic_files.create(target, path.read_bytes())
     except OSError as error:
         raise UserError(f"{error.filename or options.directory}: cannot be written: {error.strerror}") from None
     print(f"wrote {len(targets)} files into {', '.join(FOLDERS)} of {options.directory}\n\nNext:")

@@ -12,7 +12,7 @@ from fedh2l_mpi.config import parse_seconds
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.slurm import script
 from fedh2l_mpi.launch.slurm.request import SlurmCommand, request
-from fedh2l_mpi.runtime import shared_imports
+from fedh2l_mpi.runtime import atomic_files, shared_imports
 
 MEANING = """\
 Print a batch job that runs CONFIG under Slurm. The job stops in order before
@@ -84,8 +84,7 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
         print(text, end="")
         return 0
     try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
+        atomic_files.create(out, text.encode())
     except FileExistsError:
         raise UserError(f"--out: {out} exists already. Fix: choose another file, or remove it.") from None
     except OSError as error:

@@ -12,7 +12,6 @@ import errno
 import functools
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections import Counter
@@ -105,13 +104,11 @@ def pack(
         packed = _describe(partial, out, tree, written, side, background)
         _publish(partial, out)
     except (OSError, RuntimeError) as error:
-        # HDF5 raises either for a failed write, with the system's error text in the message.
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        why = hdf5_files.reason(error)
+        if why == os.strerror(errno.ENOSPC):
             raise UserError(f"{out}: no space left on the disk. The pack needs {_needed(shape)}.") from None
-        if reason := re.search(r"error message = '([^']+)'", str(error)):
-            raise UserError(f"{out}: cannot be written: {reason[1]}.") from None
-        if isinstance(error, OSError):
-            raise UserError(f"{out}: cannot be written: {error.strerror or error}.") from None
+        if why:
+            raise UserError(f"{out}: cannot be written: {why}.") from None
         raise
     finally:
         for path in (partial, spare):
@@ -205,7 +202,7 @@ def _shorten(partial: Path, spare: Path, rows: int) -> None:
         for first in range(0, rows, piece):
             end = min(rows, first + piece)
             new[first:end] = old[first:end]
-    spare.replace(partial)
+    atomic_files.move(spare, partial, durable=False)
 
 
 def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int, background: str) -> Packed:
@@ -313,8 +310,7 @@ def _needed(shape: tuple[int, int, int, int]) -> str:
 def _publish(partial: Path, out: Path) -> None:
     """Rename the complete file, which is on the disk, to its final name."""
     _check_out(out)
-    partial.rename(out)
-    atomic_files.sync_folder(out.parent)
+    atomic_files.move(partial, out)
 
 
 def _cpus() -> int:

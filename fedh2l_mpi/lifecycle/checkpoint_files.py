@@ -47,12 +47,13 @@ def commit(directory: RunDirectory, folder: Path, manifest: Mapping[str, Any], k
         file.write(_sealed({"format": FORMAT, "version": VERSION, **manifest}).encode())
         atomic_files.sync_file(file)
     atomic_files.sync_folder(folder)
-    folder.rename(final)
-    atomic_files.sync_folder(directory.checkpoints)
+    atomic_files.move(folder, final)
     for old in directory.committed()[keep:]:
         # Rename it first, because removing it may fail while another program reads it. `clear` then removes it later.
         with contextlib.suppress(OSError):
-            shutil.rmtree(old.rename(old.with_name(f"{old.name}.old.tmp")), ignore_errors=True)
+            shutil.rmtree(
+                atomic_files.move(old, old.with_name(f"{old.name}.old.tmp"), durable=False), ignore_errors=True
+            )
 
 
 def clear(folder: Path) -> None:
@@ -121,7 +122,7 @@ def set_aside(folders: Sequence[Path]) -> None:
         aside = folder.with_name(f"{folder.name}.damaged")
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(aside)
-        folder.rename(aside)
+        atomic_files.move(folder, aside)
 
 
 def write_states(path: Path, rounds: int, states: States) -> NDArray[Any]:

@@ -208,6 +208,6 @@ def _make_way(directory: RunDirectory) -> None:
     elif directory.metrics.exists():
         taken = (directory.metrics.with_name(f"metrics.unfinished-{number}.h5") for number in range(1, 10**6))
         free = next(path for path in taken if not path.exists())
-        directory.metrics.rename(free)
+        atomic_files.move(directory.metrics, free)
         kept = f" Its earlier rounds are kept in {free}."
     log.warning(f"{directory.path} has no checkpoint to resume from, so the run begins at round 0 again.{kept}")

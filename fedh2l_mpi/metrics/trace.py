@@ -13,7 +13,6 @@ Format: Google's "Trace Event Format", of which these events are used: M, X, b, 
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -270,9 +269,7 @@ class Trace:
                             file.write(separator + line)
                             separator = ",\n"
                 file.write("\n]}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self._out)
+            atomic_files.publish(unfinished, self._out)
             if complete:
                 shutil.rmtree(self._directory.traces)
         except OSError as error:

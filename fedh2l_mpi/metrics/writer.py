@@ -142,8 +142,7 @@ class MetricsWriter:
                     atomic_files.sync_file(file)
             # From here on HDF5 allows new values and changes of fixed-size attributes, but no new arrays.
             self.file.swmr_mode = True
-            growing.rename(path)
-            atomic_files.sync_folder(path.parent)
+            atomic_files.move(growing, path)
         except BaseException:
             self._abandon()
             growing.unlink(missing_ok=True)
@@ -225,6 +224,7 @@ class MetricsWriter:
         OSError, RuntimeError
             If they cannot be written. HDF5 raises either of them if the disk is full.
         """
+        table = _storable(table)
         for name, values in unpack_table(table, self._domains).items():
             self._growing[name].put(round_index, values)
         self.file.flush()
@@ -318,6 +318,15 @@ class MetricsWriter:
 def _kept_attributes(path: Path) -> dict[str, str | int]:
     """Return the attributes that a resumed run keeps from its old file: its start time."""
     return {name: value for name, value in look(path).attributes.items() if name == "started"}
+
+
+def _storable(table_PW: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a round's table as it is read back: an array of whole numbers has no NaN, so an unknown one is 0."""
+    whole = [i for i, field in enumerate(ROW_FIELDS) if field.dtype.startswith("i")]
+    if np.isnan(table_PW[:, whole]).any():
+        table_PW = table_PW.copy()
+        table_PW[:, whole] = np.nan_to_num(table_PW[:, whole])
+    return table_PW
 
 
 def _graph_rows(edges_E2: NDArray[Any], since_E: NDArray[Any]) -> NDArray[np.int64]:

@@ -4,11 +4,11 @@ A file system may store a name before the content of its file. If the machine lo
 It imports the standard library only, because the small watchdog process uses it, too.
 """
 
+import contextlib
 import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,35 +16,49 @@ from typing import IO
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def write_text(path: Path, text: str, durable: bool = True) -> None:
-    """Replace a small text file atomically: a reader finds the whole old text or the whole new text, even after a kill.
-
-    On a full disk, the new text overwrites the old one in place, which needs no space if the old one is longer.
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace a file atomically: a reader finds the whole old content or the whole new one, even after a kill.
 
     Parameters
     ----------
     durable : bool
-        True: wait until the text is on the disk, so that it survives a crash of the machine.
+        True: wait until the content is on the disk, so that it survives a crash of the machine.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the old content is unchanged.
+    """
+    new = _temporary(path)
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            if durable:
+                sync_file(file)
+        move(new, path, durable)
+    except OSError:
+        # A failure to remove it would hide the original error.
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+
+
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Replace a small text file like `write_bytes`.
+
+    On a full disk, the new text overwrites the old one in place, which needs no space if the old one is longer.
 
     Raises
     ------
     OSError
         If neither works.
     """
-    new = _temporary(path)
     content = text.encode()
     try:
-        with new.open("wb") as file:
-            file.write(content)
-            if durable:
-                sync_file(file)
-        new.replace(path)
-        if durable:
-            sync_folder(path.parent)
+        write_bytes(path, content, durable)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        new.unlink(missing_ok=True)
         _overwrite(path, content, durable, error)
 
 
@@ -148,11 +162,21 @@ def sync_file(file: IO[bytes]) -> None:
         If the disk is full or fails.
     """
     file.flush()
-    os.fsync(file.fileno())
+    sync_descriptor(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
+def sync_descriptor(descriptor: int) -> None:
+    """Wait until the content of an open file is on the disk, as `sync_file`, for a file without a Python object."""
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> bool:
     """Wait until files that were created, renamed or removed in a folder are so on the disk, too.
+
+    Returns
+    -------
+    bool
+        False if the file system has no fsync of a folder: some network file systems send names to the server at once.
 
     Raises
     ------
@@ -163,12 +187,13 @@ def sync_folder(folder: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems do not support fsync of a folder. They send names to the server at once.
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
+            return False
+    return True
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
     """Open a folder, and yield its file descriptor.
 

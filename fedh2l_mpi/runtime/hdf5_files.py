@@ -12,6 +12,7 @@ h5py is imported when a file is opened, because not every process needs its 11 M
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,17 @@ def finish(file: "h5py.File") -> None:
         abandon(file)
         _clear_flags(own.fileno())
         atomic_files.sync_file(own)
+
+
+def reason(error: OSError | RuntimeError) -> str:
+    """Return the system's text for a failed write, such as `No space left on device`; empty for any other error.
+
+    HDF5's own message has several lines, and HDF5 raises a RuntimeError for some of its writes.
+    """
+    found = re.search(r"error message = '([^']*)'", str(error))
+    if found is not None:
+        return found[1]
+    return (error.strerror or str(error)) if isinstance(error, OSError) else ""
 
 
 def abandon(file: "h5py.File") -> None:

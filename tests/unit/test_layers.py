@@ -127,3 +127,15 @@ def test_a_single_process_never_imports_mpi_nor_what_it_does_not_need(tmp_path):
 def test_importing_the_package_does_no_work():
     code = "import sys, fedh2l_mpi; assert not {'torch', 'numpy', 'h5py', 'pydantic'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_one_module_forces_files_to_the_disk_and_renames_them():
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                # With one argument, `replace` is a path's: a text's has two, and that of a dataclass has keywords.
+                is_replace = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
+                if node.func.attr in ("fsync", "link", "rename") or is_replace:
+                    found.append(path.relative_to(PACKAGE).as_posix())
+    assert set(found) == {"runtime/atomic_files.py"}

@@ -3,7 +3,6 @@
 Shape letters: P participants, D domains.
 """
 
-import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -27,6 +26,7 @@ from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.summary import Summary
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import FIELDS
+from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.libraries import require
 from fedh2l_mpi.runtime.units import size
 
@@ -99,14 +99,10 @@ def build(runs: Sequence[Run], summaries: Sequence[Summary], out: Path) -> None:
     if os.path.isdir(out):
         raise UserError(f"--html: {out} is a directory. Choose the name of a file.")
     text = render(runs, summaries)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         # A folder's name may contain bytes that are not UTF-8.
-        part.write_text(text, encoding="utf-8", errors="replace")
-        part.replace(out)
+        atomic_files.write_bytes(out, text.encode(errors="replace"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise UserError(f"--html: {out} cannot be written: {error.strerror}.") from None
 
 

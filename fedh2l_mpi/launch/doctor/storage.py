@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, warning
+from fedh2l_mpi.launch.doctor.findings import Finding, fact, failure, good, refused, warning
+from fedh2l_mpi.lifecycle.lock import RunLock
+from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.clocks import Patience
 from fedh2l_mpi.runtime.world import World
 
@@ -68,7 +70,7 @@ def examine(world: World, folder: Path, environ: Mapping[str, str]) -> list[Find
         return lines
     try:
         if world.rank == 0:
-            lines += [locks(tried, environ), renames(tried), metrics_file(tried)]
+            lines += [locks(tried), renames(tried), metrics_file(tried, environ)]
         lines += _seen_by_all(world, tried)
     finally:
         if world.rank == 0:
@@ -129,54 +131,46 @@ def file_system(folder: Path, mountinfo: str) -> tuple[str, str]:
     return found
 
 
-def locks(folder: Path, environ: Mapping[str, str]) -> Finding:
-    """Check that flock() works; HDF5 needs it, unless HDF5_USE_FILE_LOCKING says otherwise."""
-    setting = environ.get(LOCKING)
-    locking = f"{LOCKING}={setting}" if setting is not None else f"{LOCKING} is not set"
-    path = folder / "lock"
+def locks(folder: Path) -> Finding:
+    """Check that a run's own lock works, and report whether flock() does, which only sweeps need."""
+    try:
+        RunLock(folder / "lock").release()
+    except UserError as error:
+        return refused("locks", error)
+    path = folder / "element.yaml"
     with path.open("w") as first, path.open("w") as second:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, str(error.errno))
-            fix = f"export {LOCKING}=BEST_EFFORT"
-            if (setting or "").upper() in ("BEST_EFFORT", "FALSE", "0"):
-                return good("locks", f"flock does not work here ({name}), but HDF5 does not need it ({locking})")
-            return failure("locks", f"flock does not work here ({name}), but HDF5 needs it ({locking})", fix)
-        try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return good("locks", f"flock works ({locking})")
-    text = f"two processes can hold the same flock here ({locking})"
-    return warning("locks", text, "never start two runs in one run directory")
+            return good("locks", "a run's lock and flock work")
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, str(error.errno))
+            text = f"a run's lock works, but flock does not ({name}), so `sweep` refuses to run here"
+            return warning("locks", text, "give `sweep` an --out on another file system")
+    text = "a run's lock works, but two processes can hold the same flock here"
+    return warning("locks", text, "never start the same sweep twice at a time")
 
 
 def renames(folder: Path) -> Finding:
-    """Check that a file can be replaced safely: write it, fsync it, rename it, fsync its directory."""
-    old, new = folder / "status", folder / "status.tmp"
+    """Check that a file can be replaced safely, by the function that a run uses."""
+    path = folder / "status"
     try:
-        old.write_text("old")
+        atomic_files.write_text(path, "old")
         begin = time.perf_counter()
-        with new.open("w") as file:
-            file.write("new")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(old)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        atomic_files.write_text(path, "new")
         took_ms = 1e3 * (time.perf_counter() - begin)
-        text = old.read_text()
+        forces_names = atomic_files.sync_folder(folder)
+        text = path.read_text()
     except OSError as error:
         return failure("rename", f"rename or fsync does not work here: {error.strerror}", CHOOSE_ANOTHER)
-    if text != "new" or new.exists():
+    if text != "new":
         return failure("rename", f"a renamed file contains {text!r} instead of 'new'", CHOOSE_ANOTHER)
-    return good("rename", f"atomic rename, fsync of file and directory: {took_ms:.1f} ms")
+    what = "file and directory" if forces_names else "file (not known for directories here)"
+    return good("rename", f"atomic rename, fsync of {what}: {took_ms:.1f} ms")
 
 
-def metrics_file(folder: Path) -> Finding:
+def metrics_file(folder: Path, environ: Mapping[str, str]) -> Finding:
     """Check that a run's metrics file can be written, and read while it is open."""
     try:
         import numpy as np
@@ -198,7 +192,8 @@ def metrics_file(folder: Path) -> Finding:
     except (OSError, RuntimeError, UserError) as error:
         # HDF5's errors have many lines, and the page has room for one.
         why = " ".join(str(error).split())[:200]
-        fix = f"export {LOCKING}=BEST_EFFORT" if "lock" in why else CHOOSE_ANOTHER
+        # A run asks HDF5 for no lock, but this variable overrides it.
+        fix = f"unset {LOCKING}" if LOCKING in environ and "lock" in why else CHOOSE_ANOTHER
         return failure("HDF5", f"a metrics file does not work here: {why}", fix)
     if (rounds, closed.rounds) != (1, 1):
         text = f"of 1 round written, {rounds} could be read while the file was open and {closed.rounds} after"

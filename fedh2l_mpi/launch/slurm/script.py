@@ -210,8 +210,6 @@ restarts=${{SLURM_RESTART_COUNT:-0}}
 SLURM_NTASKS=${{SLURM_NTASKS:-$((SLURM_NNODES * ${{SLURM_NTASKS_PER_NODE:-{request.resources.ranks_per_node}}}))}}
 # Libraries that load before the program sets its own number of threads (devices.threads) read this.
 export OMP_NUM_THREADS=1
-# Parallel file systems often have no locks. The run's own lock file keeps two jobs out of one run directory.
-export HDF5_USE_FILE_LOCKING=${{HDF5_USE_FILE_LOCKING:-BEST_EFFORT}}
 
 say() {{ echo "$(date +%FT%T) job $this: $*"; }}
 """

@@ -21,6 +21,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.sweep.sweep_file import Element
 from fedh2l_mpi.lifecycle.lock import RunLock
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.clocks import Patience
 
 POLL_S = 0.1
@@ -143,7 +144,7 @@ class SweepRunFiles:
                 # Written in place, because the lock is on this very file; no job reads it before it has the lock.
                 os.pwrite(lock, text, 0)
                 os.ftruncate(lock, len(text))
-                os.fsync(lock)
+                atomic_files.sync_descriptor(lock)
         finally:
             os.close(lock)
 
@@ -170,7 +171,7 @@ class SweepRunFiles:
         aside = RunDirectory(self.root / f"{self.label}.unfinished-{max(numbers, default=0) + 1}")
         lock = RunLock(self.run.lock)
         try:
-            self.run.path.rename(aside.path)
+            atomic_files.move(self.run.path, aside.path)
             aside.lock.unlink()
         finally:
             lock.release()

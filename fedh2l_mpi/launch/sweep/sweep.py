@@ -14,6 +14,7 @@ from fedh2l_mpi.launch.sweep.progress import SweepProgress
 from fedh2l_mpi.launch.sweep.run_files import DifferentConfigError, SweepRunFiles
 from fedh2l_mpi.launch.sweep.runner import PATIENCE_S, Runner
 from fedh2l_mpi.launch.sweep.sweep_file import Element, Mistakes, Sweep
+from fedh2l_mpi.runtime import atomic_files
 
 if TYPE_CHECKING:
     from fedh2l_mpi.planning.memory import SampleCounts
@@ -231,7 +232,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     new = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(new)
-        new.replace(path)
+        atomic_files.publish(new, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:

@@ -18,6 +18,7 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import export, open_run
 from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime import hdf5_files
 
 TABLES = ["calibration", "domains", "edges", "labels", "participants", "rounds"]
 ROWS = {"rounds": 36, "domains": 18, "participants": 3, "labels": 30, "calibration": 90, "edges": 3}
@@ -199,3 +200,16 @@ def test_a_missing_library_is_named_with_how_to_get_it(run_path, tmp_path, monke
     with pytest.raises(UserError, match=told):
         exported(run_path, to, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_array_that_a_netcdf_file_lost_is_an_error(run_path, monkeypatch):
+    finish = hdf5_files.finish
+
+    def lose(file):
+        file["accuracy_own"][:] = 0.0
+        finish(file)
+
+    monkeypatch.setattr(hdf5_files, "finish", lose)
+    with pytest.raises(UserError, match=r"cannot be written: the file system does not return what was written"):
+        exported(run_path, "netcdf")
+    assert not list(run_path.glob("*.nc*"))

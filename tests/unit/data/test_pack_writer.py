@@ -1,5 +1,6 @@
 """Packs as they are written: every row, every refusal, and what the command prints."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from helpers.damage import failing_writes
 from helpers.photographs import CLASSES, DOMAINS, SIDE, arrays, expected
 from PIL import Image, ImageOps
 
@@ -143,6 +145,21 @@ def test_a_failed_write_is_told_and_nothing_is_left(tree, tmp_path, monkeypatch,
     monkeypatch.setattr(hdf5_files.atomic_files, "sync_file", fail)
     with pytest.raises(UserError, match=f"out.h5: {reason}"):
         pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS"]
+
+
+def test_images_whose_write_fails_are_told_and_nothing_is_left(tree, tmp_path, monkeypatch):
+    create = hdf5_files.create
+    with contextlib.ExitStack() as stack:
+
+        def create_on_a_failing_disk(path, mode="x", **options):
+            file = create(path, mode, **options)
+            stack.enter_context(failing_writes(file, path))
+            return file
+
+        monkeypatch.setattr(hdf5_files, "create", create_on_a_failing_disk)
+        with pytest.raises(UserError, match=r"out\.h5: cannot be written: Bad file descriptor\.$"):
+            pack_writer.pack(tree, tmp_path / "out.h5", side=SIDE, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["PACS"]
 
 

@@ -58,6 +58,22 @@ def test_more_threads_than_cores_are_warned_of_with_a_number_that_fits(cores, th
     assert re.search(says, told.text), told.text
 
 
+@pytest.mark.parametrize(
+    ("mebibytes", "count", "says"),
+    [
+        (64, 10, "64 MiB in /dev/shm are enough for MPI with 10 ranks$"),
+        (64, 16, "10 ranks; more may be killed .* Fix: start at most 10 ranks a node .*--shm-size=1g"),
+        (1024, 16, "1,024 MiB .* with 170 ranks$"),
+    ],
+)
+def test_the_shared_memory_of_a_node_bounds_its_ranks(mebibytes, count, says):
+    own = RankResources(frozenset({0, 1}), shared_bytes=mebibytes * 2**20)
+    told = ranks.shared_memory(seated([count]), own)
+    assert re.search(says, told.text), told.text
+    assert told.level is (Level.WARNING if "more may" in says else Level.GOOD)
+    assert ranks.shared_memory(seated([count]), RankResources(frozenset())) is None
+
+
 def test_who_gets_which_gpu_is_listed_by_node():
     slots = seated([2, 2], visible=2)
     resources = [RankResources(frozenset({0}), "NVIDIA A100", f"1234567-{rank}-rest") for rank in range(4)]

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -43,44 +44,61 @@ def test_a_directory_that_cannot_be_written_is_a_failure():
     assert re.search(r"/proc cannot be written: .*. Fix: choose another directory with --out", told[0].text)
 
 
-@pytest.mark.parametrize(
-    ("setting", "level"), [(None, Level.FAILURE), ("TRUE", Level.FAILURE), ("BEST_EFFORT", Level.GOOD)]
-)
-def test_a_file_system_without_locks_needs_hdf5_to_be_told(tmp_path, monkeypatch, setting, level):
+def test_a_file_system_without_flock_is_warned_of_for_sweeps_alone(tmp_path, monkeypatch):
     def refuse(file: object, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    told = storage.locks(tmp_path, {} if setting is None else {"HDF5_USE_FILE_LOCKING": setting})
-    assert told.level is level
-    assert "flock does not work here (ENOLCK)" in told.text
-    assert (level is Level.GOOD) or "export HDF5_USE_FILE_LOCKING=BEST_EFFORT" in told.text
+    told = storage.locks(tmp_path)
+    assert told.level is Level.WARNING
+    assert re.search(
+        r"flock does not \(ENOLCK\), so `sweep` refuses .* Fix: give `sweep` an --out on another", told.text
+    )
 
 
 def test_locks_that_keep_nobody_out_are_warned_of(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
-    assert storage.locks(tmp_path, {}).level is Level.WARNING
+    assert storage.locks(tmp_path).level is Level.WARNING
 
 
-def test_a_failing_fsync_is_a_failure(tmp_path, monkeypatch):
+def test_a_lock_that_a_run_could_not_write_is_a_failure(tmp_path):
+    told = storage.locks(tmp_path / "missing")
+    assert (told.level, "the lock cannot be written: No such file" in told.text) == (Level.FAILURE, True)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+@pytest.mark.parametrize("of_folders", [True, False])
+def test_an_fsync_is_judged_as_a_run_judges_it(tmp_path, monkeypatch, number, of_folders):
+    fsync = os.fsync
+
     def refuse(descriptor: int) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) is of_folders:
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse)
     told = storage.renames(tmp_path)
-    assert (told.level, "rename or fsync does not work here: Invalid argument" in told.text) == (Level.FAILURE, True)
+    if of_folders and number == errno.EINVAL:
+        assert (told.level, "fsync of file (not known for directories here)" in told.text) == (Level.GOOD, True)
+    else:
+        assert told.level is Level.FAILURE
+        assert f"rename or fsync does not work here: {os.strerror(number)}" in told.text
 
 
-def test_a_metrics_file_that_cannot_be_locked_is_a_failure(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("environ", "fix"),
+    [({}, "choose another directory with --out"), ({"HDF5_USE_FILE_LOCKING": "TRUE"}, "unset HDF5_USE_FILE_LOCKING")],
+)
+def test_a_metrics_file_that_cannot_be_locked_is_a_failure(tmp_path, monkeypatch, environ, fix):
     from fedh2l_mpi import metrics
 
     def refuse(path: Path, header: object) -> None:
         raise BlockingIOError(11, "unable to lock file,\n errno = 11")
 
     monkeypatch.setattr(metrics, "MetricsWriter", refuse)
-    told = storage.metrics_file(tmp_path)
+    told = storage.metrics_file(tmp_path, environ)
     assert told.level is Level.FAILURE
-    assert "unable to lock file, errno = 11. Fix: export HDF5_USE_FILE_LOCKING=BEST_EFFORT" in told.text
+    assert f"unable to lock file, errno = 11. Fix: {fix}" in told.text
 
 
 MOUNTS = """\
