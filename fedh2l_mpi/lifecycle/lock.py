@@ -19,7 +19,8 @@ from pathlib import Path
 
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import atomic_files
-from fedh2l_mpi.runtime.processes import is_running, run_program, start_ticks
+from fedh2l_mpi.runtime.clocks import Patience
+from fedh2l_mpi.runtime.processes import is_running, run_program, start_mark
 
 SQUEUE_S = 20.0
 # States of a job that has no processes. COMPLETING precedes all of them. Source: squeue(1), JOB STATE CODES.
@@ -68,7 +69,7 @@ class Holder:
         return Holder(
             socket.gethostname(),
             os.getpid(),
-            _started(os.getpid()) or "",
+            start_mark(os.getpid()) or "",
             environ.get("SLURM_JOB_ID", ""),
             int(restarts) if restarts.isdigit() else 0,
             _namespace(),
@@ -102,7 +103,7 @@ class Holder:
             return None
         if _boot(self.started) != _boot(now.started) or not is_running(self.pid):
             return True
-        started = _started(self.pid)
+        started = start_mark(self.pid)
         # Count None as running, because the system hides other users' processes.
         return started is not None and started != self.started
 
@@ -122,6 +123,8 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         self.path, self.holder = path, Holder.here()
         self.taken_from: Holder | None = None
+        # Another process's right to remove a stale lock, and how long this process waits for it.
+        self._awaited: tuple[tuple[int, int], Patience] | None = None
         while not self._create():
             held = _read(path)
             if held is None:
@@ -167,7 +170,12 @@ class RunLock:
         except FileExistsError:
             # Another process has the right, and may give it up at any moment.
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - right.stat().st_mtime > RIGHT_S:
+                found = right.stat()
+                given = (found.st_ino, found.st_mtime_ns)
+                if self._awaited is None or self._awaited[0] != given:
+                    # Count the own time from here on, because clocks may be set, or differ from the file server's.
+                    self._awaited = (given, Patience(RIGHT_S))
+                elif self._awaited[1].is_over:
                     # That process was killed before it could give up the right.
                     right.rmdir()
             time.sleep(0.01)
@@ -225,16 +233,6 @@ def _read(path: Path) -> Holder | None:
             f"{path}: the file is not a lock of fedh2l_mpi. Fix: make sure that no process writes this run, then "
             "remove the file."
         ) from None
-
-
-def _started(pid: int) -> str | None:
-    """Return the start of a process of this machine; None if this process cannot see it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    ticks = start_ticks(pid)
-    return None if ticks is None else f"{ticks} {boot}"
 
 
 def _boot(started: str) -> str:

@@ -12,6 +12,7 @@ from fedh2l_mpi import metrics, models
 from fedh2l_mpi.build import RankSetup
 from fedh2l_mpi.config import Config, comparison
 from fedh2l_mpi.lifecycle import provenance
+from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.world import World
 
 
@@ -59,6 +60,7 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "host": world.host,
             "pid": os.getpid(),
+            "process_start": processes.start_mark(os.getpid()) or "unknown",
             "partition_draws": setup.plan.draws,
             "seed_set_digest": seed_set.digest().hex(),
             "seed_set_bytes": seed_set.nbytes,

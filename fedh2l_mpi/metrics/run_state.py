@@ -10,7 +10,7 @@ import numpy as np
 from fedh2l_mpi.metrics.reader import RunMetrics
 from fedh2l_mpi.metrics.schema import TIMINGS
 from fedh2l_mpi.metrics.timing import slowest_rank_seconds
-from fedh2l_mpi.runtime.processes import is_running, start_s
+from fedh2l_mpi.runtime.processes import is_running, start_mark, start_s
 
 # A file that was not closed belongs to a running run, unless it has not changed for this long.
 SILENT_S = 600.0
@@ -62,8 +62,12 @@ def _is_alive(run: RunMetrics, path: Path) -> bool:
     if run.attributes.get("host") == socket.gethostname() and isinstance(pid, int):
         if not is_running(pid):
             return False
+        mark, now = run.attributes.get("process_start"), start_mark(pid)
+        if mark not in (None, "unknown") and now is not None:
+            return mark == now
         started_s = start_s(pid)
-        # A process that is younger than the file only has the writer's old number, for example after a reboot.
+        # Files of earlier versions do not say when their writer started, so the clock must say it. A process that is
+        # younger than the file only has the writer's old number, for example after a reboot.
         return started_s is None or started_s < path.stat().st_mtime + CLOCKS_S
     # The last rounds are enough, and reading only these is quick in a large file.
     last = (slice(-SILENT_ROUNDS, None),)

@@ -196,7 +196,8 @@ class Trace:
             self._directory.trace(attempt, 0).parent.mkdir()
         except OSError as error:
             raise UserError(f"--trace: {self._directory.traces} cannot be written: {error.strerror}") from None
-        return attempt, now_s - begun_s, clock_s
+        # The clock may have been set back since the trace began.
+        return attempt, max(0.0, now_s - begun_s), clock_s
 
     def _offset(self, deadline_s: float) -> tuple[float, float]:
         """Return how far this rank's clock is ahead of rank 0's, and the uncertainty [s]. **Collective.**"""

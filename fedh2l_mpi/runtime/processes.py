@@ -62,6 +62,19 @@ def start_ticks(pid: int) -> int | None:
         return None
 
 
+def start_mark(pid: int) -> str | None:
+    """Return a text that no other process with this number has: its start in ticks, and the id of the machine's boot.
+
+    It does not depend on the clock, which may be set. None if the process is not visible.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    ticks = start_ticks(pid)
+    return None if ticks is None else f"{ticks} {boot}"
+
+
 def start_s(pid: int) -> float | None:
     """Return the start of a process [s since the epoch], by the current clock; None if it is not visible."""
     ticks = start_ticks(pid)

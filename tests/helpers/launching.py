@@ -157,4 +157,4 @@ def assert_same(one: Path, other: Path) -> None:
             assert a[name][()].tobytes() == b[name][()].tobytes(), f"{name} differs between {one} and {other}"
         differing = {key for key in a.attrs if a.attrs[key] != b.attrs[key]}
         # The content's digest is of the timings, too.
-        assert differing <= {"started", "ended", "host", "pid", "ranks", "versions", "content_digest"}
+        assert differing <= {"started", "ended", "host", "pid", "process_start", "ranks", "versions", "content_digest"}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,7 @@ from typing import IO
 import pytest
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lifecycle import lock
 from fedh2l_mpi.lifecycle.lock import Holder, RunLock
 
 
@@ -196,7 +198,10 @@ def test_the_right_to_a_stale_lock_may_be_given_up_while_another_process_looks_a
     put(path, stale)
     right = path.with_name(f"lock.stale.{hashlib.sha256(repr(stale).encode()).hexdigest()[:16]}")
     right.mkdir()
-    os.utime(right, (0, 0))
+    # The clock says nothing: it was set back since then.
+    tomorrow = time.time() + 86400
+    os.utime(right, (tomorrow, tomorrow))
+    monkeypatch.setattr(lock, "RIGHT_S", 0.1)
     real = getattr(Path, call)
 
     def too_late(self: Path, **options: bool) -> object:

@@ -20,7 +20,7 @@ from fedh2l_mpi.analysis.validation import contents
 from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import reader
-from fedh2l_mpi.runtime import hdf5_superblock
+from fedh2l_mpi.runtime import hdf5_superblock, processes
 
 # In a process of its own, which a damaged file may crash or stop for ever; the last seed printed is the culprit.
 FUZZ = """
@@ -252,6 +252,11 @@ def test_a_run_is_running_while_its_process_lives_and_crashed_when_it_was_killed
     assert metrics.infer_state(again, alive.file).word == "running"
     os.utime(alive.file, (0, 0))
     assert metrics.infer_state(again, alive.file).word == "crashed"
+    # A file that says when its writer started needs no clock, which may have been set.
+    for mark, word in ((processes.start_mark(os.getpid()), "running"), ("1 of-an-earlier-boot", "crashed")):
+        attributes = {**again.attributes, "process_start": mark}
+        marked = metrics.RunMetrics(attributes, alive.metrics.arrays, closed=False)
+        assert metrics.infer_state(marked, alive.file).word == word
     # Elsewhere, and silent for a day.
     elsewhere = metrics.RunMetrics({**attributes, "host": "elsewhere"}, alive.metrics.arrays, closed=False)
     assert metrics.infer_state(elsewhere, alive.file).word == "crashed"
