@@ -130,10 +130,15 @@ def _first_models(config: Config, plan: federated.Plan, here: range, begin_alike
 
 def _model(index: int, config: Config, plan: federated.Plan, begin_alike: bool) -> nn.Module:
     architecture, source = config.architecture(index), plan.source
-    # An average of weights makes sense only if all participants began with the same weights.
-    seed = torch_seed(config.seed, Purpose.INITIALISATION, 0 if begin_alike else index)
+    seed = initial_seed(config, index, begin_alike)
     weights = config.weights.get(architecture)
     return models.build(architecture, source.channels, source.side, source.classes, seed, weights)
+
+
+def initial_seed(config: Config, index: int, begin_alike: bool) -> int:
+    """Return the seed of a participant's constructor; `begin_alike` if the method shares parameters."""
+    # An average of weights makes sense only if all participants began with the same weights.
+    return torch_seed(config.seed, Purpose.INITIALISATION, 0 if begin_alike else index)
 
 
 def _participant(

@@ -53,7 +53,8 @@ class Run(analysis_run.Run):
         UserError
             If there is no such participant, no checkpoint, or the checkpoint is damaged.
         """
-        from fedh2l_mpi import models
+        from fedh2l_mpi import methods, models
+        from fedh2l_mpi.build import initial_seed
         from fedh2l_mpi.data.registry import open_source
         from fedh2l_mpi.models import mixed_precision
 
@@ -76,7 +77,10 @@ class Run(analysis_run.Run):
             raise UserError(f"{error}. Fix: resume the run, which falls back to a sound checkpoint.") from None
         source = open_source(config.data.name, config.data.root)
         architecture = config.architecture(participant)
-        model = models.build(architecture, source.channels, source.side, source.classes, seed=0)
+        # A user's own model may have random numbers that its state dict does not hold, so it is built as in the run.
+        begins_alike = models.is_own(architecture) and methods.build(config).shares_parameters
+        seed = initial_seed(config, participant, begins_alike)
+        model = models.build(architecture, source.channels, source.side, source.classes, seed)
         if config.optimizer.precision == "bfloat16":
             mixed_precision.mix(model)
         model.load_state_dict({**state["model"], **state.get("average", {})})

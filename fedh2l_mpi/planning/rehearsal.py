@@ -22,7 +22,7 @@ from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods import Method, Round
+from fedh2l_mpi.methods import Method, Round, batched
 from fedh2l_mpi.models import mixed_precision
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.rng import global_generators
@@ -127,6 +127,8 @@ class Rehearsal:
                 )
             if self._has_own_method:
                 self._try_without_neighbours(array)
+                if batched.may_batch(self._config, method.takes_batches):
+                    self._try_batch(array)
         return array
 
     @property
@@ -242,6 +244,32 @@ class Rehearsal:
         topology = Topology(config.topology, config.size, config.seed, config.rounds)
         if topology.graph(0).degrees().min() == 0:
             self._play_round(self._method(), self._participant(0), self._round(0, is_alone=True), array)
+
+    def _try_batch(self, array: ArraySpec | None) -> None:
+        """Play a round of two participants that step together, and compare each with one that steps alone."""
+        method, now = self._method(), self._round(0)
+        members = [self._participant(index) for index in range(min(2, self._people))]
+        together = batched.training_units(members)
+        if len(together) == len(members):
+            return
+        theirs: Tensor = torch.empty(0, 0, 0)
+        exchanges, batch = array is not None and method.exchanges_in(0), "given a batch of participants (takes_batches)"
+        if exchanges and method.publishes_first:
+            theirs = torch.stack([self._published(method, member, now, array) for member in members], dim=1)
+        with self._doing(batch):
+            method.local_phase(together[0], now)  # type: ignore[arg-type]
+        if exchanges and not method.publishes_first:
+            theirs = torch.stack([self._published(method, member, now, array) for member in members], dim=1)
+        with self._doing(batch):
+            method.mutual_phase(together[0], now, theirs)  # type: ignore[arg-type]
+        for member in members:
+            alone = self._participant(member.index)
+            self._play_round(self._method(), alone, now, array)
+            if not torch.equal(member.parameters.vector, alone.parameters.vector):
+                raise UserError(
+                    f"{self._last}: participants that step together get other weights than each alone. Fix: sum over "
+                    "samples only, never over participants, or leave takes_batches False."
+                )
 
     def _stored(self, participant: Participant) -> dict[str, Any]:
         """Return a participant's state as a checkpoint gives it back."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.launching import assert_same, launch
+from torch import nn
 
 import fedh2l_mpi as fh
 from fedh2l_mpi import evaluation
@@ -68,11 +69,24 @@ def test_a_run_has_its_state_directory_config_and_arrays(ran):
         ran["accurcy_all"]
 
 
+class Projected(nn.Module):
+    """Draws random numbers in the constructor that its state dict does not hold."""
+
+    def __init__(self, channels, side, classes):
+        super().__init__()
+        self.projection, self.out = torch.randn(channels * side * side, 16), nn.Linear(16, classes)
+
+    def forward(self, images):
+        return self.out(images.flatten(1) @ self.projection)
+
+
 @pytest.mark.parametrize("average", ["none", "ema"])
 def test_a_model_scores_what_the_run_recorded(ran, average, tmp_path):
+    config = SMALL
     if average == "ema":
-        ran = fh.run(SMALL, set="optimizer.average=ema", out=tmp_path / "run", quiet=True)
-    setup = build_rank(fh.load_config(SMALL).resolved(1, launched=False), World(None))
+        config = {**SMALL, "models": [f"{__name__}:Projected", "cnn"]}
+        ran = fh.run(config, set="optimizer.average=ema", out=tmp_path / "run", quiet=True)
+    setup = build_rank(fh.load_config(config).resolved(1, launched=False), World(None))
     for participant in setup.participants:
         model = ran.model(participant.index)
         assert not model.training

@@ -433,6 +433,24 @@ class GlobalNumbers(Sound):
         participant.step(self.draw.random() * participant.gradient(self.private_loss(participant)))
 
 
+class Together(Sound):
+    """Averages the losses of participants that step together; a gradient's length matters to SGD."""
+
+    takes_batches = True
+
+    def mutual_phase(self, participant, now, theirs):
+        participant.begin(now.index, phase=1)
+        participant.step(participant.gradient(self.private_loss(participant).mean()))
+
+
+class SumsApart(Sound):
+    takes_batches = True
+
+    def mutual_phase(self, participant, now, theirs):
+        participant.begin(now.index, phase=1)
+        participant.step(participant.gradient(self.private_loss(participant)))
+
+
 class KeepsObjects(Sound):
     def publish(self, participant, now):
         participant.kept["draw"] = np.ones(2)
@@ -455,6 +473,7 @@ class Unbuildable(Sound):
         ["method.name={}:Sound", "method.options.weight=2", "method.options.name=null"],
         ["method.name={}:Sound", "models=[mlp, lenet5]", "optimizer.seed_batch_size=1"],
         ["method.name={}:NeedsNeighbours"],
+        ["method.name={}:SumsApart", "devices.batching=like"],
         ["method.name={}:ByWidth"],
     ],
 )
@@ -488,6 +507,7 @@ def test_a_sound_method_is_let_through(overrides):
         ),
         (Remembering, [], "a step after a resume gives other weights than the same step without it, or on another"),
         (GlobalNumbers, [], "a step after a resume gives other weights than the same step without it, or on another"),
+        (Together, ["devices.batching=like"], "participants that step together get other weights than each alone"),
         (KeepsObjects, [], r"keeps 'draw' in participant\.kept, which a checkpoint cannot give back"),
         (BadOptions, [], r"options must be a dict of names and defaults, got \('weight',\)"),
         (Unbuildable, [], r"cannot be built: ZeroDivisionError in test_rehearsal\.py, line \d+: no\.$"),
