@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.lifecycle import checkpoint_form
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.clocks import Patience
@@ -68,21 +70,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises
     ------
     DamagedError
-        If there is no manifest, it was changed, or it is the manifest of a different checkpoint.
+        If there is no manifest, it was changed, has another form, or is the manifest of a different checkpoint.
     """
     path = folder / MANIFEST
     content = _content(path)
     try:
         sealed = json.loads(content)
         manifest, digest = sealed["checkpoint"], sealed["sha256"]
-    except (ValueError, KeyError, TypeError):
+        format_, version = manifest["format"], manifest["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedError(f"{path}: the file is no longer a manifest") from None
     if digest != _digest_of(manifest):
         raise DamagedError(f"{path}: its content has changed since it was written")
-    if manifest["format"] != FORMAT or manifest["version"] > VERSION:
-        raise DamagedError(
-            f"{path}: its format is {manifest['version']}, but this version of fedh2l_mpi reads up to {VERSION}"
-        )
+    if format_ != FORMAT or type(version) is not int or version > VERSION:
+        raise DamagedError(f"{path}: its format is {version!r}, but this version of fedh2l_mpi reads up to {VERSION}")
+    if wrong := checkpoint_form.wrong_in_manifest(manifest):
+        raise DamagedError(f"{path}: {wrong}")
     # Refuse a copied folder, because its name is then missing for the checkpoint of that round.
     if int(folder.name.partition("-")[2]) != manifest["round"]:
         raise DamagedError(f"{path}: the manifest belongs to the checkpoint after {manifest['round']} rounds")
@@ -95,11 +98,11 @@ def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int])
     Raises
     ------
     DamagedError
-        If a file is missing, cut, or changed.
+        If a file is missing, cut, or changed, or contains anything but states.
     """
     wanted, states = set(participants), dict[int, dict[str, Any]]()
     for file in manifest["files"]:
-        if wanted.isdisjoint(range(file["first"], file["first"] + file["participants"])):
+        if not any(file["first"] <= index < file["first"] + file["participants"] for index in wanted):
             continue
         path = folder / file["name"]
         content = _content(path)
@@ -108,7 +111,13 @@ def load(folder: Path, manifest: Mapping[str, Any], participants: Sequence[int])
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
             raise DamagedError(f"{path}: its content has changed since it was written")
         # Load only tensors and plain containers, because a file's code must not be run.
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # PyTorch raises errors of many types.
+        except Exception:
+            raise DamagedError(f"{path}: it contains more than tensors and numbers, or is no file of PyTorch") from None
+        if wrong := checkpoint_form.wrong_in_states(loaded, manifest["round"]):
+            raise DamagedError(f"{path}: {wrong}")
         states |= {index: state for index, state in loaded["participants"].items() if index in wanted}
     missing = sorted(wanted - set(states))
     if missing:
@@ -149,6 +158,9 @@ def _content(path: Path) -> bytes:
     try:
         while not path.exists() and not patience.is_over:
             patience.pause()
+        # Reading a pipe would wait forever, and a device may have no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DamagedError(f"{path}: it is not a regular file")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DamagedError(f"{path}: {error.strerror}") from None

@@ -83,5 +83,9 @@ class Run(analysis_run.Run):
         model = models.build(architecture, source.channels, source.side, source.classes, seed)
         if config.optimizer.precision == "bfloat16":
             mixed_precision.mix(model)
-        model.load_state_dict({**state["model"], **state.get("average", {})})
+        try:
+            model.load_state_dict({**state["model"], **state.get("average", {})})
+        except RuntimeError as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"{committed[0]}: the checkpoint does not fit config.yaml: {why}") from None
         return model.eval()

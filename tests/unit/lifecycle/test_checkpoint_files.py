@@ -1,12 +1,18 @@
 """Damaged, incomplete and unreadable checkpoints."""
 
+import hashlib
+import json
+import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
+import torch
 from helpers.damage import flip_a_byte
 from helpers.runs_in_process import resumed_at, run
 from helpers.same_runs import assert_same_run
@@ -30,6 +36,93 @@ def copy_another(run: RunDirectory) -> None:
     shutil.copytree(run.checkpoint(2), run.checkpoint(3))
 
 
+def seal(run: RunDirectory, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest, and give it a digest that fits."""
+    path = run.checkpoint(3) / "manifest.json"
+    manifest = json.loads(path.read_text())["checkpoint"]
+    change(manifest)
+    text = json.dumps(manifest, sort_keys=True)
+    path.write_text(json.dumps({"checkpoint": manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def replace_states(run: RunDirectory, content: object) -> None:
+    """Replace the states by what `content` is, or makes of them, and let the manifest fit."""
+    path = run.checkpoint(3) / "rank-0000.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        states = torch.load(path, weights_only=True)
+        torch.save(content(states) if callable(content) else content, path)
+    found = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    seal(run, lambda manifest: manifest["files"][0].update(found))
+
+
+def without(*keys: object) -> Callable[[Any], Any]:
+    """Return a function that removes what is found by the keys, one inside the other, and returns the rest."""
+
+    def remove(whole: Any) -> Any:
+        part = whole
+        for key in keys[:-1]:
+            part = part[key]
+        del part[keys[-1]]
+        return whole
+
+    return remove
+
+
+def with_value(value: object, *keys: object) -> Callable[[Any], Any]:
+    """Return a function that puts a value at the place of these keys, one inside the other, and returns the whole."""
+
+    def put(whole: Any) -> Any:
+        part = whole
+        for key in keys[:-1]:
+            part = part[key]
+        part[keys[-1]] = value
+        return whole
+
+    return put
+
+
+def make_pipe(run: RunDirectory) -> None:
+    (run.checkpoint(3) / "rank-0000.pt").unlink()
+    os.mkfifo(run.checkpoint(3) / "rank-0000.pt")
+
+
+# Sealed again: the digests fit, so only the form shows that the file is no checkpoint.
+SEALED: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
+    "a key missing": (lambda run: seal(run, without("rows_sha256")), "json: its key 'rows_sha256' is missing"),
+    "no format": (lambda run: seal(run, without("format")), "the file is no longer a manifest"),
+    "a version in words": (lambda run: seal(run, with_value("one", "version")), "its format is 'one', but"),
+    "a wrong type": (lambda run: seal(run, with_value([], "settings")), "its key 'settings' has a value of a wrong t"),
+    "a switch for a number": (
+        lambda run: seal(run, with_value(True, "threads")),
+        "its key 'threads' has a value of a w",
+    ),
+    "a negative round": (lambda run: seal(run, with_value(-1, "round")), "its key 'round' has a value of a wrong"),
+    "a file in words": (lambda run: seal(run, with_value(["x"], "files")), "it has a str in place of keys"),
+    "a path": (
+        lambda run: seal(run, with_value("../round-00000002/rank-0000.pt", "files", 0, "name")),
+        "it names the file '../round-00000002/rank-0000.pt', which is none of a checkpoint",
+    ),
+    "a range elsewhere": (lambda run: seal(run, with_value(10**18, "files", 0, "first")), "of participant 0 is miss"),
+    "a pipe": (make_pipe, "rank-0000.pt: it is not a regular file"),
+    "a program": (lambda run: replace_states(run, pickle.dumps(os.system, 2)), "more than tensors and numbers"),
+    "a list": (lambda run: replace_states(run, [1]), "it has a list in place of keys"),
+    "states of another round": (lambda run: replace_states(run, with_value(2, "round")), "the file of 2 rounds"),
+    "a state in words": (
+        lambda run: replace_states(run, with_value("x", "participants", 0)),
+        "it has a str in place of keys",
+    ),
+    "a state without weights": (
+        lambda run: replace_states(run, without("participants", 0, "model")),
+        "its key 'model' is missing",
+    ),
+    "numbers in place of tensors": (
+        lambda run: replace_states(run, with_value({"first": 1}, "participants", 0, "optimizer")),
+        "its key 'optimizer' contains more than tensors",
+    ),
+}
+
 DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
     "a flipped byte in the states": (
         lambda run: flip_a_byte(run.checkpoint(3) / "rank-0000.pt"),
@@ -51,6 +144,7 @@ DAMAGES: dict[str, tuple[Callable[[RunDirectory], None], str]] = {
         lambda run: (run.checkpoint(3) / "manifest.json").write_text(""),
         r"the file is no longer a manifest",
     ),
+    **SEALED,
 }
 
 
