@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.four_rounds import THREE, write
 
-from benchmarks import checkpoints, measuring, overlap, performance, scaling
+from benchmarks import checkpoints, injected_errors, measuring, overlap, performance, scaling
 from benchmarks.gpu import check
 from fedh2l_mpi.planning.overhead import Loads
 
@@ -29,6 +30,31 @@ def test_the_gpu_check_runs_on_a_cpu(tmp_path):
     assert {row["part"] for row in findings} == {"facts", "levers", "syncs"}
     assert {row["finding"] for row in findings} > {"mlp x 4, eager", "mlp x 4, vmap", "mlp x 4, batched"}
     assert "FAIL" not in {row["verdict"] for row in findings}
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc builds the library that lets calls fail")
+def test_a_failed_call_loses_nothing_in_silence_and_the_resumed_run_is_the_same():
+    words = [sys.executable, "-m", "benchmarks.injected_errors", "--quick"]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = ended.stdout.splitlines()[1:-1]
+    assert [tuple(row.split()[:2]) for row in rows] == sorted(injected_errors.QUICK_CLASSES)
+
+
+def test_calls_on_files_that_differ_in_numbers_alone_are_one_class():
+    lines = [
+        "write /runs/a/checkpoints/round-00000002.my-host-77.tmp/rank-0000.pt",
+        "write /runs/a/checkpoints/round-00000004.my-host-77.tmp/rank-0000.pt",
+        "rename /runs/a/checkpoints/round-00000004",
+        "open /runs/a/status.my.host.1234.new",
+        "fsync /runs/a",
+    ]
+    assert injected_errors.classes(lines, Path("/runs/a")) == {
+        ("write", "checkpoints/round-*/rank-*.pt"): 2,
+        ("rename", "checkpoints/round-*"): 1,
+        ("open", "status.*.new"): 1,
+        ("fsync", "."): 1,
+    }
 
 
 @pytest.mark.parametrize("name", check.PARTS)

@@ -4,7 +4,10 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,27 @@ def test_a_metrics_file_that_cannot_be_locked_is_a_failure(tmp_path, monkeypatch
     told = storage.metrics_file(tmp_path, environ)
     assert told.level is Level.FAILURE
     assert f"unable to lock file, errno = 11. Fix: {fix}" in told.text
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc builds a library without locks")
+def test_the_remedy_of_a_file_system_without_locks_helps(tmp_path):
+    source, library = tmp_path / "no_locks.c", tmp_path / "no_locks.so"
+    source.write_text("#include <errno.h>\nint flock(int file, int how) { errno = ENOLCK; return -1; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    code = "import os, pathlib, sys\nfrom fedh2l_mpi.launch.doctor import storage\n"
+    code += "print(storage.metrics_file(pathlib.Path(sys.argv[1]), os.environ).text)"
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+
+    def found(name: str, **setting: str) -> str:
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        return subprocess.run(command, env=environment | setting, capture_output=True, text=True, check=True).stdout
+
+    told = found("set", HDF5_USE_FILE_LOCKING="TRUE")
+    assert "No locks available" in told
+    assert "Fix: unset HDF5_USE_FILE_LOCKING." in told
+    environment.pop("HDF5_USE_FILE_LOCKING", None)
+    assert found("unset").startswith("a metrics file (SWMR) can be written")
 
 
 MOUNTS = """\
