@@ -8,6 +8,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fedh2l_mpi.runtime.libraries import require
 BLOCK_ROWS = 2**16
 # Size of the arrays in memory at a time for netCDF; a larger array is written alone.
 BATCH_BYTES = 2**26
+PLAIN_NAME = re.compile("[a-z][a-z0-9_]*")
 ROUND = Field("round", "i8", "1", "round, from 0")
 PARTICIPANT = Field("participant", "i8", "1", "participant, from 0")
 DOMAIN = Field("domain", "i8", "1", "domain, from 0")
@@ -161,7 +163,9 @@ def _to_netcdf(run: Run, file: Path) -> None:
             compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in names if arrays[name].size}
             some.dump_to_store(store, encoding=compressed)
         # Attributes come last, because reading the arrays may reveal more problems.
-        xarray.Dataset(attrs=attributes_of(run)).dump_to_store(store)
+        # HDF5 and netCDF reserve names, which begin with an underscore or have capitals; a run's attributes have none.
+        named = {name: value for name, value in attributes_of(run).items() if PLAIN_NAME.fullmatch(name)}
+        xarray.Dataset(attrs=named).dump_to_store(store)
     # h5netcdf drops each array's handle at once, and HDF5 cannot report a write that fails then.
     with (
         h5py.File(file, "r", locking=False) as written,

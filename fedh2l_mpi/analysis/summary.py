@@ -403,6 +403,6 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 
 def _item(value: Any) -> Any:
-    """Return a Python value; None for NaN."""
+    """Return a Python value; None for NaN and infinity, for which JSON has no word."""
     plain = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(plain, float) and math.isnan(plain) else plain
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

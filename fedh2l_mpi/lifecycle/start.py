@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config, comparison, loading
+from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import checkpoint_files, status
 from fedh2l_mpi.lifecycle.lock import RunLock
@@ -148,7 +149,12 @@ def refuse_other_config(directory: RunDirectory, config: Config) -> None:
     UserError
         One line for each setting that differs.
     """
-    if not directory.config.read_text(encoding="utf-8", errors="replace").strip():
+    try:
+        is_empty = not read_text(directory.config, loading.MOST_BYTES).strip()
+    except ValueError:
+        # `load_stored` reports it.
+        is_empty = False
+    if is_empty:
         raise UserError(
             f"{directory.config}: the file is empty. Fix: put its text back (metrics.h5 has it as the attribute "
             "'config'), or choose another --out."

@@ -64,6 +64,9 @@ def write(path: Path, status: Status, forced: bool = True) -> None:
 def read(path: Path) -> Status | None:
     """Return the status in the file; None if the file is missing or is no status file."""
     try:
+        # A pipe would be waited for.
+        if not path.is_file():
+            return None
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
@@ -181,4 +182,8 @@ def _attributes(file: SafeFile, problems: list[str]) -> dict[str, str | int]:
 
 
 def _plain(value: Any) -> str | int:
-    return harmless(value.decode()) if isinstance(value, bytes) else int(value)
+    if isinstance(value, bytes):
+        return harmless(value.decode())
+    if np.ndim(value) or not np.issubdtype(np.asarray(value).dtype, np.integer) or abs(int(value)) >= 2**63:
+        raise TypeError(f"got {value!r}, must be a text or a whole number")
+    return int(value)

@@ -46,6 +46,8 @@ IN_A_PATH = 500
 MOST_INK = 200.0
 # With more participants, edges of a circle could not be distinguished.
 CIRCLE = 12
+# With more participants, no layout by forces ends in time.
+LAID_OUT = 5000
 # With more nodes, the full layout by forces between all pairs would take too long.
 FEW = 100
 
@@ -146,7 +148,7 @@ def layout(participants: int, edges_E2: NDArray[np.int64]) -> NDArray[np.float64
     is_connected = networkx.is_connected(graph)
     if is_connected and (degree_P == 2).all():
         return _circle(list(networkx.dfs_preorder_nodes(graph, 0)), participants)
-    if participants <= CIRCLE:
+    if participants <= CIRCLE or participants > LAID_OUT:
         return _circle(range(participants), participants)
     return _by_forces(graph, is_connected)
 

@@ -300,8 +300,9 @@ def _facts(run: Run, summary: Summary) -> dict[str, str]:
     """Return the run's settings, digests and file."""
     attributes = run.metrics.attributes
     facts = {"state": summary.state, **summary.facts}
-    if attributes.get("seed_set_bytes"):
-        facts["seed set, once"] = f"{_size(float(attributes['seed_set_bytes']))} to every participant, before round 1"
+    once_bytes = attributes.get("seed_set_bytes")
+    if isinstance(once_bytes, int) and once_bytes:
+        facts["seed set, once"] = f"{_size(float(once_bytes))} to every participant, before round 1"
     return facts | {
         "seed set digest": str(attributes.get("seed_set_digest") or DASH),
         "content digest": str(

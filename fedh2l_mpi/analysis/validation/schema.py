@@ -10,12 +10,14 @@ import numpy as np
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import OF_ARRAY, Report
 from fedh2l_mpi.config import Config, loading
+from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import ADDED, DIMENSIONS, FIELDS, SCALES, SCHEMA_VERSION, Field
 from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.run_directory import RunDirectory
-from fedh2l_mpi.runtime.safe_hdf5 import SafeAttributes, SafeFile
+from fedh2l_mpi.runtime.safe_hdf5 import ATTRIBUTE_BYTES, SafeAttributes, SafeFile
+from fedh2l_mpi.runtime.terminal import harmless
 
 if TYPE_CHECKING:
     import h5py
@@ -152,9 +154,9 @@ def check_config(run: Run, report: Report) -> Config | None:
     directory = RunDirectory(run.file.parent)
     if run.file.name == directory.metrics.name and directory.config.exists():
         try:
-            same = directory.config.read_text(encoding="utf-8", errors="replace") == recorded
-        except OSError as error:
-            report.note("config", f"{directory.config.name} next to the file cannot be read: {error.strerror}")
+            same = harmless(read_text(directory.config, ATTRIBUTE_BYTES)) == recorded
+        except (OSError, ValueError) as error:
+            report.note("config", f"{directory.config.name} next to the file cannot be read: {reason(error)}")
             return config
         if same:
             report.ok("config", f"{directory.config.name} next to the file is the same")

@@ -32,6 +32,11 @@ def test_what_is_no_status_is_none(tmp_path, text):
     assert status.read(tmp_path / "absent") is None
 
 
+def test_a_pipe_in_place_of_a_status_is_none_and_nobody_waits(tmp_path):
+    os.mkfifo(tmp_path / "status")
+    assert status.read(tmp_path / "status") is None
+
+
 def test_the_first_to_say_how_it_ended_is_believed(tmp_path):
     path = tmp_path / "status"
     status.write(path, Status("running", 5, 9, checkpoint=4))

@@ -1,5 +1,6 @@
 """Damaged metrics files: one line names the damage, and everything readable is shown."""
 
+import json
 import os
 import random
 import signal
@@ -10,11 +11,12 @@ import time
 import h5py
 import numpy as np
 import pytest
+import xarray
 from helpers.four_rounds import THREE, write
 from helpers.launching import ROOT
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import open_run, open_runs, summary, validation
+from fedh2l_mpi.analysis import export, html, open_run, open_runs, report, summary, validation
 from fedh2l_mpi.analysis import run as runs
 from fedh2l_mpi.analysis.validation import contents
 from fedh2l_mpi.analysis.validation.findings import Report
@@ -207,6 +209,29 @@ def test_no_other_program_follows_a_link(sound, tmp_path, monkeypatch):
     assert [found.what for found in report.findings] == [
         "h5dump was not tried: 'host' is not plain data inside the file"
     ]
+
+
+def test_attributes_of_other_kinds_are_problems_and_no_output_fails_of_them(sound, tmp_path):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "metrics.h5"
+    path.write_bytes((sound / "closed.h5").read_bytes())
+    os.mkfifo(tmp_path / "run" / "config.yaml")
+    with h5py.File(path, "r+") as file:
+        file.attrs.update({"seed": np.arange(3), "threads": np.float64(1e300), "ranks": np.uint64(2**64 - 1)})
+        file.attrs.update({"seed_set_bytes": np.bytes_(b"x"), "CLASS": np.bytes_(b"x"), "_FillValue": np.int64(1)})
+        file["seconds_local"][...] = np.inf
+    run = runs.load_run(path)
+    assert [problem.partition(":")[0] for problem in run.problems] == [
+        f"attribute {name!r} is damaged" for name in ("ranks", "seed", "threads")
+    ]
+    told = run.summary()
+    assert json.loads(report.as_json([told]))[0]["participants"]["seconds_local"] == [None] * 3
+    assert "seed set, once" not in html.render([run], [told])
+    with xarray.open_dataset(export.export(run, "netcdf", tmp_path / "run.nc")[0]) as copy:
+        assert copy.attrs["seed_set_bytes"] == "x"
+        assert "_FillValue" not in copy.attrs
+    unreadable = "config.yaml next to the file cannot be read: it is a named pipe, not a file"
+    assert unreadable in [found.what for found in validation.validate(path, programs=False)]
 
 
 def test_scales_that_agree_on_more_than_the_file_has_are_refused(sound, tmp_path):

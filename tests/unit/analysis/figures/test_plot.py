@@ -171,6 +171,9 @@ def test_the_hub_of_a_star_is_in_its_centre_and_a_ring_is_a_circle_in_its_own_or
     assert star[2].tolist() == [0, 0]
     assert np.linalg.norm(star[[0, 1, 3, 4]], axis=1) == pytest.approx(1)
     ring_E2 = np.array([[0, 2], [2, 4], [4, 1], [1, 3], [3, 0]])
+    # So many that forces would not end.
+    far = graph.layout(graph.LAID_OUT + 1, np.array([[0, 1], [1, 2]]))
+    assert np.allclose(np.linalg.norm(far, axis=1), 1)
     ring = graph.layout(5, ring_E2)
     lengths = np.linalg.norm(ring[ring_E2[:, 0]] - ring[ring_E2[:, 1]], axis=1)
     assert lengths == pytest.approx(2 * np.sin(np.pi / 5))
