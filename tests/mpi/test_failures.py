@@ -187,15 +187,18 @@ def test_a_full_disk_ends_the_job_and_what_was_finished_can_be_read(tmp_path, sm
     assert status.read(out / "status").state == "complete"
 
 
-def wait_for_rank_0(out: Path, process: subprocess.Popen[str]) -> int:
-    """Pid of rank 0, once its run has begun."""
-    log = out / "log" / "rank-0000.log"
-    for _ in range(600):
-        if log.exists() and "4 domains" in (text := log.read_text()):
-            return int(text.split("pid ")[1].split(")")[0])
+def wait_for_ranks(out: Path, ranks: int, process: subprocess.Popen[str]) -> list[int]:
+    """Pids of all ranks, once each of them has finished a round; a busy machine may need a minute for that."""
+
+    def found() -> list[int]:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError("rank 0 did not start within 30 s")
+        logs = [out / "log" / f"rank-{rank:04d}.log" for rank in range(ranks)]
+        told = [re.search(r", pid (\d+)\)", log.read_text()) if log.exists() else None for log in logs]
+        said = status.read(out / "status")
+        return [int(pid[1]) for pid in told] if said is not None and said.round > 0 and all(told) else []
+
+    wait_for("all ranks in their rounds", found, patience_s=60)
+    return found()
 
 
 WRONG = {
@@ -323,11 +326,10 @@ def test_a_rank_killed_from_outside_is_the_one_that_is_blamed(tmp_path):
         fast = ["--set", "participants=3", "--set", "rounds=100000", "--set", "models=[mlp]"]
         process = start([mpi.mpirun, "-n", "3", mpi.python, "-m", "fedh2l_mpi", *fast, "--out", str(out)])
         try:
-            wait_for_rank_0(out, process)
-            time.sleep(0.3 + attempt / 10)
-            pid = int((out / "log" / f"rank-000{victim}.log").read_text().split("pid ")[1].split(")")[0])
+            pid = wait_for_ranks(out, 3, process)[victim]
+            time.sleep(attempt / 10)
             os.kill(pid, signal.SIGKILL)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=60)
         finally:
             kill(process)
         assert process.returncode != 0
