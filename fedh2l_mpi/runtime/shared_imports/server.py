@@ -24,6 +24,10 @@ MODULES = (
 )
 # Libraries start several threads at import otherwise, and a process with threads cannot be forked safely.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Open MPI's PMIx maps the job's facts at an address that its server chose, and may crash where that address is taken. A
+# rank with all libraries in memory has fewer free addresses than one that joins the job first, so it asks for messages
+# instead, as PMIx advises. Source: github.com/openpmix/openpmix, 3019 and 3886.
+WITHOUT_FIXED_ADDRESSES = {"PMIX_MCA_gds": "hash"}
 # Longest wait for a proxy's state, which it sends at once.
 HANDOVER_S = 10.0
 # A launcher starts its processes within this time.
@@ -249,6 +253,8 @@ def _become(rank: tuple[ProcessState, list[int]], name: str) -> ParentProcess:
     gc.enable()
     process_state.rename_process(name)
     process_state.restore(facts, received)
+    for variable, value in WITHOUT_FIXED_ADDRESSES.items():
+        os.environ.setdefault(variable, value)
     return ParentProcess(facts["proxy"], facts["launcher"])
 
 
