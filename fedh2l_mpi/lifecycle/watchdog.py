@@ -4,6 +4,7 @@ A launcher kills all ranks as soon as one has died, and a killed process cannot 
 because it has its own session. It ends with rank 0, whose end closes the pipe between the two.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ import sys
 from pathlib import Path
 
 from fedh2l_mpi.lifecycle import status
+from fedh2l_mpi.runtime.clocks import Patience
 
 DONE = b"done\n"
+DISMISSAL_S = 5.0
 MEANT_FOR_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -49,8 +52,18 @@ class Watchdog:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def dismiss(self) -> None:
-        """End the watchdog, because the status file reports the end already."""
-        self._process.communicate(DONE)
+        """End the watchdog, because the status file reports the end already.
+
+        A watchdog that does not end, because somebody stopped it for example, is killed; it has nothing left to do.
+        """
+        patience = Patience(DISMISSAL_S)
+        # A watchdog that was killed has closed the pipe, and one that was stopped still has room for a word in it.
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # type: ignore[union-attr]
+            pipe.write(DONE)
+        while self._process.poll() is None and not patience.is_over:
+            patience.pause(0.01)
+        self._process.kill()
+        self._process.wait()
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # Longest wait at the end for another rank, until the config says how long [s].
 DEADLINE_S = 300.0
-# MPI's own end, and the end of a job that is aborted, take a moment once all ranks are there.
+# The end of a job that is aborted takes a moment.
 GRACE_S = 10.0
 
 # The tag of a message is its round number modulo TAGS. MPI guarantees 2**15 tags, and two rounds that are so far apart
@@ -270,7 +270,8 @@ class World:
                 )
             self.abort(code)
         self._flush()
-        Timer(GRACE_S, lambda: os._exit(code))
+        # Not a short time, because the launcher takes part, and Ctrl-Z may have stopped it.
+        Timer(self.deadline_s, lambda: os._exit(code))
         _call_mpi("MPI_Finalize")
         sys.exit(code)
 

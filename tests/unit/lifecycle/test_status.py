@@ -76,7 +76,7 @@ PROCESS = """
 import os, signal, sys, time
 from pathlib import Path
 from fedh2l_mpi.lifecycle import status, watchdog
-path = Path(sys.argv[1])
+path, watchdog.DISMISSAL_S = Path(sys.argv[1]), 0.5
 status.write(path, status.Status("running", 3, 9))
 keeper = watchdog.Watchdog(path, "rank 0 of 2", path.with_name("lock"))
 print(keeper._process.pid, flush=True)
@@ -90,8 +90,14 @@ else:
 """
 
 
-@pytest.mark.parametrize(("how", "state"), [("killed", "failed"), ("terminated", "failed"), ("ends", "complete")])
-def test_the_watchdog_reports_a_killed_process_and_ends_with_it(tmp_path, how, state):
+@pytest.mark.parametrize(
+    ("how", "keeper_is", "state"),
+    [
+        *(("killed", None, "failed"), ("terminated", None, "failed"), ("ends", None, "complete")),
+        *(("ends", signal.SIGSTOP, "complete"), ("ends", signal.SIGKILL, "complete")),
+    ],
+)
+def test_the_watchdog_reports_a_killed_process_and_ends_with_it(tmp_path, how, keeper_is, state):
     path = tmp_path / "status"
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(path), how],
@@ -101,7 +107,10 @@ def test_the_watchdog_reports_a_killed_process_and_ends_with_it(tmp_path, how, s
         start_new_session=True,
     )
     keeper = int(process.stdout.readline())
+    if keeper_is is not None:
+        os.kill(keeper, keeper_is)
     process.communicate("\n", timeout=30)
+    assert how != "ends" or process.returncode == 0
     for _ in range(250):
         if not Path(f"/proc/{keeper}").exists():
             break
