@@ -15,14 +15,10 @@ from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning.traffic import Links, MessageSize, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
-# Number of vectors of the trainable parameters' length that exist at once in a step: two gradients, their combination
-# (or the parts of one before they are joined), and the optimiser's temporary. Measured with every method. Participants
-# that step together need them once per member; moving their vectors into shared matrices at first needs less.
-STEP_VECTORS = 4
-# Number of tensors as large as the largest one that a layer reads, writes and needs in between: in a forward pass that
-# keeps nothing, and in a backward pass in addition to the kept tensors.
-FORWARD_TENSORS = 4
-BACKWARD_TENSORS = 2
+# Number of temporary vectors of the trainable parameters' length in an update: Adam's two, or the parts of a gradient
+# before they are joined. Measured with every method. Participants that step together need them once per member; moving
+# their vectors into shared matrices at first needs no more than their steps.
+UPDATE_VECTORS = {"adam": 2, "sgd": 1}
 # Number of float32 arrays that exist while one participant's array is compared with its neighbours' copy, to skip
 # unchanged rows. The difference in float64 counts as two, the sent rows are one, the others are the codec's. Measured.
 CHANGES_ARRAYS = {"float32": 3, "float16": 4, "bfloat16": 6, "uint8": 6, "top_k": 8}
@@ -47,6 +43,8 @@ class ModelSize:
         Activations of one sample that a forward pass keeps for the backward pass.
     largest_bytes : int
         Largest tensor of one sample in a forward pass.
+    forward_bytes : int
+        Activations of one sample that exist at once in a forward pass without gradients.
     tensors : int
         Number of entries of its state dict.
     stacks : bool
@@ -59,22 +57,20 @@ class ModelSize:
     shared_bytes: int
     kept_bytes: int
     largest_bytes: int
+    forward_bytes: int
     tensors: int = 0
     stacks: bool = False
 
-    def training_bytes(self, samples: int, passes: int = 1) -> int:
+    def training_bytes(self, samples: int) -> int:
         """Return the activations of a forward and backward pass of a minibatch [bytes].
 
-        Parameters
-        ----------
-        passes : int
-            Number of forward passes that are kept at once.
+        The backward pass begins with all kept tensors, and needs one more of the size of the largest.
         """
-        return samples * (passes * self.kept_bytes + BACKWARD_TENSORS * self.largest_bytes)
+        return samples * (self.kept_bytes + self.largest_bytes)
 
     def inference_bytes(self, samples: int) -> int:
         """Return the activations of a forward pass without gradients [bytes]."""
-        return samples * FORWARD_TENSORS * self.largest_bytes
+        return samples * self.forward_bytes
 
 
 @dataclass(frozen=True)
@@ -295,21 +291,30 @@ def _step_bytes(
     if config.topology.redraw_every is not None:
         # In a later graph, any participant may have the most neighbours.
         degree_R[:] = degree_R.max()
-    vectors_R, passes = np.full_like(degree_R, STEP_VECTORS), 1
-    if isinstance(config.method, CombineOptions) and config.method.combine == "gem_neighbours":
+    combine = config.method.combine if isinstance(config.method, CombineOptions) else None
+    # A joint step makes one gradient; any other method may hold the private one while it makes the seed gradient.
+    gradients = 1 if combine == "joint" else 2
+    # During a pass, there are also the gradients of the layers that the backward pass has left. In the update, the
+    # activations are gone.
+    passing_R = np.full_like(degree_R, gradients)
+    updating_R = passing_R + UPDATE_VECTORS[config.optimizer.name]
+    if combine == "gem_neighbours":
         # There is one gradient per neighbour, one for the seed labels and one for the private data, and a stacked copy
-        # of all. The seed minibatch's forward pass is kept for all of these until the next one, so two exist at once.
-        vectors_R, passes = 2 * (degree_R + 2) + 3, 2
+        # of all, while the seed minibatch's activations are kept.
+        passing_R = 2 * (degree_R + 2) + 3
     arrays_R = np.minimum(degree_R, 1) if takes_theirs_one_by_one else degree_R
     theirs_R = arrays_R * (message.held_bytes if message is not None else 0)
     minibatches = (config.optimizer.batch_size, config.optimizer.seed_batch_size)
     joins = isinstance(config.method, LocalLabelOptions) and config.method.joins_minibatches
     trained = sum(minibatches) if joins else max(minibatches)
     trainable_A = np.array([size.trainable_bytes for size in sizes.values()])
-    each_RA = vectors_R[:, None] * trainable_A + theirs_R[:, None]
-    training_A = np.array([size.training_bytes(trained, passes) for size in sizes.values()])
+    training_A = np.array([size.training_bytes(trained) for size in sizes.values()])
+    # Participants that step together need one vector more, in which their gradients are joined.
+    joined_RA = (together_RA > 1) * trainable_A
+    passing_RA = passing_R[:, None] * trainable_A + training_A + joined_RA
+    trains_RA = together_RA * np.maximum(passing_RA, updating_R[:, None] * trainable_A + joined_RA)
     # Participants that step together are evaluated one after another.
     inference_A = np.array([size.inference_bytes(config.evaluation.batch_size) for size in sizes.values()])
-    activations_RA = np.maximum(together_RA * training_A, (together_RA > 0) * inference_A)
-    largest_R: NDArray[np.int64] = (together_RA * each_RA + activations_RA).max(axis=1)
+    tests_RA = (together_RA > 0) * inference_A
+    largest_R: NDArray[np.int64] = (np.maximum(trains_RA, tests_RA) + together_RA * theirs_R[:, None]).max(axis=1)
     return largest_R

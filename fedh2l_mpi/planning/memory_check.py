@@ -86,9 +86,9 @@ def check_memory(
     """Compare the memory that this rank needs with the free memory of its device. On a CPU, only warn.
 
     This is called before data and models are loaded. Activations are those that autograd keeps of the largest
-    minibatch, plus twice the largest tensor for the backward pass; or four times the largest tensor of an evaluation's
-    forward pass. The number of gradient vectors was measured with every method. Workspaces of CUDA's libraries and
-    memory that its allocator wastes are not counted, so a run that only just fits may still fail.
+    minibatch, plus the largest tensor for the backward pass; or those of an evaluation's forward pass. The number of
+    gradient vectors was measured with every method. Workspaces of CUDA's libraries and memory that its allocator wastes
+    are not counted, so a run that only just fits may still fail.
 
     Parameters
     ----------

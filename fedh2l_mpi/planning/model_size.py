@@ -1,9 +1,13 @@
 """Measure a model's size: parameters, buffers, and the activations of a training step and a forward pass."""
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.data.sources import Source
@@ -14,13 +18,13 @@ from fedh2l_mpi.rng import restored_global_generators
 
 
 def measure_model(model: nn.Module, source: Source) -> ModelSize:
-    """Measure the size of a model and of its activations per sample, in two small passes on the CPU.
+    """Measure the size of a model and of its activations per sample, in a few small passes on the CPU.
 
     All tensors that autograd keeps for the backward pass are counted, except parameters and buffers. Workspaces inside
     a convolution or a matrix product, such as cuDNN's, are not counted.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kept, largest = _activations(model, source)
+    kept, largest, forward = _activations(model, source)
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable_bytes=sum(parameter.nbytes for parameter in trainable),
@@ -28,19 +32,66 @@ def measure_model(model: nn.Module, source: Source) -> ModelSize:
         shared_bytes=shared_bytes(model),
         kept_bytes=kept,
         largest_bytes=largest,
+        forward_bytes=forward,
         tensors=len(model.state_dict()),
         stacks=batched_linear.chain(model) is not None,
     )
 
 
-def _activations(model: nn.Module, source: Source) -> tuple[int, int]:
-    """Return the bytes kept for the backward pass and those of the largest tensor, both per sample."""
+def _activations(model: nn.Module, source: Source) -> tuple[int, int, int]:
+    """Return the bytes kept for a backward pass, of the largest tensor and of a forward pass alone, per sample."""
     # Use a copy, because a training pass changes running statistics. Take the difference of two passes, because
     # some memory does not grow with the number of samples.
     with restored_global_generators():
         scratch = copy.deepcopy(model).train()
-        few, more = (measure_pass(scratch, source, samples) for samples in (2, 4))
-    return (more[0] - few[0]) // 2, (more[1] - few[1]) // 2
+        few, more = ((*measure_pass(scratch, source, n), _forward_bytes(scratch, source, n)) for n in (2, 4))
+    kept, largest, forward = ((b - a) // 2 for a, b in zip(few, more, strict=True))
+    return kept, largest, forward
+
+
+class _Allocations(TorchFunctionMode):
+    """Context that sums up the tensors that exist at once, of those that functions of PyTorch create within it.
+
+    A mode of functions, because one of operators (`TorchDispatchMode`) imports `torch._dynamo`, which costs 70 MiB.
+
+    Attributes
+    ----------
+    peak_bytes : int
+        Largest sum so far. Memory that a function needs inside and frees again is not part of it.
+    """
+
+    def __init__(self, outside: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._outside = {tensor.untyped_storage().data_ptr() for tensor in outside}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak_bytes = 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self._outside:
+                storage = tensor.untyped_storage()
+                self._alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {at: entry for at, entry in self._alive.items() if not entry[0].expired()}
+        # Max-pooling makes indices in int64 as well, which it drops.
+        pools = isinstance(result, Tensor) and getattr(function, "__name__", "").startswith("max_pool")
+        inside = 8 * result.numel() if pools else 0
+        self.peak_bytes = max(self.peak_bytes, inside + sum(size for _, size in self._alive.values()))
+        return result
+
+
+@torch.no_grad()
+def _forward_bytes(model: nn.Module, source: Source, samples: int) -> int:
+    """Return the activations that exist at once in a forward pass in eval mode, without gradients [bytes]."""
+    images = torch.zeros(samples, source.channels, source.side, source.side)
+    model.eval()
+    with _Allocations([*model.parameters(), *model.buffers(), images]) as allocations:
+        model(images)
+    model.train()
+    # Photographs are stored in bytes, so an evaluation makes the input as well.
+    return allocations.peak_bytes + (images.nbytes if source.domains is not None else 0)
 
 
 def measure_pass(model: nn.Module, source: Source, samples: int) -> tuple[int, int]:

@@ -188,6 +188,8 @@ def test_what_a_function_keeps_is_counted_like_what_a_layer_keeps():
     # The image, the ReLU's output and the logits' log-softmax, float32; the label is an int64.
     assert by_functions.kept_bytes == by_layers.kept_bytes == 4 * (64 + 100 + 10) + 8
     assert by_functions.largest_bytes == 400
+    # Without gradients, what the ReLU reads and writes.
+    assert by_functions.forward_bytes == by_layers.forward_bytes == 2 * 400
     assert by_functions.state_bytes == by_functions.trainable_bytes == 4 * (6400 + 100 + 1000 + 10)
 
 
