@@ -10,13 +10,15 @@ from fedh2l_mpi.runtime.units import size as readable
 from fedh2l_mpi.topology import least_edges
 
 
-def refuse_too_many(config: Config, available: int | None = None) -> None:
+def refuse_too_many(config: Config, available: int | None = None, draws_graph: bool = True) -> None:
     """Raise if the list of all participants and edges, which every process keeps, exceeds the available memory.
 
     Parameters
     ----------
     available : int or None
         Memory for this process [bytes]; None: what the machine and the process's limit leave.
+    draws_graph : bool
+        False: only participants are counted, because a plan does not draw a large graph.
 
     Raises
     ------
@@ -24,21 +26,22 @@ def refuse_too_many(config: Config, available: int | None = None) -> None:
         States both sizes, and the largest number of participants that would fit.
     """
     available = _available_here() if available is None else available
-    if available is None or _listing_bytes(config, config.size) <= available:
+
+    def needed(participants: int) -> int:
+        edges = least_edges(config.topology, participants) if draws_graph else 0
+        return PARTICIPANT_BYTES * participants + int(EDGE_BYTES * edges)
+
+    if available is None or needed(config.size) <= available:
         return
     fits, too_many = 0, config.size
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if _listing_bytes(config, middle) <= available else (fits, middle)
+        fits, too_many = (middle, too_many) if needed(middle) <= available else (fits, middle)
     raise UserError(
         f"participants: got {config.size}. Every process keeps a list of them and of the edges of the graph "
-        f"({config.topology.kind}), which needs an estimated {readable(_listing_bytes(config, config.size))}, but "
+        f"({config.topology.kind}), which needs an estimated {readable(needed(config.size))}, but "
         f"{readable(available)} are available here. Fix: use {fits} or fewer."
     )
-
-
-def _listing_bytes(config: Config, participants: int) -> int:
-    return PARTICIPANT_BYTES * participants + int(EDGE_BYTES * least_edges(config.topology, participants))
 
 
 def _available_here() -> int | None:

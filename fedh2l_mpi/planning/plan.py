@@ -245,7 +245,7 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
     UserError
         If data files, models, method or graph are wrong. If there are too few data, `refused` states the reason.
     """
-    refuse_too_many(config)
+    refuse_too_many(config, draws_graph=False)
     torch.set_num_threads(config.devices.threads)
     base_bytes = _base_bytes()
     hosting = Hosting(config.size, ranks)

@@ -60,7 +60,7 @@ def test_without_room_for_a_new_file_the_old_one_is_written_over(tmp_path, monke
         forced.append(os.fstat(descriptor).st_ino)
         real(descriptor)
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "rename", full)
     monkeypatch.setattr(os, "fsync", watched)
     status.write(path, Status("failed", 5, 9, "no room"), forced=False)
     assert not forced
