@@ -47,6 +47,8 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
             # MPI and torch start threads that inherit this setting, so it comes first.
             processes.take_long_turns()
         world = commands.world_of(command)
+        if signals is not None:
+            signals.install()
     except UserError as error:
         report(str(error), speaks=is_first)
         if not is_first:

@@ -14,10 +14,11 @@ class StopRequest(IntEnum):
     CHECKPOINT = 1
     LAUNCHER_GONE = 2
     MAX_WALL = 3
-    TERM = 4
-    USR1 = 5
+    HUP = 4
+    TERM = 5
+    USR1 = 6
     # The largest, because the user who makes the file wants the job to end for good, and not to be requeued.
-    FILE_STOP = 6
+    FILE_STOP = 7
 
     @property
     def stops(self) -> bool:
@@ -34,8 +35,17 @@ class StopRequest(IntEnum):
         }.get(self, self.name)
 
 
+REQUESTS = {
+    signal.SIGHUP: StopRequest.HUP,
+    signal.SIGTERM: StopRequest.TERM,
+    signal.SIGUSR1: StopRequest.USR1,
+}
+
+
 class Signals:
-    """Receiver of the signals USR1 and TERM. Before it is built, these signals end the process.
+    """Receiver of the signals USR1, TERM and HUP. Before it is built, these signals end the process.
+
+    HUP comes when a terminal or its connection is closed. A process that ignores it, by `nohup`, still ignores it.
 
     Parameters
     ----------
@@ -57,12 +67,19 @@ class Signals:
         self.asked = StopRequest.NOTHING
         self.parent = parent or ParentProcess()
         self.wakes = 0
+        self._ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self.install()
+
+    def install(self) -> None:
+        """Install the handlers, again if a library has replaced one: UCX, of MPICH, prints its traffic after a HUP."""
         signal.signal(signal.SIGCONT, self._note_wake)
-        signal.signal(signal.SIGUSR1, self._note)
-        signal.signal(signal.SIGTERM, self._note)
+        for number in REQUESTS:
+            signal.signal(number, self._note)
+        if self._ignores_hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _note(self, number: int, frame: object) -> None:
-        self.asked = max(self.asked, StopRequest.USR1 if number == signal.SIGUSR1 else StopRequest.TERM)
+        self.asked = max(self.asked, REQUESTS[signal.Signals(number)])
 
     def _note_wake(self, number: int, frame: object) -> None:
         self.wakes += 1

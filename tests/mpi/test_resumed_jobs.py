@@ -126,19 +126,20 @@ def test_killed_at_any_time_and_resumed_is_unbroken_bit_for_bit(tmp_path, settin
     finish_and_compare(tmp_path, out, settings, ranks=2)
 
 
-def test_usr1_to_the_launcher_or_to_any_rank_stops_the_job_in_order(tmp_path, any_mpi):
+def test_usr1_to_the_launcher_or_a_hang_up_of_any_rank_stops_the_job_in_order(tmp_path, any_mpi):
     out = tmp_path / "run"
-    for attempt, size in enumerate((3, 2)):
+    for number, size in ((signal.SIGUSR1, 3), (signal.SIGHUP, 2)):
         process = begin(out, REDRAWN, rounds=MANY, ranks=size, mpi=any_mpi)
         time.sleep(0.3)
-        # Launchers pass it on to every rank; a person may know of one rank only.
-        os.kill(process.pid if attempt == 0 else pid_of(out, 1), signal.SIGUSR1)
+        # Launchers pass it on to every rank; a person may know of one rank only, and UCX has a use for HUP, too.
+        os.kill(process.pid if number == signal.SIGUSR1 else pid_of(out, 1), number)
         code, said, errors = end(process)
         assert code == 0, (said, errors)
         now = status.read(RunDirectory(out).status)
-        assert (now.state, now.reason) == ("stopped", "USR1")
+        reason = number.name.removeprefix("SIG")
+        assert (now.state, now.reason) == ("stopped", reason)
         assert now.checkpoint == now.round == metrics.read(RunDirectory(out).metrics).rounds
-        assert "stopped (USR1), with a checkpoint; python -m fedh2l_mpi --resume auto" in said
+        assert f"stopped ({reason}), with a checkpoint; python -m fedh2l_mpi --resume auto" in said
         assert not RunDirectory(out).lock.exists()
     finish_and_compare(tmp_path, out, REDRAWN, ranks=None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.runs_in_process import run
 
-from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
+from fedh2l_mpi.lifecycle.signals import REQUESTS, Signals, StopRequest
 from fedh2l_mpi.run_directory import RunDirectory
 
 
@@ -40,7 +40,7 @@ def copy(tmp_path, stopped) -> RunDirectory:
 @pytest.fixture
 def terminated() -> Iterator[Signals]:
     """Of a process that was asked to end while it started."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (*REQUESTS, signal.SIGCONT)}
     try:
         signals = Signals()
         os.kill(os.getpid(), signal.SIGTERM)
