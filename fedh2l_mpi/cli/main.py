@@ -84,6 +84,8 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         end_job(error, world)
     # All is done, so an interrupt ends this process at once and without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signals is not None:
+        signals.ignore()
     world.leave(code)
 
 

@@ -78,6 +78,14 @@ class Signals:
         if self._ignores_hangup:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
+    def ignore(self) -> None:
+        """Ignore these signals from now on, when all is done.
+
+        Python gives a handled signal its default effect as it exits, so a late one would kill a process that is done.
+        """
+        for number in REQUESTS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: object) -> None:
         self.asked = max(self.asked, REQUESTS[signal.Signals(number)])
 
