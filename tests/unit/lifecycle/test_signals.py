@@ -21,7 +21,7 @@ assert signals.asked == asked, signals.asked
 signals.ignore()
 # The same signal again and again, until this process has ended.
 storm = f"echo; while kill -{number.value} {os.getpid()} 2>/dev/null; do :; done"
-subprocess.Popen(["sh", "-c", storm], stdout=subprocess.PIPE).stdout.readline()
+subprocess.Popen(["sh", "-c", storm], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.readline()
 """
 
 
