@@ -18,6 +18,7 @@ from fedh2l_mpi.metrics.robust_open import open_for_reading
 
 WRITER = """
 import sys
+import time
 from pathlib import Path
 import numpy as np
 from fedh2l_mpi import metrics
@@ -29,6 +30,8 @@ writer = metrics.MetricsWriter(Path(sys.argv[1]), header)
 table = np.stack([metrics.pack_row({"accuracy_all": 0.5, "bytes_sent": 3}, [0.5], [0.7])] * 50)
 for round_index in range(200):
     writer.append(round_index, table)
+    # A round takes a moment, so that a slow reader finds some of them.
+    time.sleep(0.005)
 writer.close("complete")
 """
 
