@@ -11,7 +11,6 @@ from torch import nn
 from fedh2l_mpi import methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
-from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import batched
@@ -144,19 +143,9 @@ def initial_seed(config: Config, index: int, begin_alike: bool) -> int:
 def _participant(
     index: int, config: Config, method: methods.Method, federation: federated.Federation, model: nn.Module
 ) -> Participant:
-    return Participant(
-        index,
-        config.architecture(index),
-        model,
-        federation.private[index],
-        federation.validation[index],
-        config.optimizer,
-        config.evaluation,
-        config.seed,
-        AUGMENTATIONS[config.data.augmentation],
-        config.method.local_steps + config.method.mutual_steps,
-        "round" if method.shares_parameters else "step",
-    )
+    private, validation = federation.private[index], federation.validation[index]
+    architecture, shares = config.architecture(index), method.shares_parameters
+    return Participant.of_run(config, index, architecture, model, private, validation, shares)
 
 
 def _describe(world: World, setup: RankSetup) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedh2l_mpi import losses
-from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
-from fedh2l_mpi.data.augmentation import Augmentation
+from fedh2l_mpi.config import Config, EvaluationConfig, OptimizerConfig
+from fedh2l_mpi.data.augmentation import AUGMENTATIONS, Augmentation
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models import mixed_precision, optimizers, weight_average
@@ -168,6 +168,38 @@ class Participant:
         self.forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
         self._log_prior: Tensor | None = None
+
+    @classmethod
+    def of_run(
+        cls,
+        config: Config,
+        index: int,
+        architecture: str,
+        model: nn.Module,
+        private: Labelled,
+        validation: Labelled,
+        shares_parameters: bool,
+    ) -> "Participant":
+        """Return a participant under a run's conditions; a rehearsal has the same ones.
+
+        Parameters
+        ----------
+        shares_parameters : bool
+            True if the run's method exchanges parameters, so that weights are averaged over rounds, not steps.
+        """
+        return cls(
+            index,
+            architecture,
+            model,
+            private,
+            validation,
+            config.optimizer,
+            config.evaluation,
+            config.seed,
+            AUGMENTATIONS[config.data.augmentation],
+            config.method.local_steps + config.method.mutual_steps,
+            "round" if shares_parameters else "step",
+        )
 
     def state(self) -> dict[str, Any]:
         """Return a copy, in host memory, of everything that the next round depends on.

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fedh2l_mpi import losses, methods, models
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.errors import UserError
@@ -149,21 +148,10 @@ class Rehearsal:
 
     def _participant(self, index: int) -> Participant:
         """Return a participant with a copy of the model and random private data."""
-        config, private = self._config, self._part(min(self._sizes.private, SAMPLES))
+        private = self._part(min(self._sizes.private, SAMPLES))
         with self._doing("copied and given to a participant"):
-            return Participant(
-                index,
-                self._name,
-                copy.deepcopy(self._model),
-                private,
-                private,
-                config.optimizer,
-                config.evaluation,
-                config.seed,
-                AUGMENTATIONS[config.data.augmentation],
-                config.method.local_steps + config.method.mutual_steps,
-                "round" if self._shares else "step",
-            )
+            model = copy.deepcopy(self._model)
+            return Participant.of_run(self._config, index, self._name, model, private, private, self._shares)
 
     def _part(self, samples: int) -> Labelled:
         whole = self._samples
