@@ -207,8 +207,6 @@ def _shorten(partial: Path, spare: Path, rows: int) -> None:
 
 def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int, background: str) -> Packed:
     """Add everything except the images to the file."""
-    import PIL
-
     kept, skipped, findings = written.kept, written.skipped, written.findings
     # A class without any readable picture would give every model an output that is never trained.
     used, labels = np.unique(np.array([picture.label for picture in kept], dtype=np.int64), return_inverse=True)
@@ -233,47 +231,54 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
             datasets[name].attrs["units"] = np.bytes_(b"1")
             datasets[name].attrs["long_name"] = np.bytes_(meaning.encode())
         shape, digest = file["image"].shape, packs.digest(file)
-        attributes: dict[str, str | int] = {
-            "format": packs.FORMAT,
-            "schema_version": packs.SCHEMA_VERSION,
-            "layout": "domains",
-            "side": side,
-            "channels": shape[1],
-            "images": len(kept),
-            "classes": len(classes),
-            "domains": len(tree.domains),
-            "skipped": len(skipped),
-            "ignored": tree.ignored.total(),
-            "left_out": tree.other_pictures.total(),
-            "enlarged": sum(one.enlarged for one in findings),
-            "transparent": sum(one.transparent for one in findings),
-            "background": background,
-            "several_frames": sum(one.several for one in findings),
-            "flat": sum(one.flat for one in findings),
-            "root": str(tree.root.absolute()),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": f"Pillow {PIL.__version__}",
-            "digest": digest,
-        }
-        for name, value in attributes.items():
+        packed = Packed(
+            path=out,
+            tree=tree,
+            shape=shape,
+            classes=classes,
+            counts=Counter(zip(domains.tolist(), labels.tolist(), strict=True)),
+            empty=sorted({*tree.empty, *(_folders(tree.pictures) - _folders(kept))}),
+            skipped=skipped,
+            enlarged=sum(one.enlarged for one in findings),
+            transparent=sum(one.transparent for one in findings),
+            background=background,
+            several=sum(one.several for one in findings),
+            flat=[picture.source for picture, one in zip(kept, findings, strict=True) if one.flat],
+            digest=digest,
+            notes=written.notes,
+            **_repeated(written.image_sha256, labels.tolist()),
+        )
+        for name, value in _attributes(packed, side, len(kept)).items():
             file.attrs[name] = np.bytes_(encoded(value)) if isinstance(value, str) else np.int64(value)
-    return Packed(
-        path=out,
-        tree=tree,
-        shape=shape,
-        classes=classes,
-        counts=Counter(zip(domains.tolist(), labels.tolist(), strict=True)),
-        empty=sorted({*tree.empty, *(_folders(tree.pictures) - _folders(kept))}),
-        skipped=skipped,
-        enlarged=sum(one.enlarged for one in findings),
-        transparent=sum(one.transparent for one in findings),
-        background=background,
-        several=sum(one.several for one in findings),
-        flat=[picture.source for picture, one in zip(kept, findings, strict=True) if one.flat],
-        digest=digest,
-        notes=written.notes,
-        **_repeated(written.image_sha256, labels.tolist()),
-    )
+    return packed
+
+
+def _attributes(packed: Packed, side: int, images: int) -> dict[str, str | int]:
+    """Return the file's attributes."""
+    import PIL
+
+    return {
+        "format": packs.FORMAT,
+        "schema_version": packs.SCHEMA_VERSION,
+        "layout": "domains",
+        "side": side,
+        "channels": packed.shape[1],
+        "images": images,
+        "classes": len(packed.classes),
+        "domains": len(packed.tree.domains),
+        "skipped": len(packed.skipped),
+        "ignored": packed.tree.ignored.total(),
+        "left_out": packed.tree.other_pictures.total(),
+        "enlarged": packed.enlarged,
+        "transparent": packed.transparent,
+        "background": packed.background,
+        "several_frames": packed.several,
+        "flat": len(packed.flat),
+        "root": str(packed.tree.root.absolute()),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": f"Pillow {PIL.__version__}",
+        "digest": packed.digest,
+    }
 
 
 def _folders(pictures: Iterable[Picture]) -> set[str]:
