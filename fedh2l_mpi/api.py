@@ -219,7 +219,7 @@ def assemble(
     reservation: "RunReservation",
     signals: Signals | None = None,
     trace: Path | None = None,
-    listener: "Callable[[int, NDArray[np.float64]], None]" = lambda index, table: None,
+    listener: "Callable[[int, dict[str, NDArray[np.float64]]], None]" = lambda index, arrays: None,
 ) -> "Simulation":
     """Build the parts of a run and join them into a simulation. **Collective.**
 
@@ -228,7 +228,7 @@ def assemble(
     Parameters
     ----------
     listener : callable
-        Rank 0 calls it with each round and its table of rows (P, row width), after the round is in the file.
+        Rank 0 calls it with each round and its arrays by name, (P,) or (P, D), after the round is in the file.
 
     Raises
     ------
@@ -241,6 +241,7 @@ def assemble(
     from fedh2l_mpi.exchange import Exchange, NoExchange
     from fedh2l_mpi.lifecycle import resume, run_metadata
     from fedh2l_mpi.lifecycle.supervisor import Supervisor
+    from fedh2l_mpi.metrics import unpack_table
     from fedh2l_mpi.metrics.run_recorder import RunRecorder
     from fedh2l_mpi.metrics.trace import Trace
     from fedh2l_mpi.simulation import Simulation
@@ -266,20 +267,22 @@ def assemble(
         before = (last, topology.graph(last)) if last is not None else None
         exchange.share_cache({participant.index: participant.kept for participant in participants}, before)
     header = run_metadata.header(config, world, setup) if world.rank == 0 else None
+    domains, columns = setup.plan.domains, setup.columns
     recorder = RunRecorder(
-        world, hosting, topology, directory.metrics, header, setup.plan.domains, first, deadline_s, tracing
+        world, hosting, topology, directory.metrics, header, domains, first, deadline_s, tracing, columns
     )
+
+    def listen(index: int, table: "NDArray[np.float64]") -> None:
+        listener(index, unpack_table(table, domains, columns))
+
     supervisor = Supervisor(
-        config, world, hosting, directory, participants, facts, recorder, first, listener, signals, tracing
+        config, world, hosting, directory, participants, facts, recorder, first, listen, signals, tracing
     )
     return Simulation(config, world, setup, exchange, recorder, supervisor)
 
 
-def _listener(shown: "Progress", on_round: OnRound | None) -> "Callable[[int, NDArray[np.float64]], None]":
-    from fedh2l_mpi.metrics import domains_of, unpack_table
-
-    def listen(index: int, table: "NDArray[np.float64]") -> None:
-        arrays = unpack_table(table, domains_of(table))
+def _listener(shown: "Progress", on_round: OnRound | None) -> OnRound:
+    def listen(index: int, arrays: "dict[str, NDArray[np.float64]]") -> None:
         shown.round(index, arrays)
         if on_round is not None:
             on_round(index, arrays)

@@ -14,6 +14,7 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import batched
+from fedh2l_mpi.metrics import NO_COLUMNS, Columns
 from fedh2l_mpi.models import mixed_precision
 from fedh2l_mpi.models.flat_parameters import shared_bytes
 from fedh2l_mpi.participant import Participant, TrainingUnit
@@ -46,6 +47,8 @@ class RankSetup:
         The participants hosted here, in the order of their numbers.
     training_units : sequence of TrainingUnit
         The same participants; those that step together as one batch.
+    columns : Columns
+        The run's own arrays by round.
     everyone : list of dict
         Of each participant of the run, on any rank: the metrics file's fields of a participant, and the process's pid.
     """
@@ -59,6 +62,7 @@ class RankSetup:
     array: ArraySpec | None
     participants: list[Participant]
     training_units: Sequence[TrainingUnit]
+    columns: Columns = NO_COLUMNS
     everyone: list[dict[str, Any]] = field(default_factory=list)
 
     @property

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.run import Run, find, load_run, unique_names
 from fedh2l_mpi.config import yaml_text
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, SCALES
+from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, ROUNDS_DONE, SCALES
 from fedh2l_mpi.runtime.libraries import require
 
 if TYPE_CHECKING:
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 # Arrays that describe participants and domains; all others are measured.
 LABELS = (*(field.name for field in PARTICIPANT_FIELDS), "domain_name")
 SCALE_FIELDS = {field.name: field for field in SCALES}
+COORDINATES = {**SCALE_FIELDS, ROUNDS_DONE.name: ROUNDS_DONE}
 UNKNOWN_TEXT = "?"
 
 
 def open_run(path: str | Path) -> "xarray.Dataset":
     """Open a run as a dataset and read its coordinates only. The run may still be running, or be damaged.
 
-    Coordinates are `round`, `participant`, `domain`, `class`, `bin`, `edge`, `endpoint`, each participant's
-    `architecture`, `own_domain`, `rank`, `host` and so on, and `domain_name`. Attributes are those of the file, the
-    run's state as `state` (one word) and `state_text`, and the file's damage as `problems`. Missing or damaged values
-    are NaN. If reading an array of whole numbers reveals damage, the array becomes one of floats.
+    Coordinates are `round` (from 0), `rounds_done` (round + 1), `participant`, `domain`, `class`, `bin`, `edge`,
+    `endpoint`, each participant's `architecture`, `own_domain`, `rank`, `host` and so on, and `domain_name`.
+    Attributes are those of the file, the run's state as `state` (one word) and `state_text`, and the file's damage as
+    `problems`. Missing or damaged values are NaN. If reading an array of whole numbers reveals damage, the array
+    becomes one of floats.
 
     Parameters
     ----------
@@ -73,25 +75,27 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
         If a pattern leads to no run, a file cannot be read, an array is unknown, or xarray is missing.
     """
     xarray = require("xarray", "open_runs")
-    names = [name for name in DIMENSIONS if name not in LABELS and "edge" not in DIMENSIONS[name]]
+    given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
+    runs = [load_run(path) for path in find([str(pattern) for pattern in given])]
+    dimensions = _all_dimensions(runs)
+    names = [name for name, dims in dimensions.items() if name not in LABELS and "edge" not in dims]
     chosen = names if only is None else only
-    left_out = [name for name in DIMENSIONS if name not in LABELS and name not in chosen]
+    left_out = [name for name in dimensions if name not in LABELS and name not in chosen]
     unknown = [name for name in chosen if name not in names]
     if unknown:
         raise UserError(f"open_runs: there is no array {unknown[0]!r} to stack. Known: {', '.join(names)}.")
-    given = [patterns] if isinstance(patterns, str | Path) else list(patterns)
-    runs = [load_run(path) for path in find([str(pattern) for pattern in given])]
     for run in runs:
         # One file at a time is open, because systems limit their number. The arrays stay in memory for the stack.
         with run.metrics.opened():
             for name in (*LABELS, *chosen):
-                _ = run.metrics[name]
+                _ = _values(run, name)
     axes = {scale: _Axis.from_runs(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
-    arrays = {name: _stacked(name, runs, axes) for name in chosen}
+    arrays = {name: _stacked(name, dimensions[name], runs, axes) for name in chosen}
     labels = {name: _stacked_label(name, runs, axes) for name in LABELS}
     by_run = _by_run(runs)
     attributes = _common_attributes(runs) | {"left_out": ", ".join(left_out)}
     scales = {name: (name, axis.numbers, _described(name)) for name, axis in axes.items()}
+    scales |= _rounds_done(axes["round"].numbers)
     by_run["run"] = ("run", np.array(unique_names([run.file for run in runs])), {"long_name": "name of the run"})
     return xarray.Dataset(arrays, {**scales, **labels, **by_run}, attributes)
 
@@ -103,10 +107,11 @@ def run_dataset(run: Run) -> "xarray.Dataset":
 
     lazy = _lazy_array_type()
     coordinates: dict[str, Any] = {name: (name, run.metrics[name], _described(name)) for name in SCALE_FIELDS}
+    coordinates |= _rounds_done(run.metrics["round"])
     coordinates |= {name: (DIMENSIONS[name], _label(run, name), _described(name)) for name in LABELS}
     arrays = {
-        name: xarray.Variable(dims, LazilyIndexedArray(lazy(run, name)), _described(name))
-        for name, dims in DIMENSIONS.items()
+        name: xarray.Variable(dims, LazilyIndexedArray(lazy(run, name)), _described(name, run))
+        for name, dims in run.metrics.dimensions.items()
         if name not in LABELS
     }
     return xarray.Dataset(arrays, coordinates, attributes_of(run))
@@ -128,8 +133,8 @@ def _lazy_array_type() -> Callable[[Run, str], Any]:
 
         def __init__(self, run: Run, name: str) -> None:
             self.metrics, self.name = run.metrics, name
-            self.shape = tuple(len(run.metrics[dim]) for dim in DIMENSIONS[name])
-            self.dtype = np.dtype(FIELDS[name].dtype if run.metrics.is_whole(name) else "f8")
+            self.shape = tuple(len(run.metrics[dim]) for dim in run.metrics.dimensions[name])
+            self.dtype = np.dtype(run.metrics.fields[name].dtype if run.metrics.is_whole(name) else "f8")
 
         def __getitem__(self, key: Any) -> NDArray[Any]:
             one_vector = indexing.IndexingSupport.OUTER_1VECTOR
@@ -141,9 +146,40 @@ def _lazy_array_type() -> Callable[[Run, str], Any]:
     return ArrayOfRun
 
 
-def _described(name: str) -> dict[str, str]:
-    field = SCALE_FIELDS.get(name) or FIELDS[name]
-    return {"units": field.units, "long_name": field.long_name}
+def _described(name: str, *runs: Run) -> dict[str, str]:
+    """Return unit and meaning of a coordinate or an array, from the first of the runs that has it."""
+    known = {**COORDINATES, **FIELDS}
+    for run in reversed(runs):
+        known |= run.metrics.fields
+    return {"units": known[name].units, "long_name": known[name].long_name}
+
+
+def _rounds_done(rounds_R: NDArray[np.int64]) -> dict[str, Any]:
+    return {ROUNDS_DONE.name: ("round", rounds_R + 1, _described(ROUNDS_DONE.name))}
+
+
+def _all_dimensions(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
+    """Return the dimensions of every array that any of the runs has.
+
+    Raises
+    ------
+    UserError
+        If two runs have different arrays of one name.
+    """
+    dimensions: dict[str, tuple[str, ...]] = {}
+    for run in runs:
+        for name, dims in run.metrics.dimensions.items():
+            if dimensions.setdefault(name, dims) != dims:
+                raise UserError(
+                    f"open_runs: {name!r} has the dimensions {', '.join(dims)} in {run.file}, but "
+                    f"{', '.join(dimensions[name])} in another run. Fix: open them one by one."
+                )
+    return dimensions
+
+
+def _values(run: Run, name: str) -> NDArray[Any] | None:
+    """Return an array of a run; None if the run does not record it."""
+    return run.metrics[name] if name in run.metrics.dimensions else None
 
 
 def _label(run: Run, name: str) -> NDArray[Any]:
@@ -164,29 +200,31 @@ class _Axis:
         return cls(numbers, [np.searchsorted(numbers, own) for own in each])
 
 
-def _stacked(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis]) -> tuple[Any, ...]:
+def _stacked(name: str, dims: Sequence[str], runs: Sequence[Run], axes: Mapping[str, _Axis]) -> tuple[Any, ...]:
     """Return dimensions, values and attributes of an array of all runs."""
-    parts = _filled(name, runs, axes, [run.metrics[name] for run in runs])
-    return ("run", *DIMENSIONS[name]), parts, _described(name)
+    parts = _filled(dims, axes, [_values(run, name) for run in runs])
+    return ("run", *dims), parts, _described(name, *runs)
 
 
 def _stacked_label(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis]) -> tuple[Any, ...]:
-    values_N = _filled(name, runs, axes, [_label(run, name) for run in runs])
+    values_N = _filled(DIMENSIONS[name], axes, [_label(run, name) for run in runs])
     if (values_N == values_N[0]).all():
         return DIMENSIONS[name], values_N[0], _described(name)
     return ("run", *DIMENSIONS[name]), values_N, _described(name)
 
 
-def _filled(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis], each: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _filled(dims: Sequence[str], axes: Mapping[str, _Axis], each: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
     """Stack the arrays of all runs; fill with NaN (a text with `?`) what a run lacks."""
-    dims = DIMENSIONS[name]
-    shape = (len(runs), *(len(axes[dim].numbers) for dim in dims))
-    kind = np.result_type(*each)
-    is_complete = all(own.shape == shape[1:] for own in each)
+    shape = (len(each), *(len(axes[dim].numbers) for dim in dims))
+    present = [own for own in each if own is not None]
+    kind = np.result_type(*present)
+    is_complete = len(present) == len(each) and all(own.shape == shape[1:] for own in present)
     if kind.kind != "U" and not is_complete:
         kind = np.result_type(kind, np.float64)
     stacked = np.full(shape, UNKNOWN_TEXT if kind.kind == "U" else 0 if is_complete else np.nan, kind)
     for i, own in enumerate(each):
+        if own is None:
+            continue
         stacked[i][np.ix_(*(axes[dim].of_runs[i] for dim in dims))] = own
     return stacked
 
@@ -194,7 +232,7 @@ def _filled(name: str, runs: Sequence[Run], axes: Mapping[str, _Axis], each: Seq
 def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the config keys in which the runs differ, seed and state, as coordinates along `run`."""
     flat = [run.flat_config() for run in runs]
-    taken = {"run", "state", *SCALE_FIELDS, *FIELDS}
+    taken = {"run", "state", *COORDINATES, *(name for run in runs for name in run.metrics.dimensions)}
     differing = [
         key
         for key in dict.fromkeys(key for config in flat for key in config)

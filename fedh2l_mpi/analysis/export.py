@@ -22,7 +22,7 @@ from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.dataset import attributes_of, run_dataset
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
+from fedh2l_mpi.metrics import BIN_FIELDS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
 from fedh2l_mpi.runtime import atomic_files, hdf5_files
 from fedh2l_mpi.runtime.libraries import require
 
@@ -213,13 +213,21 @@ def _tables(run: Run) -> list[_Table]:
         Field("b", "i8", "1", "the other"),
     )
     labels = (PARTICIPANT, Field("class", "i8", "1", "class label"), _named(FIELDS["label_histogram"], "samples"))
+    columns = run.metrics.columns
+    by_participant = (*ROW_FIELDS, *columns.by_participant)
+    by_domain = (*DOMAIN_FIELDS, *columns.by_domain)
     return [
-        _Table("rounds", "a participant in a round", (ROUND, PARTICIPANT, *ROW_FIELDS), lambda: _rounds(run)),
+        _Table(
+            "rounds",
+            "a participant in a round",
+            (ROUND, PARTICIPANT, *by_participant),
+            lambda: _long(run, by_participant, known_only=False),
+        ),
         _Table(
             "domains",
             "a participant on a domain's test set after a round",
-            (ROUND, PARTICIPANT, DOMAIN, DOMAIN_NAME, *DOMAIN_FIELDS),
-            lambda: _domains(run),
+            (ROUND, PARTICIPANT, DOMAIN, DOMAIN_NAME, *by_domain),
+            lambda: _domains(run, by_domain),
         ),
         _Table("participants", "a participant", (PARTICIPANT, *PARTICIPANT_FIELDS), lambda: _participants(run)),
         _Table("labels", "a participant's private samples of a class", labels, lambda: _labels(run)),
@@ -237,13 +245,9 @@ def _named(field: Field, name: str) -> Field:
     return Field(name, field.dtype, field.units, field.long_name)
 
 
-def _rounds(run: Run) -> Iterator[Block]:
-    return _long(run, ROW_FIELDS, known_only=False)
-
-
-def _domains(run: Run) -> Iterator[Block]:
+def _domains(run: Run, fields: Sequence[Field]) -> Iterator[Block]:
     names_D = np.array(run.metrics.texts("domain_name"), dtype=object)
-    for round_, participant, domain, *values in _long(run, DOMAIN_FIELDS):
+    for round_, participant, domain, *values in _long(run, fields):
         yield [round_, participant, domain, names_D[domain], *values]
 
 
@@ -277,7 +281,7 @@ def _long(run: Run, fields: Sequence[Field], known_only: bool = True) -> Iterato
         True: leave out rows in which every value is NaN.
     """
     metrics = run.metrics
-    dims = DIMENSIONS[fields[0].name]
+    dims = metrics.dimensions[fields[0].name]
     inner = [len(metrics[dim]) for dim in dims[1:]]
     step = max(1, BLOCK_ROWS // max(1, math.prod(inner)))
     for first in range(0, metrics.rounds, step):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.config import Config, recipes, yaml_text
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.metrics import DIMENSIONS, RunMetrics, RunState, infer_state, look
+from fedh2l_mpi.metrics import RunMetrics, RunState, infer_state, look
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.terminal import harmless
 
@@ -99,9 +99,10 @@ class Run:
         UserError
             If there is no array of that name.
         """
-        if name not in DIMENSIONS:
-            known = ", ".join(DIMENSIONS)
-            raise UserError(f"{self.name}: no array {name!r}{did_you_mean(name, list(DIMENSIONS))}. Known: {known}.")
+        dimensions = self.metrics.dimensions
+        if name not in dimensions:
+            known = ", ".join(dimensions)
+            raise UserError(f"{self.name}: no array {name!r}{did_you_mean(name, list(dimensions))}. Known: {known}.")
         return self.metrics[name]
 
     def summary(self) -> "Summary":

@@ -66,6 +66,7 @@ def restore(
             world.together(
                 lambda m=manifest, s=states: _restore(m, s, participants, facts, rounds)  # type: ignore[misc]
             )
+            world.from_first(lambda: _check_columns(directory, facts))
             world.from_first(lambda m=manifest: _check_last_round(directory, m, rounds))  # type: ignore[misc]
             world.from_first(lambda: checkpoint_files.set_aside(damaged))
             return int(manifest["round"])
@@ -101,6 +102,16 @@ def _check_rows(directory: RunDirectory, manifest: Mapping[str, Any]) -> None:
         raise DamagedError(f"its rows in {directory.metrics} cannot be read ({error})") from None
     if found != manifest["rows_sha256"]:
         raise DamagedError(f"its rows in {directory.metrics} have changed since they were written")
+
+
+def _check_columns(directory: RunDirectory, facts: Mapping[str, Any]) -> None:
+    """Check that the file has the run's own arrays, because the rounds of a run all have the same ones."""
+    ours, theirs = facts.get("columns", []), metrics.look(directory.metrics).columns.names
+    if ours != theirs:
+        raise UserError(
+            f"--resume: the run's own arrays have changed: there {', '.join(theirs) or 'none'}, here "
+            f"{', '.join(ours) or 'none'}. Fix: restore the method's notes, or start again in another --out."
+        )
 
 
 def _check_last_round(directory: RunDirectory, manifest: Mapping[str, Any], rounds: int) -> None:

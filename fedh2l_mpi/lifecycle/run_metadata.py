@@ -23,6 +23,7 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
         "graph": setup.topology.digest(),
         "config": hashlib.sha256(config.to_yaml().encode()).digest(),
         "exchanged array": repr(setup.array).encode(),
+        "columns": setup.columns.to_text().encode(),
         "file of weights": models.weights_digest(config.weights),
         "code version": provenance.source_digest(),
     }
@@ -42,6 +43,7 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
         "libraries": {name: json.loads(versions)[name] for name in ("torch", "numpy")},
         "threads": torch.get_num_threads(),
         "devices": sorted({row["device"].partition(":")[0] for row in setup.everyone}),
+        "columns": setup.columns.names,
     }
 
 
@@ -70,4 +72,5 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
         participants=setup.everyone,
         label_histogram=setup.plan.label_histogram(),
         domain_names=setup.plan.domain_names,
+        columns=setup.columns,
     )

@@ -3,8 +3,10 @@
 The names of the arrays are defined here. Every room from `evaluation` up may import it.
 """
 
+from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.digests import rows_digest
 from fedh2l_mpi.metrics.reader import RunMetrics, look, read
+from fedh2l_mpi.metrics.rows import pack_row, row_width, unpack_table
 from fedh2l_mpi.metrics.run_state import RunState, infer_state
 from fedh2l_mpi.metrics.schema import (
     ADDED,
@@ -15,16 +17,13 @@ from fedh2l_mpi.metrics.schema import (
     FIELDS,
     FORMAT,
     PARTICIPANT_FIELDS,
+    ROUNDS_DONE,
     ROW_FIELDS,
     SCALES,
     SCHEMA_VERSION,
     TEMPERATURES,
     TIMINGS,
     Field,
-    domains_of,
-    pack_row,
-    row_width,
-    unpack_table,
 )
 from fedh2l_mpi.metrics.timing import slowest_rank_seconds
 from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
@@ -37,18 +36,20 @@ __all__ = [
     "DOMAIN_FIELDS",
     "FIELDS",
     "FORMAT",
+    "NO_COLUMNS",
     "PARTICIPANT_FIELDS",
+    "ROUNDS_DONE",
     "ROW_FIELDS",
     "SCALES",
     "SCHEMA_VERSION",
     "TEMPERATURES",
     "TIMINGS",
+    "Columns",
     "Field",
     "MetricsWriter",
     "RunHeader",
     "RunMetrics",
     "RunState",
-    "domains_of",
     "infer_state",
     "look",
     "pack_row",

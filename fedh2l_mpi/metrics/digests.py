@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.metrics.reader import look
-from fedh2l_mpi.metrics.schema import BIN_FIELDS, DOMAIN_FIELDS, NEWER, ROW_FIELDS, digested
+from fedh2l_mpi.metrics.rows import digested, row_width
+from fedh2l_mpi.metrics.schema import BIN_FIELDS, DOMAIN_FIELDS, NEWER, ROW_FIELDS
 
 if TYPE_CHECKING:
     from fedh2l_mpi.runtime.safe_hdf5 import SafeFile
@@ -37,18 +38,21 @@ def tables(path: Path, rounds: int) -> Iterator[NDArray[np.float64]]:
         if run.rounds < rounds or run["round"][:rounds].tolist() != list(range(rounds)):
             raise ValueError(f"holds {run.rounds} rounds, but the first {rounds} are needed")
         participants = len(run["participant"])
-        row_bytes = 8 * participants * (len(ROW_FIELDS) + 2 * len(run["domain"]) + 3 * len(run["bin"]))
+        row_bytes = 8 * participants * row_width(len(run["domain"]), run.columns)
+        fields = (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, *run.columns.by_participant, *run.columns.by_domain)
+        names = [field.name for field in fields]
         step = max(1, BLOCK_BYTES // max(1, row_bytes))
         for first in range(0, rounds, step):
             rows = (slice(first, min(first + step, rounds)),)
-            singles = [run.part(field.name, rows)[..., None] for field in ROW_FIELDS]
-            others = [run.part(field.name, rows) for field in (*DOMAIN_FIELDS, *BIN_FIELDS)]
-            names = (field.name for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS))
+            arrays = [run.part(name, rows) for name in names]
+            columns = [values if values.ndim == 3 else values[..., None] for values in arrays]
             unknown = {name for name in NEWER if run.is_unknown(name)}
-            damaged = [name for name in names if name not in unknown and not run.is_whole(name)]
+            damaged = [
+                name for name in (field.name for field in fields) if name not in unknown and not run.is_whole(name)
+            ]
             if damaged:
                 raise ValueError(f"array {damaged[0]!r} is missing or damaged")
-            yield np.concatenate([*singles, *others], axis=-1, dtype=np.float64)
+            yield np.concatenate(columns, axis=-1, dtype=np.float64)
 
 
 def rows_digest(path: Path, rounds: int) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.robust_open import open_for_reading
-from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS, DIMENSIONS, FIELDS, SCALES
+from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS, SCALES
 from fedh2l_mpi.runtime.safe_hdf5 import RefusedError, SafeFile
 from fedh2l_mpi.runtime.units import size
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # Errors that h5py raises on a damaged file, depending on the place of the damage.
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
-GROWING = tuple(name for name, dims in DIMENSIONS.items() if dims[0] == "round")
 Key = tuple[int | slice | NDArray[np.int64], ...]
 # Larger arrays are not cached: they are read again on every access.
 KEPT_BYTES = 2**24
@@ -60,6 +60,8 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         Gets a line for every damage.
     is_growing : bool
         True: the file is being written, so a read that fails is repeated a moment later.
+    columns : Columns
+        The run's own arrays, as the file declares them.
 
     Raises
     ------
@@ -67,8 +69,16 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         If the arrays would be far larger than the file.
     """
 
-    def __init__(self, path: Path, file: SafeFile, problems: list[str], is_growing: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: SafeFile,
+        problems: list[str],
+        is_growing: bool = False,
+        columns: Columns = NO_COLUMNS,
+    ) -> None:
         self._path, self._problems, self._is_growing = path, problems, is_growing
+        self._dims, self._fields = columns.dimensions, columns.fields
         self._lock = threading.RLock()
         self._file: SafeFile | None = file
         # Arrays of the open file that have been read from.
@@ -83,13 +93,14 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         self._found: dict[str, _Layout] = {}
         # Arrays that an earlier version, which wrote the file, did not record.
         self.unknown: set[str] = set()
-        for name in (*(scale.name for scale in SCALES), *DIMENSIONS):
+        for name in (*(scale.name for scale in SCALES), *self._dims):
             self._find(file, name)
         found = self._found
         self._sizes = {scale.name: self._size(scale.name) for scale in SCALES}
         self._sizes["endpoint"] = 2
+        growing = [name for name, dims in self._dims.items() if dims[0] == "round"]
         # A kill inside a flush may leave the arrays a round apart, so only rounds that all of them have count.
-        lengths = [found[name].shape[0] for name in ("round", *GROWING) if name in found]
+        lengths = [found[name].shape[0] for name in ("round", *growing) if name in found]
         edges = [found[name].shape[0] for name in ("graph_edges", "graph_since_round") if name in found]
         self._sizes |= {"round": min(lengths, default=0), "edge": min(edges, default=0)}
         self._check_shapes()
@@ -103,7 +114,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name in self._kept:
             return self._kept[name]
-        if name not in DIMENSIONS:
+        if name not in self._dims:
             raise KeyError(name)
         values = self.part(name, ())
         if values.nbytes <= KEPT_BYTES:
@@ -112,10 +123,10 @@ class FileArrays(Mapping[str, NDArray[Any]]):
 
     def __iter__(self) -> Iterator[str]:
         yield from (scale.name for scale in SCALES)
-        yield from DIMENSIONS
+        yield from self._dims
 
     def __len__(self) -> int:
-        return len(SCALES) + len(DIMENSIONS)
+        return len(SCALES) + len(self._dims)
 
     def close(self) -> None:
         """Forget the file: arrays that were not read before cannot be read any more."""
@@ -151,7 +162,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         """Return `self[name][key]`, as described in `RunMetrics.part`."""
         if name in self._kept:
             return outer(self._kept[name], key)
-        dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
+        dims, kind = self._dims[name], self._fields[name].dtype[0]
         shape = tuple(self._sizes[dim] for dim in dims)
         key = tuple(_within(part, size) for part, size in zip((*key, *[slice(None)] * len(shape)), shape, strict=False))
         if name in self._found:
@@ -163,7 +174,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
 
     def _readable_part(self, name: str, key: Key, shape: tuple[int, ...]) -> NDArray[Any]:
         """Read what can be read of a part of an array that is present; the rest is unknown."""
-        dims, kind = DIMENSIONS[name], FIELDS[name].dtype[0]
+        dims, kind = self._dims[name], self._fields[name].dtype[0]
         if name not in self._good:
             try:
                 return self._read_patiently(name, key) if self._is_growing else self._read(name, key)
@@ -208,7 +219,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         """Return the length of a dimension: that of its scale or, if the scale is damaged, that of most arrays."""
         lengths = [
             self._found[name].shape[dims.index(scale)]
-            for name, dims in DIMENSIONS.items()
+            for name, dims in self._dims.items()
             if scale in dims and name in self._found and len(self._found[name].shape) == len(dims)
         ]
         if scale in self._found:
@@ -227,23 +238,22 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         total = sum(
             (self._found[name].dtype.itemsize if name in self._found else 8)
             * math.prod(self._sizes[dim] for dim in dims)
-            for name, dims in DIMENSIONS.items()
+            for name, dims in self._dims.items()
         )
         if total > largest_bytes:
             raise RefusedError(f"it declares arrays of {size(total)}, which is far more than the file has")
 
     def _check_shapes(self) -> None:
-        for name, dims in DIMENSIONS.items():
+        for name, dims in self._dims.items():
             if name not in self._found:
                 continue
             dataset = self._found[name]
             wanted = tuple(self._sizes[dim] for dim in dims)
             # After a kill, growing arrays may be longer than the others, so their first axis is not compared.
             fixed = 1 if dims[0] in ("round", "edge") else 0
-            if dataset.dtype.kind != FIELDS[name].dtype[0] or dataset.shape[fixed:] != wanted[fixed:]:
-                self._problems.append(
-                    f"array {name!r} is {dataset.dtype} {dataset.shape}, but must be {FIELDS[name].dtype} {wanted}"
-                )
+            if dataset.dtype.kind != self._fields[name].dtype[0] or dataset.shape[fixed:] != wanted[fixed:]:
+                expected = f"{self._fields[name].dtype} {wanted}"
+                self._problems.append(f"array {name!r} is {dataset.dtype} {dataset.shape}, but must be {expected}")
                 del self._found[name]
 
     def _rounds(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
@@ -266,7 +276,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
     def _read(self, name: str, key: Key) -> NDArray[Any]:
         """Read from the file, and let the errors of h5py through."""
         dataset, rows = self._dataset(name), key[0]
-        if DIMENSIONS[name][0] == "round" and self._present is not None:
+        if self._dims[name][0] == "round" and self._present is not None:
             rows = self._present[rows]
         arrays = sum(isinstance(part, np.ndarray) and part.ndim > 0 for part in (rows, *key[1:]))
         if not isinstance(rows, np.ndarray) or rows.ndim == 0 or (arrays == 1 and len(rows)):
@@ -289,7 +299,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
 
     def _least(self, name: str) -> int:
         """Return the length that an array's first axis must have for the rows that were present at first."""
-        dim = DIMENSIONS.get(name, (name,))[0]
+        dim = self._dims.get(name, (name,))[0]
         rows = self._sizes[dim]
         return int(self._present[-1]) + 1 if dim == "round" and self._present is not None and rows else rows
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics.columns import ATTRIBUTE, NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.file_arrays import DAMAGE, RETRY_S, TRIES, FileArrays, Key, outer, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
-from fedh2l_mpi.metrics.schema import FORMAT, SCHEMA_VERSION
+from fedh2l_mpi.metrics.schema import FORMAT, SCHEMA_VERSION, Field
 from fedh2l_mpi.runtime.safe_hdf5 import RefusedError, SafeFile
 from fedh2l_mpi.runtime.terminal import harmless
 
@@ -39,15 +40,28 @@ class RunMetrics:
         True if the writer closed the file.
     problems : list of str
         Problems of the file, one line each. The list grows while arrays are read.
+    columns : Columns
+        The run's own arrays by round, in addition to those of the schema.
     """
 
     attributes: Mapping[str, str | int]
     arrays: Mapping[str, NDArray[Any]]
     closed: bool
     problems: list[str] = field(default_factory=list)
+    columns: Columns = NO_COLUMNS
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.arrays[name]
+
+    @property
+    def dimensions(self) -> Mapping[str, tuple[str, ...]]:
+        """Dimensions of every array of the run except the scales, by name."""
+        return self.columns.dimensions
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Type, unit and meaning of every array of the run except the scales, by name."""
+        return self.columns.fields
 
     @property
     def rounds(self) -> int:
@@ -106,7 +120,7 @@ def read(path: Path) -> RunMetrics:
         arrays = dict(run.arrays)
     if run.problems:
         raise UserError(f"{path}: {run.problems[0]}")
-    return RunMetrics(run.attributes, arrays, run.closed)
+    return RunMetrics(run.attributes, arrays, run.closed, columns=run.columns)
 
 
 def look(path: Path) -> RunMetrics:
@@ -159,11 +173,16 @@ def _look(path: Path) -> RunMetrics:
                 f"has schema {schema}, but this version reads schema {SCHEMA_VERSION}. It shows the arrays that it "
                 "knows; use a newer fedh2l_mpi to read all"
             )
+        columns = NO_COLUMNS
         try:
-            arrays = FileArrays(path, file, problems, _is_being_written(path, closed))
+            columns = Columns.of_attributes(attributes)
+        except ValueError as error:
+            problems.append(f"attribute {ATTRIBUTE!r} is damaged: {error}")
+        try:
+            arrays = FileArrays(path, file, problems, _is_being_written(path, closed), columns)
         except RefusedError as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
-    return RunMetrics(attributes, arrays, closed, problems)
+    return RunMetrics(attributes, arrays, closed, problems, columns)
 
 
 def _attributes(file: SafeFile, problems: list[str]) -> dict[str, str | int]:

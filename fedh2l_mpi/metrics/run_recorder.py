@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.metrics.collector import Collector
-from fedh2l_mpi.metrics.schema import pack_row, row_width
+from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
+from fedh2l_mpi.metrics.rows import pack_row, row_width
 from fedh2l_mpi.metrics.trace import Trace, during
 from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
 from fedh2l_mpi.runtime.hosting import Hosting
@@ -50,6 +51,8 @@ class RunRecorder:
         Finished rounds that the file holds already and keeps; 0: the file is new.
     deadline_s : float
         Longest wait for another rank [s].
+    columns : Columns
+        The run's own arrays by round, equal on every rank.
 
     Attributes
     ----------
@@ -69,15 +72,16 @@ class RunRecorder:
         kept_rounds: int,
         deadline_s: float,
         trace: Trace | None = None,
+        columns: Columns = NO_COLUMNS,
     ) -> None:
-        self._topology, self._domains, self._trace = topology, domains, trace
+        self._topology, self._domains, self._trace, self._columns = topology, domains, trace, columns
         self.on_written: OnWritten = lambda index, table, digest: None
         self._writer: MetricsWriter | None = None
         if header is not None:
             self._writer = MetricsWriter(path, header, kept_rounds or None)
             for index in filter(topology.is_redrawn, range(kept_rounds)):
                 self._writer.add_graph(index, topology.graph(index).edges)
-        self._collector = Collector(world, hosting, row_width(domains), self._write, deadline_s)
+        self._collector = Collector(world, hosting, row_width(domains, columns), self._write, deadline_s)
 
     def record(
         self,
@@ -121,7 +125,7 @@ class RunRecorder:
                 **scores.get(number, {}),
             }
             by_domain = (values.get("accuracy_D", unknown), values.get("loss_D", unknown))
-            rows.append(pack_row(values, *by_domain, values.get("calibration_3K")))
+            rows.append(pack_row(values, *by_domain, values.get("calibration_3K"), self._columns))
         self._collector.record(index, np.stack(rows))
 
     def poll(self) -> None:

@@ -1,14 +1,8 @@
-"""Schema 1 of the metrics file: names, dimensions, units and meanings of its arrays.
-
-Shape letters: D domains, K confidence bins.
-"""
+"""Schema 1 of the metrics file: names, dimensions, units and meanings of its arrays."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 FORMAT = "fedh2l_mpi metrics"
@@ -108,6 +102,10 @@ FIELDS = {
         GRAPH_SINCE,
     )
 }
+# Coordinate of a dataset along its rounds, round + 1, and the label of every axis and column of finished rounds.
+ROUNDS_DONE = Field("rounds_done", "i8", "1", "rounds done")
+# Names that datasets and tables of runs use for something else than an array of the file.
+RESERVED = (ROUNDS_DONE.name, "run", "seed", "state", "sample", "label", "logits", "predicted")
 # Arrays that the first files of this schema did not have yet.
 ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin", "temperature"}
 # Arrays of rows that are newer than the first checkpoints, whose digests of rows do not contain them.
@@ -121,54 +119,3 @@ TIMINGS = tuple(field.name for field in ROW_FIELDS if field.units == "s")
 def chunk_rows(shape: Sequence[int]) -> int:
     """Return the number of rows by which an array grows, given the shape of a row."""
     return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (8 * max(1, math.prod(shape)))))
-
-
-def row_width(domains: int) -> int:
-    """Return how many numbers a participant's row has."""
-    return len(ROW_FIELDS) + len(DOMAIN_FIELDS) * domains + len(BIN_FIELDS) * CONFIDENCE_BINS
-
-
-def pack_row(
-    values: Mapping[str, float],
-    accuracy_D: Sequence[float],
-    loss_D: Sequence[float],
-    calibration_3K: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
-    """Return a participant's row, float64 (row_width,). Values that are not given are NaN.
-
-    Parameters
-    ----------
-    values : mapping
-        From the names of ROW_FIELDS to their values.
-    calibration_3K : float64 (3, K) or None
-        The three BIN_FIELDS for each of the K confidence bins. None: all NaN.
-    """
-    if calibration_3K is None:
-        calibration_3K = np.full((len(BIN_FIELDS), CONFIDENCE_BINS), math.nan)
-    fields = (values.get(field.name, math.nan) for field in ROW_FIELDS)
-    return np.array([*fields, *accuracy_D, *loss_D, *calibration_3K.ravel()], dtype=np.float64)
-
-
-def digested(table_PW: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what a digest of rows contains of a round's table: all columns but those of NEWER arrays that are all NaN.
-
-    So a run that does not use these arrays has the same digests as before there were such arrays.
-    """
-    unused = [i for i, field in enumerate(ROW_FIELDS) if field.name in NEWER and np.isnan(table_PW[:, i]).all()]
-    return np.ascontiguousarray(np.delete(table_PW, unused, axis=-1))
-
-
-def unpack_table(table: NDArray[np.float64], domains: int) -> dict[str, NDArray[np.float64]]:
-    """Return the values of each array by its name, from the rows of a round (P, width) or of several (R, P, width)."""
-    columns = {field.name: table[..., i] for i, field in enumerate(ROW_FIELDS)}
-    at = len(ROW_FIELDS)
-    for fields, size in ((DOMAIN_FIELDS, domains), (BIN_FIELDS, CONFIDENCE_BINS)):
-        for field in fields:
-            columns[field.name] = table[..., at : at + size]
-            at += size
-    return columns
-
-
-def domains_of(table: NDArray[np.float64]) -> int:
-    """Return the number of domains, from the width of a round's rows."""
-    return (table.shape[-1] - row_width(0)) // len(DOMAIN_FIELDS)

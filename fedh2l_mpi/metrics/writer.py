@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.metrics import columns
+from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.digests import content_digest, rows_digest, tables
 from fedh2l_mpi.metrics.reader import look
 from fedh2l_mpi.metrics.robust_open import open_for_reading
+from fedh2l_mpi.metrics.rows import digested, unpack_table
 from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,
     CONFIDENCE_BINS,
-    DIMENSIONS,
     DOMAIN_FIELDS,
     DOMAIN_NAME,
     FORMAT,
@@ -42,8 +44,6 @@ from fedh2l_mpi.metrics.schema import (
     SCHEMA_VERSION,
     Field,
     chunk_rows,
-    digested,
-    unpack_table,
 )
 from fedh2l_mpi.runtime import atomic_files, hdf5_files
 
@@ -66,12 +66,15 @@ class RunHeader:
         One mapping for each participant, with a value for each of PARTICIPANT_FIELDS.
     label_histogram : int64 (P, C)
     domain_names : sequence of str, D of them
+    columns : Columns
+        The run's own arrays by round.
     """
 
     attributes: Mapping[str, str | int]
     participants: Sequence[Mapping[str, Any]]
     label_histogram: NDArray[np.int64]
     domain_names: Sequence[str]
+    columns: Columns = NO_COLUMNS
 
 
 class _Growing:
@@ -120,7 +123,7 @@ class MetricsWriter:
             raise FileExistsError(f"{path} already exists, and a run never overwrites another")
         # A process that was killed here left it. The run's lock excludes any other writer, so it can be removed.
         growing.unlink(missing_ok=True)
-        self._path, self._domains = path, len(header.domain_names)
+        self._path, self._domains, self._columns = path, len(header.domain_names), header.columns
         self._rounds, self._rows, self._graphs = kept or 0, hashlib.sha256(), hashlib.sha256()
         self._is_open = True
         # Every array's handle is kept, because HDF5 cannot report a failed write of a handle that is dropped.
@@ -133,7 +136,7 @@ class MetricsWriter:
             self._create_arrays(header, None if kept is None else path)
             if kept is not None:
                 self._copy(path, kept)
-            by_round = [field.name for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS)]
+            by_round = [name for name, dims in header.columns.dimensions.items() if dims[0] == "round"]
             self._growing = {name: _Growing(self._arrays[name]) for name in ("round", *by_round)}
             self.file.flush()
             if kept is not None:
@@ -150,7 +153,9 @@ class MetricsWriter:
 
     def _create_arrays(self, header: RunHeader, resumed: Path | None) -> None:
         """Create attributes and arrays, without any round yet; a resumed run keeps some attributes of its old file."""
-        self._attributes(header.attributes if resumed is None else {**header.attributes, **_kept_attributes(resumed)})
+        own = {columns.ATTRIBUTE: header.columns.to_text()} if len(header.columns) else {}
+        kept = {} if resumed is None else _kept_attributes(resumed)
+        self._attributes({**header.attributes, **own, **kept})
         sizes = {
             "participant": len(header.participants),
             "domain": self._domains,
@@ -168,15 +173,18 @@ class MetricsWriter:
             self._array(field, values)
         self._array(LABEL_HISTOGRAM, header.label_histogram)
         self._array(DOMAIN_NAME, _texts(header.domain_names))
-        for field in (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, GRAPH_EDGES, GRAPH_SINCE):
-            self._empty(field, tuple(sizes[name] for name in DIMENSIONS[field.name][1:]))
+        by_round = (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, *header.columns.by_participant, *header.columns.by_domain)
+        for field in (*by_round, GRAPH_EDGES, GRAPH_SINCE):
+            self._empty(field, tuple(sizes[name] for name in header.columns.dimensions[field.name][1:]))
 
     def _copy(self, path: Path, rounds: int) -> None:
         """Copy the first rounds of another file. Graphs are not copied: `add_graph` adds them again."""
-        first = 0
+        first, theirs = 0, look(path).columns
+        if theirs != self._columns:
+            raise ValueError(f"{path} has the columns {theirs.names}, but the run has {self._columns.names}")
         for tables_RPW in tables(path, rounds):
             past = first + len(tables_RPW)
-            for name, values in unpack_table(tables_RPW, self._domains).items():
+            for name, values in unpack_table(tables_RPW, self._domains, self._columns).items():
                 self._arrays[name].resize(past, axis=0)
                 self._arrays[name][first:past] = values
             for table_PW in tables_RPW:
@@ -225,7 +233,7 @@ class MetricsWriter:
             If they cannot be written. HDF5 raises either of them if the disk is full.
         """
         table = _storable(table)
-        for name, values in unpack_table(table, self._domains).items():
+        for name, values in unpack_table(table, self._domains, self._columns).items():
             self._growing[name].put(round_index, values)
         self.file.flush()
         # The scale comes last, in its own flush, because within one flush a reader may see an array's new length before
@@ -306,7 +314,7 @@ class MetricsWriter:
 
     def _array(self, field: Field, values: NDArray[Any], **layout: Any) -> None:
         dataset = self._arrays[field.name] = self.file.create_dataset(field.name, data=values, **layout)
-        for axis, name in enumerate(DIMENSIONS[field.name]):
+        for axis, name in enumerate(self._columns.dimensions[field.name]):
             dataset.dims[axis].attach_scale(self._arrays[name])
         self._describe(dataset, field)
 

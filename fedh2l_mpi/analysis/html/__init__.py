@@ -25,7 +25,6 @@ from fedh2l_mpi.analysis.html.matrix import Matrix, Scale
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.summary import Summary
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import FIELDS
 from fedh2l_mpi.runtime import atomic_files
 from fedh2l_mpi.runtime.libraries import require
 from fedh2l_mpi.runtime.units import size
@@ -222,7 +221,7 @@ def _why(run: Run, summary: Summary, name: str) -> str:
         return ""
     if run.metrics.rounds == 0:
         return "no round has finished"
-    if name in FIELDS and not run.metrics.is_whole(name):
+    if name in run.metrics.fields and not run.metrics.is_whole(name):
         return "not recorded, or damaged in the file"
     if summary.after == 0 and (name == "gain" or name.startswith(("accuracy", "calibration"))):
         return "no round has been evaluated"

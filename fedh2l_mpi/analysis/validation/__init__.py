@@ -30,7 +30,7 @@ def validate(path: Path, programs: bool = True) -> list[Finding]:
     report = Report()
     with run.metrics.opened():
         check_file(run, report)
-        check_schema(run.file, run.metrics.closed, report)
+        check_schema(run.file, run.metrics.closed, report, run.metrics.columns)
         config = check_config(run, report)
         check_rounds(run, config, report)
         check_participants(run, config, report)

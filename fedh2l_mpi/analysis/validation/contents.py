@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import Report
-from fedh2l_mpi.metrics import DIMENSIONS
+from fedh2l_mpi.metrics import look
 from fedh2l_mpi.metrics.digests import content_digest
 from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
@@ -55,7 +55,7 @@ def check_scales(run: Run, report: Report) -> None:
 def print_unattached(path: str) -> None:
     """Print a line for each dimension whose attached scale is missing or wrong."""
     file, _ = open_for_reading(Path(path))
-    for name, dims in DIMENSIONS.items():
+    for name, dims in look(Path(path)).dimensions.items():
         if is_absent(file, name):
             continue
         for axis, dim in enumerate(dims):

@@ -1,7 +1,7 @@
 """Check a metrics file's arrays, attributes and config against the schema."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from fedh2l_mpi.analysis.validation.findings import OF_ARRAY, Report
 from fedh2l_mpi.config import Config, loading
 from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import ADDED, DIMENSIONS, FIELDS, SCALES, SCHEMA_VERSION, Field
+from fedh2l_mpi.metrics import ADDED, SCALES, SCHEMA_VERSION, Columns, Field
 from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.run_directory import RunDirectory
@@ -55,7 +55,7 @@ def _was(run: Run) -> str:
     return f"{'is' if run.state == 'running' else 'has'} {run.condition}"
 
 
-def check_schema(path: Path, closed: bool, report: Report) -> None:
+def check_schema(path: Path, closed: bool, report: Report, columns: Columns) -> None:
     """Check names, shapes, types, units and dimensions of all arrays in the file."""
     wrong: list[str] = []
     reworded: list[str] = []
@@ -66,7 +66,7 @@ def check_schema(path: Path, closed: bool, report: Report) -> None:
         return
     with file:
         sizes = {scale.name: _length(file, scale.name) for scale in SCALES}
-        fields = {**{scale.name: scale for scale in SCALES}, **FIELDS}
+        fields = {**{scale.name: scale for scale in SCALES}, **columns.fields}
         missing_since_added = [name for name in fields if name in ADDED and is_absent(file, name)]
         for name, wanted in fields.items():
             if name in missing_since_added:
@@ -74,7 +74,8 @@ def check_schema(path: Path, closed: bool, report: Report) -> None:
             try:
                 array = file[name]
                 meaning = _text_attribute(array, "long_name")
-                wrong += _wrong_in_array(array, meaning, wanted, sizes, closed)
+                dims = columns.dimensions.get(name, (name,))
+                wrong += _wrong_in_array(array, meaning, wanted, dims, sizes, closed)
             except DAMAGE as error:
                 wrong.append(f"array {name!r} is missing or damaged: {reason(error)}")
             else:
@@ -87,7 +88,12 @@ def check_schema(path: Path, closed: bool, report: Report) -> None:
 
 
 def _wrong_in_array(
-    array: "h5py.Dataset", meaning: Any, wanted: Field, sizes: Mapping[str, int | None], closed: bool
+    array: "h5py.Dataset",
+    meaning: Any,
+    wanted: Field,
+    dims: Sequence[str],
+    sizes: Mapping[str, int | None],
+    closed: bool,
 ) -> list[str]:
     import h5py
 
@@ -97,7 +103,6 @@ def _wrong_in_array(
     is_as_wanted = array.dtype.kind == kind.kind and (kind.kind == "S" or array.dtype == kind)
     if not is_as_wanted:
         wrong.append(f"array {name!r}: got type {array.dtype}, must be {wanted.dtype}")
-    dims = DIMENSIONS.get(name, (name,))
     if len(array.shape) != len(dims):
         wrong.append(f"array {name!r}: got {len(array.shape)} dimensions, must be {len(dims)}: {', '.join(dims)}")
         return wrong

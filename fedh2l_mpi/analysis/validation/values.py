@@ -92,6 +92,8 @@ def _first_wrong(name: str, values: NDArray[Any], low: float, high: float) -> li
 
 
 def _between(low: float, high: float) -> str:
+    if np.isinf(low):
+        return "finite"
     return f">= {low:g}" if np.isinf(high) else f"from {low:g} to {high:g}"
 
 
@@ -203,8 +205,8 @@ def check_values(run: Run, config: Config | None, graphs: _Graphs | None, report
 def _blocks(run: Run) -> Iterator[tuple[NDArray[np.int64], Rows]]:
     """Yield the numbers of a block of rounds, and its readable arrays over rounds, float64 or int64."""
     metrics = run.metrics
-    names = [name for name, dims in DIMENSIONS.items() if dims[0] == "round"]
-    round_bytes = 8 * sum(int(np.prod([len(metrics[dim]) for dim in DIMENSIONS[name][1:]])) for name in names)
+    names = [name for name, dims in metrics.dimensions.items() if dims[0] == "round"]
+    round_bytes = 8 * sum(int(np.prod([len(metrics[dim]) for dim in metrics.dimensions[name][1:]])) for name in names)
     step = max(1, BLOCK_BYTES // max(1, round_bytes))
     for first in range(0, metrics.rounds, step):
         some = (slice(first, first + step),)
@@ -252,13 +254,14 @@ def _check_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], r
 
 def _check_ranges(rounds_R: NDArray[np.int64], rows: Rows, tally: _Tally) -> None:
     for name, values in rows.items():
-        low, high = RANGES[name]
+        # What a user's method notes, or a user's metric returns, may have any finite value.
+        low, high = RANGES.get(name, (-np.inf, np.inf))
         slack = TOLERANCE_FLOAT32 if values.dtype.kind == "f" and not name.startswith("accuracy") else 0.0
         # NaN passes here, because another check decides where NaN may be.
         wrong = (values < low - slack) | (values > high + slack) | np.isinf(values)
 
         def describe(r: int, *index: int, name: str = name, values: NDArray[Any] = values) -> str:
-            low, high = RANGES[name]
+            low, high = RANGES.get(name, (-np.inf, np.inf))
             return f"{_position(name, rounds_R[r], index)}: got {values[(r, *index)]}, must be {_between(low, high)}"
 
         tally.add(wrong, describe)
@@ -305,5 +308,5 @@ def _check_derived(
 
 
 def _position(name: str, round_index: int, index: Sequence[int]) -> str:
-    dims = zip(DIMENSIONS[name][1:], index, strict=False)
+    dims = zip(DIMENSIONS.get(name, ("round", "participant", "domain"))[1:], index, strict=False)
     return f"{name} of " + ", ".join([f"round {round_index}", *(f"{dim} {i}" for dim, i in dims)])

@@ -51,7 +51,9 @@ def test_a_run_has_the_numbers_of_the_file_under_its_labels(tmp_path):
         assert run.accuracy.sel(round=7, participant=1, domain=1).item() == read["accuracy"][7, 1, 1]
         assert run.architecture.values.tolist() == ["lenet5", "mlp", "cnn"]
         assert run.domain_name.values.tolist() == ['turned <0>, "é"', 'turned <1>, "é"']
-        assert set(run.coords) == {*(scale.name for scale in metrics.SCALES), *labels()}
+        assert set(run.coords) == {*(scale.name for scale in metrics.SCALES), "rounds_done", *labels()}
+        assert run.rounds_done.dims == ("round",)
+        assert run.rounds_done.values.tolist() == (run["round"].values + 1).tolist()
         assert run.attrs["config"] == read.attributes["config"]
         assert (run.attrs["state"], run.attrs["state_text"]) == ("complete", "complete, 12 rounds")
         assert run.attrs["problems"] == ""
