@@ -4,19 +4,20 @@ Every room may import it, except `losses`, `rng` and `errors`.
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config import recipes, yaml_text
+from fedh2l_mpi.config import architecture, recipes, yaml_text
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
 from fedh2l_mpi.config.method import MethodConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.section import Count, Section, problem, refuse
 from fedh2l_mpi.config.topology import TopologyConfig
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, shown
 
 __all__ = [
     "CheckpointConfig",
@@ -33,6 +34,12 @@ __all__ = [
     "SeedSetConfig",
     "TopologyConfig",
     "parse_seconds",
+]
+
+
+# A map of name and arguments is stored as its label.
+ArchitectureLabel = Annotated[
+    str, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "required": [architecture.NAME]}]})
 ]
 
 
@@ -53,14 +60,17 @@ class Config(Section):
     rounds: Count = Field(40, description="communication rounds [rounds]")
     data: DataConfig = DataConfig()
     seed_set: SeedSetConfig = SeedSetConfig()
-    models: tuple[str, ...] | dict[int, str] = Field(
+    models: tuple[ArchitectureLabel, ...] | dict[int, ArchitectureLabel] = Field(
         ("lenet5", "mlp", "cnn"),
         description="architectures: a list that is repeated over the participants, or a map with the architecture of "
         "each; known: lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, torchvision:NAME or your own as "
-        "package.module:Class",
+        "package.module:Class; with arguments: {name: package.module:Class, width: 64}, which is stored as "
+        "package.module:Class(width=64)",
     )
     weights: dict[str, str] = Field(
-        {}, description="pretrained weights: a map from architectures to files with their state dict"
+        {},
+        description="pretrained weights: a map from architectures, as they are stored in models, to files with their "
+        "state dict",
     )
     topology: TopologyConfig = TopologyConfig()
     method: MethodConfig = MethodConfig()
@@ -79,15 +89,26 @@ class Config(Section):
     @field_validator("models", mode="before")
     @classmethod
     def _list_or_map(cls, models: object) -> object:
-        names = list(
+        entries = list(
             models.values() if isinstance(models, dict) else models if isinstance(models, list | tuple) else []
         )
         keys = list(models) if isinstance(models, dict) else []
-        if not names or not all(isinstance(name, str) for name in names) or not all(type(key) is int for key in keys):
+        are_entries = all(isinstance(entry, str | Mapping) for entry in entries)
+        if not entries or not are_entries or not all(type(key) is int for key in keys):
+            is_one = isinstance(models, Mapping) and isinstance(models.get(architecture.NAME), str)
+            hint = ". Fix: put the map into a list" if is_one else ""
             raise PydanticCustomError(
-                "models", "must be a list of architectures, or a map from every participant's number to one"
+                "models", f"must be a list of architectures, or a map from every participant's number to one{hint}"
             )
-        return models
+        labels = [_label(entry) for entry in entries]
+        return dict(zip(keys, labels, strict=True)) if keys else tuple(labels)
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _by_label(cls, weights: object) -> object:
+        if not isinstance(weights, Mapping):
+            return weights
+        return {architecture.canonical(key) if isinstance(key, str) else key: weights[key] for key in weights}
 
     @model_validator(mode="after")
     def _calibrates_on_labels(self) -> "Config":
@@ -138,7 +159,7 @@ class Config(Section):
         return self.participants
 
     def architecture(self, participant: int) -> str:
-        """Return the name of a participant's architecture."""
+        """Return the label of a participant's architecture: its name, with its arguments if it has any."""
         if isinstance(self.models, dict):
             return self.models[participant]
         return self.models[participant % len(self.models)]
@@ -146,6 +167,14 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the config as YAML text that loads back to an equal config."""
         return yaml_text.write(self.model_dump())
+
+
+def _label(entry: object) -> str:
+    try:
+        return architecture.read(entry).label
+    except ValueError as error:
+        # Braces of an entry would be taken for places of a template.
+        raise PydanticCustomError("models", "{text}", {"text": f"{shown(entry)} {error}"}) from None
 
 
 def _numbers(first: list[int], count: int) -> str:

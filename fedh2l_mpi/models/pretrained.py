@@ -5,6 +5,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi.config.architecture import parse
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import torchvision_models
 from fedh2l_mpi.runtime import paths
@@ -37,7 +38,7 @@ def load(model: nn.Module, name: str, path: str, classes: int) -> list[str]:
         If the file cannot be read, or any other entry is missing, unexpected or of a different shape.
     """
     where = f"weights.{name}: {path!r}"
-    theirs = torchvision_models.as_built(name, _read(name, path))
+    theirs = torchvision_models.as_built(parse(name).name, _read(name, path))
     # These tensors share their storage with the model.
     ours = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     # No forward pass reads this counter, and files older than PyTorch 0.4.1 lack it.

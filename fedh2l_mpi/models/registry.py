@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi.config.architecture import parse
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.models import memory_format, pretrained, torchvision_models
+from fedh2l_mpi.models import constructor, memory_format, pretrained, torchvision_models
 from fedh2l_mpi.models.zoo import ZOO
 from fedh2l_mpi.rng import global_generators
 from fedh2l_mpi.runtime import paths
@@ -22,8 +23,9 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
     Parameters
     ----------
     name : str
-        A name of the zoo, `torchvision:NAME`, or `package.module:Class`. The class is called with `channels`, `side`
-        and `classes` and must map contiguous float32 images (B, channels, side, side) to logits (B, classes).
+        A name of the zoo, `torchvision:NAME`, or `package.module:Class`, with arguments as in `mlp(hidden=[64])`. The
+        class is called with those of `channels`, `side` and `classes` that it has parameters for, and must map
+        contiguous float32 images (B, channels, side, side) to logits (B, classes).
     seed : int
         Seed of the global generators, which are restored afterwards, and thus of the initial weights.
     weights : str, optional
@@ -36,10 +38,12 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
         If the name is unknown, the class cannot be built, its output has another shape, or the weights do not fit.
     """
     kind = _kind(name)
+    sizes = {"channels": channels, "side": side, "classes": classes}
+    given = constructor.keywords(name, kind, sizes, parse(name).arguments)
     with global_generators(seed):
         wanted = f"images of {channels} x {side} x {side} and {classes} classes"
         with reporting(f"cannot be built for {wanted}", Plugin("models", name)):
-            model = kind(channels=channels, side=side, classes=classes)
+            model = kind(**given)
         if not isinstance(model, nn.Module):
             raise UserError(f"models: {name!r} returns a {type(model).__name__}. It must return a torch.nn.Module.")
         if is_own(name):
@@ -61,7 +65,8 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
 
 
 def is_own(name: str) -> bool:
-    """Return True if the name is that of a user's own class."""
+    """Return True if the name is that of a user's own class; it may have arguments, as in `my_models:Net(width=64)`."""
+    name = parse(name).name
     return name not in ZOO and not name.startswith(torchvision_models.PREFIX)
 
 
@@ -182,6 +187,7 @@ def _check_parameters(name: str, model: nn.Module) -> None:
 
 
 def _kind(name: str) -> Callable[..., nn.Module]:
+    name = parse(name).name
     if name.startswith(torchvision_models.PREFIX):
         return functools.partial(torchvision_models.build, name)
     return ZOO.get(name) or _users_own(name)

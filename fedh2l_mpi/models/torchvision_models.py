@@ -23,7 +23,7 @@ _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 
 
-def build(name: str, channels: int, side: int, classes: int) -> nn.Module:
+def build(name: str, channels: int, side: int, classes: int, **arguments: Any) -> nn.Module:
     """Build one of torchvision's classifiers with initial weights.
 
     Images of one channel are repeated to the three that its first convolution needs. Vision transformers and MaxViT are
@@ -33,11 +33,14 @@ def build(name: str, channels: int, side: int, classes: int) -> nn.Module:
     ----------
     name : str
         `torchvision:` and a name of `torchvision.models.list_models(module=torchvision.models)`.
+    arguments
+        Further arguments of its constructor, such as `dropout` of `torchvision:vit_b_16`.
 
     Raises
     ------
     UserError
-        If torchvision is missing or does not match torch, the name is unknown, or there are neither 1 nor 3 channels.
+        If torchvision is missing or does not match torch, the name is unknown, there are neither 1 nor 3 channels, or
+        an argument is one that is decided here.
     """
     models = _torchvision_models(name)
     kind = name.removeprefix(PREFIX)
@@ -58,7 +61,11 @@ def build(name: str, channels: int, side: int, classes: int) -> nn.Module:
         options = {"image_size": side}
     elif kind.startswith("maxvit_"):
         options = {"input_size": (side, side)}
-    model: nn.Module = models.get_model(kind, weights=None, num_classes=classes, **options)
+    decided = {"weights": None, "progress": False, "num_classes": classes, **options}
+    for key in arguments:
+        if key in decided:
+            raise UserError(f"models: {name!r}: argument {key!r} is decided by the run. Fix: remove it.")
+    model: nn.Module = models.get_model(kind, **decided, **arguments)
     if channels == 1:
         # A module around the model would rename its parameters, and published weights would not load; a hook does not.
         model.register_forward_pre_hook(_repeat_grey)

@@ -4,7 +4,8 @@ Shape letters: B minibatch, K channels, H side, C classes. Max-pooling comes bef
 ReLU then has a quarter of the work.
 """
 
-from itertools import islice
+from collections.abc import Sequence
+from itertools import islice, pairwise
 
 from torch import Tensor, nn
 
@@ -15,18 +16,19 @@ from fedh2l_mpi.models.vit import VisionTransformer
 
 
 class Mlp(nn.Module):
-    """Two hidden layers, 128 and 64 wide."""
+    """Linear layers with ReLU between them.
 
-    def __init__(self, channels: int, side: int, classes: int) -> None:
+    Parameters
+    ----------
+    hidden : sequence of int
+        Widths of the hidden layers.
+    """
+
+    def __init__(self, channels: int, side: int, classes: int, hidden: Sequence[int] = (128, 64)) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(channels * side * side, 128),
-            nn.ReLU(inplace=True),
-            nn.Linear(128, 64),
-            nn.ReLU(inplace=True),
-            nn.Linear(64, classes),
-        )
+        widths = (channels * side * side, *hidden)
+        layers = [part for one, two in pairwise(widths) for part in (nn.Linear(one, two), nn.ReLU(inplace=True))]
+        self.layers = nn.Sequential(nn.Flatten(), *layers, nn.Linear(widths[-1], classes))
 
     def forward(self, images_BKHH: Tensor) -> Tensor:
         return self.layers(images_BKHH)

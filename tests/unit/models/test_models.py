@@ -213,6 +213,44 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
     sys.modules.pop("users_models")
 
 
+def test_a_class_gets_the_sizes_that_it_asks_for_and_the_arguments_of_the_config(tmp_path, monkeypatch):
+    (tmp_path / "argued_models.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, channels, side, classes, width=32, bias=True):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(side * side, width, bias), nn.Linear(width, classes))\n"
+        "class Passes(Net):\n"
+        "    def __init__(self, **sizes): super().__init__(**sizes)\n"
+        "class Keeps(nn.Module):\n"
+        "    def __init__(self, classes, **sizes):\n"
+        "        super().__init__()\n"
+        "        self.layer, self.got = nn.Linear(64, classes), sizes\n"
+        "    def forward(self, images): return self.layer(images.flatten(1))\n"
+        "class Fixed(nn.Sequential):\n"
+        "    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("Net", "Passes"):
+        model = build(f"argued_models:{name}(bias=false,width=5)", 1, 8, 10, seed=0)
+        assert [tuple(value.shape) for value in model.parameters()] == [(5, 64), (10, 5), (10,)]
+    kept = build("argued_models:Keeps(width=[5,{}])", 1, 8, 10, seed=0).got
+    assert kept["width"] == [5, {}]
+    assert (kept["channels"], kept["side"]) == (1, 8)
+    assert build("argued_models:Fixed", 1, 8, 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert [len(layer.weight) for layer in build("mlp(hidden=[9])", 1, 8, 10, seed=0).layers[1::2]] == [9, 10]
+    for name, says in {
+        "argued_models:Passes(widht=5)": r"has no argument 'widht'. Its arguments: width, bias .did you mean 'width'?",
+        "argued_models:Fixed(width=5)": "has no argument 'width'. It has no arguments.",
+        "argued_models:Net(side=5)": "'side' comes from the data",
+        'argued_models:Net(width="wide")': "cannot be built for .*: TypeError",
+        "lenet5(width=5)": "'lenet5.*' has no argument 'width'. It has no arguments.",
+        "mlp(width=5)": "has no argument 'width'. Its arguments: hidden",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            build(name, 1, 8, 10, seed=0)
+    sys.modules.pop("argued_models")
+
+
 def _saved(folder, content):
     torch.save(content, folder / "weights.pt")
     return str(folder / "weights.pt")
