@@ -3,6 +3,7 @@
 import errno
 import itertools
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,6 +73,17 @@ class RunDirectory:
             return []
         found = [path for path in self.checkpoints.iterdir() if COMMITTED.fullmatch(path.name) and path.is_dir()]
         return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run, or starts it again if it has no checkpoint."""
+        return f"python -m fedh2l_mpi --resume auto --out {shlex.quote(str(self.path))}"
+
+    @property
+    def resume_effect(self) -> str:
+        """The predicate that follows `resume_command` in a message."""
+        committed = self.committed()
+        return f"resumes it after round {int(committed[0].name.partition('-')[2])}" if committed else "starts it again"
 
     def log(self, rank: int) -> Path:
         """Return the path of a rank's log."""

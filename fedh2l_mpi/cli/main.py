@@ -69,10 +69,11 @@ def main(parent: ParentProcess | None = None) -> NoReturn:
         # The path's name is too long, or its folder may not be entered.
         report(f"{error.filename!s}: {error.strerror}. Fix: name another path.")
         sys.exit(EXIT_USER)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # A user who interrupts twice, or a launcher that signals every process, asks for the same end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        report(f"{world}, {world.at}: interrupted")
+        hint = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        report(f"{world}, {world.at}: interrupted{hint if is_first else ''}")
         world.abort(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
         if mistake := libraries.missing(error):

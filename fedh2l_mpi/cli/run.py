@@ -11,10 +11,10 @@ from fedh2l_mpi.cli import completion
 from fedh2l_mpi.cli.command import SCRIPT, Command, Context
 from fedh2l_mpi.cli.options import Parser, add_set
 from fedh2l_mpi.config import Config, keys
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import EXIT_INTERRUPTED, UserError
 from fedh2l_mpi.lifecycle import run_config
 from fedh2l_mpi.lifecycle.run_config import MODES
-from fedh2l_mpi.lifecycle.signals import Signals
+from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.world import World
@@ -120,7 +120,7 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
     elif options.check:
         _print_check(options)
     else:
-        _run(options, context.world, context.signals)
+        return _run(options, context.world, context.signals)
     return 0
 
 
@@ -142,7 +142,8 @@ def _config(options: argparse.Namespace) -> Config:
     return run_config.load(options.config, options.overrides, options.out, options.resume)
 
 
-def _run(options: argparse.Namespace, world: World, signals: Signals | None) -> None:
+def _run(options: argparse.Namespace, world: World, signals: Signals | None) -> int:
+    """Run the config and print its end; return the exit code."""
     config = world.from_first(lambda: _config(options).resolved(world.size, world.launched))
     # OpenMP reads this when torch is imported, before torch knows the config's number of threads.
     os.environ["OMP_NUM_THREADS"] = str(config.devices.threads)
@@ -165,6 +166,7 @@ def _run(options: argparse.Namespace, world: World, signals: Signals | None) -> 
     )
     if world.rank == 0 and not options.quiet:
         _print_end(ended, config.rounds, options.trace)
+    return EXIT_INTERRUPTED if ended.request == StopRequest.INTERRUPT else 0
 
 
 def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
@@ -188,8 +190,7 @@ def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
             when, does = (
                 ("with a checkpoint", "resumes it") if directory.committed() else ("before round 0", "starts it")
             )
-            command = f"python -m fedh2l_mpi --resume auto --out {directory.path}"
-            lines.append(f"stopped ({ended.request.reason}), {when}; {command} {does}")
+            lines.append(f"stopped ({ended.request.reason}), {when}; {directory.resume_command} {does}")
         out = terminal.open_console()
         out.print(table)
         for line in lines:

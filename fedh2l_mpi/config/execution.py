@@ -118,7 +118,7 @@ class RunConfig(Section):
     max_wall: float | str | None = Field(
         None,
         description="stop with a checkpoint before this much time has passed since the start: seconds, H:MM:SS, 90m or "
-        "2h; null: no limit",
+        "2h; null: no limit. It counts for the command that gives it, and is not stored with the run",
     )
 
     @field_validator("max_wall", mode="before")

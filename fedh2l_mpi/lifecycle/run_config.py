@@ -16,7 +16,8 @@ def load(
 ) -> Config:
     """Return the caller's config, or the stored one if the caller names none. It is not resolved yet.
 
-    When resuming, the caller's config has the defaults of the stored run's recipe, unless it names a recipe.
+    When resuming, the caller's config has the defaults of the stored run's recipe, unless it names a recipe. A time
+    limit (`run.max_wall`) counts only if the caller gives it.
 
     Raises
     ------
@@ -27,10 +28,17 @@ def load(
     if stored is None:
         return loading.load(source, overrides)
     before = loading.load_stored(stored)
-    config = (
-        loading.load_stored(stored, overrides) if source is None else loading.load(source, overrides, resumes=stored)
-    )
+    if source is None:
+        # Earlier versions stored the limit of the process that started the run.
+        config = loading.load_stored(stored, ("run.max_wall=null", *overrides))
+    else:
+        config = loading.load(source, overrides, resumes=stored)
     return _as_started(config, before)
+
+
+def stored_text(config: Config) -> str:
+    """Return the text that a run keeps of its config. The time limit is the process's own, so it is left out."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"max_wall": None})}).to_yaml()
 
 
 def stored_config(out: str | None, mode: Mode) -> Path | None:

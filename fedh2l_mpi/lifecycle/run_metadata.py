@@ -11,7 +11,7 @@ import torch
 from fedh2l_mpi import metrics, models
 from fedh2l_mpi.build import RankSetup
 from fedh2l_mpi.config import Config, comparison
-from fedh2l_mpi.lifecycle import provenance
+from fedh2l_mpi.lifecycle import provenance, run_config
 from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.world import World
 
@@ -52,7 +52,7 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
     seed_set = setup.federation.seed_set
     return metrics.RunHeader(
         attributes={
-            "config": config.to_yaml(),
+            "config": run_config.stored_text(config),
             "seed": config.seed,
             "rounds_planned": config.rounds,
             "ranks": world.size,

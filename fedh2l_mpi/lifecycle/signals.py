@@ -1,8 +1,12 @@
 """Requests to a run, and the signals that make them. They are noted from the start and answered between rounds."""
 
+import contextlib
+import os
 import signal
 import time
+from collections.abc import Iterator
 from enum import IntEnum
+from types import FrameType
 
 from fedh2l_mpi.runtime.shared_imports import ParentProcess
 
@@ -17,8 +21,9 @@ class StopRequest(IntEnum):
     HUP = 4
     TERM = 5
     USR1 = 6
-    # The largest, because the user who makes the file wants the job to end for good, and not to be requeued.
-    FILE_STOP = 7
+    # The largest, because the user who asks for these wants the job to end for good, and not to be requeued.
+    INTERRUPT = 7
+    FILE_STOP = 8
 
     @property
     def stops(self) -> bool:
@@ -31,6 +36,7 @@ class StopRequest(IntEnum):
         return {
             StopRequest.LAUNCHER_GONE: "launcher gone",
             StopRequest.MAX_WALL: "max_wall",
+            StopRequest.INTERRUPT: "interrupted",
             StopRequest.FILE_STOP: "file STOP",
         }.get(self, self.name)
 
@@ -40,12 +46,16 @@ REQUESTS = {
     signal.SIGTERM: StopRequest.TERM,
     signal.SIGUSR1: StopRequest.USR1,
 }
+# A launcher and the terminal may both send the signal of one Ctrl-C, so another within this time is the same one.
+SAME_INTERRUPT_S = 0.5
+INTERRUPTED = "fedh2l_mpi: stopping after this round, with a checkpoint; Ctrl-C again ends the run at once\n"
 
 
 class Signals:
     """Receiver of the signals USR1, TERM and HUP. Before it is built, these signals end the process.
 
     HUP comes when a terminal or its connection is closed. A process that ignores it, by `nohup`, still ignores it.
+    INT, of Ctrl-C, is a request only during the rounds (`interruptible`), because before them there is nothing to keep.
 
     Parameters
     ----------
@@ -77,6 +87,41 @@ class Signals:
             signal.signal(number, self._note)
         if self._ignores_hangup:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    @contextlib.contextmanager
+    def interruptible(self, speaks: bool) -> Iterator[None]:
+        """Take the first Ctrl-C as a request while the context lasts; the second raises `KeyboardInterrupt`.
+
+        Parameters
+        ----------
+        speaks : bool
+            Whether this process answers the first Ctrl-C on standard error.
+        """
+        before = signal.getsignal(signal.SIGINT)
+        if before == signal.SIG_IGN:
+            # A shell starts a program in the background so, and Ctrl-C is meant for another one.
+            yield
+            return
+        first_s: float | None = None
+
+        def note(number: int, frame: FrameType | None) -> None:
+            nonlocal first_s
+            now_s = time.monotonic()
+            if first_s is None:
+                first_s = now_s
+                self.asked = max(self.asked, StopRequest.INTERRUPT)
+                if speaks:
+                    # Not by print or a log, because the signal may have come while they hold their lock.
+                    with contextlib.suppress(OSError):
+                        os.write(2, f"\n{INTERRUPTED}".encode())
+            elif now_s - first_s > SAME_INTERRUPT_S:
+                signal.default_int_handler(number, frame)
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def ignore(self) -> None:
         """Ignore these signals from now on, when all is done.

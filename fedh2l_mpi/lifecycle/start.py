@@ -8,7 +8,7 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config, comparison, loading
 from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle import checkpoint_files, status
+from fedh2l_mpi.lifecycle import checkpoint_files, run_config, status
 from fedh2l_mpi.lifecycle.lock import RunLock
 from fedh2l_mpi.lifecycle.run_config import Mode
 from fedh2l_mpi.lifecycle.status import Status
@@ -56,13 +56,13 @@ class RunReservation:
         if self._lock is None:
             directory = self.requested.make()
             self._lock = RunLock(directory.lock)
-            directory.create(config.to_yaml())
+            directory.create(run_config.stored_text(config))
             return directory
         try:
             if self.kind == "new":
                 _make_way(self.requested)
             self.requested.log(0).parent.mkdir(exist_ok=True)
-            atomic_files.write_text(self.requested.config, config.to_yaml())
+            atomic_files.write_text(self.requested.config, run_config.stored_text(config))
         except OSError as error:
             raise UserError(
                 f"--out: {self.requested.path} cannot be written: {error.strerror}. "

@@ -1,5 +1,6 @@
 """Supervise one rank's rounds: status, checkpoints, requests to stop, and clean-up after an error."""
 
+import contextlib
 import logging
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,7 @@ class Supervisor:
     listener : callable
         Rank 0 calls it with each round and its table of rows (P, row width), after the round is in the file.
     signals : Signals or None
-        Signals that may ask the run to stop; None: signals have their default effect.
+        Signals that may ask the run to stop, the first Ctrl-C among them; None: signals have their default effect.
 
     Attributes
     ----------
@@ -74,6 +75,7 @@ class Supervisor:
     ) -> None:
         deadline_s = config.exchange.deadline_s
         self._config, self._world, self._participants = config, world, participants
+        self._signals, self._rounds = signals, contextlib.ExitStack()
         self._recorder, self._listener, self.trace = recorder, listener, trace
         self.directory, self.first_round = directory, first_round
         recorder.on_written = self._round_is_written
@@ -88,20 +90,23 @@ class Supervisor:
 
     def __enter__(self) -> "Supervisor":
         self.reporter.begin(self.first_round)
+        if self._signals is not None:
+            self._rounds.enter_context(self._signals.interruptible(speaks=self._world.rank == 0))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                self._finish()
-        except BaseException as failure:
-            self._give_up(failure)
-            raise
-        if error is not None:
-            self._give_up(error)
-            return
+        with self._rounds:
+            try:
+                if error is None:
+                    self._finish()
+            except BaseException as failure:
+                self._give_up(failure)
+                raise
+            if error is not None:
+                self._give_up(error)
+                return
         if self.trace is not None:
             self.trace.end(complete=not self.outcome.stops)
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -171,6 +176,8 @@ class Supervisor:
     def _give_up(self, error: BaseException) -> None:
         """Leave files that can be read, and a report of the error, which no second error may replace."""
         state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{self.directory.resume_command} {self.directory.resume_effect}")
         steps: dict[str, Callable[[], None]] = {
             "reporting the error": lambda: self.reporter.fail(error),
             # A closed file opens everywhere. On a full disk it cannot be closed, but can still be read.

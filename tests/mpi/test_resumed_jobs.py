@@ -144,6 +144,31 @@ def test_usr1_to_the_launcher_or_a_hang_up_of_any_rank_stops_the_job_in_order(tm
     finish_and_compare(tmp_path, out, REDRAWN, ranks=None)
 
 
+def test_ctrl_c_stops_a_run_in_order_and_a_second_one_ends_it_at_once(tmp_path):
+    out, settings = tmp_path / "run", [*RING, "checkpoint.every=null"]
+    for size in (1, 2):
+        process = begin(out, settings, rounds=MANY, ranks=size)
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        code, said, errors = end(process)
+        assert code == 130, (said, errors)
+        assert "stopping after this round, with a checkpoint; Ctrl-C again ends the run at once" in errors
+        now = status.read(RunDirectory(out).status)
+        assert (now.state, now.reason) == ("stopped", "interrupted")
+        assert now.checkpoint == now.round == metrics.read(RunDirectory(out).metrics).rounds > 0
+        assert f"stopped (interrupted), with a checkpoint; python -m fedh2l_mpi --resume auto --out {out} res" in said
+    finish_and_compare(tmp_path, out, RING, ranks=None)
+
+    process = begin(tmp_path / "slow", [*FAST, "models=[mlp]", "method.local_steps=100000000"], rounds=2, ranks=1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    code, _, errors = end(process)
+    assert code == 130, errors
+    assert f"interrupted; python -m fedh2l_mpi --resume auto --out {tmp_path / 'slow'} starts it again" in errors
+    assert status.read(tmp_path / "slow" / "status").state == "stopped"
+
+
 def test_files_in_the_run_directory_ask_for_a_checkpoint_and_for_the_end(tmp_path):
     out = RunDirectory(tmp_path / "run")
     process = begin(out.path, [*RING, "checkpoint.every=null"], rounds=MANY, ranks=2)

@@ -87,6 +87,19 @@ def test_the_defaults_are_those_of_the_run_to_resume(earlier, mode, source, over
 
 
 @pytest.mark.parametrize(
+    ("source", "overrides", "limit"),
+    [(None, (), None), (None, ("run.max_wall=9",), 9), ({"run": {"max_wall": 5}}, (), 5)],
+)
+def test_a_time_limit_is_that_of_the_command_and_not_the_one_of_the_command_before(tmp_path, source, overrides, limit):
+    # As earlier versions stored it, and as it is stored now.
+    started = Config(participants=4, run={"max_wall": 6})
+    assert "max_wall: null" in run_config.stored_text(started)
+    for name, text in (("earlier", started.to_yaml()), ("now", run_config.stored_text(started))):
+        RunDirectory(tmp_path / name).create(text)
+        assert run_config.load(source, overrides, str(tmp_path / name), "auto").run.max_wall == limit
+
+
+@pytest.mark.parametrize(
     ("given", "participants", "decay", "rounds"),
     [
         ({}, 5, 0.9, 30),

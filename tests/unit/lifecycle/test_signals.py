@@ -25,6 +25,31 @@ subprocess.Popen(["sh", "-c", storm], stdout=subprocess.PIPE, stderr=subprocess.
 """
 
 
+INTERRUPTING = """
+import os, signal, sys
+from fedh2l_mpi.lifecycle import signals as module
+def interrupt(): os.kill(os.getpid(), signal.SIGINT)
+if sys.argv[1] == "ignored": signal.signal(signal.SIGINT, signal.SIG_IGN)
+signals = module.Signals()
+with signals.interruptible(speaks=True):
+    # One Ctrl-C, of which the launcher and the terminal both send the signal.
+    interrupt(), interrupt()
+    print(signals.asked.reason)
+    module.SAME_INTERRUPT_S = 0.0
+    try: interrupt()
+    except KeyboardInterrupt: print("at once")
+try: interrupt()
+except KeyboardInterrupt: print("as before")
+"""
+
+
+@pytest.mark.parametrize(("before", "said"), [("", "interrupted at once as before"), ("ignored", "NOTHING")])
+def test_the_first_interrupt_of_the_rounds_is_a_request_and_the_second_ends_them(before, said):
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTING, before], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.split()) == (0, said.split()), ended.stderr
+    assert ended.stderr.count("stopping after this round") == (before == "")
+
+
 @pytest.mark.parametrize(("number", "before"), [*((number, "") for number in REQUESTS), (signal.SIGHUP, "ignored")])
 def test_a_signal_is_noted_unless_it_is_ignored_and_a_late_one_kills_nobody(number, before):
     ended = subprocess.run(

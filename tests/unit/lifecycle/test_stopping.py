@@ -107,6 +107,8 @@ def test_a_run_stops_in_time_for_its_limit(tmp_path, monkeypatch):
     # After round r, 1 + r seconds are over, and 2.5 rounds of a second must still fit: 1 + 7 + 2.5 > 10.
     assert said.round == said.checkpoint == metrics.read(out / "metrics.h5").rounds == 7
     assert np.isfinite(metrics.read(out / "metrics.h5")["loss_private"]).all()
+    assert "max_wall: null" in metrics.read(out / "metrics.h5").attributes["config"]
+    assert run(out, "rounds=20", mode="auto") == StopRequest.NOTHING
 
 
 @pytest.mark.parametrize(("is_woken", "stops_at_s"), [(False, 1320.0), (True, 3480.0)])
