@@ -17,6 +17,7 @@ from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.sample_form import SampleForm
 
 SIDE, SAMPLES, REPEATS = 28, 320, 15
 # Steps in one turn, so that a turn takes between 20 and 200 ms.
@@ -29,7 +30,9 @@ def participant(name: str, average: str) -> Participant:
     images = torch.randn(SAMPLES, 1, SIDE, SIDE, generator=draw).contiguous(memory_format=torch.channels_last)
     data = Labelled(images, torch.randint(10, (SAMPLES,), generator=draw))
     config = OptimizerConfig.model_validate({"average": average}).resolved(rounds=40, round_steps=20)
-    return Participant(0, name, build(name, 1, SIDE, 10, seed=0), data, data, config, EvaluationConfig(), seed=0)
+    return Participant(
+        0, name, build(name, SampleForm.image(1, SIDE), 10, seed=0), data, data, config, EvaluationConfig(), seed=0
+    )
 
 
 def step(one: Participant) -> None:

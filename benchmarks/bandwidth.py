@@ -18,6 +18,7 @@ from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
 from fedh2l_mpi.runtime.world import World, connect
+from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import Graph
 
 EDGE = Graph(2, [(0, 1)])
@@ -46,7 +47,7 @@ class Workload:
 
     def parameters(self) -> int:
         """Number of values that parameter-sharing methods exchange of the model."""
-        model = models.build(self.architecture, self.channels, self.side, self.classes, seed=0)
+        model = models.build(self.architecture, SampleForm.image(self.channels, self.side), self.classes, seed=0)
         return SharedState(model, FlatParameters(model)).size
 
 

@@ -19,6 +19,7 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config import OptimizerConfig
 from fedh2l_mpi.models import batched_linear, build, optimizers
 from fedh2l_mpi.models.flat_parameters import FlatParameters
+from fedh2l_mpi.sample_form import SampleForm
 
 BATCH, REPEATS = 32, 9
 CASES = [("mlp", 8), ("mlp", 28), ("lenet5", 28)]
@@ -73,7 +74,9 @@ def main() -> None:
             if name == "mlp":
                 ways["like"] = together
             steps = {
-                way: make([build(name, 1, side, 10, seed) for seed in range(count)], images, labels, config)
+                way: make(
+                    [build(name, SampleForm.image(1, side), 10, seed) for seed in range(count)], images, labels, config
+                )
                 for way, make in ways.items()
             }
             taken = step_seconds(steps, max(2, 32 // count), REPEATS)

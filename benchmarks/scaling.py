@@ -241,7 +241,7 @@ def count_loads(config: Config, ranks: int, notes: float) -> Loads:
     """Return the work of each rank in a round of a resolved config."""
     hosting = Hosting(config.size, ranks)
     graph: Links = links(draw(config.topology, config.size, config.seed, 0).edges, hosting)
-    source = open_source(config.data.name, config.data.root)
+    source = open_source(config.data)
     held, _ = sample_counts.count_or_assume(config, source)
     message: MessageSize | None = requirements.compute(config, source, methods.build(config), held).message
     return overhead.count_loads(graph, hosting, message, notes, 8 * metrics.row_width(held.domains))
@@ -260,7 +260,7 @@ def calibrate(settings: list[str]) -> None:
     """Print the measured seconds."""
     time.perf_counter = time.thread_time  # type: ignore[assignment]
     config = loading.load(None, settings).resolved(1, launched=False)
-    source = open_source(config.data.name, config.data.root)
+    source = open_source(config.data)
     held, _ = sample_counts.count_or_assume(config, source)
     message = requirements.compute(config, source, methods.build(config), held).message
     graph = config.topology

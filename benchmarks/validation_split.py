@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedh2l_mpi.config import DataConfig
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.sources import IDX_PARTS, ImageTable
 from fedh2l_mpi.errors import UserError
@@ -19,7 +20,7 @@ from fedh2l_mpi.errors import UserError
 def write(folder: Path, part: str, table: ImageTable, rows: np.ndarray) -> None:
     """Write rows to two uncompressed IDX files."""
     images_name, labels_name = IDX_PARTS[part]
-    images = table.images(rows)[:, 0]
+    images = table.samples(rows)[:, 0]
     (folder / images_name).write_bytes(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
     labels = table.labels[rows].astype(np.uint8)
     (folder / labels_name).write_bytes(struct.pack(">II", 0x801, len(labels)) + labels.tobytes())
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a new folder")
     options = parser.parse_args()
     try:
-        table = open_source("mnist", options.root).train
+        table = open_source(DataConfig(name="mnist", root=options.root)).train
         options.out.mkdir(parents=True)
     except (UserError, FileExistsError) as error:
         parser.error(f"out: {options.out} exists" if isinstance(error, FileExistsError) else str(error))

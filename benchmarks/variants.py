@@ -23,6 +23,7 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config import OptimizerConfig
 from fedh2l_mpi.models import build, mixed_precision, optimizers
 from fedh2l_mpi.models.flat_parameters import FlatParameters
+from fedh2l_mpi.sample_form import SampleForm
 
 BATCH, STEPS, REPEATS = 32, 20, 9
 MODELS = ("mlp", "lenet5", "cnn", "resnet8")
@@ -30,7 +31,7 @@ MODELS = ("mlp", "lenet5", "cnn", "resnet8")
 
 def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """Return a function that makes one optimiser step of a new model."""
-    model = build(name, 1, 28, 10, 0).train()
+    model = build(name, SampleForm.image(1, 28), 10, 0).train()
     flat = FlatParameters(model)
     mover = optimizers.build(flat.vector, OptimizerConfig(name="sgd", lr=0.01, momentum=0.9))
     if way == "bfloat16":
@@ -41,7 +42,7 @@ def stepping(name: str, way: str, images: Tensor, labels: Tensor) -> Callable[[]
 
 def two_gradients(name: str, together: bool, images: Tensor, labels: Tensor) -> Callable[[], object]:
     """Return a function that computes the gradients of a private and a seed minibatch at the same weights."""
-    model = build(name, 1, 28, 10, 0).train()
+    model = build(name, SampleForm.image(1, 28), 10, 0).train()
     flat, both = FlatParameters(model), torch.cat([images, images])
 
     def loss(logits: Tensor) -> Tensor:

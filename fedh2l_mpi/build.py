@@ -93,7 +93,7 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
     hosting = Hosting(config.size, world.size)
     here, method = hosting.participants_of(world.rank), methods.build(config)
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
-    plan = federated.plan(config, open_source(config.data.name, config.data.root))
+    plan = federated.plan(config, open_source(config.data))
     begin_alike = method.shares_parameters
     built = _first_models(config, plan, here, begin_alike)
     memory_check.check_memory(config, plan, method, topology, world, device, built)
@@ -135,7 +135,7 @@ def _model(index: int, config: Config, plan: federated.Plan, begin_alike: bool) 
     architecture, source = config.architecture(index), plan.source
     seed = initial_seed(config, index, begin_alike)
     weights = config.weights.get(architecture)
-    return models.build(architecture, source.channels, source.side, source.classes, seed, weights)
+    return models.build(architecture, source.form, source.classes, seed, weights)
 
 
 def initial_seed(config: Config, index: int, begin_alike: bool) -> int:

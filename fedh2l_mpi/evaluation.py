@@ -110,7 +110,7 @@ def temperature_on(participant: Participant, seed: SeedRound, seed_prior_C: Tens
     DivergedError
         If a logit is not finite.
     """
-    logits_SC = participant.logits(seed.images)
+    logits_SC = participant.logits(seed.inputs)
     if not torch.isfinite(logits_SC).all():
         text = "its logits on the seed samples are not finite"
         raise DivergedError(f"participant {participant.index} diverged: {text}. {REMEDY}")

@@ -1,6 +1,6 @@
 """One participant: its model, optimiser and private data, and the operations on them that methods share.
 
-Shape letters: B minibatch, S seed samples, C classes, K channels (in images) or confidence bins, H, W pixels.
+Shape letters: B minibatch, S seed samples, C classes, X the axes of one sample.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class TrainingUnit(Protocol):
         """Enter a training phase."""
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
-        """Return the next private minibatch: images (B, K, H, W) and labels (B,)."""
+        """Return the next private minibatch: a model's input (B, X) and labels (B,)."""
 
     def log_prior(self, classes: int) -> Tensor:
         """Return the logarithm of the prior of the private labels, float32 (C,); (G, 1, C) for a batch."""
@@ -119,7 +119,7 @@ class Participant:
     seed : int
         The run's seed.
     augment : callable or None
-        Transformation of the images of every private minibatch.
+        Transformation of every private minibatch.
     round_steps : int
         E + M, optimiser steps of a round.
     average_follows : {"step", "round"}
@@ -153,7 +153,7 @@ class Participant:
         # A participant is a training unit of one, so the loop handles it like a batch of participants.
         self.members = [self]
         self.private, self.validation = private, validation
-        self.device = private.images.device
+        self.device = private.stored.device
         self.model = model.to(self.device)
         if optimizer.precision == "bfloat16":
             mixed_precision.mix(self.model)
@@ -274,13 +274,13 @@ class Participant:
         self.model.train()
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
-        """Return the next private minibatch: images (B, K, H, W), ready for the model, and labels (B,)."""
+        """Return the next private minibatch: a model's input (B, X) and labels (B,)."""
         position = self.minibatches.position
         rows = self.minibatches.next().to(self.device)
-        images = self.private.inputs(rows)
+        inputs = self.private.inputs(rows)
         if self._augment is not None:
-            images = self._augment(images, generator(self._seed, Purpose.AUGMENTATION, self.index, position))
-        return images, self.private.labels[rows]
+            inputs = self._augment(inputs, generator(self._seed, Purpose.AUGMENTATION, self.index, position))
+        return inputs, self.private.labels[rows]
 
     def log_prior(self, classes: int) -> Tensor:
         """Return the logarithm of the prior of the private training labels, float32 (C,) on the device."""
@@ -328,10 +328,10 @@ class Participant:
         return iter(rows.to(self.device).split(size)[after : after + steps])
 
     @torch.no_grad()
-    def logits(self, images_NKHW: Tensor) -> Tensor:
+    def logits(self, inputs_NX: Tensor) -> Tensor:
         """Return logits (N, C) on the device, in eval mode: without dropout, and with unchanged running statistics."""
         self.model.eval()
-        return torch.cat([self.model(piece) for piece in images_NKHW.split(self.forward_size)])
+        return torch.cat([self.model(piece) for piece in inputs_NX.split(self.forward_size)])
 
     def note(self, name: str, value: Tensor) -> None:
         """Record a scalar of this step. It stays on the device until `noted_means`."""

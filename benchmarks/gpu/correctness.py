@@ -11,6 +11,7 @@ from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, PASS, SKIP, TINY
 from benchmarks.gpu.runs import differences, has_torchvision, run_here
 from benchmarks.gpu.stopwatch import seconds_of
 from benchmarks.gpu.subjects import config_of, participant_of
+from fedh2l_mpi.sample_form import SampleForm
 
 # Architecture, channels and side of the images.
 MODELS = [("mlp", 1, 28), ("lenet5", 1, 28), ("cnn", 1, 28), ("resnet8", 1, 28), ("vit", 1, 28), ("mobilenet", 3, 64)]
@@ -90,7 +91,7 @@ def _check_gradients(report: Report) -> None:
             images = torch.randn(batch, channels, side, side, generator=draw)
             images = images.contiguous(memory_format=torch.channels_last)
             labels = torch.randint(10, (batch,), generator=draw)
-            model = build(name, channels, side, 10, 0).train()
+            model = build(name, SampleForm.image(channels, side), 10, 0).train()
             reference = _gradient(copy.deepcopy(model).double(), images.double(), labels)
             for mode, (is_tf32, is_mixed, _) in ARITHMETIC.items():
                 torch.backends.cudnn.allow_tf32 = is_tf32
@@ -177,7 +178,7 @@ def _check_dropout(report: Report) -> None:
     outputs = []
     for phase in (0, 1, 0):
         participant.begin(3, phase)
-        outputs.append(participant.model(participant.private.images[:64]).detach().clone())
+        outputs.append(participant.model(participant.private.stored[:64]).detach().clone())
     repeats = torch.equal(outputs[0], outputs[2]) and not torch.equal(outputs[0], outputs[1])
     report.check("dropout repeats its draws", repeats, "by participant, round and phase")
 
@@ -266,7 +267,7 @@ def _repeated(name: str, channels: int, side: int, is_mixed: bool) -> tuple[int,
     images = torch.randn(batch, channels, side, side, generator=draw).to(DEVICE)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=draw).to(DEVICE)
-    model = build(name, channels, side, 10, 0).train().to(DEVICE)
+    model = build(name, SampleForm.image(channels, side), 10, 0).train().to(DEVICE)
     if is_mixed:
         mixed_precision.mix(model)
     flat = FlatParameters(model)

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.gpu.findings import DEVICE, INFO, ON_GPU, SKIP, TINY, Report
 from benchmarks.gpu.stopwatch import seconds_of, short
 from benchmarks.gpu.subjects import config_of, forget_notes, participant_of
+from fedh2l_mpi.sample_form import SampleForm
 
 BATCH, SAMPLES, SIDE, CLASSES = 32, 1000, 28, 10
 LR, MOMENTUM = 0.01, 0.9
@@ -50,7 +51,9 @@ class Fleet:
         self.labels = torch.randint(CLASSES, (count, SAMPLES), generator=draw).to(DEVICE)
         self.host_rows = [torch.randperm(SAMPLES, generator=draw)[:BATCH] for _ in range(count)]
         self.rows = torch.stack(self.host_rows).to(DEVICE)
-        self.models = [build(name, 1, SIDE, CLASSES, seed).train().to(DEVICE) for seed in range(count)]
+        self.models = [
+            build(name, SampleForm.image(1, SIDE), CLASSES, seed).train().to(DEVICE) for seed in range(count)
+        ]
         for module in (part for model in self.models for part in model.modules()):
             # vmap rejects layers that change their input, and all ways must compute the same.
             if isinstance(module, torch.nn.ReLU):

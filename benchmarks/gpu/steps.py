@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.gpu.findings import DEVICE, INFO, ON_GPU, TINY, Report
 from benchmarks.gpu.stopwatch import seconds_of, short
 from benchmarks.gpu.subjects import config_of, participant_of, phases_of
+from fedh2l_mpi.sample_form import SampleForm
 
 PHOTO_SIDE = 64 if TINY else 224
 # Architecture, channels and side of the images.
@@ -24,7 +25,7 @@ def bare_step(name: str, channels: int, side: int, fused: bool = False) -> Calla
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(1000 if side < 100 else 200, channels, side, side, generator=draw).to(DEVICE)
     labels = torch.randint(10, (len(images),), generator=draw).to(DEVICE)
-    model = build(name, channels, side, 10, 0).train().to(DEVICE)
+    model = build(name, SampleForm.image(channels, side), 10, 0).train().to(DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     rows = torch.randperm(len(images), generator=draw)[:BATCH].to(DEVICE)
 
@@ -127,7 +128,7 @@ def _pass(name: str, channels: int, side: int, order: Any, is_mixed: bool) -> Ca
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, channels, side, side, generator=draw).to(DEVICE).contiguous(memory_format=order)
     labels = torch.randint(10, (BATCH,), generator=draw).to(DEVICE)
-    model = build(name, channels, side, 10, 0).train().to(DEVICE, memory_format=order)
+    model = build(name, SampleForm.image(channels, side), 10, 0).train().to(DEVICE, memory_format=order)
     parameters = list(model.parameters())
 
     def gradient() -> object:

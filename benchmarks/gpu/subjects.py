@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu.findings import DEVICE, TINY
+from fedh2l_mpi.sample_form import SampleForm
 
 
 def config_of(*overrides: str) -> Any:
@@ -34,7 +35,7 @@ def participant_of(
     images = torch.randn(samples, channels, side, side, generator=draw).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (samples,), generator=draw)
     data = Labelled(images.to(DEVICE), labels.to(DEVICE))
-    model = build(architecture, channels, side, 10, 0)
+    model = build(architecture, SampleForm.image(channels, side), 10, 0)
     return Participant(
         index, architecture, model, data, data, config.optimizer, config.evaluation, config.seed, augment
     )
@@ -51,8 +52,8 @@ def round_of(participant: Any, seed_samples: int, neighbours: int = 2) -> tuple[
     from fedh2l_mpi.topology import Graph
 
     labels = participant.private.labels[:seed_samples]
-    samples = Labelled(participant.private.images[:seed_samples], labels)
-    seed = SeedRound(0, samples.images, labels, labels)
+    samples = Labelled(participant.private.stored[:seed_samples], labels)
+    seed = SeedRound(0, samples.stored, labels, labels)
     seed_set = SeedSet(samples, len(samples), 10, SeedSetConfig(views="none"), 0)
     graph = Graph(neighbours + 1, [(0, other) for other in range(1, neighbours + 1)])
     draw = torch.Generator().manual_seed(1)

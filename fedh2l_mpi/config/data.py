@@ -14,6 +14,8 @@ Alpha = Annotated[
 # The rotation of data that have no domains of their own.
 DOMAINS, ROTATION_STEP_DEG = 4, 20.0
 ROTATION = ("domains", "rotation_step_deg")
+# Share of data without a test part that is kept for testing.
+TEST_SHARE = 0.2
 # The bound keeps a product of a round's rows, classes and bytes within int64.
 MOST_VIEWS = 1000
 
@@ -110,6 +112,11 @@ class DataConfig(KindSection):
     )
     partition: PartitionConfig = PartitionConfig()
 
+    @property
+    def share_for_testing(self) -> float:
+        """Share of the samples that is kept for testing if the data have no test part."""
+        return TEST_SHARE
+
     @classmethod
     def unused_key(cls, key: str, kind: str) -> str:
         """Reason why this data set refuses a key of others."""
@@ -139,8 +146,13 @@ class Pack(DataConfig, kind="pack"):
     """Photographs of several domains in one HDF5 file."""
 
     test_share: Number = Field(
-        0.2, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed"
+        TEST_SHARE, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed"
     )
+
+    @property
+    def share_for_testing(self) -> float:
+        """Share of the samples that is kept for testing."""
+        return self.test_share
 
     @model_validator(mode="after")
     def _brings_its_domains(self) -> "Pack":

@@ -42,7 +42,12 @@ class Affine:
         # The grid spans -1 to 1, so a shift by the whole side is 2.
         shift = 2 * draw.uniform(-self.shift, self.shift, (count, 2))
         cos, sin = np.cos(angle) / size, np.sin(angle) / size
-        rows = np.stack([np.stack([cos, -sin, shift[:, 0]], axis=1), np.stack([sin, cos, shift[:, 1]], axis=1)], axis=1)
+        # A unit of the grid is longer along the longer axis.
+        tall = images_NKHW.shape[2] / images_NKHW.shape[3]
+        rows = np.stack(
+            [np.stack([cos, -sin * tall, shift[:, 0]], axis=1), np.stack([sin / tall, cos, shift[:, 1]], axis=1)],
+            axis=1,
+        )
         darkest = images_NKHW.amin(dim=(1, 2, 3), keepdim=True)
         return _sampled(images_NKHW - darkest, rows, padding="zeros") + darkest
 

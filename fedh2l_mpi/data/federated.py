@@ -1,10 +1,11 @@
 """The data of a run: the plan of who holds which rows, on every rank, and the tensors of the participants hosted here.
 
-Shape letters: N samples, T test samples of a domain, C classes, P participants, D domains, K channels, H, W pixels.
+Shape letters: N samples, T test samples of a domain, C classes, P participants, D domains, X the axes of one sample.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,23 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.config.data import Pack
-from fedh2l_mpi.data.labelled import Labelled, Normalisation
+from fedh2l_mpi.data import test_sets
+from fedh2l_mpi.data.labelled import Labelled, Normalisation, memory_format
+from fedh2l_mpi.data.made_domains import rotations
 from fedh2l_mpi.data.partition import (
     Draw,
     Rows,
     Samples,
     Share,
-    kept_for_testing,
     own_domain,
     partition,
     partition_natural,
 )
-from fedh2l_mpi.data.rotation import rotate, rotations
+from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.seed_set import SeedSet
-from fedh2l_mpi.data.sources import ImageTable, NaturalDomains, Source
+from fedh2l_mpi.data.sources import Source, Table
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.rng import Purpose, generator
+from fedh2l_mpi.rng import Purpose
 
 PIECE = 128
 # Largest number of draws of a partition until every class has enough samples.
@@ -44,7 +45,8 @@ PARTS = {
 class Plan:
     """Rows of every participant, of the seed set and of the tests; equal on every rank, and without any image.
 
-    `draws` is the number of draws until every class had enough samples (`data.partition.min_per_class`).
+    `draws` is the number of draws until every class had enough samples (`data.partition.min_per_class`). `angles` are
+    those of domains that are made by rotation [degrees]; it is empty for data with domains of their own.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Plan:
     seed: Samples
     tests: list[Samples]
     draws: int = 1
+    angles: tuple[float, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -77,7 +80,9 @@ class Plan:
         """Name of every domain: the data's own, or one such as `rotated 15 deg`."""
         if self.source.domains is not None:
             return list(self.source.domains.names)
-        return [f"rotated {angle:g} deg" for angle in rotations(self.config.data.partition)]
+        if self.source.form.kind != "image":
+            return ["all"]
+        return [f"rotated {angle:g} deg" for angle in self.angles]
 
     def own_domain(self, participant: int) -> int:
         """Return the participant's domain, or -1 if it holds a mix of all domains."""
@@ -95,9 +100,9 @@ class Plan:
         counts = class_counts(self.source, self.shares, self.seed)
         return {part: np.flatnonzero(row == 0) for part, row in zip(PARTS, counts, strict=True)}
 
-    def image_bytes(self) -> int:
-        """Return the size of one image in memory [bytes]: float32, or uint8 for photographs."""
-        return self.source.image_bytes
+    def sample_bytes(self) -> int:
+        """Return the size of one sample in memory [bytes]: as a model's input, or uint8 for photographs."""
+        return self.source.sample_bytes
 
 
 def plan(config: Config, source: Source) -> Plan:
@@ -109,21 +114,13 @@ def plan(config: Config, source: Source) -> Plan:
         If the data do not suffice for the config.
     """
     natural, labels = source.domains, source.train.labels
-    if natural is None or not isinstance(config.data, Pack):
-        domains = len(rotations(config.data.partition))
-        originals = _test_rows(config, len(source.test.labels))
-        tests = [Samples(originals, np.full(len(originals), domain)) for domain in range(domains)]
+    angles = rotations(config.data.partition, source)
+    training, tests = test_sets.divide(config, source, len(angles))
 
-        def shares_of(draw: Draw) -> list[Share]:
-            return partition(labels, config, domains, draw)
-
-    else:
-        testing = kept_for_testing(labels, natural, config.data.test_share)
-        training = np.setdiff1d(np.arange(len(labels)), np.concatenate(testing))
-        tests = [_capped(rows, domain, natural, config) for domain, rows in enumerate(testing)]
-
-        def shares_of(draw: Draw) -> list[Share]:
-            return partition_natural(labels, training, natural, config, draw)
+    def shares_of(draw: Draw) -> list[Share]:
+        if natural is None:
+            return partition(labels, training, config, len(angles), draw)
+        return partition_natural(labels, training, natural, config, draw)
 
     shares, pooled, draws = _with_all_classes(config, source, shares_of)
     wanted = config.seed_set.samples_per_round
@@ -132,7 +129,7 @@ def plan(config: Config, source: Source) -> Plan:
             f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples. "
             "Use fewer (null: all), or raise seed_set.share."
         )
-    return Plan(config, source, shares, pooled, tests, draws)
+    return Plan(config, source, shares, pooled, tests, draws, () if natural is not None else tuple(angles))
 
 
 def class_counts(source: Source, shares: list[Share], seed: Samples) -> NDArray[np.int64]:
@@ -185,29 +182,6 @@ def _seed_samples(config: Config, shares: list[Share], draw: Draw) -> Samples:
     return pooled[np.sort(kept).astype(np.int64)]
 
 
-def _test_rows(config: Config, available: int) -> NDArray[np.int64]:
-    # The run's seed has no part in this, so that runs that differ only in their seed have the same test samples.
-    wanted = config.evaluation.test_samples_per_domain or available
-    if wanted > available:
-        raise UserError(
-            f"evaluation.test_samples_per_domain: got {wanted}, but {config.data.name} has {available} test samples. "
-            "Use fewer (null: all)."
-        )
-    return np.sort(generator(0, Purpose.TEST_SAMPLES).permutation(available)[:wanted])
-
-
-def _capped(rows: Rows, domain: int, natural: NaturalDomains, config: Config) -> Samples:
-    """Draw as many of a domain's test rows as the config wants; the run's seed has no part in it."""
-    wanted = config.evaluation.test_samples_per_domain or len(rows)
-    if wanted > len(rows):
-        raise UserError(
-            f"evaluation.test_samples_per_domain: got {wanted}, but domain {natural.names[domain]!r} has {len(rows)} "
-            "test samples. Use fewer (null: all), or raise data.test_share."
-        )
-    chosen = np.sort(generator(0, Purpose.TEST_SAMPLES, domain).permutation(rows)[:wanted])
-    return Samples(chosen, np.full(wanted, domain))
-
-
 @dataclass(frozen=True)
 class Federation:
     """The tensors of this rank, all on its device.
@@ -222,7 +196,7 @@ class Federation:
 
 
 def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool = False) -> Federation:
-    """Read the samples of the `hosted` participants in one pass over each file; rotate, normalise and move them.
+    """Read the samples of the `hosted` participants in one pass over each file; transform, normalise and move them.
 
     Parameters
     ----------
@@ -246,46 +220,60 @@ def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool =
         private=dict(zip(hosted, own, strict=True)),
         validation=dict(zip(hosted, others[len(private) :], strict=True)),
         seed_set=SeedSet(seed, plan.seed_samples_per_round, plan.classes, config.seed_set, config.seed),
-        tests=_read(plan, plan.source.test, plan.tests, device),
+        tests=_read(plan, plan.source.test or plan.source.train, plan.tests, device),
     )
 
 
-def _read(plan: Plan, table: ImageTable, parts: list[Samples], device: torch.device) -> list[Labelled]:
-    """Read the samples of each part; images that are rotated come from one pass over the table's file."""
+def _read(plan: Plan, table: Table, parts: list[Samples], device: torch.device) -> list[Labelled]:
+    """Read the samples of each part; samples that are transformed come from one pass over the table's file."""
     labels = [torch.from_numpy(table.labels[part.rows]).to(device) for part in parts]
     normalisation = Normalisation.of(plan.source, device)
-    if plan.source.domains is not None:
-        images = [_stored(plan, table, part.rows, device) for part in parts]
-        return [Labelled(*both, normalisation) for both in zip(images, labels, strict=True)]
+    is_compact = plan.source.is_compact
+    if is_compact and table.reads_pieces:
+        stored = [_stored(plan, table, part.rows, device) for part in parts]
+        return [Labelled(*both, normalisation) for both in zip(stored, labels, strict=True)]
     rows, where = np.unique(np.concatenate([part.rows for part in parts]), return_inverse=True)
-    pixels = table.images(rows)
+    values = table.samples(rows)
     splits = np.split(where, np.cumsum([len(part) for part in parts])[:-1])
-    images = [_turned(plan, pixels, at, part.domains).to(device) for at, part in zip(splits, parts, strict=True)]
-    return [Labelled(*both) for both in zip(images, labels, strict=True)]
+    if is_compact or plan.source.form.kind == "tokens":
+        stored = [_as_stored(values[at]).to(device) for at in splits]
+        applied = normalisation if is_compact else None
+        return [Labelled(*both, applied) for both in zip(stored, labels, strict=True)]
+    inputs = [_inputs(plan, values, at, part.domains).to(device) for at, part in zip(splits, parts, strict=True)]
+    return [Labelled(*both) for both in zip(inputs, labels, strict=True)]
 
 
-def _stored(plan: Plan, table: ImageTable, rows: Rows, device: torch.device) -> Tensor:
-    """Read `rows` of the table unchanged, uint8 (N, K, H, W)."""
-    source, order = plan.source, np.argsort(rows, kind="stable")
-    shape = (len(rows), source.channels, source.side, source.side)
-    stored = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=torch.channels_last)
+def _as_stored(values: NDArray[Any]) -> Tensor:
+    """Return uint8 samples as they are and token ids as int64, images channels last."""
+    tensor = torch.from_numpy(values)
+    if values.dtype != np.uint8:
+        tensor = tensor.to(torch.int64)
+    return tensor.contiguous(memory_format=memory_format(tensor.dim()))
+
+
+def _stored(plan: Plan, table: Table, rows: Rows, device: torch.device) -> Tensor:
+    """Read `rows` of the table unchanged, uint8 (N, X)."""
+    order = np.argsort(rows, kind="stable")
+    shape = (len(rows), *plan.source.form.shape)
+    stored = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=memory_format(len(shape)))
     # Reading in pieces, in the order of the file, keeps only one piece in host memory next to the device's copy.
     for piece in np.split(order, range(PIECE, len(order), PIECE)):
-        stored[torch.from_numpy(piece).to(device)] = torch.from_numpy(table.images(rows[piece])).to(device)
+        stored[torch.from_numpy(piece).to(device)] = torch.from_numpy(table.samples(rows[piece])).to(device)
     return stored
 
 
-def _turned(plan: Plan, pixels: NDArray[np.uint8], rows: Rows, domains: Rows) -> Tensor:
-    """Return rows of `pixels` as float32 (N, K, H, W): scaled, rotated to their domains, normalised, channels last."""
-    source, angles = plan.source, rotations(plan.config.data.partition)
+def _inputs(plan: Plan, values: NDArray[Any], rows: Rows, domains: Rows) -> Tensor:
+    """Return rows of `values` as float32 (N, X): scaled, transformed to their domains, normalised."""
+    source, angles = plan.source, plan.angles
     normalisation = Normalisation.of(source, torch.device("cpu"))
-    shape = (len(rows), source.channels, source.side, source.side)
-    prepared = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+    shape = (len(rows), *source.form.shape)
+    prepared = torch.empty(shape, dtype=torch.float32, memory_format=memory_format(len(shape)))
     for domain in np.unique(domains):
         of_domain = np.flatnonzero(domains == domain)
-        # Large temporary arrays would remain in the process as holes in its heap, so images are rotated in pieces.
+        # Large temporary arrays would remain in the process as holes in its heap, so samples are transformed in pieces.
         for piece in np.split(of_domain, range(PIECE, len(of_domain), PIECE)):
-            images = torch.from_numpy(pixels[rows[piece]]).to(torch.float32).div_(source.full_scale)
-            images = rotate(images, angles[domain])
-            prepared[torch.from_numpy(piece)] = images.sub_(normalisation.mean).div_(normalisation.std)
+            scaled = torch.from_numpy(values[rows[piece]]).to(torch.float32).div_(normalisation.full_scale)
+            if angles:
+                scaled = rotate(scaled, angles[domain])
+            prepared[torch.from_numpy(piece)] = scaled.sub_(normalisation.mean).div_(normalisation.std)
     return prepared

@@ -1,6 +1,6 @@
-"""Labelled images on a device, and their normalisation to a model's input.
+"""Labelled samples on a device, and their normalisation to a model's input.
 
-Shape letters: N samples, K channels, H, W pixels.
+Shape letters: N samples, X the axes of one sample, K channels, H, W pixels.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,20 @@ from torch import Tensor
 from fedh2l_mpi.data.sources import Source
 
 
+def memory_format(axes: int) -> torch.memory_format:
+    """Return the memory format of a tensor of samples with this number of axes: images (N, K, H, W) are channels last.
+
+    Convolutions on a CPU are fastest with channels last, and on a GPU no slower.
+    """
+    return torch.channels_last if axes == 4 else torch.contiguous_format
+
+
 @dataclass(frozen=True)
 class Normalisation:
-    """Normalise stored values to a model's input, `(value / full_scale - mean) / std`; float32 (K, 1, 1) each."""
+    """Normalise stored values to a model's input, `(value / full_scale - mean) / std`.
+
+    Each is float32, with an axis for every axis of a sample: (K, 1, 1) for images, (K, 1) for series, (F,) for vectors.
+    """
 
     full_scale: Tensor
     mean: Tensor
@@ -22,33 +33,34 @@ class Normalisation:
     @staticmethod
     def of(source: Source, device: torch.device) -> "Normalisation":
         """Return the normalisation of a data set, on a device."""
+        axes = [1] * (len(source.form.shape) - 1)
         full_scale, mean, std = (
-            torch.tensor(value, dtype=torch.float32, device=device).reshape(-1, 1, 1)
+            torch.tensor(value, dtype=torch.float32, device=device).reshape(-1, *axes)
             for value in (source.full_scale, source.mean, source.std)
         )
         return Normalisation(full_scale, mean, std)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return uint8 or float32 images as float32 (N, K, H, W), channels last."""
-        # Convolutions on a CPU are fastest with channels last, and on a GPU no slower.
-        scaled = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+    def __call__(self, stored: Tensor) -> Tensor:
+        """Return uint8 or float32 samples as float32 (N, X), images channels last."""
+        scaled = stored.to(torch.float32, memory_format=memory_format(stored.dim()), copy=True)
         return scaled.div_(self.full_scale).sub_(self.mean).div_(self.std)
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and labels on one device.
+    """Samples and labels on one device.
 
     Attributes
     ----------
-    images : float32 or uint8 (N, K, H, W), channels last
-        Normalised float32, or stored uint8, because photographs would need four times the memory as float32.
+    stored : float32, uint8 or int64 (N, X); images (N, K, H, W) channels last
+        Normalised float32 values, or token ids; or uint8 as in the file, because photographs would need four times the
+        memory as float32.
     labels : int64 (N,)
     normalisation : Normalisation or None
-        Normalisation that `inputs` applies to uint8 images; None if the images are already normalised.
+        Normalisation that `inputs` applies to uint8 samples; None if `stored` is a model's input already.
     """
 
-    images: Tensor
+    stored: Tensor
     labels: Tensor
     normalisation: Normalisation | None = None
 
@@ -56,6 +68,6 @@ class Labelled:
         return len(self.labels)
 
     def inputs(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Return a model's input for `rows`: float32 (rows, K, H, W), normalised, channels last."""
-        images = self.images[rows]
-        return images if self.normalisation is None else self.normalisation(images)
+        """Return a model's input for `rows`: normalised float32 or token ids (rows, X), images channels last."""
+        stored = self.stored[rows]
+        return stored if self.normalisation is None else self.normalisation(stored)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.data.sources import LARGEST_SIDE, NaturalDomains, Source, located
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import paths, safe_hdf5
+from fedh2l_mpi.sample_form import SampleForm
 
 if TYPE_CHECKING:
     import h5py
@@ -77,8 +78,9 @@ class PackTable:
     labels: NDArray[np.int64]
     image_sha256: NDArray[np.bytes_]
     shape: tuple[int, int, int]
+    reads_pieces = True
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def samples(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images of `rows`, uint8 (len(rows), K, S, S); neighbouring rows are read together."""
         ordered, where = np.unique(rows, return_inverse=True)
         pixels = np.empty((len(ordered), *self.shape), dtype=np.uint8)
@@ -96,11 +98,11 @@ class PackTable:
     def verify(self) -> None:
         """Read and check every image."""
         for piece in np.split(np.arange(len(self.labels)), range(256, len(self.labels), 256)):
-            self.images(piece)
+            self.samples(piece)
 
 
 def open_pack(root: str | None) -> Source:
-    """Open the pack at `root`; training and test are one table, which the config's `data.test_share` splits.
+    """Open the pack at `root`; it has no test part, so the config's `data.test_share` of it is kept for testing.
 
     Parameters
     ----------
@@ -130,7 +132,8 @@ def open_pack(root: str | None) -> Source:
         raise UserError(f"{path}: the pack has no images. Make a new one.")
     mean, std = NORMALISATION[channels]
     natural = NaturalDomains(tuple(names), domains)
-    return Source("pack", classes, channels, side, 255.0, mean, std, train=table, test=table, domains=natural)
+    form = SampleForm.image(channels, side)
+    return Source("pack", classes, form, 255.0, mean, std, train=table, test=None, domains=natural, is_compact=True)
 
 
 def _path(root: str | None) -> Path:

@@ -64,13 +64,15 @@ class Draw:
         return generator(self.seed, Purpose.REDRAW, self.number, purpose, *key)
 
 
-def partition(labels: Rows, config: Config, domains: int, draw: Draw) -> list[Share]:
+def partition(labels: Rows, rows: Rows, config: Config, domains: int, draw: Draw) -> list[Share]:
     """Distribute rows that may be used in any domain to the participants' private, validation and seed samples.
 
     Parameters
     ----------
     labels : int64 (N,)
-        Class of every training row.
+        Class of every row of the table.
+    rows : int64
+        The rows for training.
     config : Config
         A resolved config.
     domains : int
@@ -84,15 +86,15 @@ def partition(labels: Rows, config: Config, domains: int, draw: Draw) -> list[Sh
         If the data do not suffice, or a share leaves a participant without private data.
     """
     part = config.data.partition
-    held = _deal(labels, part, config.size, draw.stream(Purpose.PARTITION))
+    dealt = _deal(labels[rows], part, config.size, draw.stream(Purpose.PARTITION))
     shares = []
-    for participant, rows in enumerate(held):
+    for participant, picked in enumerate(dealt):
         split = draw.stream(Purpose.SPLIT, participant)
-        rows = split.permutation(rows)
+        mine = split.permutation(rows[picked])
         seen = (
-            split.integers(domains, size=len(rows)) if part.kind == "iid" else np.full(len(rows), participant % domains)
+            split.integers(domains, size=len(mine)) if part.kind == "iid" else np.full(len(mine), participant % domains)
         )
-        shares.append(_split(Samples(rows, seen.astype(np.int64)), participant, config))
+        shares.append(_split(Samples(mine, seen.astype(np.int64)), participant, config))
     _check_disjoint(shares)
     return shares
 
@@ -134,36 +136,6 @@ def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config:
         shares.append(_split(Samples(mine, domains.of_row[mine]), participant, config))
     _check_disjoint(shares)
     return shares
-
-
-def kept_for_testing(labels: Rows, domains: NaturalDomains, share: float) -> list[Rows]:
-    """Choose each domain's rows for testing: `share` of every class in it, the same for any seed of the run.
-
-    A class with at least two images in a domain has at least one for training and one for testing.
-
-    Raises
-    ------
-    UserError
-        If a domain has no image to test on.
-    """
-    classes = int(labels.max()) + 1
-    kept = []
-    for domain, name in enumerate(domains.names):
-        own = np.flatnonzero(domains.of_row == domain)
-        parts = [np.empty(0, dtype=np.int64)]
-        for label in range(classes):
-            group = own[labels[own] == label]
-            if len(group) > 1:
-                count = min(max(round(share * len(group)), 1), len(group) - 1)
-                draw = generator(0, Purpose.TEST_SAMPLES, domain, label)
-                parts.append(draw.permutation(group)[:count])
-        kept.append(np.sort(np.concatenate(parts)))
-        if len(kept[-1]) == 0:
-            raise UserError(
-                f"data.test_share: {share} leaves domain {name!r} no test image, because none of its classes has two "
-                f"images (it has {len(own)} in total). Add images, or remove the domain from the pack."
-            )
-    return kept
 
 
 def own_domain(participant: int, part: PartitionConfig, domains: int) -> int:

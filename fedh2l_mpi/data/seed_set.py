@@ -7,7 +7,7 @@ without additional traffic. Every participant transforms the round's samples wit
 A round has S = n x k rows: n samples, each in k views. Row v n + i is view v of the i-th sample, and the samples are
 in the order of the seed set. The first n rows are thus those of a round with one view of each sample.
 
-Shape letters: A all seed samples, S rows of a round, K channels, H height, W width, C classes.
+Shape letters: A all seed samples, S rows of a round, X the axes of one sample, C classes.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config import SeedSetConfig
 from fedh2l_mpi.config.data import AffineViews, MixupViews, PhotoViews
 from fedh2l_mpi.data.augmentation import Affine, Photo
-from fedh2l_mpi.data.labelled import Labelled
+from fedh2l_mpi.data.labelled import Labelled, memory_format
 from fedh2l_mpi.rng import Purpose, generator
 
 # Number of views of round 0 that are hashed on the CPU; these few reveal a library that transforms differently.
@@ -38,7 +38,8 @@ class SeedRound:
 
     Attributes
     ----------
-    images : float32 (S, K, H, W)
+    inputs : float32 (S, X), or int64 (S, L) for token ids
+        What a model gets; images are channels last.
     labels : int64 (S,)
         Classes; a mixed pair has the class of its heavier half.
     targets : int64 (S,) or float32 (S, C)
@@ -46,12 +47,17 @@ class SeedRound:
     """
 
     round: int
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     targets: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> Tensor:
+        """The inputs, by the name that they had when all data were images."""
+        return self.inputs
 
     @staticmethod
     def join(views: Sequence["SeedRound"]) -> "SeedRound":
@@ -59,8 +65,8 @@ class SeedRound:
         first = views[0]
         if len(views) == 1:
             return first
-        images, labels, targets = zip(*((view.images, view.labels, view.targets) for view in views), strict=True)
-        together = torch.cat(images).contiguous(memory_format=torch.channels_last)
+        inputs, labels, targets = zip(*((view.inputs, view.labels, view.targets) for view in views), strict=True)
+        together = torch.cat(inputs).contiguous(memory_format=memory_format(first.inputs.dim()))
         return SeedRound(first.round, together, torch.cat(labels), torch.cat(targets))
 
 
@@ -97,7 +103,7 @@ class SeedSet:
     @property
     def nbytes(self) -> int:
         """Bytes of distributing the set to one participant, once."""
-        return self.samples.images.nbytes + self.samples.labels.nbytes
+        return self.samples.stored.nbytes + self.samples.labels.nbytes
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -106,20 +112,20 @@ class SeedSet:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of samples, labels, their order and views; equal digests mean equal seed sets."""
-        images, labels = self.samples.images, self.samples.labels
+        stored, labels = self.samples.stored, self.samples.labels
         # This text is in the digests of stored checkpoints; a key that is added later must not change it.
         values = self.config.model_dump().items()
         keys = ", ".join(f"{key}={value!r}" for key, value in values if (key, value) not in ADDED)
-        shape = tuple(images.shape)
+        shape = tuple(stored.shape)
         text = f"({shape}, {self.samples_per_round}, {self.classes}, SeedSetConfig({keys}))"
         sha = hashlib.sha256(text.encode())
-        sha.update(images.cpu().contiguous().numpy().data)
+        sha.update(stored.cpu().contiguous().numpy().data)
         sha.update(labels.cpu().numpy().data)
         # The CPU computes these views on every device, because GPUs of different kinds may differ in the last bit.
         first = self.samples.inputs(slice(0, HASHED_VIEWS)).cpu()
         hashed = SeedRound(0, first, labels[:HASHED_VIEWS].cpu(), labels[:HASHED_VIEWS].cpu())
         seen = self._viewed(hashed, generator(self.seed, Purpose.SEED_VIEWS, 0))
-        sha.update(seen.images.contiguous().numpy().data)
+        sha.update(seen.inputs.contiguous().numpy().data)
         sha.update(seen.targets.contiguous().numpy().data)
         return sha.digest()
 
@@ -139,35 +145,35 @@ class SeedSet:
     def _viewed(self, seed: SeedRound, draw: np.random.Generator) -> SeedRound:
         """Return one view of each of the samples, by `seed_set.views`."""
         config = self.config
-        images, labels, targets = seed.images, seed.labels, seed.targets
+        inputs, labels, targets = seed.inputs, seed.labels, seed.targets
         if isinstance(config, AffineViews):
-            images = Affine(config.view_rotation_deg, config.view_scale, config.view_shift)(images, draw)
+            inputs = Affine(config.view_rotation_deg, config.view_scale, config.view_shift)(inputs, draw)
         if isinstance(config, PhotoViews):
-            images = Photo()(images, draw)
+            inputs = Photo()(inputs, draw)
         if isinstance(config, MixupViews):
-            images, labels, targets = mixup(images, labels, self.classes, config.mixup_alpha, draw)
-        return SeedRound(seed.round, images, labels, targets)
+            inputs, labels, targets = mixup(inputs, labels, self.classes, config.mixup_alpha, draw)
+        return SeedRound(seed.round, inputs, labels, targets)
 
 
 def mixup(
-    images: Tensor, labels: Tensor, classes: int, alpha: float, draw: np.random.Generator
+    inputs: Tensor, labels: Tensor, classes: int, alpha: float, draw: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix each image with another one.
+    """Mix each sample with another one.
 
-    The weight of the image itself is max(b, 1 - b), with b drawn from Beta(alpha, alpha).
+    The weight of the sample itself is max(b, 1 - b), with b drawn from Beta(alpha, alpha).
 
     Returns
     -------
-    float (S, K, H, W), int64 (S,), float (S, C)
-        Images, labels of the heavier halves, targets.
+    float (S, X), int64 (S,), float (S, C)
+        Inputs, labels of the heavier halves, targets.
 
     Source: Zhang, Cisse, Dauphin and Lopez-Paz, "mixup: beyond empirical risk minimization", 2018.
     """
     partner = torch.from_numpy(draw.permutation(len(labels))).to(labels.device)
     share = draw.beta(alpha, alpha, len(labels))
-    own = torch.from_numpy(np.maximum(share, 1 - share)).to(images)
-    weight = own.view(-1, 1, 1, 1)
-    mixed = weight * images + (1 - weight) * images[partner]
-    one_hot = torch.nn.functional.one_hot(labels, classes).to(images.dtype)
+    own = torch.from_numpy(np.maximum(share, 1 - share)).to(inputs)
+    weight = own.view(-1, *[1] * (inputs.dim() - 1))
+    mixed = weight * inputs + (1 - weight) * inputs[partner]
+    one_hot = torch.nn.functional.one_hot(labels, classes).to(inputs.dtype)
     targets = own.view(-1, 1) * one_hot + (1 - own.view(-1, 1)) * one_hot[partner]
     return mixed, labels, targets

@@ -1,4 +1,4 @@
-"""Readers of labelled images by row: scikit-learn's digits, and IDX files.
+"""Data sets as tables that are read by row, and two readers: scikit-learn's digits, and IDX files.
 
 Shape letters: N rows, C channels, H height, W width.
 """
@@ -6,6 +6,7 @@ Shape letters: N rows, C channels, H height, W width.
 import csv
 import gzip
 import importlib.util
+import math
 import os
 import struct
 import zlib
@@ -13,74 +14,96 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError, shown
 from fedh2l_mpi.runtime import libraries, paths
+from fedh2l_mpi.sample_form import SampleForm
 
 LARGEST_SIDE = 4096
 PIECE_BYTES = 1 << 21
 
 
-class ImageTable(Protocol):
-    """Labelled images, read by row."""
+class Table(Protocol):
+    """Labelled samples, read by row."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Class of every row, int64 (N,)."""
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the images of `rows` in their order, uint8 (len(rows), C, H, W)."""
+    @property
+    def reads_pieces(self) -> bool:
+        """True if many small reads cost about as much as one; False if each call reads the whole file."""
+
+    def samples(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the samples of `rows` in their order, (len(rows), *shape): uint8 or float32 values, or token ids."""
 
     def verify(self) -> None:
-        """Read all images once; raise UserError if the file is damaged."""
+        """Read all samples once; raise UserError if the file is damaged."""
 
 
 @dataclass(frozen=True)
 class NaturalDomains:
-    """Domains of data that have their own: their names, and the domain of every row, int64 (N,)."""
+    """Domains of data that have their own.
+
+    Attributes
+    ----------
+    names : tuple of str
+        One name for each domain.
+    of_row : int64 (N,)
+        Domain of every row of the training table.
+    of_test_row : int64 or None
+        Domain of every row of the test table; None if there is no test table.
+    """
 
     names: tuple[str, ...]
     of_row: NDArray[np.int64]
+    of_test_row: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: a training and a test table of square images, with the mean and deviation of their pixels.
+    """A data set: labelled samples of one form in a training and a test table, and how they are normalised.
 
-    A pixel is normalised to `(value / full_scale - mean) / std`.
+    A value is normalised to `(value / full_scale - mean) / std`. Token ids are not normalised.
 
     Attributes
     ----------
-    mean, std : float, or a tuple with one for each channel
+    mean, std : float, or a tuple with one for each channel (images, series) or feature (vectors)
+    test : Table or None
+        None: there is no test part, so `data.test_share` of the training table is kept for testing.
     domains : NaturalDomains or None
-        None: the data have no domains of their own, so rotations replace them. Otherwise `train` and `test` are one
-        table, which the config's `data.test_share` splits.
+        None: the data have no domains of their own, so the config's `data.partition` makes them.
+    is_compact : bool
+        True if the samples stay uint8 in memory, and every minibatch is normalised when it is drawn.
+    class_names : tuple of str
+        Names of the classes; empty if they have none.
     """
 
     name: str
     classes: int
-    channels: int
-    side: int
+    form: SampleForm
     full_scale: float
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
-    train: ImageTable
-    test: ImageTable
+    train: Table
+    test: Table | None
     domains: NaturalDomains | None = None
+    is_compact: bool = False
+    class_names: tuple[str, ...] = ()
 
     @property
-    def image_bytes(self) -> int:
-        """Size of one image in memory [bytes]: float32, or uint8 for photographs."""
-        return (4 if self.domains is None else 1) * self.channels * self.side**2
+    def tables(self) -> list[Table]:
+        """The training table, and the test table if there is one."""
+        return [self.train] if self.test is None else [self.train, self.test]
 
     @property
-    def input_bytes(self) -> int:
-        """Size of one image as a model's input, float32 [bytes]."""
-        return 4 * self.channels * self.side**2
+    def sample_bytes(self) -> int:
+        """Size of one sample in memory [bytes]: uint8 if compact, else as a model's input."""
+        return self.form.numbers if self.is_compact else self.form.input_bytes
 
 
 @dataclass(frozen=True)
@@ -88,10 +111,11 @@ class ArrayTable:
     """A table in memory."""
 
     labels: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    values: NDArray[Any]
+    reads_pieces = True
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self.pixels[rows]
+    def samples(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        return self.values[rows]
 
     def verify(self) -> None:
         """Do nothing: the table is in memory already."""
@@ -119,7 +143,8 @@ def digits() -> Source:
     pixels, labels = table[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, 64]
     is_test = np.arange(len(labels)) % 5 == 4
     train, test = (ArrayTable(labels[part], pixels[part]) for part in (~is_test, is_test))
-    return Source("digits", 10, 1, 8, full_scale=16.0, mean=0.3058, std=0.3764, train=train, test=test)
+    form = SampleForm.image(1, 8)
+    return Source("digits", 10, form, full_scale=16.0, mean=0.3058, std=0.3764, train=train, test=test)
 
 
 IDX_PARTS = {
@@ -173,12 +198,14 @@ def idx(name: str, root: str | None) -> Source:
     if not paths.is_folder(where, folder):
         raise UserError(f"{where}: {folder} is not a folder. It must contain the IDX files ({WHERE_TO_GET[name]}).")
     tables = {part: _idx_table(folder, name, *files) for part, files in IDX_PARTS.items()}
-    sides = {table.side for table in tables.values()}
-    if len(sides) != 1:
-        raise UserError(f"data.root: {folder}: training and test images differ in size: {sorted(sides)}.")
+    shapes = {table.shape for table in tables.values()}
+    if len(shapes) != 1:
+        sizes = ", ".join(f"{height} x {width}" for height, width in sorted(shapes))
+        raise UserError(f"data.root: {folder}: training and test images differ in size: {sizes}.")
     classes = 1 + max(int(table.labels.max()) for table in tables.values())
     mean, std = NORMALISATION[name]
-    return Source(name, classes, 1, sides.pop(), 255.0, mean, std, train=tables["train"], test=tables["test"])
+    form = SampleForm.image(1, *shapes.pop())
+    return Source(name, classes, form, 255.0, mean, std, train=tables["train"], test=tables["test"])
 
 
 @dataclass(frozen=True)
@@ -187,32 +214,33 @@ class IdxTable:
 
     path: Path
     labels: NDArray[np.int64]
-    side: int
+    shape: tuple[int, int]
+    reads_pieces = False
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def samples(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images of `rows`, uint8 (len(rows), 1, H, W).
 
         Each call reads the whole file, because only its end shows whether it is complete.
         """
         order = np.argsort(rows, kind="stable")
-        picked = np.empty((len(rows), 1, self.side, self.side), dtype=np.uint8)
-        chunk = max(1, PIECE_BYTES // self.side**2)
+        picked, pixels = np.empty((len(rows), 1, *self.shape), dtype=np.uint8), math.prod(self.shape)
+        chunk = max(1, PIECE_BYTES // pixels)
         with _open_idx(self.path) as file:
             file.read(16)
             taken = 0
             for first in range(0, len(self.labels), chunk):
                 count = min(chunk, len(self.labels) - first)
-                block = np.frombuffer(_read_exactly(file, count * self.side**2, self.path), dtype=np.uint8)
+                block = np.frombuffer(_read_exactly(file, count * pixels, self.path), dtype=np.uint8)
                 until = int(np.searchsorted(rows[order], first + count))
                 chosen = order[taken:until]
-                picked[chosen, 0] = block.reshape(count, self.side, self.side)[rows[chosen] - first]
+                picked[chosen, 0] = block.reshape(count, *self.shape)[rows[chosen] - first]
                 taken = until
             _check_end(file, self.path)
         return picked
 
     def verify(self) -> None:
         """Read the whole file once, which checks it."""
-        self.images(np.zeros(1, dtype=np.int64))
+        self.samples(np.zeros(1, dtype=np.int64))
 
 
 def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> IdxTable:
@@ -225,12 +253,10 @@ def _idx_table(folder: Path, name: str, images_name: str, labels_name: str) -> I
         _check_end(file, labels_path)
     if count != label_count or count == 0:
         raise UserError(f"{images_path}: has {count} images, but {labels_path} has {label_count} labels.")
-    if height != width:
-        raise UserError(f"{images_path}: images are {height} x {width} pixels. They must be square.")
     # A damaged header can claim images that exceed any memory, or images without pixels.
-    if not 1 <= height <= LARGEST_SIDE:
-        raise UserError(f"{images_path}: images are {height} pixels wide. Allowed: 1 to {LARGEST_SIDE}.")
-    return IdxTable(images_path, labels, height)
+    if not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
+        raise UserError(f"{images_path}: images are {height} x {width} pixels. Allowed: 1 to {LARGEST_SIDE}.")
+    return IdxTable(images_path, labels, (height, width))
 
 
 def _find(folder: Path, file: str, name: str) -> Path:

@@ -75,12 +75,12 @@ class Run(analysis_run.Run):
             state = checkpoint_files.load(committed[0], manifest, [participant])[participant]
         except DamagedError as error:
             raise UserError(f"{error}. Fix: resume the run, which falls back to a sound checkpoint.") from None
-        source = open_source(config.data.name, config.data.root)
+        source = open_source(config.data)
         architecture = config.architecture(participant)
         # A user's own model may have random numbers that its state dict does not hold, so it is built as in the run.
         begins_alike = models.is_own(architecture) and methods.build(config).shares_parameters
         seed = initial_seed(config, participant, begins_alike)
-        model = models.build(architecture, source.channels, source.side, source.classes, seed)
+        model = models.build(architecture, source.form, source.classes, seed)
         if config.optimizer.precision == "bfloat16":
             mixed_precision.mix(model)
         try:

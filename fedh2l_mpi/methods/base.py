@@ -253,7 +253,7 @@ class Method:
 
     def seed_prior(self, now: Round) -> Tensor:
         """Return tau log pi_S (C,), what `under_seed_prior` adds to any logits; 0 without correction."""
-        return self.under_seed_prior(now, now.seed.images.new_zeros(now.seed_set.classes))
+        return self.under_seed_prior(now, torch.zeros(now.seed_set.classes, device=now.seed.inputs.device))
 
     def private_steps(self, participant: Participant, steps: int) -> None:
         """Take optimiser steps on private minibatches."""
@@ -278,7 +278,7 @@ class Method:
             participant.step(participant.gradient(self.joint_loss(participant, now, rows_B, seed_terms)))
             return
         g_private = participant.gradient(self.private_loss(participant))
-        terms = seed_terms(participant.model(now.seed.images[rows_B]))
+        terms = seed_terms(participant.model(now.seed.inputs[rows_B]))
         if combine == "gem_neighbours":
             self.step_within_cone(participant, g_private, [participant.gradient(term, True) for term in terms])
         else:
@@ -288,9 +288,9 @@ class Method:
         self, participant: Participant, now: Round, rows_B: Tensor, seed_terms: Callable[[Tensor], list[Tensor]]
     ) -> Tensor:
         """Return the sum of the private and the seed loss, from one forward pass of both minibatches."""
-        images, labels_B = participant.private_minibatch()
+        inputs, labels_B = participant.private_minibatch()
         axis = labels_B.dim() - 1
-        logits = participant.model(torch.cat([images, now.seed.images[rows_B]], dim=axis))
+        logits = participant.model(torch.cat([inputs, now.seed.inputs[rows_B]], dim=axis))
         private, seed = logits.split([labels_B.shape[-1], rows_B.shape[-1]], dim=axis)
         return self.private_loss_of(participant, private, labels_B) + torch.stack(seed_terms(seed)).sum(dim=0)
 

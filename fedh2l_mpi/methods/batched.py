@@ -49,9 +49,9 @@ class BatchedParticipants:
         """Do nothing, because no layer of these models draws random numbers or has a mode."""
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
-        """Return each member's next private minibatch: images (G, B, K, H, W) and labels (G, B)."""
-        images, labels = zip(*[member.private_minibatch() for member in self.members], strict=True)
-        return torch.stack(images), torch.stack(labels)
+        """Return each member's next private minibatch: inputs (G, B, X) and labels (G, B)."""
+        inputs, labels = zip(*[member.private_minibatch() for member in self.members], strict=True)
+        return torch.stack(inputs), torch.stack(labels)
 
     def log_prior(self, classes: int) -> Tensor:
         """Return the logarithm of the prior of each member's private labels, float32 (G, 1, C)."""

@@ -29,7 +29,7 @@ class DistributedDistillation(PosteriorMethod):
         scale = self.config.weight_kd * self.temperature**2
         for rows_B in self.mutual_minibatches(participant, now):
             g_private = participant.gradient(self.private_loss(participant))
-            own_logits_BC = participant.model(now.seed.images[rows_B])
+            own_logits_BC = participant.model(now.seed.inputs[rows_B])
             distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)
             self.combined_step(participant, g_private, participant.gradient(scale * distillation))

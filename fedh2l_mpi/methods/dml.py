@@ -28,7 +28,7 @@ class DeepMutualLearning(PosteriorMethod):
         theirs_NSC = theirs.to(participant.device)
         scale = self.config.weight_kd * self.temperature**2 * len(theirs_NSC)
         for rows_B in self.mutual_minibatches(participant, now):
-            own_logits_BC = participant.model(now.seed.images[rows_B])
+            own_logits_BC = participant.model(now.seed.inputs[rows_B])
             distillation = self.distillation(now, own_logits_BC, theirs_NSC[:, rows_B])
             participant.note("loss_distillation", distillation)
             loss = scale * distillation

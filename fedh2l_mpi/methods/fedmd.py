@@ -40,7 +40,7 @@ class FedMD(Method):
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return logits on the round's seed samples, float32 (S, C), and keep them for the consensus."""
-        logits_SC = participant.logits(now.seed.images).float()
+        logits_SC = participant.logits(now.seed.inputs).float()
         participant.kept["logits"] = logits_SC
         return host_memory.to_host(logits_SC)
 
@@ -54,13 +54,13 @@ class FedMD(Method):
             own_1SC = participant.kept["logits"][None]
             consensus_SC = torch.cat([own_1SC, theirs.to(participant.device)]).mean(dim=0)
             for rows_B in self.mutual_minibatches(participant, now):
-                own_logits_BC = participant.model(now.seed.images[rows_B])
+                own_logits_BC = participant.model(now.seed.inputs[rows_B])
                 distance = losses.logit_distance(own_logits_BC, consensus_SC[rows_B])
                 participant.note("loss_distillation", distance)
                 participant.step(participant.gradient(distance))
         elif self.labelled:
             for rows_B in self.mutual_minibatches(participant, now):
-                own_logits_BC = participant.model(now.seed.images[rows_B])
+                own_logits_BC = participant.model(now.seed.inputs[rows_B])
                 participant.step(participant.gradient(self.seed_loss(participant, now, own_logits_BC, rows_B)))
         else:
             self.private_steps(participant, self.config.mutual_steps)

@@ -48,5 +48,5 @@ class PosteriorMethod(Method):
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return softmax(logits / T) in eval mode, float32 (S, C) in host memory; nothing else leaves a participant."""
-        logits_SC = participant.logits(now.seed.images)
+        logits_SC = participant.logits(now.seed.inputs)
         return host_memory.to_host(losses.posteriors(logits_SC, self.temperature).float())

@@ -53,13 +53,13 @@ class Round:
         owner = 0 if participant is None else participant + 1
         return named_generator(self.seed_set.seed, purpose, self.index, owner)
 
-    def with_seed(self, images: Tensor, labels: Tensor) -> "Round":
+    def with_seed(self, inputs: Tensor, labels: Tensor) -> "Round":
         """Return this round with other seed samples, for a method that makes its own views.
 
         Parameters
         ----------
-        images : float32 (S, K, H, W)
-            Input of the models. Every participant must use the same images in the same order.
+        inputs : float32 (S, X), or int64 token ids (S, L)
+            Input of the models. Every participant must use the same inputs in the same order.
         labels : int64 (S,)
         """
-        return replace(self, seed=SeedRound(self.index, images, labels, labels))
+        return replace(self, seed=SeedRound(self.index, inputs, labels, labels))

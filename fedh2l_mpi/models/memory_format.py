@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 
-def as_stored(images: Tensor) -> Tensor:
-    """Return a copy of images (N, K, H, W) in the memory format of a run's data, channels last."""
+def as_stored(samples: Tensor) -> Tensor:
+    """Return a copy of samples in the memory format of a run's data: images (N, K, H, W) are channels last."""
+    if samples.dim() != 4:
+        return samples.clone()
     # `Tensor.contiguous` would leave the strides of images of one channel as they are.
-    return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+    return torch.empty_like(samples, memory_format=torch.channels_last).copy_(samples)
 
 
 def keep_contiguous(model: nn.Module) -> None:

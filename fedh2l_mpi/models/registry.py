@@ -15,9 +15,10 @@ from fedh2l_mpi.models.zoo import ZOO
 from fedh2l_mpi.rng import global_generators
 from fedh2l_mpi.runtime import paths
 from fedh2l_mpi.runtime.plugins import Plugin, load_class, reporting
+from fedh2l_mpi.sample_form import PLURAL, SampleForm
 
 
-def build(name: str, channels: int, side: int, classes: int, seed: int, weights: str | None = None) -> nn.Module:
+def build(name: str, form: SampleForm, classes: int, seed: int, weights: str | None = None) -> nn.Module:
     """Build a model on the CPU; its weights depend only on `seed` and on the file of pretrained weights.
 
     Parameters
@@ -26,6 +27,8 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
         A name of the zoo, `torchvision:NAME`, or `package.module:Class`, with arguments as in `mlp(hidden=[64])`. The
         class is called with those of `channels`, `side` and `classes` that it has parameters for, and must map
         contiguous float32 images (B, channels, side, side) to logits (B, classes).
+    form : SampleForm
+        Form of the samples that the model gets.
     seed : int
         Seed of the global generators, which are restored afterwards, and thus of the initial weights.
     weights : str, optional
@@ -38,10 +41,10 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
         If the name is unknown, the class cannot be built, its output has another shape, or the weights do not fit.
     """
     kind = _kind(name)
-    sizes = {"channels": channels, "side": side, "classes": classes}
+    sizes = {**_sizes(name, form), "classes": classes}
     given = constructor.keywords(name, kind, sizes, parse(name).arguments)
     with global_generators(seed):
-        wanted = f"images of {channels} x {side} x {side} and {classes} classes"
+        wanted = f"{form} and {classes} classes"
         with reporting(f"cannot be built for {wanted}", Plugin("models", name)):
             model = kind(**given)
         if not isinstance(model, nn.Module):
@@ -54,7 +57,7 @@ def build(name: str, channels: int, side: int, classes: int, seed: int, weights:
                 )
             memory_format.keep_contiguous(model)
         # Lazy modules draw their weights in their first forward pass, so it runs under the seed as well.
-        _check_output(name, model, (2, channels, side, side), (2, classes))
+        _check_output(name, model, form, classes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"models: {name!r} has no trainable parameter.")
     if is_own(name):
@@ -92,24 +95,26 @@ def weights_digest(weights: Mapping[str, str]) -> bytes:
 
 
 @torch.no_grad()
-def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: tuple[int, ...]) -> None:
+def _check_output(name: str, model: nn.Module, form: SampleForm, classes: int) -> None:
     # Eval mode leaves the running statistics unchanged.
     model.eval()
-    given = memory_format.as_stored(torch.linspace(-1, 1, math.prod(images)).view(images))
+    inputs, logits = (2, *form.shape), (2, classes)
+    given, other = _two_inputs(form)
     before = given.clone()
-    with reporting(f"fails on images of shape {images}", Plugin("models", name)):
+    with reporting(f"fails on {PLURAL[form.kind]} of shape {inputs}", Plugin("models", name)):
         got = model(given)
-    check_logits(name, got, images, logits)
+    check_logits(name, got, inputs, logits)
     if not torch.equal(given, before):
-        # All participants of a rank share the test images, so the next one would see changed images.
+        # All participants of a rank share the test samples, so the next one would see changed samples.
         raise UserError(
-            f"models: {name!r} changes the images that it is given. Its first operation must not work in place."
+            f"models: {name!r} changes the {PLURAL[form.kind]} that it is given. Its first operation must not work in "
+            "place."
         )
     if not is_own(name):
         return
     first = got.clone()
-    with reporting(f"fails on other images of shape {images}", Plugin("models", name)):
-        model(-given)
+    with reporting(f"fails on other {PLURAL[form.kind]} of shape {inputs}", Plugin("models", name)):
+        model(other)
         is_kept = torch.allclose(got, first, rtol=0.0, atol=0.0, equal_nan=True)
         again = model(given)
     if not is_kept:
@@ -120,18 +125,36 @@ def _check_output(name: str, model: nn.Module, images: tuple[int, ...], logits: 
     # rank.
     if not torch.allclose(again, first, rtol=0.0, atol=0.0, equal_nan=True):
         raise UserError(
-            f"models: {name!r} returns different logits for the same images in a second pass in eval mode. In eval "
-            "mode it must neither draw random numbers nor change. Check self.training first, as dropout does."
+            f"models: {name!r} returns different logits for the same {PLURAL[form.kind]} in a second pass in eval "
+            "mode. In eval mode it must neither draw random numbers nor change. Check self.training first, as dropout "
+            "does."
         )
 
 
-def check_logits(name: str, got: object, images: tuple[int, ...], logits: tuple[int, ...], when: str = "") -> None:
+def _two_inputs(form: SampleForm) -> tuple[Tensor, Tensor]:
+    """Return two different inputs of two samples, images channels last."""
+    shape = (2, *form.shape)
+    if form.kind == "tokens":
+        ids = torch.arange(math.prod(shape)).view(shape)
+        return ids % form.vocabulary, (ids + 1) % form.vocabulary
+    given = memory_format.as_stored(torch.linspace(-1, 1, math.prod(shape)).view(shape))
+    return given, -given
+
+
+def _sizes(name: str, form: SampleForm) -> dict[str, int]:
+    """Return what a model's constructor may ask for about its input."""
+    if not form.is_square:
+        raise UserError(f"models: {name!r} takes square images, but the data are {form}.")
+    return {"channels": form.shape[0], "side": form.shape[1]}
+
+
+def check_logits(name: str, got: object, inputs: tuple[int, ...], logits: tuple[int, ...], when: str = "") -> None:
     """Raise `UserError` unless a model's output is a tensor of real numbers with the shape of logits.
 
     Parameters
     ----------
-    images, logits : tuple of int
-        Shapes of the images, and of the logits that they must give.
+    inputs, logits : tuple of int
+        Shapes of the inputs, and of the logits that they must give.
     when : str
         The mode of the pass, for the message.
     """
@@ -141,7 +164,7 @@ def check_logits(name: str, got: object, images: tuple[int, ...], logits: tuple[
     if isinstance(got, Tensor) and not got.is_floating_point():
         shape += f" of {got.dtype}"
     raise UserError(
-        f"models: {name!r} maps images {images} to {shape}{when}. It must map them to logits {logits} of real numbers, "
+        f"models: {name!r} maps inputs {inputs} to {shape}{when}. It must map them to logits {logits} of real numbers, "
         "in training as in evaluation."
     )
 

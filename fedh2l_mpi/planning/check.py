@@ -26,12 +26,12 @@ def check(config: Config) -> RenderableType:
     """
     refuse_too_many(config)
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
-    source = open_source(config.data.name, config.data.root)
+    source = open_source(config.data)
     plan = federated.plan(config, source)
     method = methods.build(config)
     run = requirements.compute(config, source, method, requirements.count_samples(plan))
-    # Find a damaged download now. The two tables of a pack are the same object.
-    for table in [source.train] if source.train is source.test else [source.train, source.test]:
+    # Find a damaged download now.
+    for table in source.tables:
         table.verify()
 
     report = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -47,7 +47,7 @@ def check(config: Config) -> RenderableType:
         "participants": f"{config.size}: "
         + ", ".join(f"{n} x {name}" for name, n in requirements.architectures(config).items()),
         "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in run.models.items()),
-        "data": f"{source.name}, {source.channels} x {source.side} x {source.side}, {source.classes} classes, "
+        "data": f"{source.name}, {source.form}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}" + (f" in draw {plan.draws}" if plan.draws > 1 else ""),
         "domains": ", ".join(plan.domain_names),
         "private samples": f"{_range(min(private), max(private))} per participant",

@@ -85,13 +85,19 @@ class _Allocations(TorchFunctionMode):
 @torch.no_grad()
 def _forward_bytes(model: nn.Module, source: Source, samples: int) -> int:
     """Return the activations that exist at once in a forward pass in eval mode, without gradients [bytes]."""
-    images = torch.zeros(samples, source.channels, source.side, source.side)
+    inputs = _zeros(source, samples)
     model.eval()
-    with _Allocations([*model.parameters(), *model.buffers(), images]) as allocations:
-        model(images)
+    with _Allocations([*model.parameters(), *model.buffers(), inputs]) as allocations:
+        model(inputs)
     model.train()
     # Photographs are stored in bytes, so an evaluation makes the input as well.
-    return allocations.peak_bytes + (images.nbytes if source.domains is not None else 0)
+    return allocations.peak_bytes + (inputs.nbytes if source.is_compact else 0)
+
+
+def _zeros(source: Source, samples: int) -> Tensor:
+    """Return a model's input of zeros, which are token ids as well."""
+    dtype = torch.int64 if source.form.kind == "tokens" else torch.float32
+    return torch.zeros(samples, *source.form.shape, dtype=dtype)
 
 
 def measure_pass(model: nn.Module, source: Source, samples: int) -> tuple[int, int]:
@@ -112,9 +118,9 @@ def measure_pass(model: nn.Module, source: Source, samples: int) -> tuple[int, i
             largest = max(largest, output.nbytes)
 
     hooks = [module.register_forward_hook(see) for module in model.modules()]
-    images = torch.zeros(samples, source.channels, source.side, source.side)
+    inputs = _zeros(source, samples)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        losses.cross_entropy(model(images), torch.zeros(samples, dtype=torch.int64))
+        losses.cross_entropy(model(inputs), torch.zeros(samples, dtype=torch.int64))
     for hook in hooks:
         hook.remove()
     sizes = [value.untyped_storage().nbytes() for value in kept.values()]

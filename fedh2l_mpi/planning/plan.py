@@ -27,6 +27,7 @@ from fedh2l_mpi.planning.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.processes import processor
+from fedh2l_mpi.sample_form import SampleForm
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
     hosting = Hosting(config.size, ranks)
     method = methods.build(config)
     models.check_weights(config.weights, list(requirements.architectures(config)))
-    source = open_source(config.data.name, config.data.root)
+    source = open_source(config.data)
     schedule = graph_schedule.draw_schedule(config, hosting, method.exchanges_in)
     counts, refused = sample_counts.count_or_assume(config, source)
     required = requirements.compute(config, source, method, counts)
@@ -286,7 +287,7 @@ def _base_bytes() -> int:
 
     The MPI library is not included; it needs 15 to 30 MiB more.
     """
-    model = models.build("lenet5", 1, 28, 10, 0)
+    model = models.build("lenet5", SampleForm.image(1, 28), 10, 0)
     loss = losses.cross_entropy(model(torch.zeros(32, 1, 28, 28)), torch.zeros(32, dtype=torch.int64))
     torch.autograd.grad(loss, list(model.parameters()))
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])

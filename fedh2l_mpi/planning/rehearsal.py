@@ -155,7 +155,7 @@ class Rehearsal:
 
     def _part(self, samples: int) -> Labelled:
         whole = self._samples
-        return Labelled(whole.images[:samples], whole.labels[:samples], whole.normalisation)
+        return Labelled(whole.stored[:samples], whole.labels[:samples], whole.normalisation)
 
     def _round(self, index: int, is_alone: bool = False) -> Round:
         everyone = range(0 if is_alone else self._people)

@@ -52,7 +52,7 @@ def build_models(config: Config, source: Source, built: Mapping[str, nn.Module] 
     return {
         name: have[name]
         if name in have
-        else models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
+        else models.build(name, source.form, source.classes, 0, config.weights.get(name))
         for name in names
     }
 
@@ -68,11 +68,13 @@ def stand_in_participant(config: Config, source: Source, model: nn.Module, sampl
 
 
 def random_samples(source: Source, samples: int) -> Labelled:
-    """Return random images and labels of the same kind as a data set's."""
+    """Return random samples and labels of the same kind as a data set's."""
     draw = torch.Generator().manual_seed(0)
-    shape = (samples, source.channels, source.side, source.side)
+    shape = (samples, *source.form.shape)
     labels = torch.randint(source.classes, (samples,), generator=draw)
-    if source.domains is None:
+    if source.form.kind == "tokens":
+        return Labelled(torch.randint(source.form.vocabulary, shape, generator=draw), labels)
+    if not source.is_compact:
         return Labelled(memory_format.as_stored(torch.randn(shape, generator=draw)), labels)
     stored = torch.randint(256, shape, dtype=torch.uint8, generator=draw)
     normalisation = Normalisation.of(source, torch.device("cpu"))
@@ -213,7 +215,7 @@ def count_samples(plan: federated.Plan) -> SampleCounts:
         seed_rows_per_round=plan.seed_rows_per_round,
         tests=[len(test) for test in plan.tests],
         classes=plan.classes,
-        stored_bytes=plan.image_bytes() + 8,
-        input_bytes=plan.source.input_bytes,
+        stored_bytes=plan.sample_bytes() + 8,
+        input_bytes=plan.source.form.input_bytes,
         draws=plan.draws,
     )

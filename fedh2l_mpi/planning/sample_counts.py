@@ -3,9 +3,8 @@
 import numpy as np
 
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.data import federated
-from fedh2l_mpi.data.rotation import rotations
+from fedh2l_mpi.data.made_domains import rotations
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import requirements
@@ -26,7 +25,7 @@ def assume_counts(config: Config, source: Source) -> SampleCounts:
     If the config divides too few samples equally, every participant gets one minibatch.
     """
     labels = len(source.train.labels)
-    training = round(labels * (1 - config.data.test_share)) if isinstance(config.data, Pack) else labels
+    training = round(labels * (1 - config.data.share_for_testing)) if source.test is None else labels
     each = config.data.partition.samples_per_participant or training // config.size
     seed, validation = _split(config, each)
     if each - seed - validation < 1:
@@ -41,8 +40,8 @@ def assume_counts(config: Config, source: Source) -> SampleCounts:
         seed_rows_per_round=(config.seed_set.samples_per_round or in_seed_set) * config.seed_set.views_per_sample,
         tests=_tests(config, source),
         classes=source.classes,
-        stored_bytes=source.image_bytes + 8,
-        input_bytes=source.input_bytes,
+        stored_bytes=source.sample_bytes + 8,
+        input_bytes=source.form.input_bytes,
     )
 
 
@@ -53,7 +52,11 @@ def _split(config: Config, each: int) -> tuple[int, int]:
 
 def _tests(config: Config, source: Source) -> list[int]:
     wanted = config.evaluation.test_samples_per_domain
-    if source.domains is None or not isinstance(config.data, Pack):
-        return [wanted or len(source.test.labels)] * len(rotations(config.data.partition))
-    rows = np.bincount(source.domains.of_row, minlength=len(source.domains.names))
-    return [wanted or round(config.data.test_share * int(count)) for count in rows]
+    share = config.data.share_for_testing
+    labels = source.train.labels if source.test is None else source.test.labels
+    kept = share if source.test is None else 1.0
+    if source.domains is None:
+        return [wanted or round(kept * len(labels))] * len(rotations(config.data.partition, source))
+    of_row = source.domains.of_row if source.domains.of_test_row is None else source.domains.of_test_row
+    rows = np.bincount(of_row, minlength=len(source.domains.names))
+    return [wanted or round(kept * int(count)) for count in rows]

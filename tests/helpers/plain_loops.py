@@ -21,6 +21,7 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.models import build
 from fedh2l_mpi.rng import Purpose, generator, torch_seed
+from fedh2l_mpi.sample_form import SampleForm
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -66,12 +67,12 @@ def inputs(settings: Config) -> tuple[list[Learner], federated.Federation]:
         ring = sorted({(index - 1) % settings.size, (index + 1) % settings.size})
         star = [0] if index else list(everyone[1:])
         first = torch_seed(settings.seed, Purpose.INITIALISATION, index)
-        model, data = build(settings.architecture(index), 1, 8, 10, first), loaded.private[index]
+        model, data = build(settings.architecture(index), SampleForm.image(1, 8), 10, first), loaded.private[index]
         learners.append(
             Learner(
                 model,
                 torch.optim.Adam(model.parameters(), lr=settings.optimizer.lr),
-                data.images,
+                data.stored,
                 data.labels,
                 private_minibatches(settings, index, len(data.labels)),
                 {"ring": ring, "star": star}[settings.topology.kind],
@@ -96,7 +97,7 @@ def classic(settings: Config) -> dict[str, np.ndarray]:
     for round_index in range(settings.rounds):
         seed = loaded.seed_set.of_round(round_index)
         with torch.no_grad():
-            published = [one.model.eval()(seed.images).softmax(1) for one in learners]
+            published = [one.model.eval()(seed.inputs).softmax(1) for one in learners]
         for index, one in enumerate(learners):
             one.model.train()
             for _ in range(settings.method.local_steps):
@@ -105,7 +106,7 @@ def classic(settings: Config) -> dict[str, np.ndarray]:
             minibatches = seed_minibatches(settings, index, round_index, len(seed))
             for rows in itertools.islice(minibatches, settings.method.mutual_steps):
                 g_private = gradients(one, private_loss(one))
-                logits = one.model(seed.images[rows])
+                logits = one.model(seed.inputs[rows])
                 teachers = [published[j][rows] for j in one.near]
                 kl = [nn.functional.kl_div(logits.log_softmax(1), t, reduction="batchmean") for t in teachers]
                 g_seed = gradients(one, cross_entropy(logits, seed.labels[rows]) + sum(kl) / len(kl))
@@ -124,7 +125,7 @@ def classic(settings: Config) -> dict[str, np.ndarray]:
                 one.optimizer.step()
     with torch.no_grad():
         loss = [
-            [float(cross_entropy(one.model.eval()(test.images), test.labels)) for test in loaded.tests]
+            [float(cross_entropy(one.model.eval()(test.stored), test.labels)) for test in loaded.tests]
             for one in learners
         ]
     return {"loss": np.array([loss])}
@@ -185,7 +186,7 @@ def standard(settings: Config) -> dict[str, np.ndarray]:
     for round_index in range(settings.rounds):
         seed = loaded.seed_set.of_round(round_index)
         with torch.no_grad():
-            logits = [average.eval()(seed.images) for average in averages]
+            logits = [average.eval()(seed.inputs) for average in averages]
         published = [through_a_byte((z / method.temperature).softmax(1)) for z in logits] if exchanges else []
         row: dict[str, list] = {name: [] for name in names}
         for index, one in enumerate(learners):
@@ -196,7 +197,7 @@ def standard(settings: Config) -> dict[str, np.ndarray]:
             noted: dict[str, list] = {"loss_private": [], "loss_seed": [], "loss_distillation": []}
             for step in range(method.local_steps + method.mutual_steps):
                 (images, labels), rows = one.private(), next(minibatches)
-                both = one.model(torch.cat([images, seed.images[rows]]))
+                both = one.model(torch.cat([images, seed.inputs[rows]]))
                 own, shared = both[: len(labels)] + own_prior_C, both[len(labels) :] + prior_C
                 private = cross_entropy(own, labels)
                 each_B = cross_entropy(shared, seed.labels[rows], reduction="none")
@@ -218,8 +219,8 @@ def standard(settings: Config) -> dict[str, np.ndarray]:
                 row[name].append(np.mean(values) if values else np.nan)
             unseen, average = loaded.seed_set.of_round(round_index + 1), averages[index].eval()
             with torch.no_grad():
-                temperature = fitted(average(unseen.images), unseen.labels, prior_C)
-                tested = [(average(test.images), test.labels) for test in loaded.tests]
+                temperature = fitted(average(unseen.inputs), unseen.labels, prior_C)
+                tested = [(average(test.stored), test.labels) for test in loaded.tests]
             row["temperature"].append(temperature)
             row["loss"].append([float(cross_entropy(z / temperature, labels)) for z, labels in tested])
             row["accuracy"].append([float((z.argmax(1) == labels).float().mean()) for z, labels in tested])

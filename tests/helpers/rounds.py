@@ -10,4 +10,4 @@ from fedh2l_mpi.topology import Graph
 def a_round_of(some: Labelled, graph: Graph, private_samples: tuple[int, ...] = (), index: int = 0) -> Round:
     """Round whose seed samples are the whole seed set, as they are; ten classes."""
     seed_set = SeedSet(some, len(some), 10, SeedSetConfig(views="none"), 0)
-    return Round(index, graph, SeedRound(index, some.images, some.labels, some.labels), private_samples, seed_set, 40)
+    return Round(index, graph, SeedRound(index, some.stored, some.labels, some.labels), private_samples, seed_set, 40)

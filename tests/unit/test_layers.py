@@ -14,7 +14,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 ROOMS = (
     "__main__, __init__ > cli > api > simulation, launch > lifecycle > build > planning, analysis > evaluation"
     " > metrics, methods > exchange, participant > models, data, topology, run_directory > runtime > config"
-    " > losses, rng, errors"
+    " > losses, rng, sample_form, errors"
 )
 ENTRIES, MODULE_LINES = 28, 420
 DEPTH = {room.strip(): depth for depth, rooms in enumerate(ROOMS.split(">")) for room in rooms.split(",")}

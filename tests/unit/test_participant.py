@@ -21,6 +21,7 @@ from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.models import batched_linear, build, memory_format, mixed_precision
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState, shared_bytes
 from fedh2l_mpi.participant import Minibatches, Participant
+from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import Graph
 
 
@@ -30,7 +31,7 @@ def samples(count: int, seed: int = 0) -> Labelled:
 
 
 def learner(model: nn.Module | str = "mlp", index: int = 0, **optimizer: object) -> Participant:
-    built = build(model, 1, 8, 10, seed=1) if isinstance(model, str) else model
+    built = build(model, SampleForm.image(1, 8), 10, seed=1) if isinstance(model, str) else model
     # Seed minibatches are smaller than the seed set; published and evaluated are the trained weights.
     settings = OptimizerConfig(**{"seed_batch_size": 32, "average": "none", **optimizer})
     return Participant(index, "test", built, samples(70), samples(10, 1), settings, EvaluationConfig(), seed=0)
@@ -98,7 +99,7 @@ def test_posteriors_are_those_of_eval_mode():
     participant, method = learner("cnn"), FedH2L(MethodConfig(local_steps=5), labelled=True)
     method.local_phase(participant, a_round())
     alone = a_round(count=40)
-    alone = replace(alone, seed=replace(alone.seed, images=alone.seed.images[:1]))
+    alone = replace(alone, seed=replace(alone.seed, inputs=alone.seed.inputs[:1]))
     torch.testing.assert_close(method.publish(participant, a_round())[:1], method.publish(participant, alone))
 
 
@@ -167,7 +168,7 @@ def test_a_mutual_step_is_the_formula():
     weights = {"temperature": 2.0, "weight_ce": 0.5, "weight_kd": 3.0}
     config = MethodConfig(local_steps=0, mutual_steps=1, combine="sum", prior_correction="none", **weights)
     participant = learner(name="sgd", lr=0.1)
-    reference = build("mlp", 1, 8, 10, seed=1).train()
+    reference = build("mlp", SampleForm.image(1, 8), 10, seed=1).train()
     theirs = torch.rand(2, 40, 10).softmax(dim=-1)
     now = a_round()
     seed = now.seed
@@ -175,14 +176,14 @@ def test_a_mutual_step_is_the_formula():
     private_rows = learner().minibatches.next()
 
     cross_entropy = nn.functional.cross_entropy
-    logits = reference(seed.images[seed_rows])
+    logits = reference(seed.inputs[seed_rows])
     own_log = (logits / 2.0).log_softmax(-1)
     distillation = torch.stack(
         [nn.functional.kl_div(own_log, teacher[seed_rows], reduction="batchmean") for teacher in theirs]
     ).mean()
     private = samples(70)
     loss = (
-        cross_entropy(reference(private.images[private_rows]), private.labels[private_rows])
+        cross_entropy(reference(private.stored[private_rows]), private.labels[private_rows])
         + 0.5 * cross_entropy(logits, seed.labels[seed_rows])
         + 3.0 * 2.0**2 * distillation
     )
@@ -205,11 +206,11 @@ def test_a_diverged_participant_is_named():
 def test_scores_are_accuracy_and_cross_entropy_and_nan_on_nothing():
     participant = learner()
     some = samples(300, seed=5)
-    logits = participant.logits(some.images)
+    logits = participant.logits(some.stored)
     found = score(participant, some)
     assert found.accuracy == pytest.approx((logits.argmax(1) == some.labels).double().mean().item())
     assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, some.labels).item())
-    empty = score(participant, Labelled(some.images[:0], some.labels[:0]))
+    empty = score(participant, Labelled(some.stored[:0], some.labels[:0]))
     assert np.isnan(empty.accuracy)
     assert np.isnan(empty.loss)
 
@@ -249,7 +250,7 @@ def test_what_sharing_parameters_would_send_is_what_it_sends():
 def test_in_bfloat16_logits_and_gradients_are_float32_and_near_those_of_float32(name):
     exact, mixed = learner(name), learner(name, precision="bfloat16")
     assert mixed.model.state_dict().keys() == exact.model.state_dict().keys()
-    images = samples(40, seed=3).images
+    images = samples(40, seed=3).stored
     ours, theirs = mixed.logits(images), exact.logits(images)
     assert ours.dtype == torch.float32
     # bfloat16 has 8 digits of 2.
@@ -262,7 +263,7 @@ def test_in_bfloat16_logits_and_gradients_are_float32_and_near_those_of_float32(
 
 @pytest.mark.parametrize("patched", [False, True])
 def test_a_copy_of_a_model_in_bfloat16_has_weights_of_its_own(patched):
-    model, images = build("mlp", 1, 8, 10, 0), samples(5).images
+    model, images = build("mlp", SampleForm.image(1, 8), 10, 0), samples(5).stored
     if patched:
         plain = model.forward
         model.forward = lambda images: 2 * plain(images)

@@ -153,7 +153,7 @@ def test_calibration_fits_the_evaluated_weights_on_the_seed_rows_of_the_next_rou
     prior_C = torch.tensor(strength * np.log(counts_C / counts_C.sum()))
     for participant, found in zip(made.participants, result["temperature"][-1], strict=True):
         with participant.averaged(), torch.no_grad():
-            logits_SC = participant.model.eval()(rows.images).double()
+            logits_SC = participant.model.eval()(rows.inputs).double()
         targets = rows.targets.double() if rows.targets.is_floating_point() else rows.targets
 
         def loss(temperature: float, z: torch.Tensor = logits_SC, targets: torch.Tensor = targets) -> float:

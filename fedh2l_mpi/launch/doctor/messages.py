@@ -54,12 +54,9 @@ def load_of(config: "Config") -> Load | None:
     architectures = dict.fromkeys(map(config.architecture, range(config.size)))
     models.check_weights(config.weights, list(architectures))
     Topology(config.topology, config.size, config.seed, config.rounds)
-    source = open_source(config.data.name, config.data.root)
+    source = open_source(config.data)
     plan = federated.plan(config, source)
-    built = [
-        models.build(name, source.channels, source.side, source.classes, 0, config.weights.get(name))
-        for name in architectures
-    ]
+    built = [models.build(name, source.form, source.classes, 0, config.weights.get(name)) for name in architectures]
     participant = requirements.stand_in_participant(config, source, built[0])
     sent = methods.build(config).array(participant, plan.seed_rows_per_round, plan.classes)
     if sent is None:

@@ -1,6 +1,5 @@
 """Check the elements of a sweep, run them, and compare the finished runs in a table."""
 
-import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from fedh2l_mpi.launch.sweep.sweep_file import Element, Mistakes, Sweep
 from fedh2l_mpi.runtime import atomic_files
 
 if TYPE_CHECKING:
+    from fedh2l_mpi.data.sources import Source
     from fedh2l_mpi.planning.memory import SampleCounts
 
 
@@ -151,7 +151,8 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     from fedh2l_mpi.planning.participant_limit import refuse_too_many
     from fedh2l_mpi.topology import Topology
 
-    source_of, cuda = functools.cache(open_source), torch.cuda.device_count() > 0
+    sources: dict[str, Source] = {}
+    cuda = torch.cuda.device_count() > 0
     counts_by_data: dict[str, SampleCounts] = {}
     fitting: set[str] = set()
     mistakes = Mistakes()
@@ -166,7 +167,11 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
             refuse_too_many(config)
             Topology(config.topology, config.size, config.seed, config.rounds)
             method = methods.build(config)
-            source = source_of(config.data.name, config.data.root)
+            # Elements that differ only in their partition open the same files.
+            opened = repr(config.data.model_copy(update={"partition": None}))
+            if opened not in sources:
+                sources[opened] = open_source(config.data)
+            source = sources[opened]
             # Elements that differ only in the method give the same samples to the same participants.
             data_key = repr((config.data, config.seed_set, config.evaluation, config.size, config.seed))
             if data_key not in counts_by_data:
@@ -176,9 +181,7 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
             # sample do not fit every model.
             what = config.method if methods.is_own(config.method.name) else config.method.name
             single = 1 in (config.optimizer.batch_size, config.optimizer.seed_batch_size)
-            combination = repr(
-                (names, config.weights, what, config.exchange, config.data.name, config.data.root, single)
-            )
+            combination = repr((names, config.weights, what, config.exchange, opened, single))
             if combination not in fitting:
                 requirements.compute(config, source, method, counts_by_data[data_key])
                 fitting.add(combination)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy import ndimage
 from sklearn.datasets import load_digits
+from torch.nn import functional
 
 from fedh2l_mpi import config
-from fedh2l_mpi.config import loading
+from fedh2l_mpi.config import DataConfig, loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.partition import Draw, Share, own_domain, partition
 from fedh2l_mpi.data.registry import open_source
@@ -52,12 +53,12 @@ def test_digits_are_scikit_learns_digits():
     is_test = np.arange(len(theirs.target)) % 5 == 4
     for table, part in ((source.train, ~is_test), (source.test, is_test)):
         assert np.array_equal(table.labels, theirs.target[part])
-        assert np.array_equal(table.images(np.arange(part.sum()))[:, 0], theirs.images[part])
+        assert np.array_equal(table.samples(np.arange(part.sum()))[:, 0], theirs.images[part])
 
 
 def test_digits_come_with_zero_mean_and_unit_variance():
     source = digits()
-    pixels = source.train.images(np.arange(1000)) / source.full_scale
+    pixels = source.train.samples(np.arange(1000)) / source.full_scale
     assert ((pixels - source.mean) / source.std).mean() == pytest.approx(0.0, abs=0.02)
     assert ((pixels - source.mean) / source.std).std() == pytest.approx(1.0, abs=0.02)
 
@@ -67,15 +68,15 @@ def test_idx_rows_come_in_the_order_asked_for_whether_gzipped_or_not(idx_folder)
     raw = gzip.decompress((idx_folder / "train-images-idx3-ubyte.gz").read_bytes())[16:]
     everything = np.frombuffer(raw, np.uint8).reshape(-1, 1, 12, 12)
     rows = np.array([4999, 3, 2048, 3, 2047, 0, 4096])
-    assert np.array_equal(source.train.images(rows), everything[rows])
-    assert source.test.images(np.array([], dtype=np.int64)).shape == (0, 1, 12, 12)
-    assert (source.side, source.channels, source.classes) == (12, 1, 10)
+    assert np.array_equal(source.train.samples(rows), everything[rows])
+    assert source.test.samples(np.array([], dtype=np.int64)).shape == (0, 1, 12, 12)
+    assert (source.form.shape, source.classes) == ((1, 12, 12), 10)
 
 
 def test_real_mnist_is_read(mnist):
-    source = open_source("mnist", str(mnist))
+    source = open_source(DataConfig(name="mnist", root=str(mnist)))
     assert np.bincount(source.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    pixels = source.train.images(np.arange(2000)) / 255
+    pixels = source.train.samples(np.arange(2000)) / 255
     assert pixels.mean() == pytest.approx(source.mean, abs=0.01)
 
 
@@ -106,14 +107,14 @@ def test_idx_files_are_found_as_other_programs_name_and_place_them(idx_folder, t
         (
             "t10k-images-idx3-ubyte",
             lambda b: idx_bytes(np.zeros((50, 12, 11))),
-            r"12 x 11 pixels\. They must be square",
+            r"differ in size: 12 x 11, 12 x 12",
         ),
         ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 9, 9))), "differ in size"),
-        ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 0, 0))), r"0 pixels wide\. Allowed: 1 to 4096"),
+        ("t10k-images-idx3-ubyte", lambda b: idx_bytes(np.zeros((50, 0, 0))), r"0 x 0 pixels\. Allowed: 1 to 4096"),
         (
             "t10k-images-idx3-ubyte",
             lambda b: b[:8] + b"\xff" * 8 + b[16:],
-            r"4294967295 pixels wide\. Allowed: 1 to 4096",
+            r"4294967295 x 4294967295 pixels\. Allowed: 1 to 4096",
         ),
         ("t10k-images-idx3-ubyte", lambda b: b + b"x", "is longer than its header says"),
         ("t10k-labels-idx1-ubyte", lambda b: b + b"x", "is longer than its header says"),
@@ -131,7 +132,7 @@ def test_a_damaged_file_is_named_and_what_is_wrong_with_it(idx_folder, file, cha
 
     def read_everything():
         source = idx("mnist", str(idx_folder))
-        return source.train.images(np.arange(5000)), source.test.images(np.arange(50))
+        return source.train.samples(np.arange(5000)), source.test.samples(np.arange(50))
 
     with pytest.raises(UserError, match=says) as error:
         read_everything()
@@ -141,12 +142,12 @@ def test_a_damaged_file_is_named_and_what_is_wrong_with_it(idx_folder, file, cha
 def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch):
     monkeypatch.delenv("FEDH2L_DATA", raising=False)
     with pytest.raises(UserError, match=r"FEDH2L_DATA is not set.*https://"):
-        open_source("mnist", None)
+        open_source(DataConfig(name="mnist"))
     with pytest.raises(UserError, match=r"is not a folder.*Debian's package"):
-        open_source("fashion_mnist", str(tmp_path / "nowhere"))
+        open_source(DataConfig(name="fashion_mnist", root=str(tmp_path / "nowhere")))
     monkeypatch.setenv("FEDH2L_DATA", str(tmp_path))
     with pytest.raises(UserError, match=f"{tmp_path}/mnist is not a folder"):
-        open_source("mnist", None)
+        open_source(DataConfig(name="mnist"))
 
 
 @pytest.mark.parametrize("name", ["mnist", "pack"])
@@ -160,11 +161,11 @@ def test_missing_data_say_where_to_get_them(tmp_path, monkeypatch):
 )
 def test_a_path_that_leads_nowhere_is_the_users_to_mend(name, root, says, monkeypatch):
     with pytest.raises(UserError, match=rf"data\.root: {says}"):
-        open_source(name, root)
+        open_source(DataConfig(name=name, root=root))
     if "\0" not in root:
         monkeypatch.setenv("FEDH2L_DATA", root)
         with pytest.raises(UserError, match=rf"data\.root \(null, so \$FEDH2L_DATA/.*\): {says}"):
-            open_source(name, None)
+            open_source(DataConfig(name=name))
 
 
 @pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])
@@ -209,7 +210,7 @@ def test_a_partition_is_drawn_until_every_class_has_enough_samples(kind):
     assert first.draws == 1
     assert fewest(first.shares, first.seed.rows) < least
     for same in (
-        partition(labels, plan.config, plan.domains, Draw(0, plan.draws - 1)),
+        partition(labels, np.arange(len(labels)), plan.config, plan.domains, Draw(0, plan.draws - 1)),
         federated.plan(plan.config, digits()).shares,
     ):
         assert all(np.array_equal(a.private.rows, b.private.rows) for a, b in zip(plan.shares, same, strict=True))
@@ -301,6 +302,9 @@ def test_the_seed_set_is_capped():
 def test_a_quarter_turn_is_counter_clockwise_and_exact():
     images = torch.randn(3, 2, 8, 8)
     torch.testing.assert_close(rotate(images, 90.0), torch.rot90(images, 1, (2, 3)), rtol=0, atol=1e-5)
+    # A wide image's middle square turns as a square image does.
+    wide = functional.pad(images, (4, 4))
+    torch.testing.assert_close(rotate(wide, 90.0)[..., 4:12], torch.rot90(images, 1, (2, 3)), rtol=0, atol=1e-5)
     assert rotate(images, 0.0) is images
 
 
@@ -316,15 +320,15 @@ def test_a_rank_reads_the_private_data_of_its_participants_and_nothing_else():
     read = []
 
     class Watched(ArrayTable):
-        def images(self, rows):
+        def samples(self, rows):
             read.extend(rows.tolist())
-            return super().images(rows)
+            return super().samples(rows)
 
     source = digits()
     plan = federated.plan(settings(), source)
     watched = federated.Plan(
         plan.config,
-        type(source)(**{**source.__dict__, "train": Watched(source.train.labels, source.train.pixels)}),
+        type(source)(**{**source.__dict__, "train": Watched(source.train.labels, source.train.values)}),
         plan.shares,
         plan.seed,
         plan.tests,
@@ -343,9 +347,9 @@ def test_images_labels_and_domains_stay_together():
     share = plan.shares[1].private
     for sample in (0, 17, 100):
         row, domain = share.rows[sample], share.domains[sample]
-        pixels = torch.tensor(source.train.images(np.array([row])) / 16.0, dtype=torch.float32)
+        pixels = torch.tensor(source.train.samples(np.array([row])) / 16.0, dtype=torch.float32)
         expected = (rotate(pixels, 20.0 * float(domain)) - source.mean) / source.std
-        torch.testing.assert_close(private.images[sample : sample + 1], expected)
+        torch.testing.assert_close(private.stored[sample : sample + 1], expected)
         assert private.labels[sample] == source.train.labels[row]
 
 
@@ -355,14 +359,14 @@ def test_every_rank_holds_the_same_seed_set_and_draws_the_same_subset():
     assert one.digest() == other.digest()
     for round_index in (0, 5):
         a, b = one.of_round(round_index), other.of_round(round_index)
-        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.inputs, b.inputs)
         assert torch.equal(a.labels, b.labels)
         # Two views of each of the samples drawn.
         assert torch.equal(a.labels[:40], a.labels[40:])
-        assert not torch.equal(a.images[:40], a.images[40:])
+        assert not torch.equal(a.inputs[:40], a.inputs[40:])
         assert len(a) == 80
-    assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
-    backwards = federated.Labelled(one.samples.images.flip(0), one.samples.labels.flip(0))
+    assert not torch.equal(one.of_round(0).inputs, one.of_round(1).inputs)
+    backwards = federated.Labelled(one.samples.stored.flip(0), one.samples.labels.flip(0))
     swapped = dataclasses.replace(one, samples=backwards)
     assert swapped.digest() != one.digest()
 
@@ -374,4 +378,4 @@ def test_every_seed_is_tested_on_the_same_originals_in_every_domain():
     tests = federated.load(plans[0], [0], CPU).tests
     assert len(tests) == 4
     assert all(torch.equal(test.labels, tests[0].labels) for test in tests)
-    assert not torch.equal(tests[0].images, tests[1].images)
+    assert not torch.equal(tests[0].stored, tests[1].stored)

@@ -1,13 +1,17 @@
-"""A federation whose domains are the data's own: who holds which rows of a pack."""
+"""A federation of data of any form: who holds which rows, with the data's own domains and without any."""
 
 import numpy as np
 import pytest
 import torch
 from helpers.photographs import DOMAINS, SIDE, picture, settings
 
+from fedh2l_mpi.config import Config
+from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.data import federated, pack_writer
 from fedh2l_mpi.data.pack_reader import open_pack
+from fedh2l_mpi.data.sources import ArrayTable, NaturalDomains, Source
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.sample_form import SampleForm
 
 CPU = torch.device("cpu")
 
@@ -119,34 +123,85 @@ def test_photographs_stay_bytes_and_become_normalised_floats(packed):
     source = open_pack(str(packed))
     plan = federated.plan(settings(packed, "participants=2"), source)
     private = federated.load(plan, [1], CPU).private[1]
-    assert private.images.dtype == torch.uint8
-    assert private.images[0].nbytes == plan.image_bytes() == 3 * SIDE * SIDE
+    assert private.stored.dtype == torch.uint8
+    assert private.stored[0].nbytes == plan.sample_bytes() == 3 * SIDE * SIDE
     rows = torch.tensor([5, 0, 3])
     seen = private.inputs(rows)
     assert seen.dtype == torch.float32
     assert seen.is_contiguous(memory_format=torch.channels_last)
-    pixels = torch.from_numpy(source.train.images(plan.shares[1].private.rows[[5, 0, 3]])).double()
+    pixels = torch.from_numpy(source.train.samples(plan.shares[1].private.rows[[5, 0, 3]])).double()
     mean = torch.tensor([0.485, 0.456, 0.406]).double().view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).double().view(3, 1, 1)
     torch.testing.assert_close(seen.double(), (pixels / 255 - mean) / std, rtol=1e-5, atol=1e-5)
     assert torch.equal(private.labels, torch.from_numpy(source.train.labels[plan.shares[1].private.rows]))
     assert torch.equal(private.inputs()[rows], seen)
     # Seeing is not changing.
-    assert private.images.dtype == torch.uint8
+    assert private.stored.dtype == torch.uint8
     assert torch.equal(private.inputs(rows), seen)
 
 
 def test_a_rank_reads_the_rows_of_its_participants_and_nothing_else(packed, monkeypatch):
     source = open_pack(str(packed))
     plan, read = federated.plan(settings(packed), source), []
-    original = type(source.train).images
+    original = type(source.train).samples
 
     def watched(table: object, rows: np.ndarray) -> np.ndarray:
         read.extend(rows.tolist())
         return original(table, rows)
 
-    monkeypatch.setattr(type(source.train), "images", watched)
+    monkeypatch.setattr(type(source.train), "samples", watched)
     federated.load(plan, [2], CPU)
     share = plan.shares[2]
     parts = [share.private, share.validation, plan.seed, *plan.tests]
     assert sorted(read) == sorted(row for part in parts for row in part.rows.tolist())
+
+
+def table_of(rows: int, *shape: int, dtype: type = np.float32) -> ArrayTable:
+    """A table whose sample in row i has the value i everywhere; its classes alternate."""
+    values = np.broadcast_to(np.arange(rows).reshape(-1, *[1] * len(shape)), (rows, *shape))
+    return ArrayTable(np.arange(rows) % 2, values.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        (SampleForm("vector", (3,)), np.float32),
+        (SampleForm("series", (2, 5)), np.float32),
+        (SampleForm("tokens", (5,), 1000), np.int32),
+        (SampleForm("image", (1, 2, 3)), np.uint8),
+    ],
+    ids=["vector", "series", "tokens", "image"],
+)
+@pytest.mark.parametrize("parts", ["one table", "test table", "domains", "domains and test table"])
+def test_data_of_any_form_with_or_without_domains_and_test_part_are_distributed(form, dtype, parts):
+    train, test = table_of(200, *form.shape, dtype=dtype), table_of(40, *form.shape, dtype=dtype)
+    natural = NaturalDomains(("a", "b"), np.arange(200) // 100, np.arange(40) // 20 if "test" in parts else None)
+    source = Source(
+        "own", 2, form, 2.0, 1.0, 4.0, train, test if "test" in parts else None, natural if "domains" in parts else None
+    )
+    # A pack's section has the keys of data that may bring domains of their own.
+    data = Pack()
+    config = Config(data=data, participants=4, rounds=1).resolved(1, launched=False)
+    plan = federated.plan(config, source)
+    loaded = federated.load(plan, [1], CPU)
+    held = all_rows(plan)
+    tested = [set(one.rows) for one in plan.tests]
+    if "test" not in parts:
+        assert not set(held) & set.union(*tested)
+        assert len(set(held)) + len(set.union(*tested)) == 200
+    if "domains" in parts:
+        assert [plan.own_domain(index) for index in range(4)] == [0, 1, 0, 1]
+        assert {natural.of_row[row] for row in plan.shares[1].private.rows} == {1}
+        assert not tested[0] & tested[1]
+        if "test" in parts:
+            assert tested == [set(range(20)), set(range(20, 40))]
+    expected = torch.from_numpy(train.samples(plan.shares[1].private.rows)).double()
+    if form.kind != "tokens":
+        expected = (expected / 2 - 1) / 4
+    if form.kind == "image" and "domains" not in parts:
+        # Domain 1 is rotated.
+        assert plan.domain_names[1] == "rotated 20 deg"
+        return
+    inputs = loaded.private[1].inputs()
+    assert inputs.dtype == (torch.int64 if form.kind == "tokens" else torch.float32)
+    torch.testing.assert_close(inputs.double(), expected)

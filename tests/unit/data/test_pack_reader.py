@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from fedh2l_mpi import api, metrics
 from fedh2l_mpi.cli import commands
+from fedh2l_mpi.config import DataConfig
 from fedh2l_mpi.data import pack_writer
 from fedh2l_mpi.data.pack_reader import digest, open_pack
 from fedh2l_mpi.data.registry import open_source
@@ -28,20 +29,20 @@ def test_rows_come_in_the_order_asked_for(packed):
     everything = arrays(packed)["image"]
     for rows in ([3, 4, 5], [109, 0, 7, 8, 9, 7, 8, 2], [5], []):
         rows = np.array(rows, dtype=np.int64)
-        assert np.array_equal(table.images(rows), everything[rows])
+        assert np.array_equal(table.samples(rows), everything[rows])
 
 
 def test_a_missing_pack_says_how_to_make_one(tmp_path, tree, monkeypatch):
     monkeypatch.delenv("FEDH2L_DATA", raising=False)
     with pytest.raises(UserError, match=r"data.root: got null, and FEDH2L_DATA is not set\. .*fedh2l_mpi pack FOLDER"):
-        open_source("pack", None)
+        open_source(DataConfig(name="pack"))
     with pytest.raises(UserError, match=r"PACS is a folder\. Make a pack of it: python -m fedh2l_mpi pack"):
-        open_source("pack", str(tree))
+        open_source(DataConfig(name="pack", root=str(tree)))
     monkeypatch.setenv("FEDH2L_DATA", str(tmp_path))
     with pytest.raises(UserError, match=rf"\$FEDH2L_DATA/pack.h5\): there is no file {tmp_path}/pack.h5"):
-        open_source("pack", None)
+        open_source(DataConfig(name="pack"))
     pack_writer.pack(tree, tmp_path / "pack.h5", side=8, workers=1)
-    assert open_source("pack", None).side == 8
+    assert open_source(DataConfig(name="pack")).form.shape == (3, 8, 8)
 
 
 def test_a_foreign_or_damaged_file_is_refused(packed, tmp_path):
@@ -99,7 +100,7 @@ def test_check_tells_of_a_pack(packed, capsys):
     words = ["--check", "--set", "data.name=pack", "--set", f"data.root={packed}", "--set", "models=[mlp, cnn]"]
     commands.execute(commands.parse(words), World(None))
     said = capsys.readouterr().out
-    assert "pack, 3 x 16 x 16, 3 classes, 4 domains, domains" in said
+    assert "pack, images of 3 x 16 x 16, 3 classes, 4 domains, domains" in said
     assert "art_painting, cartoon, photo, sketch" in said
     assert re.search(r"test samples +4 to 6 in each domain", said)
 

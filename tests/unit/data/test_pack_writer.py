@@ -25,7 +25,7 @@ def test_every_row_is_the_picture_it_says(tree, packed):
     table, content = open_pack(str(packed)).train, arrays(packed)
     sources = [source.decode() for source in content["source"]]
     assert sources == sorted(str(path.relative_to(tree)) for path in tree.rglob("*.jpg"))
-    pixels = table.images(np.arange(len(sources)))
+    pixels = table.samples(np.arange(len(sources)))
     for row, source in enumerate(sources):
         domain, label, _ = source.split("/")
         assert np.array_equal(pixels[row], expected(tree / source)), source
@@ -53,8 +53,8 @@ def test_grey_packs_have_one_channel(tree, tmp_path):
     source = open_pack(str(tmp_path / "grey.h5"))
     grey = ImageOps.fit(Image.open(tree / "photo/dog/pic_000.jpg").convert("L"), (SIDE, SIDE), Image.Resampling.BICUBIC)
     row = [path.decode() for path in arrays(tmp_path / "grey.h5")["source"]].index("photo/dog/pic_000.jpg")
-    assert source.channels == 1
-    assert np.array_equal(source.train.images(np.array([row]))[0, 0], np.asarray(grey))
+    assert source.form.shape[0] == 1
+    assert np.array_equal(source.train.samples(np.array([row]))[0, 0], np.asarray(grey))
 
 
 def test_images_of_the_same_pixels_are_counted(tree, tmp_path):

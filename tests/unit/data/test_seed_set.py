@@ -117,43 +117,43 @@ def test_mixup_is_the_weighted_pair_and_its_targets_say_so():
 def test_everyone_draws_the_same_views_and_every_round_others(views):
     one, other = seed_set(views), seed_set(views)
     for index in (0, 5):
-        assert torch.equal(one.of_round(index).images, other.of_round(index).images)
+        assert torch.equal(one.of_round(index).inputs, other.of_round(index).inputs)
         assert torch.equal(one.of_round(index).targets, other.of_round(index).targets)
-    assert not torch.equal(one.of_round(0).images, one.of_round(1).images)
-    assert not torch.equal(one.of_round(0).images, seed_set(views, seed=1).of_round(0).images)
+    assert not torch.equal(one.of_round(0).inputs, one.of_round(1).inputs)
+    assert not torch.equal(one.of_round(0).inputs, seed_set(views, seed=1).of_round(0).inputs)
 
 
 @pytest.mark.parametrize("views", KINDS)
 def test_views_change_which_samples_are_drawn_in_no_way(views):
     plain, viewed = seed_set().of_round(3), seed_set(views).of_round(3)
     assert torch.equal(plain.labels, viewed.labels)
-    assert viewed.images.shape == plain.images.shape
-    assert not torch.equal(plain.images, viewed.images)
-    assert viewed.images.is_contiguous(memory_format=torch.channels_last)
+    assert viewed.inputs.shape == plain.inputs.shape
+    assert not torch.equal(plain.inputs, viewed.inputs)
+    assert viewed.inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("views", KINDS)
 def test_every_sample_of_a_round_stands_in_it_in_as_many_views_as_the_config_says(views):
     once, thrice = seed_set(views).of_round(3), seed_set(views, views_per_sample=3).of_round(3)
-    assert len(thrice) == len(thrice.images) == len(thrice.targets) == 3 * 24
+    assert len(thrice) == len(thrice.inputs) == len(thrice.targets) == 3 * 24
     assert seed_set(views, views_per_sample=3).rows_per_round == 3 * 24
     # Row v n + i is view v of sample i, and the first view does not depend on the number of views.
     assert torch.equal(thrice.labels, once.labels.repeat(3))
-    assert torch.equal(thrice.images[:24], once.images)
+    assert torch.equal(thrice.inputs[:24], once.inputs)
     assert torch.equal(thrice.targets[:24], once.targets)
-    blocks = thrice.images.split(24)
+    blocks = thrice.inputs.split(24)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         unlike = (blocks[one] != blocks[other]).flatten(1).any(dim=1)
         # Without mixing, no two views are equal; a mixed image may meet itself as its partner.
         assert unlike.sum() >= (24 if views in ("affine", "photo") else 20)
-    assert thrice.images.is_contiguous(memory_format=torch.channels_last)
+    assert thrice.inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_every_view_of_a_mixed_sample_has_a_partner_of_its_own():
     # Sample i is bright in pixel i alone, so a mixed image shows the weights of both halves.
     samples = Labelled(torch.eye(40).view(40, 1, 1, 40), torch.arange(40) % 10)
     mixed = SeedSet(samples, 40, 10, SeedSetConfig(views="mixup", views_per_sample=2), 0).of_round(1)
-    partners = [(weights - weights.diag().diag() > 0).long() for weights in mixed.images.view(2, 40, 40)]
+    partners = [(weights - weights.diag().diag() > 0).long() for weights in mixed.inputs.view(2, 40, 40)]
     for partner in partners:
         # A permutation: a sample has one partner and is one of another sample, or it is alone.
         assert torch.equal(partner.sum(dim=0), partner.sum(dim=1))
@@ -164,7 +164,7 @@ def test_every_view_of_a_mixed_sample_has_a_partner_of_its_own():
 
 def test_without_views_a_round_holds_the_samples_themselves():
     whole = seed_set(per_round=40)
-    assert torch.equal(whole.of_round(0).images, pictures(40))
+    assert torch.equal(whole.of_round(0).inputs, pictures(40))
 
 
 def test_the_digest_tells_views_seeds_and_settings_apart():
@@ -183,5 +183,5 @@ def test_the_digest_tells_views_seeds_and_settings_apart():
     assert seed_set().digest().hex() == "1574981ffe3dfeede4d245389b44f5621355189dfa8bd65b3d2ef60c16fd95dc"
     swapped = seed_set()
     order = torch.tensor([1, 0, *range(2, 40)])
-    samples = Labelled(swapped.samples.images[order], swapped.samples.labels[order])
+    samples = Labelled(swapped.samples.stored[order], swapped.samples.labels[order])
     assert replace(swapped, samples=samples).digest() != swapped.digest()

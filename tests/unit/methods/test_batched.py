@@ -16,6 +16,7 @@ from fedh2l_mpi.models import batched_linear, build
 from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
+from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.simulation import Simulation
 
 
@@ -95,8 +96,8 @@ def chained(*widths: int) -> nn.Sequential:
 @pytest.mark.parametrize(
     ("kind", "batch"),
     [
-        (lambda: build("mlp", 1, 8, 2, torch.initial_seed()), 3),
-        (lambda: build("mlp", 1, 8, 3, torch.initial_seed()), 1),
+        (lambda: build("mlp", SampleForm.image(1, 8), 2, torch.initial_seed()), 3),
+        (lambda: build("mlp", SampleForm.image(1, 8), 3, torch.initial_seed()), 1),
         (lambda: chained(64, 3, 10), 8),
         (lambda: chained(64, 40, 1, 40, 10), 16),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 5, bias=False), nn.ReLU(), nn.Linear(5, 9, bias=False)), 8),
@@ -127,11 +128,11 @@ def test_only_chains_of_linear_layers_are_stacked():
             return super().forward(images) * 2
 
     layers = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)]
-    assert batched_linear.chain(build("mlp", 1, 8, 10, 0)) is not None
+    assert batched_linear.chain(build("mlp", SampleForm.image(1, 8), 10, 0)) is not None
     assert batched_linear.chain(nn.Sequential(*layers)) is not None
     assert batched_linear.chain(nn.Sequential(nn.Flatten(), nn.Sequential(*layers[1:]))) is not None
     for other in ("lenet5", "cnn", "resnet8", "vit"):
-        assert batched_linear.chain(build(other, 1, 8, 10, 0)) is None
+        assert batched_linear.chain(build(other, SampleForm.image(1, 8), 10, 0)) is None
     assert batched_linear.chain(Own(*layers)) is None
     assert batched_linear.chain(nn.Sequential(*layers, nn.Dropout(0.1))) is None
     frozen = nn.Sequential(*layers)

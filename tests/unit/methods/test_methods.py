@@ -17,6 +17,7 @@ from fedh2l_mpi.methods.d_psgd import metropolis_weight
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
+from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import Graph
 
 cross_entropy = nn.functional.cross_entropy
@@ -34,7 +35,7 @@ def learner(index: int = 0, architecture: str = "mlp", seed: int = 1, **average:
     return Participant(
         index,
         architecture,
-        build(architecture, 1, 8, 10, seed=seed),
+        build(architecture, SampleForm.image(1, 8), 10, seed=seed),
         samples(64, seed=index),
         samples(10, 1),
         OptimizerConfig(**{**plain, **average}),
@@ -87,11 +88,11 @@ def one_step(learning: Method, theirs: torch.Tensor) -> list[torch.Tensor]:
 def gradient_of(loss_of) -> list[torch.Tensor]:
     """The gradient of `loss_of(model, private images, labels, seed images, labels, seed rows)` by autograd alone."""
     participant, now = learner(), a_round()
-    model = build("mlp", 1, 8, 10, seed=1).train()
+    model = build("mlp", SampleForm.image(1, 8), 10, seed=1).train()
     (rows,) = participant.seed_minibatches(40, 0, 1)
     private, private_rows = participant.private, participant.minibatches.next()
     loss_of(
-        model, private.images[private_rows], private.labels[private_rows], now.seed.images[rows],
+        model, private.stored[private_rows], private.labels[private_rows], now.seed.inputs[rows],
         now.seed.labels[rows], rows,
     ).backward()  # fmt: skip
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
@@ -305,17 +306,17 @@ def test_a_local_step_with_seed_labels_is_one_of_private_and_seed_labels(name):
 
 def test_fedmd_digests_the_mean_of_all_logits_then_revisits_private_data():
     learning, participant, now = method("fedmd", local_steps=2, mutual_steps=1, warmup_rounds=0), learner(), a_round()
-    model = build("mlp", 1, 8, 10, seed=1).train()
+    model = build("mlp", SampleForm.image(1, 8), 10, seed=1).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     theirs = torch.randn(2, 40, 10, generator=torch.Generator().manual_seed(3))
-    consensus = (model(now.seed.images).detach() + theirs[0] + theirs[1]) / 3
+    consensus = (model(now.seed.inputs).detach() + theirs[0] + theirs[1]) / 3
     (rows,) = learner().seed_minibatches(40, 0, 1)
     batches = learner().minibatches
-    losses = [lambda: (model(now.seed.images[rows]) - consensus[rows]).abs().mean()]
+    losses = [lambda: (model(now.seed.inputs[rows]) - consensus[rows]).abs().mean()]
     for _ in range(2):
         private_rows = batches.next()
         losses.append(
-            lambda at=private_rows: cross_entropy(model(participant.private.images[at]), participant.private.labels[at])
+            lambda at=private_rows: cross_entropy(model(participant.private.stored[at]), participant.private.labels[at])
         )
     for loss in losses:
         optimizer.zero_grad()
@@ -433,11 +434,11 @@ def test_methods_publish_and_are_evaluated_with_averaged_weights_unless_they_exc
     learning = method(name, local_steps=2)
     learning.private_steps(participant, 4)
     trained = participant.shared_state.read()
-    with_average = build("cnn", 1, 8, 10, seed=7)
+    with_average = build("cnn", SampleForm.image(1, 8), 10, seed=7)
     with_average.load_state_dict({**participant.model.state_dict(), **participant.state()["average"]})
     with learning.evaluating(participant), torch.no_grad():
-        expected = with_average.eval()(now.seed.images)
-        torch.testing.assert_close(participant.model.eval()(now.seed.images), expected, rtol=1e-5, atol=1e-5)
+        expected = with_average.eval()(now.seed.inputs)
+        torch.testing.assert_close(participant.model.eval()(now.seed.inputs), expected, rtol=1e-5, atol=1e-5)
     if learning.array(participant, 40, 10) is not None:
         published = learning.published(participant, now)
         if learning.shares_parameters:
@@ -472,7 +473,7 @@ def test_constraints_for_every_neighbour_change_nothing_where_none_is_violated()
     def weights(combine: str) -> torch.Tensor:
         participant, now = learner(), a_round()
         every = torch.arange(64) % 40
-        participant.private = Labelled(now.seed.images[every], now.seed.labels[every])
+        participant.private = Labelled(now.seed.inputs[every], now.seed.labels[every])
         theirs = torch.stack([method("fedh2l").publish(participant, now)] * 2)
         method("fedh2l", combine=combine).mutual_phase(participant, now, theirs)
         return participant.parameters.vector

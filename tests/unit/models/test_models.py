@@ -13,6 +13,7 @@ from fedh2l_mpi.models import build, check_weights, weights_digest, wide_layout
 from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.models.vit import VisionTransformer, _Attention
 from fedh2l_mpi.models.zoo import ZOO
+from fedh2l_mpi.sample_form import SampleForm
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -20,18 +21,18 @@ from fedh2l_mpi.models.zoo import ZOO
     ("channels", "side", "classes"), [(1, 8, 10), (1, 28, 10), (3, 32, 100), (3, 64, 7), (3, 224, 65)]
 )
 def test_every_architecture_fits_the_input(name, channels, side, classes):
-    model = build(name, channels, side, classes, seed=0)
+    model = build(name, SampleForm.image(channels, side), classes, seed=0)
     assert model(torch.randn(3, channels, side, side)).shape == (3, classes)
 
 
 def test_lenet5_on_mnist_has_the_known_number_of_parameters():
-    assert sum(p.numel() for p in build("lenet5", 1, 28, 10, seed=0).parameters()) == 61_706
+    assert sum(p.numel() for p in build("lenet5", SampleForm.image(1, 28), 10, seed=0).parameters()) == 61_706
 
 
 def test_resnet18_has_the_known_number_of_parameters_and_a_stem_that_spares_small_images():
-    assert sum(p.numel() for p in build("resnet18", 3, 224, 1000, seed=0).parameters()) == 11_689_512
+    assert sum(p.numel() for p in build("resnet18", SampleForm.image(3, 224), 1000, seed=0).parameters()) == 11_689_512
     # The known number of the usual network for CIFAR-10: a 3 x 3 stem, 64 * 3 * 40 weights fewer, and 10 classes.
-    small = build("resnet18", 3, 32, 10, seed=0)
+    small = build("resnet18", SampleForm.image(3, 32), 10, seed=0)
     assert sum(p.numel() for p in small.parameters()) == 11_173_962
     assert small.layer1(small.maxpool(small.conv1(torch.zeros(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
 
@@ -62,7 +63,7 @@ def test_the_transformers_attention_is_pytorchs():
 
 
 def test_the_transformer_computes_the_same_in_training_and_in_evaluation():
-    model, images = build("vit", 1, 28, 10, seed=0), torch.randn(4, 1, 28, 28)
+    model, images = build("vit", SampleForm.image(1, 28), 10, seed=0), torch.randn(4, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(model.train()(images), model.eval()(images))
 
@@ -72,7 +73,7 @@ def test_training_twice_gives_the_same_bits(name):
     images, labels = torch.randn(4, 1, 16, 16), torch.arange(4)
     ends = []
     for _ in range(2):
-        model = build(name, 1, 16, 10, seed=3).train()
+        model = build(name, SampleForm.image(1, 16), 10, seed=3).train()
         flat = FlatParameters(model)
         for _ in range(3):
             flat.vector.add_(flat.gradient(nn.functional.cross_entropy(model(images), labels)), alpha=-0.01)
@@ -84,7 +85,8 @@ def test_the_zoo_loads_neither_the_compiler_nor_torchvision():
     # Seconds and hundreds of megabytes on every rank.
     code = (
         "import sys; from fedh2l_mpi.models import build; from fedh2l_mpi.models.zoo import ZOO\n"
-        "for name in ZOO: build(name, 1, 8, 10, seed=0)\n"
+        "from fedh2l_mpi.sample_form import SampleForm\n"
+        "for name in ZOO: build(name, SampleForm.image(1, 8), 10, seed=0)\n"
         "print([m for m in ('torch._dynamo', 'torchvision') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -95,7 +97,7 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    one, same, other = (build("cnn", 1, 8, 10, seed).state_dict() for seed in (5, 5, 6))
+    one, same, other = (build("cnn", SampleForm.image(1, 8), 10, seed).state_dict() for seed in (5, 5, 6))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["layers.0.weight"], other["layers.0.weight"])
@@ -104,7 +106,10 @@ def test_initial_weights_depend_on_the_seed_alone_and_leave_the_global_generator
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet8", "resnet18", "mobilenet", "vit"])
 def test_flat_storage_changes_neither_the_function_nor_the_gradient(name, frozen):
-    plain, flat = build(name, 3, 16, 10, seed=0).train(), build(name, 3, 16, 10, seed=0).train()
+    plain, flat = (
+        build(name, SampleForm.image(3, 16), 10, seed=0).train(),
+        build(name, SampleForm.image(3, 16), 10, seed=0).train(),
+    )
     if frozen:
         for model in (plain, flat):
             parameters = list(model.parameters())
@@ -150,7 +155,7 @@ def test_a_minibatch_as_one_wide_image_gives_what_its_images_give(channels, side
 
 
 def test_lenet5_is_its_layers_one_after_the_other():
-    model = build("lenet5", 1, 28, 10, seed=0)
+    model = build("lenet5", SampleForm.image(1, 28), 10, seed=0)
     images = torch.randn(7, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(images), model.layers(images), rtol=1e-6, atol=1e-7)
 
@@ -174,9 +179,9 @@ def test_weights_that_a_lazy_model_draws_in_its_first_pass_follow_the_seed_too(t
     monkeypatch.syspath_prepend(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        one = build("lazy_models:Lazy", 1, 8, 10, seed=4)[1].weight
+        one = build("lazy_models:Lazy", SampleForm.image(1, 8), 10, seed=4)[1].weight
         torch.rand(3)
-        assert torch.equal(one, build("lazy_models:Lazy", 1, 8, 10, seed=4)[1].weight)
+        assert torch.equal(one, build("lazy_models:Lazy", SampleForm.image(1, 8), 10, seed=4)[1].weight)
 
 
 def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
@@ -196,7 +201,7 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
         "def not_a_model(**sizes): return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert build("users_models:Good", 1, 8, 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert build("users_models:Good", SampleForm.image(1, 8), 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     for name, says in {
         "users_models:WrongShape": r"\(2, 11\)\. It must map them to logits \(2, 10\)",
         "users_models:WrongArguments": "cannot be built",
@@ -209,7 +214,7 @@ def test_a_users_own_class_is_found_and_checked(tmp_path, monkeypatch):
         "users_models:": "Known: mlp",
     }.items():
         with pytest.raises(UserError, match=says):
-            build(name, 1, 8, 10, seed=0)
+            build(name, SampleForm.image(1, 8), 10, seed=0)
     sys.modules.pop("users_models")
 
 
@@ -231,13 +236,15 @@ def test_a_class_gets_the_sizes_that_it_asks_for_and_the_arguments_of_the_config
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("Net", "Passes"):
-        model = build(f"argued_models:{name}(bias=false,width=5)", 1, 8, 10, seed=0)
+        model = build(f"argued_models:{name}(bias=false,width=5)", SampleForm.image(1, 8), 10, seed=0)
         assert [tuple(value.shape) for value in model.parameters()] == [(5, 64), (10, 5), (10,)]
-    kept = build("argued_models:Keeps(width=[5,{}])", 1, 8, 10, seed=0).got
+    kept = build("argued_models:Keeps(width=[5,{}])", SampleForm.image(1, 8), 10, seed=0).got
     assert kept["width"] == [5, {}]
     assert (kept["channels"], kept["side"]) == (1, 8)
-    assert build("argued_models:Fixed", 1, 8, 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    assert [len(layer.weight) for layer in build("mlp(hidden=[9])", 1, 8, 10, seed=0).layers[1::2]] == [9, 10]
+    assert build("argued_models:Fixed", SampleForm.image(1, 8), 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert [
+        len(layer.weight) for layer in build("mlp(hidden=[9])", SampleForm.image(1, 8), 10, seed=0).layers[1::2]
+    ] == [9, 10]
     for name, says in {
         "argued_models:Passes(widht=5)": r"has no argument 'widht'. Its arguments: width, bias .did you mean 'width'?",
         "argued_models:Fixed(width=5)": "has no argument 'width'. It has no arguments.",
@@ -247,7 +254,7 @@ def test_a_class_gets_the_sizes_that_it_asks_for_and_the_arguments_of_the_config
         "mlp(width=5)": "has no argument 'width'. Its arguments: hidden",
     }.items():
         with pytest.raises(UserError, match=says):
-            build(name, 1, 8, 10, seed=0)
+            build(name, SampleForm.image(1, 8), 10, seed=0)
     sys.modules.pop("argued_models")
 
 
@@ -257,7 +264,7 @@ def _saved(folder, content):
 
 
 def test_weights_from_a_file_replace_the_initial_ones_bit_for_bit(tmp_path):
-    theirs = build("cnn", 1, 8, 10, seed=1).state_dict()
+    theirs = build("cnn", SampleForm.image(1, 8), 10, seed=1).state_dict()
     packings = [
         theirs,
         {"state_dict": theirs, "epoch": 3},
@@ -266,15 +273,15 @@ def test_weights_from_a_file_replace_the_initial_ones_bit_for_bit(tmp_path):
         {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")},
     ]
     for packing in packings:
-        ours = build("cnn", 1, 8, 10, seed=2, weights=_saved(tmp_path, packing)).state_dict()
+        ours = build("cnn", SampleForm.image(1, 8), 10, seed=2, weights=_saved(tmp_path, packing)).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_classifier_for_other_classes_keeps_its_seeded_initial_values_and_the_log_says_so(tmp_path, caplog):
-    path = _saved(tmp_path, build("resnet18", 1, 8, 1000, seed=1).state_dict())
-    theirs, fresh = (build("resnet18", 1, 8, *rest).state_dict() for rest in ((1000, 1), (7, 2)))
+    path = _saved(tmp_path, build("resnet18", SampleForm.image(1, 8), 1000, seed=1).state_dict())
+    theirs, fresh = (build("resnet18", SampleForm.image(1, 8), *rest).state_dict() for rest in ((1000, 1), (7, 2)))
     with caplog.at_level(logging.INFO, logger="fedh2l_mpi"):
-        ours = build("resnet18", 1, 8, 7, seed=2, weights=path).state_dict()
+        ours = build("resnet18", SampleForm.image(1, 8), 7, seed=2, weights=path).state_dict()
     assert all(torch.equal(ours[key], (fresh if key.startswith("fc.") else theirs)[key]) for key in ours)
     assert "120 of 122 entries" in caplog.text
     assert "initial values kept: fc.weight, fc.bias" in caplog.text
@@ -288,27 +295,33 @@ def test_weights_fit_a_users_own_architecture_too(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     path = _saved(tmp_path, {"1.weight": torch.ones(10, 64), "1.bias": torch.zeros(10)})
-    assert build("weighed_models:Own", 1, 8, 10, seed=4, weights=path)[1].weight.min() == 1.0
+    assert build("weighed_models:Own", SampleForm.image(1, 8), 10, seed=4, weights=path)[1].weight.min() == 1.0
 
 
 def test_weights_that_do_not_fit_are_refused_by_name_and_shape(tmp_path):
-    theirs = build("mlp", 1, 8, 10, seed=1).state_dict()
+    theirs = build("mlp", SampleForm.image(1, 8), 10, seed=1).state_dict()
     missing = {key: value for key, value in theirs.items() if key != "layers.3.bias"}
     for content, says in [
         (missing, r"weights\.mlp: .*1 missing: layers\.3\.bias \(64,\)\.$"),
         ({**theirs, "extra": torch.zeros(3)}, r"1 unexpected: extra \(3,\)\.$"),
         # Other images: the first layer differs, and no classifier is meant.
-        (build("mlp", 1, 12, 10, seed=1).state_dict(), r"layers\.1\.weight \(128, 144\), must be \(128, 64\)\.$"),
+        (
+            build("mlp", SampleForm.image(1, 12), 10, seed=1).state_dict(),
+            r"layers\.1\.weight \(128, 144\), must be \(128, 64\)\.$",
+        ),
         # The classifier of a wider network differs in more than its classes.
         ({**theirs, "layers.5.weight": torch.zeros(9, 65)}, r"layers\.5\.weight \(9, 65\), must be \(10, 64\)\.$"),
-        (build("cnn", 1, 8, 10, seed=1).state_dict(), r"2 missing: .*; 12 unexpected: .* and 8 more; 3 of a different"),
+        (
+            build("cnn", SampleForm.image(1, 8), 10, seed=1).state_dict(),
+            r"2 missing: .*; 12 unexpected: .* and 8 more; 3 of a different",
+        ),
         ([1, 2], r"holds a list\. It must hold a state dict"),
         ({}, r"holds a dict\. It must hold a state dict"),
         ({"layers": 3}, "'layers': int"),
         (nn.Linear(2, 2), r"cannot be read as weights \(UnpicklingError\): it is damaged, or holds more than tensors"),
     ]:
         with pytest.raises(UserError, match=says):
-            build("mlp", 1, 8, 10, seed=0, weights=_saved(tmp_path, content))
+            build("mlp", SampleForm.image(1, 8), 10, seed=0, weights=_saved(tmp_path, content))
 
 
 def test_only_one_module_may_differ_by_the_number_of_classes(tmp_path, monkeypatch):
@@ -319,18 +332,18 @@ def test_only_one_module_may_differ_by_the_number_of_classes(tmp_path, monkeypat
         "        super().__init__(nn.Flatten(), nn.Linear(64, classes), nn.BatchNorm1d(classes))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    path = _saved(tmp_path, build("two_heads:Two", 1, 8, 9, seed=0).state_dict())
+    path = _saved(tmp_path, build("two_heads:Two", SampleForm.image(1, 8), 9, seed=0).state_dict())
     with pytest.raises(UserError, match=r"6 of a different shape: 1\.weight \(9, 64\), must be \(10, 64\)"):
-        build("two_heads:Two", 1, 8, 10, seed=0, weights=path)
+        build("two_heads:Two", SampleForm.image(1, 8), 10, seed=0, weights=path)
 
 
 def test_a_missing_or_damaged_file_of_weights_is_the_users_to_mend(tmp_path):
-    path = _saved(tmp_path, build("mlp", 1, 8, 10, seed=1).state_dict())
+    path = _saved(tmp_path, build("mlp", SampleForm.image(1, 8), 10, seed=1).state_dict())
     whole = (tmp_path / "weights.pt").read_bytes()
     for damaged in (b"", b"not weights at all", whole[: len(whole) // 2], whole[:100] + bytes(50) + whole[150:]):
         (tmp_path / "weights.pt").write_bytes(damaged)
         with pytest.raises(UserError, match=r"weights\.mlp: .*weights\.pt' cannot be read as weights"):
-            build("mlp", 1, 8, 10, seed=0, weights=path)
+            build("mlp", SampleForm.image(1, 8), 10, seed=0, weights=path)
     for nowhere, says in [
         (str(tmp_path), "is not a file"),
         (str(tmp_path / "no.pt"), "is not a file"),
@@ -338,17 +351,17 @@ def test_a_missing_or_damaged_file_of_weights_is_the_users_to_mend(tmp_path):
         ("/" + 300 * "a", "File name too long"),
     ]:
         with pytest.raises(UserError, match=rf"weights\.mlp: .*{says}"):
-            build("mlp", 1, 8, 10, seed=0, weights=nowhere)
+            build("mlp", SampleForm.image(1, 8), 10, seed=0, weights=nowhere)
 
 
 def test_a_file_of_weights_that_the_disk_does_not_give_is_not_called_damaged(tmp_path, monkeypatch):
     def fails(*given: object, **more: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    path = _saved(tmp_path, build("mlp", 1, 8, 10, seed=1).state_dict())
+    path = _saved(tmp_path, build("mlp", SampleForm.image(1, 8), 10, seed=1).state_dict())
     monkeypatch.setattr(torch, "load", fails)
     with pytest.raises(UserError, match=r"weights\.mlp: .* cannot be read: Permission denied\.$"):
-        build("mlp", 1, 8, 10, seed=0, weights=path)
+        build("mlp", SampleForm.image(1, 8), 10, seed=0, weights=path)
 
 
 @pytest.mark.parametrize(
@@ -363,9 +376,11 @@ def test_a_file_of_weights_that_the_disk_does_not_give_is_not_called_damaged(tmp
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_weights_that_are_not_plain_numbers_are_refused(tmp_path, change, says):
-    theirs = {key: change(value) for key, value in build("mlp", 1, 8, 10, seed=1).state_dict().items()}
+    theirs = {
+        key: change(value) for key, value in build("mlp", SampleForm.image(1, 8), 10, seed=1).state_dict().items()
+    }
     with pytest.raises(UserError, match=says):
-        build("mlp", 1, 8, 10, seed=0, weights=_saved(tmp_path, theirs))
+        build("mlp", SampleForm.image(1, 8), 10, seed=0, weights=_saved(tmp_path, theirs))
 
 
 def test_weights_for_an_architecture_that_is_not_in_the_run_are_refused():
@@ -385,7 +400,7 @@ class InPlace(nn.Sequential):
 def test_a_model_that_changes_its_images_is_refused():
     says = r"changes the images that it is given\. Its first operation must not work in place\.$"
     with pytest.raises(UserError, match=says):
-        build(f"{__name__}:InPlace", 1, 8, 10, seed=0)
+        build(f"{__name__}:InPlace", SampleForm.image(1, 8), 10, seed=0)
 
 
 class Noisy(nn.Sequential):
@@ -402,7 +417,7 @@ def test_a_model_that_draws_random_numbers_in_evaluation_is_refused():
         r"In eval mode it must neither draw random numbers nor change\."
     )
     with pytest.raises(UserError, match=says):
-        build(f"{__name__}:Noisy", 1, 8, 10, seed=0)
+        build(f"{__name__}:Noisy", SampleForm.image(1, 8), 10, seed=0)
 
 
 def test_the_digest_of_weights_is_that_of_the_files(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import build
 from fedh2l_mpi.models.flat_parameters import FlatParameters
+from fedh2l_mpi.sample_form import SampleForm
 
 
 def _why_not() -> str:
@@ -60,7 +61,7 @@ def test_without_torchvision_the_error_says_how_to_get_it(monkeypatch):
         UserError,
         match=r"'torchvision:resnet18': torchvision is not installed. Fix: install the extra \[vision\], as in pip",
     ):
-        build("torchvision:resnet18", 3, 32, 7, seed=0)
+        build("torchvision:resnet18", SampleForm.image(3, 32), 7, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_torchvision_made_for_another_torch_is_named_with_both_versions(tmp_pa
     # Twice: an import that failed must not change what the next participant's model says.
     for _ in range(2):
         with pytest.raises(UserError) as raised:
-            build("torchvision:resnet18", 3, 32, 7, seed=0)
+            build("torchvision:resnet18", SampleForm.image(3, 32), 7, seed=0)
         assert "torchvision 0.20.1 (made for torch==2.5.1)" in str(raised.value)
         assert f"with torch {torch.__version__}: {error.split('(')[0]}: " in str(raised.value)
 
@@ -80,10 +81,10 @@ def test_an_unknown_name_and_strange_channels_are_refused(tmp_path, monkeypatch,
     _stub(tmp_path, monkeypatch, "", "def list_models(module): return ['alexnet', 'resnet18', 'vgg11']")
     says = r"got 'torchvision:resnet8'\. .*\(did you mean 'torchvision:resnet18' or 'torchvision:alexnet'\?\)"
     with pytest.raises(UserError, match=says):
-        build("torchvision:resnet8", 3, 32, 7, seed=0)
+        build("torchvision:resnet8", SampleForm.image(3, 32), 7, seed=0)
     says = r"needs images of 3 channels, or of 1 channel that is repeated\. The data have 2\.$"
     with pytest.raises(UserError, match=says):
-        build("torchvision:resnet18", 2, 32, 7, seed=0)
+        build("torchvision:resnet18", SampleForm.image(2, 32), 7, seed=0)
 
 
 NAMES = ["resnet18", "alexnet", "mobilenet_v2", "vgg11_bn", "vit_b_16", "inception_v3", "googlenet"]
@@ -93,7 +94,7 @@ NAMES = ["resnet18", "alexnet", "mobilenet_v2", "vgg11_bn", "vit_b_16", "incepti
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_classifier_maps_images_to_logits_in_training_and_in_evaluation(name, channels):
-    model = build(f"torchvision:{name}", channels, 96, 7, seed=0)
+    model = build(f"torchvision:{name}", SampleForm.image(channels, 96), 7, seed=0)
     images = torch.randn(2, channels, 96, 96)
     for mode in (True, False):
         with torch.no_grad():
@@ -102,7 +103,7 @@ def test_a_classifier_maps_images_to_logits_in_training_and_in_evaluation(name, 
 
 @needs_torchvision
 def test_grey_images_are_repeated_to_three_channels():
-    grey, colour = (build("torchvision:resnet18", channels, 32, 7, seed=0) for channels in (1, 3))
+    grey, colour = (build("torchvision:resnet18", SampleForm.image(channels, 32), 7, seed=0) for channels in (1, 3))
     images = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
         assert torch.equal(grey(images), colour(images.repeat(1, 3, 1, 1)))
@@ -115,13 +116,13 @@ def test_grey_images_are_repeated_to_three_channels():
 )
 def test_images_too_small_for_a_classifier_are_refused(name, side, says):
     with pytest.raises(UserError, match=says):
-        build(f"torchvision:{name}", 3, side, 7, seed=0)
+        build(f"torchvision:{name}", SampleForm.image(3, side), 7, seed=0)
 
 
 @needs_torchvision
 @pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet"])
 def test_flat_storage_holds_a_classifiers_gradient(name):
-    plain, flat = (build(f"torchvision:{name}", 3, 64, 7, seed=0).eval() for _ in range(2))
+    plain, flat = (build(f"torchvision:{name}", SampleForm.image(3, 64), 7, seed=0).eval() for _ in range(2))
     vector = FlatParameters(flat)
     images = torch.randn(2, 3, 64, 64)
     expected = torch.autograd.grad(plain(images).square().sum(), list(plain.parameters()))
@@ -140,8 +141,10 @@ def test_weights_of_a_thousand_classes_load_into_seven(name, tmp_path):
     options = {"init_weights": False} if name == "googlenet" else {}
     published = models.get_model(name, weights=None, num_classes=1000, **options).state_dict()
     torch.save(published, tmp_path / "published.pth")
-    ours = build(f"torchvision:{name}", 1, 64, 7, seed=2, weights=str(tmp_path / "published.pth")).state_dict()
-    fresh = build(f"torchvision:{name}", 1, 64, 7, seed=2).state_dict()
+    ours = build(
+        f"torchvision:{name}", SampleForm.image(1, 64), 7, seed=2, weights=str(tmp_path / "published.pth")
+    ).state_dict()
+    fresh = build(f"torchvision:{name}", SampleForm.image(1, 64), 7, seed=2).state_dict()
     kept = [key for key in ours if ours[key].shape != published[key].shape]
     assert len(kept) == 2
     assert all(torch.equal(ours[key], (fresh if key in kept else published)[key]) for key in ours)
@@ -151,7 +154,7 @@ def test_weights_of_a_thousand_classes_load_into_seven(name, tmp_path):
 def test_torchvisions_resnet18_weights_make_ours_the_same_function(tmp_path):
     theirs: nn.Module = importlib.import_module("torchvision.models").get_model("resnet18", weights=None).eval()
     torch.save(theirs.state_dict(), tmp_path / "published.pth")
-    ours = build("resnet18", 3, 96, 1000, seed=1, weights=str(tmp_path / "published.pth")).eval()
+    ours = build("resnet18", SampleForm.image(3, 96), 1000, seed=1, weights=str(tmp_path / "published.pth")).eval()
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images))

@@ -12,6 +12,7 @@ from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.models import build
 from fedh2l_mpi.planning import disk, requirements
 from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import draw
 
 
@@ -49,7 +50,9 @@ def test_a_checkpoint_is_as_large_as_told(tmp_path, ranks, kept):
     for rank in range(ranks):
         content = {}
         for index in hosting.participants_of(rank):
-            one = requirements.stand_in_participant(config, source, build(config.architecture(index), 1, 8, 10, 0))
+            one = requirements.stand_in_participant(
+                config, source, build(config.architecture(index), SampleForm.image(1, 8), 10, 0)
+            )
             content[index] = {
                 **one.state(),
                 "steps": 3,

@@ -27,6 +27,7 @@ from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
+from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import Graph, Topology, draw
 
 # A round of as many rows as with the whole seed set.
@@ -115,8 +116,8 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
     held = simulation.setup.federation
     sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
     # The views of a round's seed samples are beside what is held all the time.
-    views = 3 * len(held.seed_set.of_round(0)) * digits().input_bytes
-    assert told.data[0] - views == sum(part.images.nbytes + part.labels.nbytes for part in sets)
+    views = 3 * len(held.seed_set.of_round(0)) * digits().form.input_bytes
+    assert told.data[0] - views == sum(part.stored.nbytes + part.labels.nbytes for part in sets)
     learners = simulation.participants
     averages = [one.average.state().values() if one.average is not None else () for one in learners]
     assert any(map(len, averages)) == (config.optimizer.average == "ema")
@@ -166,9 +167,9 @@ def test_pooled_data_lie_on_a_rank_once():
 def needs_of(config: Config, side: int = 8) -> tuple[requirements.Requirements, Source]:
     """Of participants with 64 private samples each, and of random pictures."""
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
-    source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
-    count, stored = config.size, source.image_bytes + 8
-    held = SampleCounts(np.full(count, 64), np.full(count, 0), 64, 64, [128], 10, stored, source.input_bytes)
+    source = Source("pictures", 10, SampleForm.image(1, side), 255.0, 0.5, 0.25, table, table)
+    count, stored = config.size, source.sample_bytes + 8
+    held = SampleCounts(np.full(count, 64), np.full(count, 0), 64, 64, [128], 10, stored, source.form.input_bytes)
     return requirements.compute(config, source, methods.build(config), held), source
 
 
@@ -213,7 +214,9 @@ def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(n
     needs, source = needs_of(config, side=28)
     edges = draw(TopologyConfig(kind="complete"), 40, 0, 0).edges
     told = needs.memory(Hosting(40, 40), traffic.links(edges, Hosting(40, 40)))
-    learner: Participant = requirements.stand_in_participant(config, source, build("mlp", 1, 28, 10, 0), 64)
+    learner: Participant = requirements.stand_in_participant(
+        config, source, build("mlp", SampleForm.image(1, 28), 10, 0), 64
+    )
     samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, 128)
     now = a_round_of(samples, Graph(40, edges), (64,) * 40)
     theirs = torch.stack([needs.method.publish(learner, now)] * 39)
@@ -258,12 +261,16 @@ def test_a_step_takes_about_what_is_told(name, combine, images, tested_at_once):
     overrides.append(f"evaluation.batch_size={tested_at_once}")
     config = settled(f"models=[{name}]", "participants=5", "topology.kind=star", *overrides)
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, channels, side, side), dtype=np.uint8))
-    source = Source("pictures", 10, channels, side, 255.0, 0.5, 0.25, table, table)
+    source = Source("pictures", 10, SampleForm.image(channels, side), 255.0, 0.5, 0.25, table, table)
     method = methods.build(config)
-    held = SampleCounts(np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.image_bytes + 8, source.input_bytes)
+    held = SampleCounts(
+        np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.sample_bytes + 8, source.form.input_bytes
+    )
     needs = requirements.compute(config, source, method, held)
     told = needs.memory(Hosting(5, 5), traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
-    learner: Participant = requirements.stand_in_participant(config, source, build(name, channels, side, 10, 0), 64)
+    learner: Participant = requirements.stand_in_participant(
+        config, source, build(name, SampleForm.image(channels, side), 10, 0), 64
+    )
     samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, tested_at_once)
     now = a_round_of(samples, Graph(5, [(0, i) for i in range(1, 5)]), (64,) * 5)
     theirs = torch.full((4, 64, 10), 0.1)
@@ -286,10 +293,10 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, com
     overrides += [f"method.combine={combine}"]
     config = settled(*overrides, "method.local_steps=2", "method.mutual_steps=2")
     table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, 1, side, side), dtype=np.uint8))
-    source = Source("pictures", 10, 1, side, 255.0, 0.5, 0.25, table, table)
+    source = Source("pictures", 10, SampleForm.image(1, side), 255.0, 0.5, 0.25, table, table)
     method = methods.build(config)
     held = SampleCounts(
-        np.full(20, 64), np.full(20, 0), 256, 256, [128], 10, source.image_bytes + 8, source.input_bytes
+        np.full(20, 64), np.full(20, 0), 256, 256, [128], 10, source.sample_bytes + 8, source.form.input_bytes
     )
     needs = requirements.compute(config, source, method, held)
     graph = draw(TopologyConfig(kind="random_regular", degree=degree), 20, 0, 0)
@@ -312,13 +319,13 @@ def test_a_cohort_takes_no_more_than_is_told_and_not_much_less(side, degree, com
         method.mutual_phase(cohorts[0], now, torch.stack([arrived[:degree]] * 16, dim=1))
 
     def join() -> None:
-        models = [build("mlp", 1, side, 10, 0) for _ in range(16)]
+        models = [build("mlp", SampleForm.image(1, side), 10, 0) for _ in range(16)]
         learners = [requirements.stand_in_participant(config, source, model, 64) for model in models]
         cohorts.append(BatchedParticipants(learners))
 
     # At first, vectors of 16 members of 20 and the matrices that replace them, one after the other.
     of_all = told.models[0] + told.optimisers[0]
-    assert peak_bytes(join) <= told.step[0] + 16 / 20 * of_all + 16 * 64 * (source.input_bytes + 8)
+    assert peak_bytes(join) <= told.step[0] + 16 / 20 * of_all + 16 * 64 * (source.form.input_bytes + 8)
     steps()
     # With SGD, which computes less on the way than Adam, the more so.
     assert 0.5 * told.step[0] <= peak_bytes(steps) <= told.step[0]
@@ -328,7 +335,7 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
     def remembered(participants: int, each: int) -> tuple[int, int]:
         labels = np.tile(np.arange(10), 5000).astype(np.int64)
         table = ArrayTable(labels, np.zeros((len(labels), 1, 1, 1), dtype=np.uint8))
-        source = Source("none", 10, 1, 1, 255.0, 0.0, 1.0, table, table)
+        source = Source("none", 10, SampleForm.image(1, 1), 255.0, 0.0, 1.0, table, table)
         overrides = [f"data.partition.samples_per_participant={each}", "evaluation.test_samples_per_domain=100"]
         config = settled(f"participants={participants}", "topology.kind=small_world", *overrides)
         tracemalloc.start()

@@ -19,6 +19,7 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import PosteriorMethod
 from fedh2l_mpi.planning import requirements
 from fedh2l_mpi.planning.memory import SampleCounts
+from fedh2l_mpi.sample_form import SampleForm
 
 
 def config_of(*overrides: str) -> Config:
@@ -292,7 +293,7 @@ class CannotBeCopied(Line):
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        (Auxiliary, r"maps images \(4, 1, 8, 8\) to tuple in training"),
+        (Auxiliary, r"maps inputs \(4, 1, 8, 8\) to tuple in training"),
         (Detached, "its logits in training do not depend on a trainable parameter"),
         (Raises, r"fails when it is trained: AttributeError in test_rehearsal\.py, line \d+: 'Raises' object has no"),
         (Mixed, r"must be of one real dtype; got torch\.bfloat16 \(scale\), torch\.float32 \(out\.weight\)\.$"),
@@ -323,16 +324,16 @@ def test_a_model_that_a_run_would_fail_with_is_refused_in_one_line(kind, says):
 def test_a_model_must_evaluate_a_single_image_where_a_run_has_one():
     model = f"models=[{__name__}:Squeezes]"
     rehearse(model, "evaluation.test_samples_per_domain=64", "evaluation.batch_size=64")
-    with pytest.raises(UserError, match=r"maps images \(1, 1, 8, 8\) to \(10,\) in evaluation"):
+    with pytest.raises(UserError, match=r"maps inputs \(1, 1, 8, 8\) to \(10,\) in evaluation"):
         rehearse(model, "evaluation.test_samples_per_domain=65", "evaluation.batch_size=64")
 
 
 def test_a_model_of_one_channel_and_of_three_gets_contiguous_images_and_weights():
     for channels in (1, 3):
-        model = requirements.models.build(f"{__name__}:Views", channels, 8, 10, seed=0)
+        model = requirements.models.build(f"{__name__}:Views", SampleForm.image(channels, 8), 10, seed=0)
         participant = requirements.stand_in_participant(
             loading.load(None, []).resolved(1, launched=False),
-            dataclasses.replace(source(), channels=channels),
+            dataclasses.replace(source(), form=SampleForm.image(channels, 8)),
             model,
             samples=4,
         )
