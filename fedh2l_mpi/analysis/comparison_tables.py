@@ -16,12 +16,10 @@ from fedh2l_mpi.analysis.outcome import UNITS, spread
 from fedh2l_mpi.analysis.statistics import Difference
 from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
 from fedh2l_mpi.errors import UserError, did_you_mean
-from fedh2l_mpi.runtime.terminal import is_terminal
+from fedh2l_mpi.runtime.terminal import is_terminal, log_width
 from fedh2l_mpi.runtime.units import size
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
-# Columns of a table in a batch log.
-WIDTH_OF_A_LOG = 120
 # CSV columns of each measure of which a gap is closed.
 SHARE_COLUMNS = ("share", "share_low", "share_high", "gap")
 
@@ -133,7 +131,7 @@ def _signed_size(count: float) -> str:
 
 def _terminal(comparison: Comparison) -> str:
     """Return plain text; a table that is wider than the terminal is split, and its parts stand below each other."""
-    width = shutil.get_terminal_size().columns if is_terminal() else WIDTH_OF_A_LOG
+    width = shutil.get_terminal_size().columns if is_terminal() else log_width()
     parts = []
     for table in _tables(comparison, "*"):
         lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in table.caption.split("\n")]

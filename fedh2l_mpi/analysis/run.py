@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # A sweep renames the directory of an unfinished run so, before it starts the run again.
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
+# Figures and tables may lie next to the runs that a glob matches, so of files it means those with such an ending.
+ENDINGS = (".h5", ".hdf5")
 
 
 @dataclass(frozen=True, repr=False)
@@ -226,9 +228,21 @@ def metrics_file(path: Path) -> Path:
         if path.is_dir():
             file = RunDirectory(path).metrics
             if not file.exists():
-                raise UserError(f"{path}: this directory contains no run, because {file.name} is missing.")
+                missing = f"{path}: this directory contains no run, because {file.name} is missing."
+                raise UserError(f"{missing}{_runs_below(path)}")
             return file
         return path
+
+
+def _runs_below(path: Path) -> str:
+    """Say what to do with a folder of runs, such as one of a sweep, where a single run is needed."""
+    names = unique_names(_below(path))
+    if not names:
+        return ""
+    return (
+        f" The {len(names)} runs below it are {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}. Fix: name one "
+        f"of them, or draw all of them by compare {path} --plot curves.png."
+    )
 
 
 @contextlib.contextmanager
@@ -243,7 +257,8 @@ def readable(path: str | Path) -> Iterator[None]:
 def find(patterns: Sequence[str]) -> list[Path]:
     """Return the metrics files of all runs that the patterns name, in the order of names.
 
-    A pattern is a run directory, a metrics file, a folder that contains runs at any depth, or a glob.
+    A pattern is a run directory, a metrics file, a folder that contains runs at any depth, or a glob. What else a glob
+    matches, such as the figures and tables of a sweep, is left out.
 
     Raises
     ------
@@ -253,7 +268,7 @@ def find(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         with readable(pattern):
-            paths = [Path(pattern)] if Path(pattern).exists() else [Path(match) for match in sorted(glob.glob(pattern))]
+            paths = [Path(pattern)] if Path(pattern).exists() else _matches(pattern)
             files = [file for path in paths for file in _below(path)]
         if not files:
             raise UserError(
@@ -261,6 +276,11 @@ def find(patterns: Sequence[str]) -> list[Path]:
             )
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def _matches(pattern: str) -> list[Path]:
+    paths = [Path(match) for match in sorted(glob.glob(pattern))]
+    return [path for path in paths if path.suffix in ENDINGS or (path.is_dir() and not SET_ASIDE.search(path.name))]
 
 
 def _below(path: Path) -> list[Path]:

@@ -45,7 +45,7 @@ class Cost:
 
 COSTS = {
     "sent": Cost("bytes", lambda run: run.bytes_E, size, "bytes sent by a participant"),
-    "rounds": Cost("rounds", lambda run: run.rounds_E, "{:.3g}".format, "rounds"),
+    "rounds": Cost("rounds", lambda run: run.rounds_E, "{:.3g}".format, "rounds done"),
     "seconds": Cost(
         "training_seconds",
         lambda run: run.training_s_E,

@@ -71,8 +71,11 @@ def _report(options: argparse.Namespace, context: Context) -> int:
     elif options.out is not None:
         from rich.console import Console
 
+        from fedh2l_mpi.runtime import terminal
+
         with _written(options.out) as file:
-            Console(file=file, width=120, color_system=None).print(report.terminal(summaries))
+            file = terminal.without_trailing_blanks(file)
+            Console(file=file, width=terminal.log_width(), color_system=None).print(report.terminal(summaries))
         say(f"report: {options.out}")
     else:
         from fedh2l_mpi.runtime import terminal

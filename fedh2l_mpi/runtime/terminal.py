@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from fedh2l_mpi.runtime import processes
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # Control characters, except tab and newline, and those that change the direction of writing or break a line.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+# Columns of a table in a batch log.
+WIDTH_OF_A_LOG = 120
 
 
 def harmless(text: str, one_line: bool = False) -> str:
@@ -71,8 +74,14 @@ def is_notebook() -> bool:
     return type(get_ipython()).__name__ == "ZMQInteractiveShell"
 
 
+def log_width() -> int:
+    """Return the columns of a table for a batch log: COLUMNS of the environment, or WIDTH_OF_A_LOG."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) else WIDTH_OF_A_LOG
+
+
 def open_console() -> "RichConsole":
-    """Return a console for tables: as wide as the terminal, or 120 columns in a batch log."""
+    """Return a console for tables, as wide as the terminal, or as `log_width`."""
     from rich.console import Console
 
     class Piped(Console):
@@ -81,4 +90,19 @@ def open_console() -> "RichConsole":
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return Piped() if is_terminal() else Piped(width=120)
+    return Piped() if is_terminal() else Piped(width=log_width(), file=without_trailing_blanks(sys.stdout))
+
+
+def without_trailing_blanks(file: TextIO) -> TextIO:
+    """Return a file that drops the blanks with which rich fills lines, and writes everything else to this file."""
+
+    class Trimming:
+        """Text file for rich, which writes whole lines."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(file, name)
+
+        def write(self, text: str) -> int:
+            return file.write(re.sub(" +$", "", text, flags=re.MULTILINE))
+
+    return cast(TextIO, Trimming())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import ROUNDS_DONE
 from fedh2l_mpi.runtime.libraries import require
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def round_axis(axes: "Axes", rounds_R: NDArray[np.int64], ticks: int = 6) -> Non
     """Set the x axis to whole numbers of rounds."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel("rounds")
+    axes.set_xlabel(ROUNDS_DONE.long_name)
     if len(rounds_R) == 1:
         axes.set_xticks(rounds_R)
     else:

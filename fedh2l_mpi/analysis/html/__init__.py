@@ -114,7 +114,9 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     many = len(runs) > 1
     sections = []
     for number, (run, summary, accuracies) in enumerate(zip(runs, summaries, matrices, strict=True), start=1):
-        plots, missing = _plots(run, f"run {number}, {run.name}" if many else run.name)
+        # Each array would open the file anew, and no more than one file is open at a time.
+        with run.metrics.opened():
+            plots, missing = _plots(run, f"run {number}, {run.name}" if many else run.name)
         sections.append(
             {
                 "id": f"run-{number}",

@@ -119,7 +119,10 @@ def test_any_number_of_runs_is_open_at_a_time(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, before[1]))
     try:
         held = [open_run(tmp_path / "runs" / str(number)) for number in range(40)]
-        stacked = open_runs(tmp_path / "runs")
+        (tmp_path / "runs" / "curves.png").touch()
+        descriptors = os.listdir("/proc/self/fd")
+        stacked = open_runs(tmp_path / "runs" / "*")
+        assert os.listdir("/proc/self/fd") == descriptors
         for run in held:
             np.testing.assert_array_equal(run.accuracy.values, stacked.accuracy[0].values)
     finally:
@@ -207,8 +210,12 @@ def test_mistakes_are_told(tmp_path):
         open_runs(str(tmp_path / "nothing*"))
     with pytest.raises(UserError, match="no array 'acuracy' to stack. Known: accuracy_own"):
         open_runs(tmp_path / "good", only=["acuracy"])
-    with pytest.raises(UserError, match="this directory contains no run"):
+    told = "contains no run, because metrics.h5 is missing. The 2 runs below it are bad, good. Fix: name one of them"
+    with pytest.raises(UserError, match=f"{told}, or draw all of them by compare {tmp_path} --plot curves.png"):
         open_run(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"contains no run, because metrics.h5 is missing.$"):
+        open_run(tmp_path / "none")
 
 
 def test_importing_it_loads_no_library_of_tables_or_files():

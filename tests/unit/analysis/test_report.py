@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import resource
 from pathlib import Path
 
 import h5py
@@ -129,6 +130,17 @@ def test_the_terminal_shows_every_number_in_eighty_columns(tmp_path):
         assert cell in text, cell
 
 
+def test_a_piped_table_is_as_wide_as_columns_says(tmp_path, capsys, monkeypatch):
+    run = write(tmp_path / "run", THREE)
+    for columns, width in (("80", 80), ("", 120), ("wide", 120)):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = said(capsys, "report", run).out.splitlines()
+        said(capsys, "report", run, "--out", tmp_path / "report.txt")
+        assert lines == (tmp_path / "report.txt").read_text().splitlines()
+        assert 0.8 * width < max(map(len, lines)) <= width
+        assert [line for line in lines if line.endswith(" ")] == []
+
+
 def test_many_participants_are_summed_up_in_quantiles(tmp_path):
     told = summarised(write(tmp_path / "run", np.linspace(0.2, 1.0, 80).reshape(40, 2)))
     rows = report.result_table(told).rows
@@ -245,9 +257,12 @@ def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monk
     assert (told.out[:6], told.out.count("\n"), told.err) == ("group,", 2, "plot: c.png\n")
 
 
-def test_a_report_of_many_runs_has_one_of_them_open_at_a_time(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--html", "page.html"), ("--baseline", "runs/a")], ids=["text", "page", "gain"])
+def test_a_report_of_many_runs_has_one_of_them_open_at_a_time(tmp_path, capsys, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(html, "PLOTS", ("bytes",))
     for name in "abc":
-        write(tmp_path / name, [[0.5]])
+        write(tmp_path / "runs" / name, [[0.5]])
     looked, is_open = runs.load_run, []
 
     def load_run(path):
@@ -255,8 +270,14 @@ def test_a_report_of_many_runs_has_one_of_them_open_at_a_time(tmp_path, capsys, 
         return looked(path)
 
     monkeypatch.setattr(runs, "load_run", load_run)
-    said(capsys, "report", tmp_path)
-    assert len(is_open) == 3
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Python may import more modules on the way, one file at a time.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 4, before[1]))
+    try:
+        said(capsys, "report", "runs", *more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(is_open) == 3 + ("--baseline" in more)
     assert len(set(is_open)) == 1
 
 
@@ -265,6 +286,11 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
         write(tmp_path / name, [[0.5]])
     assert [path.parent.name for path in runs.find([str(tmp_path)])] == ["a", "b"]
     assert runs.find([str(tmp_path / "[b]"), str(tmp_path)])[0].parent.name == "b"
+    # What a sweep writes next to its runs; a damaged file with the ending of a metrics file is still one to report.
+    for name in ("curves.png", "table.md", "table.csv", "a.yaml", "copy.h5"):
+        (tmp_path / name).touch()
+    matched = runs.find([str(tmp_path / "*")])
+    assert [file.relative_to(tmp_path).parts[0] for file in matched] == ["a", "b", "copy.h5"]
     with pytest.raises(UserError, match="there is no run. Name run directories"):
         runs.find([str(tmp_path / "x*")])
 
