@@ -114,7 +114,7 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     many = len(runs) > 1
     sections = []
     for number, (run, summary, accuracies) in enumerate(zip(runs, summaries, matrices, strict=True), start=1):
-        # Each array would open the file anew, and no more than one file is open at a time.
+        # Otherwise each array would open the file again.
         with run.metrics.opened():
             plots, missing = _plots(run, f"run {number}, {run.name}" if many else run.name)
         sections.append(
