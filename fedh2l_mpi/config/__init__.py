@@ -63,9 +63,9 @@ class Config(Section):
     models: tuple[ArchitectureLabel, ...] | dict[int, ArchitectureLabel] = Field(
         ("lenet5", "mlp", "cnn"),
         description="architectures: a list that is repeated over the participants, or a map with the architecture of "
-        "each; known: lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, torchvision:NAME or your own as "
-        "package.module:Class; with arguments: {name: package.module:Class, width: 64}, which is stored as "
-        "package.module:Class(width=64)",
+        "each; known: lenet5, mlp, cnn, resnet8, resnet18, mobilenet, vit, cnn1d, gru, text_transformer, "
+        "torchvision:NAME or your own as package.module:Class; with arguments: {name: package.module:Class, "
+        "width: 64}, which is stored as package.module:Class(width=64)",
     )
     weights: dict[str, str] = Field(
         {},

@@ -1,6 +1,6 @@
 """A small network of depthwise-separable inverted residuals.
 
-Shape letters: B minibatch, K channels, H side, C classes.
+Shape letters: B minibatch, K channels, H height, W width, C classes.
 """
 
 from torch import Tensor, nn
@@ -43,10 +43,11 @@ class MobileNet(nn.Module):
     section 3.3.
     """
 
-    def __init__(self, channels: int, side: int, classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
+        channels, *sides = shape
         self.layers = nn.Sequential(
-            _convolution(channels, 16, 3, stride=1 if side <= 64 else 2),
+            _convolution(channels, 16, 3, stride=1 if max(sides) <= 64 else 2),
             _InvertedResidual(16, 24, stride=2),
             _InvertedResidual(24, 24, stride=1),
             _InvertedResidual(24, 32, stride=2),
@@ -59,5 +60,5 @@ class MobileNet(nn.Module):
             nn.Linear(128, classes),
         )
 
-    def forward(self, images_BKHH: Tensor) -> Tensor:
-        return self.layers(images_BKHH)
+    def forward(self, images_BKHW: Tensor) -> Tensor:
+        return self.layers(images_BKHW)

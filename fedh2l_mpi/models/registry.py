@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedh2l_mpi.config.architecture import parse
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.models import constructor, memory_format, pretrained, torchvision_models
-from fedh2l_mpi.models.zoo import ZOO
+from fedh2l_mpi.models.zoo import IMAGES, TAKES, ZOO, taking
 from fedh2l_mpi.rng import global_generators
 from fedh2l_mpi.runtime import paths
 from fedh2l_mpi.runtime.plugins import Plugin, load_class, reporting
@@ -25,8 +25,8 @@ def build(name: str, form: SampleForm, classes: int, seed: int, weights: str | N
     ----------
     name : str
         A name of the zoo, `torchvision:NAME`, or `package.module:Class`, with arguments as in `mlp(hidden=[64])`. The
-        class is called with those of `channels`, `side` and `classes` that it has parameters for, and must map
-        contiguous float32 images (B, channels, side, side) to logits (B, classes).
+        class is called with those of `shape`, `classes`, `vocabulary` (of token ids), `channels` and `side` (of square
+        images) that it has parameters for, and must map contiguous samples (B, *shape) to logits (B, classes).
     form : SampleForm
         Form of the samples that the model gets.
     seed : int
@@ -41,8 +41,8 @@ def build(name: str, form: SampleForm, classes: int, seed: int, weights: str | N
         If the name is unknown, the class cannot be built, its output has another shape, or the weights do not fit.
     """
     kind = _kind(name)
-    sizes = {**_sizes(name, form), "classes": classes}
-    given = constructor.keywords(name, kind, sizes, parse(name).arguments)
+    _check_kind(name, form)
+    given = constructor.keywords(name, kind, form, classes, parse(name).arguments)
     with global_generators(seed):
         wanted = f"{form} and {classes} classes"
         with reporting(f"cannot be built for {wanted}", Plugin("models", name)):
@@ -141,11 +141,16 @@ def _two_inputs(form: SampleForm) -> tuple[Tensor, Tensor]:
     return given, -given
 
 
-def _sizes(name: str, form: SampleForm) -> dict[str, int]:
-    """Return what a model's constructor may ask for about its input."""
-    if not form.is_square:
-        raise UserError(f"models: {name!r} takes square images, but the data are {form}.")
-    return {"channels": form.shape[0], "side": form.shape[1]}
+def _check_kind(name: str, form: SampleForm) -> None:
+    """Raise `UserError` if a built-in model or one of torchvision's does not take samples of this kind."""
+    bare = parse(name).name
+    if is_own(name) or form.kind in TAKES.get(bare, IMAGES):
+        return
+    takes = " or ".join(PLURAL[kind] for kind in TAKES.get(bare, IMAGES))
+    raise UserError(
+        f"models: {name!r} takes {takes}, but the data are {form}. Built-in models that fit: "
+        f"{', '.join(taking(form.kind))}; or your own as package.module:Class."
+    )
 
 
 def check_logits(name: str, got: object, inputs: tuple[int, ...], logits: tuple[int, ...], when: str = "") -> None:

@@ -1,6 +1,6 @@
 """Residual networks: the smallest of the CIFAR family, and ResNet-18.
 
-Shape letters: B minibatch, K channels, H side, C classes.
+Shape letters: B minibatch, K channels, H height, W width, C classes.
 
 Source: He, Zhang, Ren and Sun, "Deep residual learning for image recognition", 2016.
 """
@@ -36,8 +36,9 @@ class ResNet8(nn.Module):
     Source: section 4.2 with n = 1.
     """
 
-    def __init__(self, channels: int, side: int, classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
+        channels, *_sides = shape
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1, bias=False),
             nn.BatchNorm2d(16),
@@ -50,8 +51,8 @@ class ResNet8(nn.Module):
             nn.Linear(64, classes),
         )
 
-    def forward(self, images_BKHH: Tensor) -> Tensor:
-        return self.layers(images_BKHH)
+    def forward(self, images_BKHW: Tensor) -> Tensor:
+        return self.layers(images_BKHW)
 
 
 class _BasicBlock(nn.Module):
@@ -87,9 +88,10 @@ class ResNet18(nn.Module):
     Source: table 1, 18 layers.
     """
 
-    def __init__(self, channels: int, side: int, classes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        small = side <= 64
+        channels, *sides = shape
+        small = max(sides) <= 64
         self.conv1 = nn.Conv2d(
             channels, 64, kernel_size=3 if small else 7, stride=1 if small else 2, padding=1 if small else 3, bias=False
         )
@@ -103,7 +105,7 @@ class ResNet18(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512, classes)
 
-    def forward(self, images_BKHH: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images_BKHH))))
+    def forward(self, images_BKHW: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images_BKHW))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))

@@ -23,11 +23,12 @@ _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 
 
-def build(name: str, channels: int, side: int, classes: int, **arguments: Any) -> nn.Module:
+def build(name: str, shape: tuple[int, int, int], classes: int, **arguments: Any) -> nn.Module:
     """Build one of torchvision's classifiers with initial weights.
 
     Images of one channel are repeated to the three that its first convolution needs. Vision transformers and MaxViT are
-    built for `side`; the others accept any side that is large enough for their poolings.
+    built for the images' size, which must be square for the former; the others accept any size that is large enough for
+    their poolings.
 
     Parameters
     ----------
@@ -39,8 +40,8 @@ def build(name: str, channels: int, side: int, classes: int, **arguments: Any) -
     Raises
     ------
     UserError
-        If torchvision is missing or does not match torch, the name is unknown, there are neither 1 nor 3 channels, or
-        an argument is one that is decided here.
+        If torchvision is missing or does not match torch, the name is unknown, the images do not suit it, or an
+        argument is one that is decided here.
     """
     models = _torchvision_models(name)
     kind = name.removeprefix(PREFIX)
@@ -50,6 +51,7 @@ def build(name: str, channels: int, side: int, classes: int, **arguments: Any) -
             f"models: got {name!r}. Known: the {len(known)} classifiers of torchvision {_version()}, "
             f"torchvision:{known[0]} to torchvision:{known[-1]}{did_you_mean(kind, known, PREFIX)}."
         )
+    channels, height, width = shape
     if channels not in (1, 3):
         raise UserError(
             f"models: {name!r} needs images of 3 channels, or of 1 channel that is repeated. The data have {channels}."
@@ -58,9 +60,11 @@ def build(name: str, channels: int, side: int, classes: int, **arguments: Any) -
     if kind in _AUXILIARY:
         options = dict(_PLAIN)
     elif kind.startswith("vit_"):
-        options = {"image_size": side}
+        if height != width:
+            raise UserError(f"models: {name!r} takes square images. The data have {height} x {width} pixels.")
+        options = {"image_size": height}
     elif kind.startswith("maxvit_"):
-        options = {"input_size": (side, side)}
+        options = {"input_size": (height, width)}
     decided = {"weights": None, "progress": False, "num_classes": classes, **options}
     for key in arguments:
         if key in decided:

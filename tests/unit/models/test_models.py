@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.models import build, check_weights, weights_digest, wide_layout
+from fedh2l_mpi.models.attention import Attention
 from fedh2l_mpi.models.flat_parameters import FlatParameters
-from fedh2l_mpi.models.vit import VisionTransformer, _Attention
-from fedh2l_mpi.models.zoo import ZOO
+from fedh2l_mpi.models.vit import VisionTransformer
+from fedh2l_mpi.models.zoo import taking
 from fedh2l_mpi.sample_form import SampleForm
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", taking("image"))
 @pytest.mark.parametrize(
     ("channels", "side", "classes"), [(1, 8, 10), (1, 28, 10), (3, 32, 100), (3, 64, 7), (3, 224, 65)]
 )
@@ -38,18 +39,20 @@ def test_resnet18_has_the_known_number_of_parameters_and_a_stem_that_spares_smal
 
 
 @pytest.mark.parametrize("side", [1, 8, 17, 28, 29, 30, 31, 32, 33, 65, 224])
-def test_the_transformer_covers_every_pixel_with_at_most_eight_patches_a_side(side):
-    embedding = VisionTransformer(channels=1, side=side, classes=2).embedding
+@pytest.mark.parametrize("height", [None, 5, 40])
+def test_the_transformer_covers_every_pixel_with_at_most_eight_patches_a_side(side, height):
+    height = side if height is None else height
+    embedding = VisionTransformer((1, height, side), classes=2).embedding
     nn.init.ones_(embedding.weight)
     nn.init.zeros_(embedding.bias)
-    patches = embedding(torch.ones(1, 1, side, side))
-    assert patches.shape[-1] == patches.shape[-2] <= 8
+    patches = embedding(torch.ones(1, 1, height, side))
+    assert max(patches.shape[-2:]) <= 8
     # A sum of ones over every patch counts the pixels.
-    assert patches[0, 0].sum() == side * side
+    assert patches[0, 0].sum() == height * side
 
 
 def test_the_transformers_attention_is_pytorchs():
-    own, reference = _Attention(width=16, heads=4), nn.MultiheadAttention(16, 4, batch_first=True)
+    own, reference = Attention(width=16, heads=4), nn.MultiheadAttention(16, 4, batch_first=True)
     reference.load_state_dict(
         {
             "in_proj_weight": own.into.weight,
@@ -84,9 +87,9 @@ def test_training_twice_gives_the_same_bits(name):
 def test_the_zoo_loads_neither_the_compiler_nor_torchvision():
     # Seconds and hundreds of megabytes on every rank.
     code = (
-        "import sys; from fedh2l_mpi.models import build; from fedh2l_mpi.models.zoo import ZOO\n"
+        "import sys; from fedh2l_mpi.models import build; from fedh2l_mpi.models.zoo import taking\n"
         "from fedh2l_mpi.sample_form import SampleForm\n"
-        "for name in ZOO: build(name, SampleForm.image(1, 8), 10, seed=0)\n"
+        "for name in taking('image'): build(name, SampleForm.image(1, 8), 10, seed=0)\n"
         "print([m for m in ('torch._dynamo', 'torchvision') if m in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -231,16 +234,22 @@ def test_a_class_gets_the_sizes_that_it_asks_for_and_the_arguments_of_the_config
         "        super().__init__()\n"
         "        self.layer, self.got = nn.Linear(64, classes), sizes\n"
         "    def forward(self, images): return self.layer(images.flatten(1))\n"
+        "class Shaped(Net):\n"
+        "    def __init__(self, shape, **sizes): super().__init__(1, shape[-1], **sizes)\n"
         "class Fixed(nn.Sequential):\n"
         "    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("Net", "Passes"):
+    for name in ("Net", "Passes", "Shaped"):
         model = build(f"argued_models:{name}(bias=false,width=5)", SampleForm.image(1, 8), 10, seed=0)
         assert [tuple(value.shape) for value in model.parameters()] == [(5, 64), (10, 5), (10,)]
     kept = build("argued_models:Keeps(width=[5,{}])", SampleForm.image(1, 8), 10, seed=0).got
-    assert kept["width"] == [5, {}]
-    assert (kept["channels"], kept["side"]) == (1, 8)
+    assert kept == {"width": [5, {}], "shape": (1, 8, 8), "channels": 1, "side": 8}
+    tokens = SampleForm("tokens", (64,), 9)
+    with pytest.raises(UserError, match="fails on .*int64|fails on .*Long|fails on .*dtype"):
+        build("argued_models:Keeps", tokens, 10, seed=0)
+    with pytest.raises(UserError, match=r"asks for 'channels', which .* do not have. Fix: .* shape, classes, voc"):
+        build("argued_models:Passes", tokens, 10, seed=0)
     assert build("argued_models:Fixed", SampleForm.image(1, 8), 10, seed=0)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert [
         len(layer.weight) for layer in build("mlp(hidden=[9])", SampleForm.image(1, 8), 10, seed=0).layers[1::2]
