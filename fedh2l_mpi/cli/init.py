@@ -74,7 +74,7 @@ def source() -> Path:
 
 def _is_ready(path: Path) -> bool:
     """Return False for the user's own jobs/env.sh of a checkout, and anything else that is not shipped."""
-    return path.suffix in (".yaml", ".sbatch", ".example")
+    return path.suffix in (".yaml", ".sbatch", ".example", ".def")
 
 
 COMMAND = Command(

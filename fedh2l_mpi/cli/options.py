@@ -1,6 +1,7 @@
 """Read a command's options: a mistake raises UserError, and one rank of many prints."""
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
 from fedh2l_mpi.errors import UserError
@@ -10,6 +11,16 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError where argparse would exit; prints nothing unless it `speaks`."""
 
     speaks = True
+    # Options whose value is the next word even if that begins with a dash.
+    verbatim: tuple[str, ...] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read the words as argparse does, and the words after `verbatim` options as their values."""
+        words, joined = iter(sys.argv[1:] if args is None else args), []
+        for word in words:
+            value = next(words, None) if word in self.verbatim else None
+            joined.append(word if value is None else f"{word}={value}")
+        return super().parse_known_args(joined, namespace)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if self.speaks:

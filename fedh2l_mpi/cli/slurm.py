@@ -67,6 +67,18 @@ def _add_resources(made: Parser) -> None:
     made.add_argument("--time", type=_seconds, required=True, metavar="TIME", help="time limit, such as 2h or 1:30:00")
     made.add_argument("--partition", metavar="P", help="partition of the cluster")
     made.add_argument("--account", metavar="A", help="account to charge")
+    made.verbatim = ("--sbatch",)
+    made.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="another option of sbatch for the job's head, such as constraint=a100, qos=long, mem=64G, mail-type=END "
+        "(repeatable)",
+    )
+    made.add_argument(
+        "--container", metavar="IMAGE", help="run in this image of Apptainer, with --nv if there are GPUs"
+    )
     made.add_argument("--job-name", metavar="J", help="name of the job (default: the config's name)")
 
 

@@ -228,6 +228,45 @@ def test_ranks_that_might_not_find_each_other_import_for_themselves_and_say_why(
     assert [text.count(why) for text in logs(job)] == [1] * 4
 
 
+# Starts the command outside any container, and notes the image and the paths that are bound.
+APPTAINER = """#!/bin/bash
+printf '%s ' "$@" >>"$NOTES"; echo >>"$NOTES"
+[ "$1" = exec ] || exit 1
+shift
+while [[ $1 == --* ]]; do [ "$1" != --pwd ] || cd "$2" || exit 1; [ "$1" = --nv ] || shift; shift; done
+[ "$1" = "$IMAGE_HERE" ] || exit 1
+shift
+exec "$@"
+"""
+
+
+def test_a_job_in_a_container_stops_goes_on_and_ends_like_a_run_outside(submit, alone, mpich_here, tmp_path):
+    image, stand_in, notes = tmp_path / "image.sif", tmp_path / "bin" / "apptainer", tmp_path / "notes"
+    image.touch()
+    stand_in.parent.mkdir()
+    stand_in.write_text(APPTAINER)
+    stand_in.chmod(0o755)
+    words = ["slurm", "configs/digits_ring.yaml", "--nodes", "2", "--ranks-per-node", "1", "--time", "5m"]
+    words += ["--mpi", "pmi2", "--container", str(image), "--sbatch", "--mem=100M", "--sbatch", "comment='two words'"]
+    made = launch([*words, "--set", "participants=4", "--out", str(tmp_path / "contained.sbatch")])
+    assert made.code == 0, made.err
+    environ = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "NOTES": str(notes), "IMAGE_HERE": str(image)}
+    job = submit(tmp_path / "contained.sbatch", mpi=mpich_here, settings=RING, **environ)
+    job.signalled()
+    job.wait_until_queued_again()
+    assert (job.status("state"), job.status("reason")) == ("stopped", "USR1")
+    assert job.facts()["MinMemoryNode"] == "100M"
+    assert slurm("squeue", "--noheader", "--jobs", job.name, "--Format=comment:20") == "two words"
+    expected = alone(RING)
+    assert job.end() == "COMPLETED", job.said()
+    assert_same(expected, job.run / "metrics.h5")
+    # Two ranks, before the signal and after it.
+    lines = notes.read_text().splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith(f"exec --pwd {ROOT} --bind {ROOT} --bind {tmp_path}") for line in lines), lines
+    assert all(f" {image} {mpich_here.python} -m fedh2l_mpi configs/digits_ring.yaml " in line for line in lines), lines
+
+
 def test_a_killed_rank_fails_the_job(submit, mpich_here):
     with shared_memory_removed():
         job = submit(JOBS / "ring_16.sbatch", *TWO, mpi=mpich_here, settings=RING)

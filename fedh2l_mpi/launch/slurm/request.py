@@ -11,6 +11,8 @@ from pathlib import Path
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.slurm import script
+from fedh2l_mpi.launch.slurm.container import absolute_paths, check_image
+from fedh2l_mpi.launch.slurm.sbatch_options import head_line
 from fedh2l_mpi.lifecycle import run_config
 from fedh2l_mpi.lifecycle.run_config import Mode
 from fedh2l_mpi.run_directory import RunDirectory
@@ -46,10 +48,13 @@ def request(command: SlurmCommand) -> script.Request:
     """
     options = command.options
     _check_texts(options)
+    if options.container is not None:
+        check_image(options.container, options.elsewhere)
     work: script.Run | script.Sweep | script.Analysis
+    paths: tuple[str, ...]
     if options.analyse:
         _refuse_options_of_runs(command)
-        work, threads = script.Analysis(options.run), 1
+        work, threads, paths = script.Analysis(options.run), 1, ()
         resources = _resources(options, "analyse", threads, ranks_per_node=1)
     else:
         for name, value in (("CONFIG", options.config), ("--mpi", options.mpi)):
@@ -62,13 +67,15 @@ def request(command: SlurmCommand) -> script.Request:
             raise UserError("--at-a-time: this option limits the elements of a sweep. Add --sweep, or leave it out.")
         if options.share_imports and ranks_per_node == 1:
             raise UserError(f"{shared_imports.OPTION}: one rank per node has no other to share with. Leave it out.")
+        if options.share_imports and options.container is not None:
+            raise UserError(f"{shared_imports.OPTION}: each rank has a container of its own. Leave it out.")
         if options.share_imports and options.mpi == "pmi2" and options.nodes > 1:
             raise UserError(
                 f"{shared_imports.OPTION}: with --mpi pmi2, ranks can share on one node only, but --nodes is "
                 f"{options.nodes}. Use --mpi mpirun, or --nodes 1."
             )
         name = Path(options.config).stem
-        work, threads = _sweep(options, ranks_per_node) if options.sweep else _run(options, ranks_per_node)
+        work, threads, paths = _sweep(options, ranks_per_node) if options.sweep else _run(options, ranks_per_node)
         resources = _resources(options, re.sub(rf"[^{NAME.pattern[1:-2]}]", "_", name), threads, ranks_per_node)
         _check_time(options)
     return script.Request(
@@ -80,6 +87,7 @@ def request(command: SlurmCommand) -> script.Request:
         options.env,
         _made_by(command),
         options.share_imports,
+        script.Container(options.container, paths) if options.container is not None else None,
     )
 
 
@@ -103,10 +111,12 @@ def _resources(options: argparse.Namespace, name: str, threads: int, ranks_per_n
         options.gpus_per_node,
         options.partition,
         options.account,
+        tuple(head_line(text) for text in options.sbatch),
     )
 
 
-def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, int]:
+def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, int, tuple[str, ...]]:
+    """Return the run, its threads per rank, and the absolute paths that its config names."""
     # The job resumes a run that is in its directory.
     mode: Mode = "never" if options.elsewhere else "auto"
     config = run_config.load(options.config, options.overrides, options.run, mode)
@@ -127,10 +137,12 @@ def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, 
         check.check(config)
         if run_config.stored_config(options.run, mode) is not None:
             start.refuse_other_config(RunDirectory(Path(options.run)), config)
-    return script.Run(options.config, tuple(options.overrides), options.run, pack), config.devices.threads
+    run = script.Run(options.config, tuple(options.overrides), options.run, pack)
+    return run, config.devices.threads, absolute_paths(config.model_dump())
 
 
-def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Sweep, int]:
+def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Sweep, int, tuple[str, ...]]:
+    """Return the sweep, the threads per rank, and the absolute paths that the configs of its elements name."""
     from fedh2l_mpi.launch import sweep
     from fedh2l_mpi.launch.sweep.sweep import check_fit
 
@@ -144,7 +156,8 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Swe
         check_fit(loaded.elements, path, jobs=1)
     out = options.run or f"runs/{path.stem}"
     work = script.Sweep(options.config, out, len(loaded.elements), options.at_a_time, tuple(options.overrides))
-    return work, max(element.config.devices.threads for element in loaded.elements)
+    paths = {path for element in loaded.elements for path in absolute_paths(element.config.model_dump())}
+    return work, max(element.config.devices.threads for element in loaded.elements), tuple(sorted(paths))
 
 
 def _resolve(config: Config, options: argparse.Namespace, ranks_per_node: int) -> tuple[Config, int]:

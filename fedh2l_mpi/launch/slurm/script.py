@@ -10,13 +10,14 @@ import shlex
 from dataclasses import dataclass
 
 from fedh2l_mpi.config.comparison import COPY_OF, SCRATCH
+from fedh2l_mpi.launch.slurm import container, supervision
 
 DEFAULT_ENV = "jobs/env.sh"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Resources that a job requests from Slurm; times in seconds."""
+    """Resources that a job requests from Slurm; times in seconds. `others` are lines of options for sbatch."""
 
     name: str
     time_s: float
@@ -26,6 +27,15 @@ class Resources:
     gpus_per_node: int = 0
     partition: str | None = None
     account: str | None = None
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Container:
+    """Image of Apptainer in which the job's program runs, and paths outside the job's folder that the config names."""
+
+    image: str
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,8 @@ class Request:
         Command line that makes this job.
     share_imports : bool
         True: each node imports the modules once, for all its ranks.
+    container : Container or None
+        None: the program runs in the environment of the job.
     """
 
     resources: Resources
@@ -92,20 +104,38 @@ class Request:
     env: str | None = None
     made_by: str = ""
     share_imports: bool = False
+    container: Container | None = None
 
 
 def render(request: Request) -> str:
     """Return the bash script for sbatch."""
     work = request.work
     if isinstance(work, Analysis):
-        parts = [_head(request), _environment(request), _analysis(work)]
+        parts = [_head(request), _environment(request), _container(request), _analysis(request, work)]
     else:
-        own = _run(work) if isinstance(work, Run) else _element(work)
-        scratch = _scratch(work.config, work.pack) if isinstance(work, Run) and work.pack is not None else ""
+        own = _run(request, work) if isinstance(work, Run) else _element(request, work)
+        scratch = _scratch(request, work.config, work.pack) if isinstance(work, Run) and work.pack is not None else ""
         share = SHARE_IMPORTS if request.share_imports else ""
-        begin = [_head(request), _environment(request), _begin(request), own, share]
-        parts = [*begin, SIGNALS, scratch, _launch(request), END]
+        begin = [_head(request), _environment(request), _begin(request), _container(request), own, share]
+        launch = supervision.launch(request.mpi)
+        parts = [*begin, supervision.SIGNALS, scratch, launch, supervision.start_and_end(_inside(request))]
     return "\n".join(part for part in parts if part)
+
+
+def _container(request: Request) -> str:
+    inside = request.container
+    return container.begin(inside.image, request.resources.gpus_per_node > 0, inside.paths) if inside else ""
+
+
+def _inside(request: Request) -> str:
+    """Return the words that precede a command which runs in the container; none without one."""
+    return container.INSIDE if request.container is not None else ""
+
+
+def _show(request: Request, *variables: str) -> str:
+    """Return the line that makes the paths in these variables of bash visible in the container; none without one."""
+    words = " ".join(f'"${name}"' for name in variables)
+    return f"show {words}\n" if request.container is not None else ""
 
 
 def slurm_time(seconds: float) -> str:
@@ -134,13 +164,18 @@ def _head(request: Request) -> str:
         options += ["output=%x-%j.out"]
     if not isinstance(work, Analysis):
         options += [f"signal=B:USR1@{request.lead_s}", "requeue", "open-mode=append"]
-    return "\n".join([*lines, *(f"#SBATCH --{option}" for option in options), ""])
+    return "\n".join([*lines, *(f"#SBATCH --{option}" for option in options), *_others(asked), ""])
+
+
+def _others(asked: Resources) -> list[str]:
+    return [f"#SBATCH {line}" for line in asked.others]
 
 
 def _about(request: Request) -> list[str]:
     """Return the header comment: what the job does, and how to submit it."""
     work, asked = request.work, request.resources
     made = ["", f"Made by: {request.made_by}"] if request.made_by else []
+    image = ", IMAGE, APPTAINER" if request.container is not None else ""
     if isinstance(work, Analysis):
         return [
             "Check a run that has ended, and write its report (an HTML page) and its figures into the run directory.",
@@ -148,7 +183,7 @@ def _about(request: Request) -> list[str]:
             "    id=$(sbatch --parsable JOB_OF_THE_RUN)",
             "    RUN=RUN_DIRECTORY sbatch --dependency=afterok:$id THIS_FILE",
             "",
-            "Variables you may set: RUN, PYTHON, ENV_FILE.",
+            f"Variables you may set: RUN, PYTHON, ENV_FILE{image}.",
             *made,
         ]
     where = f"{asked.nodes} nodes" if asked.nodes > 1 else "one node"
@@ -173,7 +208,7 @@ def _about(request: Request) -> list[str]:
         *usage,
         "",
         f"Variables you may set: {names}, SETTINGS (section.key=value, separated",
-        f"by blanks), MAX_RESTARTS, {launcher}, PYTHON, ENV_FILE. Paths are relative to where sbatch is called.",
+        f"by blanks), MAX_RESTARTS, {launcher}, PYTHON, ENV_FILE{image}. Paths are relative to where sbatch is called.",
         *made,
     ]
 
@@ -191,7 +226,9 @@ if [ -n "${{ENV_FILE:-}}" ]; then
   . "$ENV_FILE"
 fi
 set -u
+# It may be several words, such as "apptainer exec image.sif python"; a program's own path may contain blanks.
 PYTHON=${{PYTHON:-python}}
+if command -v -- "$PYTHON" >/dev/null; then python=("$PYTHON"); else read -ra python <<<"$PYTHON"; fi
 """
 
 
@@ -227,30 +264,32 @@ fi
 """
 
 
-def _run(work: Run) -> str:
+def _run(request: Request, work: Run) -> str:
     # A job that is queued again keeps its number, so it finds its run directory again.
     run = "runs/$SLURM_JOB_NAME-$SLURM_JOB_ID" if work.run is None else shlex.quote(work.run)
     return f"""\
 CONFIG=${{CONFIG:-{shlex.quote(work.config)}}}
 RUN=${{RUN:-{run}}}
-program=("$PYTHON" -m fedh2l_mpi "$CONFIG" --out "$RUN" --resume auto)
+{_show(request, "CONFIG", "RUN")}\
+program=("${{python[@]}}" -m fedh2l_mpi "$CONFIG" --out "$RUN" --resume auto)
 {_settings(work.settings, "program")}"""
 
 
-def _element(work: Sweep) -> str:
+def _element(request: Request, work: Sweep) -> str:
     return f"""\
 SWEEP=${{SWEEP:-{shlex.quote(work.sweep)}}}
 # Another sweep gets a directory of its own, so that its runs do not mix with these.
 if [ "$SWEEP" != {shlex.quote(work.sweep)} ]; then name=${{SWEEP##*/}}; OUT=${{OUT:-runs/${{name%.*}}}}; fi
 OUT=${{OUT:-{shlex.quote(work.out)}}}
-prepare=("$PYTHON" -m fedh2l_mpi sweep "$SWEEP" --out "$OUT" --ranks "$SLURM_NTASKS")
+{_show(request, "SWEEP", "OUT")}\
+prepare=({_inside(request)}"${{python[@]}}" -m fedh2l_mpi sweep "$SWEEP" --out "$OUT" --ranks "$SLURM_NTASKS")
 {_settings(work.settings, "prepare")}\
 # Write the element's config and print its run directory.
 RUN=$("${{prepare[@]}}" --index "$SLURM_ARRAY_TASK_ID" --prepare) || exit $?
 # Lock the element's config, as `sweep` itself does, so that no other process runs the element.
 exec 9<>"$RUN.yaml"
 flock -n 9 || {{ say "$RUN: another process runs it" >&2; exit 1; }}
-program=("$PYTHON" -m fedh2l_mpi "$RUN.yaml" --out "$RUN" --resume auto)
+program=("${{python[@]}}" -m fedh2l_mpi "$RUN.yaml" --out "$RUN" --resume auto)
 """
 
 
@@ -259,46 +298,8 @@ SHARE_IMPORTS = """\
 program+=(--share-imports)
 """
 
-SIGNALS = """\
-# Slurm signals this shell (B:). Bash handles signals only between commands, so the program runs in the background.
-asked=
-pid=
-ask() {
-  asked=$1
-  say "$1: the run is asked to stop after its round"
-  [ -z "$pid" ] || kill -USR1 "$pid" 2>/dev/null
-}
-trap 'ask USR1' USR1
-trap 'ask TERM' TERM
-clean() { :; }
 
-again() {
-  clean
-  # Slurm may be ending the job by now. If it was preempted, Slurm queues it again and counts one restart more than we
-  # know of. If it was cancelled, it must not be queued again.
-  job=$(scontrol show job -o "$this") restarted=${job##* Restarts=}
-  case $job in
-    *" JobState=COMPLETING Reason=TimeLimit "*) ;;
-    *" JobState=COMPLETING "*)
-      if [ "${restarted%% *}" -gt "$restarts" ]; then say "Slurm queues it again"; exit 1; fi
-      say "cancelled: not queued again"
-      exit 1 ;;
-  esac
-  if [ "$restarts" -ge "$MAX_RESTARTS" ]; then
-    say "restarted $restarts times, MAX_RESTARTS is $MAX_RESTARTS: not queued again. Submit a job to resume $RUN" >&2
-    exit 1
-  fi
-  say "queues itself again, restart $((restarts + 1)) of at most $MAX_RESTARTS"
-  trap - USR1 TERM
-  # Requeueing ends this shell, too; until then it waits.
-  scontrol requeue "$this" && sleep 300
-  say "this job cannot be queued again. Submit another job to resume $RUN" >&2
-  exit 1
-}
-"""
-
-
-def _scratch(config: str, pack: str) -> str:
+def _scratch(request: Request, config: str, pack: str) -> str:
     return f"""\
 # This job was made for one pack. Another config or data.root would have no effect on what is copied, so it is refused.
 if [ -z "${{PACK:-}}" ]; then
@@ -323,84 +324,20 @@ copy=$scratch/{COPY_OF}/$PACK
 "${{per_node[@]}}" bash -c \\
   'mkdir -p -- "${{2%/*}}" && cp -- "$1" "$2.$SLURM_NODEID" && mv -f -- "$2.$SLURM_NODEID" "$2"' \\
   copy "$PACK" "$copy" || {{ say "$PACK: cannot be copied to $scratch of every node" >&2; clean; exit 1; }}
+{_show(request, "copy")}\
 program+=(--set "data.root=$copy")
 """
 
 
-def _launch(request: Request) -> str:
-    if request.mpi == "mpirun":
-        return """\
-# --bind-to none, because a launcher that counts cores differently from Slurm would refuse to start.
-# TERM without an earlier USR1 (preemption, scancel) leaves the ranks of Open MPI's mpirun half a second. That is too
-# short for a checkpoint, so the run resumes from its last one (checkpoint.every).
-launch=("${MPIRUN:-mpirun}" -n "$SLURM_NTASKS" --bind-to none)
-"""
-    return f"""\
-# --cpus-per-task again, because srun does not inherit it from sbatch (since Slurm 22.05). --kill-on-bad-exit, because
-# the other ranks would wait forever for one that was killed.
-launch=(srun "--mpi=${{SRUN_MPI:-{request.mpi}}}" --kill-on-bad-exit=1 "--cpus-per-task=${{SLURM_CPUS_PER_TASK:-1}}")
-# MPICH names its shared memory by job and step, and killed ranks leave it behind. A job that starts again on the same
-# node therefore needs a new step number; otherwise MPI would not start.
-for ((step = 0; step < restarts; step++)); do srun --mpi=none --nodes=1 --ntasks=1 true >/dev/null 2>&1; done
-"""
-
-
-END = """\
-say "start, restart $restarts, nodes $SLURM_JOB_NODELIST, run $RUN"
-before=$(cat "$RUN/status" 2>/dev/null)
-code=0
-if [ -z "$asked" ]; then
-  "${launch[@]}" "${program[@]}" &
-  pid=$!
-  [ -z "$asked" ] || kill -USR1 "$pid" 2>/dev/null
-  # A signal ends `wait`, but not the program.
-  wait "$pid"; code=$?
-  while kill -0 "$pid" 2>/dev/null; do wait "$pid"; code=$?; done
-  pid=
-fi
-
-# The launcher's exit code alone proves nothing: Open MPI's mpirun returns 0 after losing a node. A status from before
-# this job, or of another job that works on this run, counts as "did not begin".
-status() { sed -n "s/^$1: //p" "$RUN/status" 2>/dev/null; }
-now=$(cat "$RUN/status" 2>/dev/null) state=$(status state) reason=$(status reason)
-case $state in
-  complete) [ "$now" != "$before" ] || [ "$code" -eq 0 ] || state=unbegun ;;
-  running | stopped) [ "$now" != "$before" ] && [[ $(status process) == *", job $SLURM_JOB_ID" ]] || state=unbegun ;;
-  *) [ "$now" != "$before" ] || state=unbegun ;;
-esac
-if [ "$state" = unbegun ]; then
-  say "the run did not begin; the launcher returned $code"
-else
-  say "the run is $state${reason:+ ($reason)}, $(status round) of $(status rounds) rounds; the launcher returned $code"
-fi
-case $state:$reason in
-  complete:*) clean; exit 0 ;;
-  # The user asked it to stop.
-  "stopped:file STOP") clean; exit 0 ;;
-  stopped:USR1 | stopped:TERM | stopped:max_wall | "stopped:launcher gone") again ;;
-  # Killed before it could write a checkpoint: it resumes from its last one.
-  running:* | unbegun:*) [ -z "$asked" ] || again ;;
-  *) [ "$asked" != TERM ] || again ;;
-esac
-if [ "$state" = running ]; then
-  # All ranks were killed, so none was left to record the failure.
-  sed -e 's/^state: .*/state: failed/' -e "s/^reason: .*/reason: all ranks were killed; the launcher returned $code/" \
-    "$RUN/status" >"$RUN/status.$SLURM_JOB_ID" && mv -f "$RUN/status.$SLURM_JOB_ID" "$RUN/status"
-fi
-say "the run did not finish. The ranks' output is in $RUN/log" >&2
-clean
-[ "$code" -ne 0 ] || code=1
-exit "$code"
-"""
-
-
-def _analysis(work: Analysis) -> str:
+def _analysis(request: Request, work: Analysis) -> str:
+    inside = _inside(request)
     run = "?Set RUN to the run directory." if work.run is None else f"-{shlex.quote(work.run)}"
     return f"""\
 RUN=${{RUN:{run}}}
+{_show(request, "RUN")}\
 code=0
-"$PYTHON" -m fedh2l_mpi validate "$RUN" || code=1
-"$PYTHON" -m fedh2l_mpi report "$RUN" --html "$RUN/report.html" || code=1
-"$PYTHON" -m fedh2l_mpi plot "$RUN" --figure all || code=1
+{inside}"${{python[@]}}" -m fedh2l_mpi validate "$RUN" || code=1
+{inside}"${{python[@]}}" -m fedh2l_mpi report "$RUN" --html "$RUN/report.html" || code=1
+{inside}"${{python[@]}}" -m fedh2l_mpi plot "$RUN" --figure all || code=1
 exit $code
 """

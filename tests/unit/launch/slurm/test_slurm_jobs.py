@@ -55,8 +55,10 @@ def test_bash_understands_it(path):
 
 def test_what_is_asked_for_is_in_the_head():
     options = ["--nodes", "2", "--gpus-per-node", "2", "--cpus-per-task", "3", "--partition", "gpu", "--account", "a-1"]
+    others = ["--constraint=a100", "qos=long", "--mem 4G --exclusive", "-C 'a&b'", "exclusive", "comment='two words'"]
+    options += [word for other in others for word in ("--sbatch", other)]
     text = made(*SMALL, *options, "--set", "participants=8", "--lead", "90", "--job-name", "mine")
-    head = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    head = [line.removeprefix("#SBATCH ").removeprefix("--") for line in text.splitlines() if "#SBATCH " in line]
     assert head == [
         "job-name=mine",
         "nodes=2",
@@ -70,6 +72,12 @@ def test_what_is_asked_for_is_in_the_head():
         "signal=B:USR1@90",
         "requeue",
         "open-mode=append",
+        "constraint=a100",
+        "qos=long",
+        "mem 4G --exclusive",
+        "-C 'a&b'",
+        "exclusive",
+        "comment='two words'",
     ]
 
 
@@ -103,6 +111,23 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
             ["--nodes", "2", "--share-imports"],
             "--share-imports: with --mpi pmi2, ranks can share on one node only, but --nodes is 2. Use --mpi",
         ),
+        (["--sbatch", "nodes=4"], "--sbatch: got '--nodes=4', but the job sets --nodes itself. Fix: use --nodes of"),
+        (["--sbatch", "--tim=4"], "but the job sets --time itself. Fix: use --time"),
+        (["--sbatch", "-n4"], "but the job sets --ntasks itself. Fix: use --ranks-per-node"),
+        (["--sbatch", "--mem=4G --no-requeue"], "the job sets --no-requeue itself. Fix: use --max-restarts 0"),
+        (["--sbatch", "--gres gpu:a100:2"], "the job sets --gpus-per-node itself. Fix: use --gpus-per-node"),
+        (["--sbatch", "signal=USR2"], "the job sets --signal itself. Fix: use --lead"),
+        (["--sbatch", "output=a"], "the job sets --output itself. Fix: leave it out"),
+        (["--sbatch", "requeue"], "the job sets --requeue itself. Fix: leave it out"),
+        (["--sbatch", "mem=4G\nrm -rf ."], "--sbatch: got 'mem=4G\\nrm -rf .', must be one line"),
+        (["--sbatch", "rm -rf ."], "--sbatch: got 'rm -rf .', but 'rm' is no option. Allowed: options of sbatch"),
+        (["--sbatch", "comment=two words"], "but 'words' is no option. Allowed: options of sbatch, such as constra"),
+        (["--sbatch", "exclusiv"], "'exclusiv' is no option. Allowed: options of sbatch, such as constraint=a100, "),
+        (["--sbatch", 'comment="a'], "--sbatch: got 'comment=\"a': No closing quotation. Allowed: options"),
+        (["--sbatch", ""], "--sbatch: got ''. Allowed: options of sbatch"),
+        (["--sbatch"], "argument --sbatch: expected one argument"),
+        (["--container", "docker://python"], "--container: got 'docker://python', must be a file, which all ranks"),
+        (["--container", "a.sif", "--share-imports"], "--share-imports: each rank has a container of its own"),
         (["--at-a-time", "2"], "--at-a-time: this option limits the elements of a sweep. Add --sweep"),
         (["--analyse"], f"slurm: got CONFIG {DIGITS!r}, but --analyse needs no config (did you mean --run?)"),
     ],
@@ -335,6 +360,47 @@ def test_the_environment_has_the_last_word(run_job, tmp_path):
     assert done.arguments[8] == "elsewhere"
     missing = run_job(made(*SMALL, "--env", "not there.sh"))
     assert (missing.code, missing.text) == (2, "ENV_FILE: not there.sh cannot be read\n")
+
+
+def test_python_may_be_several_words_or_have_blanks_in_its_path(run_job, tmp_path):
+    done = run_job(made(*SMALL), STATE="complete", PYTHON="apptainer exec --nv x.sif python")
+    assert done.arguments[3:10] == ["apptainer", "exec", "--nv", "x.sif", "python", "-m", "fedh2l_mpi"]
+    (tmp_path / "my python").symlink_to("/bin/true")
+    done = run_job(made(*SMALL), STATE="complete", PYTHON=str(tmp_path / "my python"))
+    assert done.arguments[3:5] == [str(tmp_path / "my python"), "-m"]
+
+
+def test_a_run_in_a_container_sees_the_paths_that_it_needs_and_no_others(run_job, tmp_path):
+    data, image = tmp_path.parent / f"data of {tmp_path.name}", tmp_path / "my image.sif"
+    data.mkdir()
+    image.touch()
+    options = [*SMALL, "--set", f"data.root={data}", "--set", "data.name=mnist", "--set", "participants=2"]
+    script = made(*options, "--gpus-per-node", "2", "--container", str(image))
+    done = run_job(script, STATE="complete", RUN=f"{data}/not/there", FEDH2L_DATA="/etc")
+    bound = ["--bind", str(tmp_path), "--bind", str(data), "--bind", "/etc", "--bind", DIGITS]
+    assert done.arguments[3:] == [
+        *("apptainer", "exec", "--nv", "--pwd", str(tmp_path), *bound, str(image)),
+        *("python", "-m", "fedh2l_mpi", DIGITS, "--out", f"{data}/not/there", "--resume", "auto"),
+        *("--set", f"data.root={data}", "--set", "data.name=mnist", "--set", "participants=2"),
+    ]
+    assert "--nv" not in made(*options, "--container", str(image))
+    refused = run_job(script, STATE="complete", RUN="/etc/../tmp/a,b", IMAGE="other.sif")
+    assert (refused.code, refused.text) == (2, "IMAGE: other.sif does not exist\n")
+    (tmp_path.parent / "a,b").mkdir(exist_ok=True)
+    refused = run_job(script, STATE="complete", RUN=str(tmp_path.parent / "a,b"))
+    assert (refused.code, refused.arguments) == (2, [])
+    assert "Apptainer binds no path with a comma or colon" in refused.text
+
+
+def test_an_image_must_be_there_unless_it_is_elsewhere(tmp_path):
+    words = ["--container", str(tmp_path / "none.sif")]
+    assert str(tmp_path) in made(*SMALL, *words)
+    with pytest.raises(UserError, match=r"none.sif does not exist. Fix: build it, .* add --elsewhere"):
+        made(*SMALL[:-1], *words)
+    (tmp_path / "none.sif").touch()
+    text = made("--analyse", "--time", "1h", *words)
+    assert text.count('"${container[@]}" "$IMAGE" "${python[@]}" -m fedh2l_mpi') == 3
+    assert 'show "$RUN"\n' in text
 
 
 def test_mpirun_starts_the_ranks_where_it_is_asked_to(run_job):
