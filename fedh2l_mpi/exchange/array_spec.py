@@ -74,6 +74,11 @@ class ArraySpec:
         return replace(self, codec=codec, skip_below=config.skip_below)
 
     @property
+    def is_exact(self) -> bool:
+        """True if neighbours get every published number, unchanged."""
+        return isinstance(self.codec, codecs.Float32) and self.skip_below is None
+
+    @property
     def memory_bytes(self) -> int:
         """Size of one participant's array in memory, float32 [bytes]."""
         return 4 * self.rows * self.columns

@@ -63,6 +63,8 @@ class Method:
     shares_parameters = False
     # Every participant averages with all others, so the graph must be complete.
     needs_complete_graph = False
+    # In the mutual phase, everyone adopts the same mean, which a rank computes once (`mean`, `adopt`).
+    averages_everyone = False
     # Every participant trains on the private data of all.
     pools_private_data = False
     # Some steps use seed minibatches, so a model that cannot train on one sample is refused if one has a single sample.
@@ -88,6 +90,8 @@ class Method:
         if "local_phase" in vars(cls) or "mutual_phase" in vars(cls):
             cls.constrains_each_neighbour = vars(cls).get("constrains_each_neighbour", False)
             cls.takes_batches = vars(cls).get("takes_batches", False)
+        if "mutual_phase" in vars(cls):
+            cls.averages_everyone = vars(cls).get("averages_everyone", False)
 
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled
@@ -174,6 +178,22 @@ class Method:
             and in a round without an exchange.
         """
         raise NotImplementedError(f"{type(self).__name__} must define mutual_phase()")
+
+    def mean(self, states: Mapping[int, Tensor], now: Round, device: torch.device) -> Tensor:
+        """Return the mean that every participant adopts, float32 (columns,), if `averages_everyone`.
+
+        Parameters
+        ----------
+        states : mapping
+            From every participant of the run to its published row, float32 (columns,) in host memory.
+        device : torch.device
+            Where the mean is computed and returned.
+        """
+        raise NotImplementedError(f"{type(self).__name__} sets averages_everyone, so it must define mean()")
+
+    def adopt(self, participant: Participant, mean: Tensor) -> None:
+        """Replace a participant's parameters by the mean, if `averages_everyone`."""
+        raise NotImplementedError(f"{type(self).__name__} sets averages_everyone, so it must define adopt()")
 
     @property
     def uses_local_labels(self) -> bool:

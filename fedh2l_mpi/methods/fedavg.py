@@ -1,5 +1,7 @@
 """Federated averaging, and its variant with a proximal term."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ class FedAvg(ParameterMethod):
     """
 
     needs_complete_graph = True
+    averages_everyone = True
     # The host adds the arrays up; only the own parameters are read on the device.
     takes_theirs_one_by_one = True
 
@@ -31,10 +34,19 @@ class FedAvg(ParameterMethod):
         """Adopt the weighted mean of all participants."""
         states = dict(zip(now.graph.neighbours[participant.index], theirs[:, 0], strict=True))
         states[participant.index] = participant.shared_state.read().float().cpu()
+        self.adopt(participant, self.mean(states, now, torch.device("cpu")))
+
+    def mean(self, states: Mapping[int, Tensor], now: Round, device: torch.device) -> Tensor:
+        """Return the mean of the states, float32 (size,), weighted by private samples and summed in their order."""
         total = sum(now.private_samples[index] for index in states)
-        mean = torch.zeros_like(states[participant.index])
+        mean, summand = (torch.zeros(len(next(iter(states.values()))), device=device) for _ in range(2))
         for index in sorted(states):
-            mean += (now.private_samples[index] / total) * states[index]
+            torch.mul(states[index].to(device), now.private_samples[index] / total, out=summand)
+            mean += summand
+        return mean
+
+    def adopt(self, participant: Participant, mean: Tensor) -> None:
+        """Replace a participant's parameters and running statistics by the mean."""
         participant.shared_state.write(mean)
 
 

@@ -17,6 +17,7 @@ from fedh2l_mpi.analysis import validation
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.lifecycle import start
 from fedh2l_mpi.lifecycle.start import RunReservation
+from fedh2l_mpi.methods import METHODS
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
@@ -88,6 +89,22 @@ def test_the_numbers_are_those_recorded(tmp_path, case):
     got = run(tmp_path / "run", *golden["overrides"])
     for name, values in golden["arrays"].items():
         assert got[name][-1] == pytest.approx(np.array(values), rel=5e-3, abs=1e-3), name
+
+
+@pytest.mark.parametrize(("method", "codec"), [("fedavg", "float32"), ("fedprox", "float32"), ("fedavg", "float16")])
+def test_a_mean_that_a_rank_computes_once_has_the_bits_of_each_participants_own(tmp_path, monkeypatch, method, codec):
+    settings = ["models=[cnn]", f"method.name={method}", "topology.kind=complete", "rounds=2", "participants=3"]
+    settings += [f"exchange.codec={codec}", "data.partition.kind=quantity", "method.mutual_steps=1"]
+    calls, original = [], METHODS[method].mutual_phase
+    monkeypatch.setattr(METHODS[method], "mutual_phase", lambda *given: (calls.append(1), original(*given))[1])
+    once = run(tmp_path / "once", *settings)
+    # The codec loses digits of the others' parameters only, so the means differ.
+    assert len(calls) == (0 if codec == "float32" else 6)
+    monkeypatch.setattr(METHODS[method], "averages_everyone", False)
+    each = run(tmp_path / "each", *settings)
+    assert len(calls) == (6 if codec == "float32" else 12)
+    for name in ("accuracy", "loss", "loss_private"):
+        assert np.array_equal(once[name], each[name], equal_nan=True), name
 
 
 def test_fedavg_averages_trained_weights_and_is_evaluated_with_one_average_of_them(tmp_path):
