@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedh2l_mpi import methods, models
+from fedh2l_mpi import evaluation, methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.registry import open_source
@@ -104,6 +104,7 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
             config,
             method,
             federation,
+            plan.has_local_test,
             built.pop(index) if index in built else _model(index, config, plan, begin_alike),
         )
         for index in here
@@ -117,6 +118,7 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
         plan=plan,
         method=method,
         federation=federation,
+        columns=evaluation.columns_of(plan.has_local_test),
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,
         training_units=batched.training_units(participants) if together else participants,
@@ -145,11 +147,17 @@ def initial_seed(config: Config, index: int, begin_alike: bool) -> int:
 
 
 def _participant(
-    index: int, config: Config, method: methods.Method, federation: federated.Federation, model: nn.Module
+    index: int,
+    config: Config,
+    method: methods.Method,
+    federation: federated.Federation,
+    has_local_test: bool,
+    model: nn.Module,
 ) -> Participant:
     private, validation = federation.private[index], federation.validation[index]
+    local_test = federation.local_test[index] if has_local_test else None
     architecture, shares = config.architecture(index), method.shares_parameters
-    return Participant.of_run(config, index, architecture, model, private, validation, shares)
+    return Participant.of_run(config, index, architecture, model, private, validation, shares, local_test)
 
 
 def _describe(world: World, setup: RankSetup) -> list[dict[str, Any]]:

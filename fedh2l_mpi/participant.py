@@ -116,6 +116,8 @@ class Participant:
         views of one vector.
     private, validation : Labelled
         Disjoint samples on the device.
+    local_test : Labelled or None
+        Samples of its own distribution that it is tested on; None: there are none.
     seed : int
         The run's seed.
     augment : callable or None
@@ -148,11 +150,12 @@ class Participant:
         augment: Augmentation | None = None,
         round_steps: int = 1,
         average_follows: weight_average.Interval = "step",
+        local_test: Labelled | None = None,
     ) -> None:
         self.index, self.architecture = index, architecture
         # A participant is a training unit of one, so the loop handles it like a batch of participants.
         self.members = [self]
-        self.private, self.validation = private, validation
+        self.private, self.validation, self.local_test = private, validation, local_test
         self.device = private.stored.device
         self.model = model.to(self.device)
         if optimizer.precision == "bfloat16":
@@ -179,6 +182,7 @@ class Participant:
         private: Labelled,
         validation: Labelled,
         shares_parameters: bool,
+        local_test: Labelled | None = None,
     ) -> "Participant":
         """Return a participant under a run's conditions; a rehearsal has the same ones.
 
@@ -186,6 +190,8 @@ class Participant:
         ----------
         shares_parameters : bool
             True if the run's method exchanges parameters, so that weights are averaged over rounds, not steps.
+        local_test : Labelled or None
+            Samples of its own distribution that it is tested on; None: the run has no local tests.
         """
         return cls(
             index,
@@ -199,6 +205,7 @@ class Participant:
             AUGMENTATIONS[config.data.augmentation],
             config.method.local_steps + config.method.mutual_steps,
             "round" if shares_parameters else "step",
+            local_test,
         )
 
     def state(self) -> dict[str, Any]:

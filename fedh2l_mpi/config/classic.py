@@ -95,6 +95,7 @@ ADDED: dict[str, Any] = {
     "seed_set.views_per_sample": 1,
     "data.partition.min_per_class": None,
     "evaluation.calibration": "none",
+    "evaluation.local_test_share": None,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {

@@ -1,10 +1,10 @@
 """Optimiser with its schedule and the average of the weights, and evaluation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedh2l_mpi.config.section import Count, Number, Section, Share, problem, refuse
+from fedh2l_mpi.config.section import NO_SWITCH, Count, Number, Section, Share, problem, refuse
 
 # In a short run, the average forgets within about 50 steps; in a longer one, within an eighth of the run.
 SHORT_RUN_ROUNDS, SHORT_RUN_DECAY, RUN_PARTS = 20, 0.98, 8
@@ -114,6 +114,11 @@ class EvaluationConfig(Section):
     )
     validation_share: Share = Field(
         0.1, description="share of each participant's private data kept to choose the best round"
+    )
+    local_test_share: Annotated[float, Field(gt=0.0, lt=1.0), NO_SWITCH] | None = Field(
+        None,
+        description="share of each participant's private data kept to test it on its own distribution "
+        "(accuracy_local); null: none",
     )
     test_samples_per_domain: Count | None = Field(
         None, description="test samples in each domain, made from the same originals [samples]; null: all"

@@ -84,6 +84,11 @@ class Plan:
             return ["all"]
         return [f"rotated {angle:g} deg" for angle in self.angles]
 
+    @property
+    def has_local_test(self) -> bool:
+        """True if some participant has samples of its own distribution for testing."""
+        return any(len(share.local_test) for share in self.shares)
+
     def own_domain(self, participant: int) -> int:
         """Return the participant's domain, or -1 if it holds a mix of all domains."""
         return own_domain(participant, self.config.data.partition, self.domains)
@@ -129,7 +134,14 @@ def plan(config: Config, source: Source) -> Plan:
             f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples. "
             "Use fewer (null: all), or raise seed_set.share."
         )
-    return Plan(config, source, shares, pooled, tests, draws, () if natural is not None else tuple(angles))
+    transforms = () if natural is not None else tuple(angles)
+    made = Plan(config, source, shares, pooled, tests, draws, transforms)
+    if config.evaluation.local_test_share is not None and not made.has_local_test:
+        raise UserError(
+            f"evaluation.local_test_share: {config.evaluation.local_test_share} gives no participant a test sample. "
+            "Raise it (null: no local test)."
+        )
+    return made
 
 
 def class_counts(source: Source, shares: list[Share], seed: Samples) -> NDArray[np.int64]:
@@ -186,11 +198,13 @@ def _seed_samples(config: Config, shares: list[Share], draw: Draw) -> Samples:
 class Federation:
     """The tensors of this rank, all on its device.
 
-    `private` and `validation` contain the hosted participants only; `tests` contains every domain's test set, in order.
+    `private`, `validation` and `local_test` contain the hosted participants only; `tests` contains every domain's test
+    set, in order.
     """
 
     private: dict[int, Labelled]
     validation: dict[int, Labelled]
+    local_test: dict[int, Labelled]
     seed_set: SeedSet
     tests: list[Labelled]
 
@@ -214,11 +228,14 @@ def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool =
     if pooled:
         private = [Samples.join(share.private for share in plan.shares)]
     validation = [plan.shares[participant].validation for participant in hosted]
-    seed, *others = _read(plan, plan.source.train, [plan.seed, *private, *validation], device)
+    local_test = [plan.shares[participant].local_test for participant in hosted]
+    seed, *others = _read(plan, plan.source.train, [plan.seed, *private, *validation, *local_test], device)
     own = others[: len(private)] if not pooled else others[:1] * len(hosted)
+    others = others[len(private) :]
     return Federation(
         private=dict(zip(hosted, own, strict=True)),
-        validation=dict(zip(hosted, others[len(private) :], strict=True)),
+        validation=dict(zip(hosted, others[: len(hosted)], strict=True)),
+        local_test=dict(zip(hosted, others[len(hosted) :], strict=True)),
         seed_set=SeedSet(seed, plan.seed_samples_per_round, plan.classes, config.seed_set, config.seed),
         tests=_read(plan, plan.source.test or plan.source.train, plan.tests, device),
     )

@@ -38,13 +38,23 @@ class Samples:
         return Samples(np.concatenate(rows), np.concatenate(domains))
 
 
+# One object for all participants, because every rank holds the shares of all.
+NO_SAMPLES = Samples(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
 @dataclass(frozen=True)
 class Share:
-    """A participant's samples, in three disjoint parts."""
+    """A participant's samples, in disjoint parts; `local_test` is empty without `evaluation.local_test_share`."""
 
     private: Samples
     validation: Samples
     seed: Samples
+    local_test: Samples = NO_SAMPLES
+
+    @property
+    def parts(self) -> tuple[Samples, ...]:
+        """All parts."""
+        return self.private, self.validation, self.seed, self.local_test
 
 
 @dataclass(frozen=True)
@@ -146,19 +156,31 @@ def own_domain(participant: int, part: PartitionConfig, domains: int) -> int:
 def _split(samples: Samples, participant: int, config: Config) -> Share:
     seed = round(config.seed_set.share * len(samples))
     validation = round(config.evaluation.validation_share * (len(samples) - seed))
-    if len(samples) - seed - validation < 1:
+    local_share = config.evaluation.local_test_share
+    # The last samples, so that the seed set and the validation samples are the same as without a local test.
+    local_test = round((local_share or 0.0) * (len(samples) - seed))
+    trained = len(samples) - seed - validation - local_test
+    if trained < 1:
+        shares = f"evaluation.validation_share {config.evaluation.validation_share}"
+        goes = f"{seed} of its {len(samples)} samples go to the seed set and {validation} to validation"
+        if local_share is not None:
+            shares += f", evaluation.local_test_share {local_share}"
+            goes += f" and {local_test} to its local test"
         raise UserError(
-            f"seed_set.share: {config.seed_set.share} (with evaluation.validation_share "
-            f"{config.evaluation.validation_share}) leaves participant {participant} no private data: "
-            f"{seed} of its {len(samples)} samples go to the seed set and {validation} to validation. Lower a share."
+            f"seed_set.share: {config.seed_set.share} (with {shares}) leaves participant {participant} no private "
+            f"data: {goes}. Lower a share."
         )
+    begin = seed + validation
     return Share(
-        private=samples[seed + validation :], validation=samples[seed : seed + validation], seed=samples[:seed]
+        private=samples[begin : begin + trained],
+        validation=samples[seed:begin],
+        seed=samples[:seed],
+        local_test=samples[begin + trained :] if local_test else NO_SAMPLES,
     )
 
 
 def _check_disjoint(shares: list[Share]) -> None:
-    rows = np.concatenate([part.rows for share in shares for part in (share.private, share.validation, share.seed)])
+    rows = np.concatenate([part.rows for share in shares for part in share.parts])
     # Not by np.unique, which imports numpy.ma on every rank.
     in_order = np.sort(rows)
     if (in_order[1:] == in_order[:-1]).any():

@@ -81,6 +81,8 @@ class SampleCounts:
     ----------
     private_P, validation_P : int64 (P,)
         Number of private and validation samples of each participant.
+    local_test_P : int64 (P,) or int
+        Number of samples of each participant's local test; 0: there is none.
     seed, seed_rows_per_round : int
         Number of samples in the seed set, and of rows of a round: the samples that it uses times the views of each.
     tests : sequence of int
@@ -100,6 +102,12 @@ class SampleCounts:
     stored_bytes: int
     input_bytes: int
     draws: int = 1
+    local_test_P: NDArray[np.int64] | int = 0
+
+    @property
+    def held_out_P(self) -> NDArray[np.int64]:
+        """Number of samples of each participant that only it is evaluated on: validation and local test, int64 (P,)."""
+        return self.validation_P + self.local_test_P
 
     @property
     def domains(self) -> int:
@@ -201,7 +209,7 @@ def rank_memory(
     def by_architecture(values: Sequence[int]) -> NDArray[np.int64]:
         return np.array(values, dtype=np.int64)[of_P]
 
-    own_P = counts.validation_P + (0 if pooled else counts.private_P)
+    own_P = counts.held_out_P + (0 if pooled else counts.private_P)
     everyones = counts.seed + sum(counts.tests) + (int(counts.private_P.sum()) if pooled else 0)
     data_R = counts.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, counts)
     trainable = [size.trainable_bytes for size in sizes.values()]
@@ -214,7 +222,7 @@ def rank_memory(
     records_R = 2 * 8 * row_width(counts.domains) * hosted_R
     # Rank 0 stores the rows of all participants, of two rounds because other ranks may be a round ahead.
     records_R[0] = 2 * 8 * row_width(counts.domains) * hosting.participants
-    samples = int(counts.private_P.sum() + counts.validation_P.sum()) + counts.seed + sum(counts.tests)
+    samples = int(counts.private_P.sum() + counts.held_out_P.sum()) + counts.seed + sum(counts.tests)
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
     models_R = summed(by_architecture(copies))
     optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))

@@ -173,7 +173,8 @@ def _rehearse(
         has_single = _has_single_samples(config, method, private, counts.seed_rows_per_round)
         if not (models.is_own(name) or methods.is_own(config.method.name) or has_single):
             continue
-        evaluated = [*counts.tests, *map(int, counts.validation_P), counts.seed_rows_per_round]
+        own_tests = [*counts.validation_P.tolist(), *np.atleast_1d(counts.local_test_P).tolist()]
+        evaluated = [*counts.tests, *own_tests, counts.seed_rows_per_round]
         size = config.evaluation.batch_size
         minibatches = Minibatches(private, counts.seed_rows_per_round, any(n % size == 1 % size for n in evaluated))
         samples = random_samples(source, SAMPLES)
@@ -218,4 +219,5 @@ def count_samples(plan: federated.Plan) -> SampleCounts:
         stored_bytes=plan.sample_bytes() + 8,
         input_bytes=plan.source.form.input_bytes,
         draws=plan.draws,
+        local_test_P=np.array([len(share.local_test) for share in plan.shares]),
     )

@@ -27,14 +27,14 @@ def assume_counts(config: Config, source: Source) -> SampleCounts:
     labels = len(source.train.labels)
     training = round(labels * (1 - config.data.share_for_testing)) if source.test is None else labels
     each = config.data.partition.samples_per_participant or training // config.size
-    seed, validation = _split(config, each)
-    if each - seed - validation < 1:
+    seed, validation, local_test = _split(config, each)
+    if each - seed - validation - local_test < 1:
         each = config.optimizer.batch_size
-        seed, validation = _split(config, each)
+        seed, validation, local_test = _split(config, each)
     pooled = max(1, seed * config.size)
     in_seed_set = min(pooled, config.seed_set.max_samples or pooled)
     return SampleCounts(
-        private_P=np.full(config.size, max(1, each - seed - validation)),
+        private_P=np.full(config.size, max(1, each - seed - validation - local_test)),
         validation_P=np.full(config.size, validation),
         seed=in_seed_set,
         seed_rows_per_round=(config.seed_set.samples_per_round or in_seed_set) * config.seed_set.views_per_sample,
@@ -42,12 +42,15 @@ def assume_counts(config: Config, source: Source) -> SampleCounts:
         classes=source.classes,
         stored_bytes=source.sample_bytes + 8,
         input_bytes=source.form.input_bytes,
+        local_test_P=np.full(config.size, local_test),
     )
 
 
-def _split(config: Config, each: int) -> tuple[int, int]:
-    seed = round(config.seed_set.share * each)
-    return seed, round(config.evaluation.validation_share * (each - seed))
+def _split(config: Config, each: int) -> tuple[int, int, int]:
+    """Return the numbers of seed, validation and local test samples among `each` samples of a participant."""
+    seed, evaluation = round(config.seed_set.share * each), config.evaluation
+    validation = round(evaluation.validation_share * (each - seed))
+    return seed, validation, round((evaluation.local_test_share or 0.0) * (each - seed))
 
 
 def _tests(config: Config, source: Source) -> list[int]:

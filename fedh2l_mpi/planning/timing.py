@@ -132,7 +132,7 @@ def _phases(
     publish, first, second = (statistics.median(times) for times in zip(*tries, strict=True))
     by_local, by_mutual = _scales(method, (local, mutual), (e, m))
     by_seed = 1.0 if method.shares_parameters else counts.seed_rows_per_round / len(now.seed)
-    tests = sum(counts.tests) + int(counts.validation_P.mean())
+    tests = sum(counts.tests) + int(counts.held_out_P.mean())
     if config.evaluation.calibration == "seed_set":
         tests += counts.seed_rows_per_round
     scored = requirements.random_samples(

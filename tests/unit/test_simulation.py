@@ -229,6 +229,24 @@ def test_parameters_that_are_published_as_they_lie_in_memory_arrive_as_they_were
         assert live[name].tobytes() == copied[name].tobytes()
 
 
+def test_a_local_test_gives_the_accuracy_on_the_own_distribution_and_no_training_sees_it(tmp_path):
+    sets = ["models=[mlp]", "rounds=2", "evaluation.every=2", "data.partition.kind=dirichlet"]
+    directory = RunDirectory(tmp_path / "run")
+    settings = loading.load(None, [*sets, "evaluation.local_test_share=0.2"]).resolved(1, launched=False)
+    made = api.assemble(settings, World(None), RunReservation(directory))
+    made.run()
+    result = metrics.read(directory.metrics)
+    assert np.isnan(result["accuracy_local"][0]).all()
+    for participant, accuracy in zip(made.participants, result["accuracy_local"][1], strict=True):
+        held = participant.local_test
+        with participant.averaged(), torch.no_grad():
+            hits = participant.model.eval()(held.inputs()).argmax(dim=-1) == held.labels
+        assert accuracy == pytest.approx(float(hits.double().mean()))
+    # Under label skew, a participant is better on its own distribution than on that of all.
+    assert result["accuracy_local"][1].mean() > result["accuracy_all"][1].mean()
+    assert [one.level for one in validation.validate(directory.path) if one.level == "error"] == []
+
+
 def test_one_participant_alone_is_an_ordinary_run(tmp_path):
     result = run(tmp_path / "run", "participants=1", "rounds=2", "topology.kind=complete")
     assert result["degree"].tolist() == [[0], [0]]

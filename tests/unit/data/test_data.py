@@ -14,7 +14,7 @@ from torch.nn import functional
 from fedh2l_mpi import config
 from fedh2l_mpi.config import DataConfig, loading
 from fedh2l_mpi.data import federated
-from fedh2l_mpi.data.partition import Draw, Share, own_domain, partition
+from fedh2l_mpi.data.partition import Draw, Samples, Share, own_domain, partition
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.sources import ArrayTable, digits, idx
@@ -187,7 +187,38 @@ def test_shares_are_of_the_size_asked_for(kind):
         settings(f"data.partition.kind={kind}", "data.partition.samples_per_participant=100"), digits()
     )
     for share in plan.shares:
-        assert (len(share.seed), len(share.validation), len(share.private)) == (20, 8, 72)
+        assert list(map(len, share.parts)) == [72, 8, 20, 0]
+
+
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])
+def test_a_local_test_is_a_part_of_the_own_data_and_moves_no_other_held_out_sample(kind):
+    overrides = [f"data.partition.kind={kind}", "participants=3"]
+    usual = federated.plan(settings(*overrides), digits())
+    plan = federated.plan(settings(*overrides, "evaluation.local_test_share=0.25"), digits())
+    assert (usual.has_local_test, plan.has_local_test) == (False, True)
+    for share, before in zip(plan.shares, usual.shares, strict=True):
+        trained, rest = len(share.private), len(before.private) + len(before.validation)
+        assert len(share.local_test) == round(0.25 * rest) == len(before.private) - trained
+        for part, whole in ((share.seed, before.seed), (share.validation, before.validation)):
+            assert np.array_equal(part.rows, whole.rows)
+        together = Samples.join([share.private, share.local_test])
+        assert np.array_equal(together.rows, before.private.rows)
+        assert np.array_equal(together.domains, before.private.domains)
+    loaded = federated.load(plan, [0, 2], torch.device("cpu"))
+    assert [len(loaded.local_test[participant]) for participant in (0, 2)] == [
+        len(plan.shares[participant].local_test) for participant in (0, 2)
+    ]
+    labels = digits().train.labels[plan.shares[2].local_test.rows]
+    assert loaded.local_test[2].labels.tolist() == labels.tolist()
+
+
+def test_a_local_test_that_takes_all_or_nothing_is_refused():
+    few = ["participants=2", "data.partition.samples_per_participant=4", "seed_set.share=0.25"]
+    says = r"evaluation.local_test_share 0.95\) leaves participant 0 no private data: .* and 3 to its local test"
+    with pytest.raises(UserError, match=says):
+        federated.plan(settings(*few, "evaluation.local_test_share=0.95"), digits())
+    with pytest.raises(UserError, match=r"evaluation.local_test_share: 0.1 gives no participant a test sample. Raise"):
+        federated.plan(settings(*few, "evaluation.local_test_share=0.1"), digits())
 
 
 SCARCE = ["participants=6", "data.partition.samples_per_participant=60", "seed_set.max_samples=30"]

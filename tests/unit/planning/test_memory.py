@@ -105,7 +105,7 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
     [
         ["optimizer.name=adam", "seed_set.views_per_sample=2"],
         ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.average=none"],
-        ["optimizer.name=adam", "optimizer.average=ema"],
+        ["optimizer.name=adam", "optimizer.average=ema", "evaluation.local_test_share=0.2"],
     ],
 )
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
@@ -114,7 +114,8 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
     needs = requirements.compute(config, digits(), simulation.method, requirements.count_samples(simulation.setup.plan))
     told = needs.memory(Hosting(5, 1), traffic.links(Graph(5, []).edges, Hosting(5, 1)))
     held = simulation.setup.federation
-    sets = [*held.private.values(), *held.validation.values(), *held.tests, held.seed_set.samples]
+    own = [*held.private.values(), *held.validation.values(), *held.local_test.values()]
+    sets = [*own, *held.tests, held.seed_set.samples]
     # The views of a round's seed samples are beside what is held all the time.
     views = 3 * len(held.seed_set.of_round(0)) * digits().form.input_bytes
     assert told.data[0] - views == sum(part.stored.nbytes + part.labels.nbytes for part in sets)

@@ -54,6 +54,7 @@ def evaluate(
     temperature : float or None
         T of the posteriors softmax(z / T) that loss and calibration are measured on. None: 1, and not fitted.
     """
+    local = participant.local_test
     scores = [score(participant, test, temperature or 1.0) for test in tests_D]
     accuracy_D = [one.accuracy for one in scores]
     mean = sum(accuracy_D) / len(accuracy_D)
@@ -65,6 +66,7 @@ def evaluate(
         "accuracy_all": mean,
         "accuracy_worst": min(accuracy_D),
         "accuracy_validation": score(participant, participant.validation).accuracy,
+        **({} if local is None else {"accuracy_local": score(participant, local).accuracy}),
         "calibration_error": expected_calibration_error(calibration_3K),
         "calibration_3K": reliability(calibration_3K),
         "temperature": math.nan if temperature is None else temperature,

@@ -9,7 +9,7 @@ from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
-from fedh2l_mpi.evaluation import (
+from fedh2l_mpi.evaluation.scores import (
     calibration_bins,
     evaluate,
     expected_calibration_error,

@@ -1,0 +1,9 @@
+"""Evaluate participants on held-out samples: scores of a round, metrics that the config asks for.
+
+`simulation` and every room above `metrics` may import it.
+"""
+
+from fedh2l_mpi.evaluation.own_columns import columns_of
+from fedh2l_mpi.evaluation.scores import evaluate, score, temperature_on
+
+__all__ = ["columns_of", "evaluate", "score", "temperature_on"]
