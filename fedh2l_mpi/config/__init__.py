@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config import architecture, recipes, yaml_text
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
+from fedh2l_mpi.config.data_sets import BroughtData
 from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
 from fedh2l_mpi.config.method import MethodConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
@@ -20,6 +21,7 @@ from fedh2l_mpi.config.topology import TopologyConfig
 from fedh2l_mpi.errors import UserError, shown
 
 __all__ = [
+    "BroughtData",
     "CheckpointConfig",
     "Config",
     "DataConfig",

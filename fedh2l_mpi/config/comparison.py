@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fedh2l_mpi.config import Config, classic
+from fedh2l_mpi.config import Config, DataConfig, classic
 
 Settings = Mapping[str, Any]
 # Keys without influence on the numbers: place, speed, checkpoints and end of a run. The recipe is one of them, because
@@ -30,8 +30,8 @@ def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def what_counts(settings: Settings) -> dict[str, Any]:
     """Return the settings that change a run's numbers: all settings except those of its place and speed."""
-    # A pack is the data itself, but the folder of a public data set is only the place of a copy, so it does not count.
-    elsewhere = () if settings.get("data.name") == "pack" else ("data.root",)
+    kind = DataConfig.class_of(settings.get("data.name"))
+    elsewhere = () if kind is not None and kind.root_is_content else ("data.root",)
     ignored = (*NEVER_COUNT, *elsewhere)
     if isinstance(settings.get("data.root"), str):
         # Drop the job's folder, because a copy is the same pack.

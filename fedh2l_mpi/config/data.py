@@ -1,6 +1,6 @@
 """Data, their partition and the seed set: one class of options per data set, kind of partition and kind of views."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -98,6 +98,8 @@ class DataConfig(KindSection):
 
     kind_key = "name"
     noun = "data set"
+    # True if another `data.root` means other data; False if it is only the place of a copy of public data.
+    root_is_content: ClassVar[bool] = False
 
     name: str = Field(
         "digits", description="data set; pack: photographs in one HDF5 file, made by `python -m fedh2l_mpi pack`"
@@ -143,7 +145,9 @@ class FashionMnist(DataConfig, kind="fashion_mnist"):
 
 
 class Pack(DataConfig, kind="pack"):
-    """Photographs of several domains in one HDF5 file."""
+    """Photographs or other samples in one HDF5 file."""
+
+    root_is_content: ClassVar[bool] = True
 
     test_share: Number = Field(
         TEST_SHARE, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed"

@@ -80,7 +80,8 @@ class Plan:
         """Name of every domain: the data's own, or one such as `rotated 15 deg`."""
         if self.source.domains is not None:
             return list(self.source.domains.names)
-        if self.source.form.kind != "image":
+        part = self.config.data.partition
+        if self.source.form.kind != "image" or (part.domains is None and part.rotation_step_deg is None):
             return ["all"]
         return [f"rotated {angle:g} deg" for angle in self.angles]
 

@@ -8,7 +8,9 @@ from fedh2l_mpi.sample_form import PLURAL
 
 
 def rotations(part: PartitionConfig, source: Source) -> list[float]:
-    """Return the angle of every domain that is made [degrees]; 0 alone for samples that are no images.
+    """Return the angle of every domain that is made [degrees].
+
+    It is 0 alone for samples that are no images, and for images if the config gives neither key of the rotation.
 
     Raises
     ------
@@ -23,6 +25,8 @@ def rotations(part: PartitionConfig, source: Source) -> list[float]:
                 f"({', '.join(source.domains.names[:4])}{', ...' if len(source.domains.names) > 4 else ''}). "
                 "Fix: set it to null."
             )
+    if all(value is None for value in given.values()):
+        return [0.0]
     if source.form.kind == "image":
         domains = DOMAINS if part.domains is None else part.domains
         step = ROTATION_STEP_DEG if part.rotation_step_deg is None else part.rotation_step_deg

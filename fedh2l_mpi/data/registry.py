@@ -1,8 +1,12 @@
 """Registry of data sets: open the one that the config names."""
 
-from fedh2l_mpi.config import DataConfig
+from dataclasses import replace
+
+from fedh2l_mpi.config import BroughtData, DataConfig
 from fedh2l_mpi.data import sources
+from fedh2l_mpi.data.made_domains import rotations
 from fedh2l_mpi.data.sources import Source
+from fedh2l_mpi.errors import UserError
 
 
 def open_source(data: DataConfig) -> Source:
@@ -11,8 +15,22 @@ def open_source(data: DataConfig) -> Source:
     Raises
     ------
     UserError
-        If a file is missing or damaged.
+        If a file is missing or damaged, or the data do not fit the section.
     """
+    source = _open(data)
+    share = data.test_share if isinstance(data, BroughtData) else None
+    if share is not None and source.test is not None:
+        raise UserError(
+            f"data.test_share: got {share}, but {source.name} has its own test part of {len(source.test.labels)} "
+            "samples. Fix: set it to null."
+        )
+    # Samples that are rotated are normalised once, before the first round.
+    if source.is_compact and source.domains is None and any(rotations(data.partition, source)):
+        return replace(source, is_compact=False)
+    return source
+
+
+def _open(data: DataConfig) -> Source:
     if data.name == "pack":
         # Only ranks that read a pack should pay for h5py's 11 MiB.
         from fedh2l_mpi.data.pack_reader import open_pack

@@ -38,7 +38,7 @@ def divide(config: Config, source: Source, made_domains: int) -> tuple[Rows, lis
         rows_D = [np.flatnonzero(natural.of_test_row == domain) for domain in range(len(natural.names))]
         for name, rows in zip(natural.names, rows_D, strict=True):
             if len(rows) == 0:
-                raise UserError(f"data.root: domain {name!r} has no test sample. Give it some, or remove the domain.")
+                raise UserError(f"data.name: domain {name!r} has no test sample. Give it some, or remove the domain.")
     else:
         groups = natural or NaturalDomains(("all",), np.zeros(len(labels), dtype=np.int64))
         rows_D = kept_for_testing(labels, groups, config.data.share_for_testing)
