@@ -1,18 +1,12 @@
-"""Compare runs in one table, grouped by the differences in their configs, with differences paired by seed.
+"""Compare runs in one table, grouped by the differences in their configs, with differences paired by seed."""
 
-Shape letter: E evaluated rounds.
-"""
-
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fedh2l_mpi.analysis import grouping, statistics, tables
+from fedh2l_mpi.analysis import group_names, grouping, statistics, tables
 from fedh2l_mpi.analysis.controls import Control, find_control, find_gap
 from fedh2l_mpi.analysis.finished_runs import FinishedRun, keep_newest, read_finished
 from fedh2l_mpi.analysis.outcome import UNITS, Outcome
@@ -91,12 +85,16 @@ class Comparison:
         return statistics.difference(group.by_seed(measure), self.baseline.by_seed(measure), self.confidence)
 
     def best(self, measure: str) -> Group | None:
-        """Return the group that is better than every other, or None if the runs do not show that of any."""
+        """Return the group that is better than every other, or None if the runs do not show that of any.
+
+        A group that sends nothing is not compared by its bytes, because it saves nothing of an exchange.
+        """
         higher = _higher_is_better(measure)
         if higher is None:
             return None
-        number = statistics.best([group.by_seed(measure) for group in self.groups], higher, self.confidence)
-        return None if number is None else self.groups[number]
+        groups = [group for group in self.groups if UNITS[measure] != "byte" or any(group.by_seed(measure).values())]
+        number = statistics.best([group.by_seed(measure) for group in groups], higher, self.confidence)
+        return None if number is None else groups[number]
 
 
 def compare(
@@ -107,6 +105,9 @@ def compare(
     baseline: str | None = None,
     confidence: float = tables.CONFIDENCE,
     gap: tuple[str, str] | None = None,
+    *,
+    order: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Comparison:
     """Group finished runs by the settings in which they differ, except seeds, locations and speeds.
 
@@ -124,6 +125,10 @@ def compare(
         Label of the group to compare to; None: the group of method `independent`, if there is one only, else the first.
     gap : (str, str) or None
         Lower and upper control, by label or by a value that distinguishes groups.
+    order : sequence of str
+        Groups that come first, in this order, by label or by a value that distinguishes groups.
+    names : sequence of str
+        Other names for labels or parts of them, each `OLD=NEW`.
 
     Raises
     ------
@@ -137,38 +142,49 @@ def compare(
             raise UserError(f"--measure: got {name!r}. Known: {', '.join(UNITS)}{did_you_mean(name, list(UNITS))}")
     if gap is not None and not any(map(_is_accuracy, measures)):
         raise UserError("--gap: a gap is one of accuracies. Give --measure accuracy_all, or another accuracy.")
-    found, notes = read_finished(paths)
+    found, notes = read_finished(paths, list(dict.fromkeys(measures)))
     if not found:
         lines = notes or ["no run was named"]
         raise UserError("compare: there is no finished run to compare.\n  " + "\n  ".join(lines))
     keys = _keys(found, by, ignore)
     found, twice = keep_newest(found, keys)
     groups = _groups(found, keys)
+    labels = [group.label for group in groups]
+    groups = [groups[i] for i in group_names.ordered(order, labels, [group.settings for group in groups])]
     notes = [*notes, *twice, *_what_else_differs(found, keys, ignore), *_unknown(groups, measures)]
     controls = None if gap is None else _controls(groups, gap)
     notes += [] if controls is None else _without_control(controls)
-    return Comparison(groups, list(dict.fromkeys(measures)), _baseline(groups, baseline), confidence, notes, controls)
+    unique = list(dict.fromkeys(measures))
+    compared = Comparison(groups, unique, _baseline(groups, baseline), confidence, notes, controls)
+    return _renamed(compared, names) if names else compared
 
 
-def plot(comparison: Comparison, out: Path, title: str = "") -> list[str]:
-    """Draw the learning curves of all groups into one figure; return a note for each group that is not drawn.
+def plot(
+    comparison: Comparison,
+    out: Path,
+    measures: Sequence[str] = ("accuracy_all",),
+    width_mm: float | None = None,
+    percent: bool = False,
+    title: str = "",
+) -> Sequence[str]:
+    """Draw the curves of all groups into one figure; return a note for each group that a panel does not show.
+
+    Parameters
+    ----------
+    measures : sequence of str
+        Measures of the comparison, a panel each; `accuracy_all` is always known.
+    width_mm : float or None
+        None: a page's width.
 
     Raises
     ------
     UserError
         If no group can be drawn, matplotlib is missing, or `out` cannot be written.
     """
-    from fedh2l_mpi.analysis.figures import plot_overlay
+    from fedh2l_mpi.analysis.figures import PAGE_MM, Curve, plot_overlay
 
-    runs_by_label = {group.label: _at_common_rounds(group.outcomes) for group in comparison.groups}
-    lacking = [label for label, runs in runs_by_label.items() if not runs]
-    if len(lacking) == len(runs_by_label):
-        raise UserError(
-            "--plot: there is nothing to draw, because no group has a round in which all of its runs were evaluated. "
-            "Group also by the key that makes their rounds differ."
-        )
-    plot_overlay(runs_by_label, title, out)
-    return [f"not drawn: {label} has no round in which all of its runs were evaluated" for label in lacking]
+    curves = [Curve(group.label, group.method, group.outcomes) for group in comparison.groups]
+    return plot_overlay(curves, title, out, measures, PAGE_MM if width_mm is None else width_mm, percent)
 
 
 def _keys(found: Sequence[FinishedRun], by: Sequence[str], ignore: Sequence[str]) -> list[str]:
@@ -247,6 +263,21 @@ def _unknown(groups: Sequence[Group], measures: Sequence[str]) -> list[str]:
     return notes
 
 
+def _renamed(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Return the comparison with other names of its groups and controls."""
+    labels = [group.label for group in comparison.groups]
+    new = dict(zip(labels, group_names.renamed(names, labels), strict=True))
+    groups = [replace(group, label=new[group.label]) for group in comparison.groups]
+    gap = comparison.gap and (_renamed_control(comparison.gap[0], new), _renamed_control(comparison.gap[1], new))
+    baseline = groups[labels.index(comparison.baseline.label)]
+    return replace(comparison, groups=groups, baseline=baseline, gap=gap)
+
+
+def _renamed_control(control: Control, new: Mapping[str, str]) -> Control:
+    by_label = {new[label]: other and new[other] for label, other in control.by_label.items()}
+    return Control(new.get(control.name, control.name), by_label)
+
+
 def _baseline(groups: Sequence[Group], asked: str | None) -> Group:
     if asked is None:
         alone = [group for group in groups if group.method == "independent"]
@@ -284,21 +315,3 @@ def _higher_is_better(measure: str) -> bool | None:
     if _is_accuracy(measure):
         return True
     return False if UNITS[measure] in ("byte", "s", "nats") or measure == "calibration_error" else None
-
-
-def _at_common_rounds(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the runs at the rounds in which all were evaluated; ignored keys may make these rounds differ."""
-    common = functools.reduce(np.intersect1d, [run.rounds_E for run in outcomes])
-    found = []
-    for run in outcomes if len(common) else ():
-        rows = np.isin(run.rounds_E, common)
-        found.append(
-            replace(
-                run,
-                rounds_E=run.rounds_E[rows],
-                accuracy_E=run.accuracy_E[rows],
-                bytes_E=run.bytes_E[rows],
-                training_s_E=run.training_s_E[rows],
-            )
-        )
-    return found

@@ -1,10 +1,10 @@
 """Write a comparison as text: as plain tables, Markdown, LaTeX or CSV."""
 
+import functools
 import io
 import math
 import shutil
 import textwrap
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,33 +14,47 @@ from fedh2l_mpi.analysis.controls import Control
 from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.outcome import UNITS, spread
 from fedh2l_mpi.analysis.statistics import Difference
-from fedh2l_mpi.analysis.tables import HEADINGS, NOTHING, Table
+from fedh2l_mpi.analysis.tables import NOTHING, Numbers, Table
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.runtime.terminal import is_terminal, log_width
-from fedh2l_mpi.runtime.units import size
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 # CSV columns of each measure of which a gap is closed.
 SHARE_COLUMNS = ("share", "share_low", "share_high", "gap")
 
 
-def render(comparison: Comparison, format: str) -> str:
-    """Return the comparison as text in one of FORMATS, without its notes."""
+def render(
+    comparison: Comparison, format: str, numbers: Numbers | None = None, label: str = "", caption: str = ""
+) -> str:
+    """Return the comparison as text in one of FORMATS, without its notes.
+
+    Parameters
+    ----------
+    numbers : Numbers or None
+        How the tables write measures; CSV has all digits.
+    label, caption : str
+        Of the first table in LaTeX; the others' labels end in `-differences` and `-gap`.
+    """
+    written = numbers or Numbers()
     if format == "csv":
         return _csv(comparison)
     if format == "terminal":
-        return _terminal(comparison)
+        return _terminal(comparison, written)
     if format == "markdown":
-        return "\n".join(map(tables.markdown, _tables(comparison, "Bold")))
+        return "\n".join(map(tables.markdown, _tables(comparison, "Bold", written)))
     if format == "latex":
-        return "\n".join([tables.LATEX_NEEDS, *map(tables.latex, _tables(comparison, "Bold"))])
+        found = _tables(comparison, "Bold", written)
+        found[0] = replace(found[0], caption=caption or found[0].caption)
+        ends = ["", *(["-differences"] if len(comparison.groups) > 1 else []), "-gap"]
+        labels = [f"{label}{end}" if label else "" for end in ends]
+        return "\n".join([tables.LATEX_NEEDS, *map(tables.latex, found, labels)])
     raise UserError(f"--format: got {format!r}. Known: {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
 
 
-def _tables(comparison: Comparison, mark: str) -> list[Table]:
+def _tables(comparison: Comparison, mark: str, written: Numbers) -> list[Table]:
     """Return the table of all groups, the table of differences to the baseline, and the table of shares of the gap."""
     rows = {group.label: group.outcomes for group in comparison.groups}
-    values = tables.table(rows, comparison.measures)
+    values = tables.table(rows, comparison.measures, numbers=written)
     first = len(values.headings) - len(comparison.measures)
     best = [comparison.best(measure) for measure in comparison.measures]
     bold = {(comparison.groups.index(group), first + column) for column, group in enumerate(best) if group is not None}
@@ -64,39 +78,49 @@ def _tables(comparison: Comparison, mark: str) -> list[Table]:
             f"{mark}: better than every other group. The Student-t interval of its difference to each of them, paired "
             f"by seed, excludes 0 ({each}).{'' if bold else ' No group is.'}"
         )
+        if "byte" in map(UNITS.get, comparison.measures):
+            caption.append("A group that sends nothing is not compared by its bytes.")
     found = [replace(values, caption="\n".join(caption), bold=bold)]
     if groups > 1:
-        found.append(_table_of_differences(comparison))
-    return found if comparison.gap is None else [*found, _table_of_shares(comparison, *comparison.gap)]
+        found.append(_table_of_differences(comparison, written))
+    return found if comparison.gap is None else [*found, _table_of_shares(comparison, *comparison.gap, written)]
 
 
-def _table_of_shares(comparison: Comparison, low: Control, high: Control) -> Table:
+def _table_of_shares(comparison: Comparison, low: Control, high: Control, written: Numbers) -> Table:
     measures = comparison.gap_measures
     rows = [
         [
             group.label,
             *(
-                tables.show_share(comparison.share_of_gap(group, measure), high.by_label[group.label] == group.label)
+                tables.show_share(
+                    comparison.share_of_gap(group, measure),
+                    high.by_label[group.label] == group.label,
+                    functools.partial(written.text, measure, sign="+"),
+                )
                 for measure in measures
             ),
         ]
         for group in comparison.groups
         if low.by_label[group.label] != group.label
     ]
-    headings = ["", *(HEADINGS.get(measure, measure) for measure in measures)]
+    headings = ["", *map(written.heading, measures)]
     caption = tables.describe_share(low.name, high.name, "the accuracy", comparison.confidence)
     return Table(f"Share of the gap from {low.name} to {high.name}", headings, rows, caption)
 
 
-def _table_of_differences(comparison: Comparison) -> Table:
+def _table_of_differences(comparison: Comparison, written: Numbers) -> Table:
     others = [group for group in comparison.groups if group is not comparison.baseline]
     by_group = [[comparison.less_baseline(group, measure) for measure in comparison.measures] for group in others]
     rows = [
-        [group.label, str(differences[0].pairs), *map(_cell, differences, comparison.measures)]
+        [
+            group.label,
+            str(differences[0].pairs),
+            *(_cell(*each, written) for each in zip(differences, comparison.measures, strict=True)),
+        ]
         for group, differences in zip(others, by_group, strict=True)
     ]
     pairs = [row[1] for row in rows]
-    headings = ["", "pairs", *(HEADINGS.get(measure, measure) for measure in comparison.measures)]
+    headings = ["", "pairs", *map(written.heading, comparison.measures)]
     many = "numbers of pairs differ"
     if len(set(pairs)) == 1:
         # If all rows have the same number of pairs, the caption gives it instead of a column.
@@ -112,28 +136,20 @@ def _table_of_differences(comparison: Comparison) -> Table:
     return Table(f"Differences to {comparison.baseline.label}", headings, rows, caption)
 
 
-def _cell(difference: Difference, measure: str) -> str:
+def _cell(difference: Difference, measure: str, written: Numbers) -> str:
     if math.isnan(difference.mean):
         return NOTHING
-    units = UNITS[measure]
-    show: Callable[[float], str] = _signed_size if units == "byte" else "{:+.1f}".format
-    if units not in ("byte", "s"):
-        show = "{:+.3f}".format
     # Bytes often differ by the same amount for all seeds, and an interval of width 0 would only take space.
-    if units == "byte" and difference.low == difference.high:
-        return show(difference.mean)
-    return tables.show_interval(difference, show)
+    if UNITS[measure] == "byte" and difference.low == difference.high:
+        return written.text(measure, difference.mean, "+")
+    return tables.show_interval(difference, functools.partial(written.text, measure, sign="+"))
 
 
-def _signed_size(count: float) -> str:
-    return ("-" if count < 0 else "+" if count > 0 else "") + size(abs(count))
-
-
-def _terminal(comparison: Comparison) -> str:
+def _terminal(comparison: Comparison, written: Numbers) -> str:
     """Return plain text; a table that is wider than the terminal is split, and its parts stand below each other."""
     width = shutil.get_terminal_size().columns if is_terminal() else log_width()
     parts = []
-    for table in _tables(comparison, "*"):
+    for table in _tables(comparison, "*", written):
         lines = [textwrap.fill(line, width, break_on_hyphens=False) for line in table.caption.split("\n")]
         parts += tables.folded(replace(table, caption="\n".join(lines)), width)
     return "\n\n".join(map(tables.plain, parts)) + "\n"

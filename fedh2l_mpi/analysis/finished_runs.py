@@ -37,8 +37,14 @@ class FinishedRun:
     schema: object
 
 
-def read_finished(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
-    """Return each run that can be compared once, and a note for each run that cannot."""
+def read_finished(paths: Sequence[Path], curves: Sequence[str] = ()) -> tuple[list[FinishedRun], list[str]]:
+    """Return each run that can be compared once, and a note for each run that cannot.
+
+    Parameters
+    ----------
+    curves : sequence of str
+        Fields to read in every evaluated round.
+    """
     found: dict[Path, FinishedRun] = {}
     notes: dict[str, None] = {}
     for path in paths:
@@ -49,7 +55,7 @@ def read_finished(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
             continue
         try:
             with run.metrics.opened():
-                found.setdefault(run.file.resolve(), _finished(run))
+                found.setdefault(run.file.resolve(), _finished(run, curves))
         except UserError as error:
             notes[f"left out: {_name(run)}: {error}"] = None
     return list(found.values()), list(notes)
@@ -73,14 +79,14 @@ def keep_newest(runs: Sequence[FinishedRun], keys: Sequence[str]) -> tuple[list[
     return list(kept.values()), notes
 
 
-def _finished(run: Run) -> FinishedRun:
+def _finished(run: Run, curves: Sequence[str]) -> FinishedRun:
     """Read a finished run; raise a UserError without its name if it cannot be compared."""
     if run.state != "complete":
         raise UserError(str(run.condition))
     attributes, evaluated_E = run.metrics.attributes, run.evaluated_E
     outcome = None
     if len(evaluated_E) and isinstance(attributes.get("seed"), int):
-        outcome = read_outcome(run.metrics)
+        outcome = read_outcome(run.metrics, curves)
     schema = attributes.get("schema_version")
     # Runs of another schema can still be compared; a note of its own reports the schema.
     damage = [problem for problem in run.problems if schema == SCHEMA_VERSION or not problem.startswith("has schema")]

@@ -1,5 +1,6 @@
 """Read the outcome of a finished run, and combine outcomes of several runs."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Outcome:
         Time of the slowest rank in the rounds [s].
     revision : str
         Revision of the code that ran it.
+    curves_E : mapping
+        Other fields, float64 (E,), in these rounds; bytes and seconds are the sums by then.
     """
 
     seed: int
@@ -42,10 +45,15 @@ class Outcome:
     training_s_E: NDArray[np.float64]
     seconds: float
     revision: str = ""
+    curves_E: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+
+    def curve(self, name: str) -> NDArray[np.float64]:
+        """Return a field in the evaluated rounds, float64 (E,); raise KeyError if it was not read."""
+        return self.accuracy_E if name == "accuracy_all" else self.curves_E[name]
 
 
-def read_outcome(run: RunMetrics) -> Outcome:
-    """Read the outcome from the metrics of a finished run."""
+def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
+    """Read the outcome from the metrics of a finished run, and these fields in all evaluated rounds."""
     values = {}
     for field in ROW_FIELDS:
         values_RP = run[field.name]
@@ -65,7 +73,16 @@ def read_outcome(run: RunMetrics) -> Outcome:
         training_s_RP.mean(axis=1).cumsum()[evaluated],
         float(seconds),
         str(run.attributes.get("git_revision", "")),
+        {name: _curve(run, name)[evaluated] for name in curves},
     )
+
+
+def _curve(run: RunMetrics, name: str) -> NDArray[np.float64]:
+    """Return a field by round, mean over participants, float64 (R,); bytes and seconds are summed until each round."""
+    values_RP = run[name]
+    if run.fields[name].units not in ("byte", "s"):
+        return np.asarray(values_RP.mean(axis=1), dtype=np.float64)
+    return np.asarray(np.nancumsum(values_RP, axis=0).mean(axis=1), dtype=np.float64)
 
 
 def until(run: Outcome, cost_E: NDArray[Any], accuracy: float) -> float:

@@ -4,7 +4,9 @@ Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 """
 
 import contextlib
+import csv
 import glob
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
 # Figures and tables may lie next to the runs that a glob matches, so of files it means those with such an ending.
 ENDINGS = (".h5", ".hdf5")
+# More lines than a sweep's table has.
+LONGEST_TABLE = 20_000
 
 
 @dataclass(frozen=True, repr=False)
@@ -255,7 +259,7 @@ def readable(path: str | Path) -> Iterator[None]:
 
 
 def find(patterns: Sequence[str]) -> list[Path]:
-    """Return the metrics files of all runs that the patterns name, in the order of names.
+    """Return the metrics files of all runs that the patterns name, in the order of names, or of a folder's sweep.
 
     A pattern is a run directory, a metrics file, a folder that contains runs at any depth, or a glob. What else a glob
     matches, such as the figures and tables of a sweep, is left out.
@@ -289,4 +293,19 @@ def _below(path: Path) -> list[Path]:
     name = RunDirectory(path).metrics.name
     if (path / name).exists():
         return [path / name]
-    return [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]
+    files = [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]
+    place = {label: number for number, label in enumerate(_labels_of_sweep(path / "table.csv"))}
+    return sorted(files, key=lambda file: place.get(file.parent.name, len(place)))
+
+
+def _labels_of_sweep(table: Path) -> list[str]:
+    """Return the names of a sweep's run directories in the order of its file, or none if it has no table."""
+    if not table.is_file():
+        return []
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = csv.reader(itertools.islice(file, LONGEST_TABLE))
+        try:
+            is_table = next(lines, [])[:1] == ["label"]
+            return [line[0] for line in lines if line] if is_table else []
+        except csv.Error:
+            return []

@@ -34,6 +34,39 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """Form in which measures are written.
+
+    Attributes
+    ----------
+    percent : bool
+        True: accuracies are in per cent.
+    digits : int or None
+        Decimals of what is neither bytes nor seconds; None: three, or one of per cent.
+    """
+
+    percent: bool = False
+    digits: int | None = None
+
+    def text(self, measure: str, value: float, sign: str = "") -> str:
+        """Write a value; with sign "+", a difference."""
+        units = UNITS[measure]
+        if units == "byte":
+            return f"{'-' if value < 0 else '+' if sign and value > 0 else ''}{size(abs(value))}"
+        if units == "s":
+            return f"{value:{sign}.1f}"
+        scale, digits = (100, 1) if self._is_percent(measure) else (1, 3)
+        return f"{scale * value:{sign}.{digits if self.digits is None else self.digits}f}"
+
+    def heading(self, measure: str) -> str:
+        """Return the heading of a measure's column."""
+        return HEADINGS.get(measure, measure) + (" [%]" if self._is_percent(measure) else "")
+
+    def _is_percent(self, measure: str) -> bool:
+        return self.percent and measure.startswith("accuracy_")
+
+
+@dataclass(frozen=True)
 class Cost:
     """Cost until an accuracy is reached: its name in CSV, its value by each evaluated round, its text and meaning."""
 
@@ -82,6 +115,7 @@ def table(
     costs: Sequence[str] = ("sent",),
     gap: Gap | None = None,
     confidence: float | None = None,
+    numbers: Numbers | None = None,
 ) -> Table:
     """Make a table with one line for each row; the runs of a row differ in their seeds only.
 
@@ -99,12 +133,15 @@ def table(
         Two controls; adds a column with the share of the gap between them that each row closes.
     confidence : float or None
         Confidence of the intervals; None: CONFIDENCE, and differences have a standard deviation instead.
+    numbers : Numbers or None
+        How the columns are written; None: accuracies are fractions with three decimals.
     """
+    written = numbers or Numbers()
     counts = {len(runs) for runs in runs_by_row.values()}
     makers: list[tuple[str, Callable[[str, Sequence[Outcome]], str]]] = []
     if len(counts) > 1:
         makers.append(("seeds", lambda row, runs: str(len(runs))))
-    makers += [(HEADINGS.get(name, name), _maker_of_field(name)) for name in columns]
+    makers += [(written.heading(name), _maker_of_field(name, written)) for name in columns]
     makers += [(f"{name}\nuntil {level:g}", _maker_of_reach(COSTS[name], level)) for level in reach for name in costs]
     if compare_to is not None:
         makers.append((f"minus\n{compare_to.name}", _maker_of_difference(runs_by_row, compare_to, confidence)))
@@ -145,8 +182,8 @@ def describe_share(low: str, high: str, measure: str, confidence: float) -> str:
     )
 
 
-def _maker_of_field(name: str) -> Callable[[str, Sequence[Outcome]], str]:
-    return lambda row, runs: _cell([run.values[name] for run in runs], UNITS[name])
+def _maker_of_field(name: str, written: Numbers) -> Callable[[str, Sequence[Outcome]], str]:
+    return lambda row, runs: mean_and_spread([run.values[name] for run in runs], name, written)
 
 
 def _maker_of_reach(cost: Cost, accuracy: float) -> Callable[[str, Sequence[Outcome]], str]:
@@ -181,10 +218,10 @@ def by_seed(runs: Sequence[Outcome], measure: str) -> BySeed:
     return {run.seed: run.values[measure] for run in runs}
 
 
-def show_share(share: Share, is_upper: bool) -> str:
+def show_share(share: Share, is_upper: bool, show: Callable[[float], str] = "{:+.3f}".format) -> str:
     """Write a share with its interval, or the gap itself in the row of the upper control."""
     if is_upper:
-        return NOTHING if math.isnan(share.gap.mean) else f"gap {show_interval(share.gap, '{:+.3f}'.format)}"
+        return NOTHING if math.isnan(share.gap.mean) else f"gap {show_interval(share.gap, show)}"
     if math.isnan(share.share):
         return NOTHING
     if math.isnan(share.low):
@@ -199,15 +236,15 @@ def show_interval(difference: Difference, show: Callable[[float], str]) -> str:
     return f"{show(difference.mean)} [{show(difference.low)}, {show(difference.high)}]"
 
 
-def _cell(values: Sequence[float], units: str) -> str:
+def mean_and_spread(values: Sequence[float], measure: str, written: Numbers) -> str:
+    """Write the mean of a measure over seeds, and its standard deviation."""
     mean, deviation = spread(values)
     if math.isnan(mean):
         return NOTHING
-    show: Callable[[float], str] = size if units == "byte" else "{:.3f}".format if units != "s" else "{:.1f}".format
     # Bytes are often equal for all seeds, and a deviation of 0 would only take space.
-    if math.isnan(deviation) or (units == "byte" and deviation == 0.0):
-        return show(mean)
-    return f"{show(mean)} ± {show(deviation)}"
+    if math.isnan(deviation) or (UNITS[measure] == "byte" and deviation == 0.0):
+        return written.text(measure, mean)
+    return f"{written.text(measure, mean)} ± {written.text(measure, deviation)}"
 
 
 def _reached(values: Sequence[float], show: Callable[[float], str]) -> str:
@@ -282,8 +319,8 @@ LATEX = {
 }
 
 
-def latex(table: Table) -> str:
-    """Return the table as LaTeX for an article, with the rules of booktabs."""
+def latex(table: Table, label: str = "") -> str:
+    """Return the table as LaTeX for an article, with the rules of booktabs, and a label to refer to it."""
     escaped = [[_latex(cell) for cell in row] for row in table.rows]
     rows = _marked(Table("", (), escaped, "", table.bold), r"\textbf{{{}}}".format)
     body = [" & ".join(row) + r" \\" for row in rows]
@@ -302,6 +339,7 @@ def latex(table: Table) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             rf"\caption{{{_latex(caption)}}}",
+            *([rf"\label{{{label}}}"] if label else []),
             r"\end{table}",
             "",
         ]

@@ -1,4 +1,4 @@
-"""Commands that read finished or running runs from disk: report, plot, compare, watch, export, validate.
+"""Commands that read finished or running runs from disk: report, plot, watch, export, validate.
 
 They need no torch, no MPI and one process.
 """
@@ -9,18 +9,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from fedh2l_mpi.cli.command import Command, Context
 from fedh2l_mpi.cli.options import Parser
+from fedh2l_mpi.cli.output import RUNS, give, width, written
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
-from fedh2l_mpi.runtime.terminal import harmless, say
+from fedh2l_mpi.runtime.terminal import say
 
 if TYPE_CHECKING:
     from fedh2l_mpi.analysis.run import Run
 
 RUN = "run directory or metrics file; the run may be finished, running, killed or damaged"
-RUNS = "run directories, metrics files, folders that hold runs, or globs"
 
 
 def _report_options(made: Parser) -> None:
@@ -67,13 +67,13 @@ def _report(options: argparse.Namespace, context: Context) -> int:
                 return 0
     if options.format != "terminal":
         text = {"markdown": report.as_markdown, "csv": report.as_csv, "json": report.as_json}[options.format](summaries)
-        _give(text, options.out, "report")
+        give(text, options.out, "report")
     elif options.out is not None:
         from rich.console import Console
 
         from fedh2l_mpi.runtime import terminal
 
-        with _written(options.out) as file:
+        with written(options.out) as file:
             file = terminal.without_trailing_blanks(file)
             Console(file=file, width=terminal.log_width(), color_system=None).print(report.terminal(summaries))
         say(f"report: {options.out}")
@@ -98,7 +98,7 @@ def _plot_options(made: Parser) -> None:
     )
     made.add_argument(
         "--width",
-        type=_width,
+        type=width,
         metavar="MM",
         help="width [mm], or column (85) or page (175) of a paper (default: the figure's own)",
     )
@@ -123,70 +123,6 @@ def _plot(options: argparse.Namespace, context: Context) -> int:
         say(f"plot: {path}")
     for reason in plotted.skipped.values():
         say(f"left out: {reason}")
-    return 0
-
-
-def _compare_options(made: Parser) -> None:
-    made.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
-    made.add_argument("--by", action="append", default=[], metavar="KEY", help="group by this config key (repeatable)")
-    made.add_argument(
-        "--ignore", action="append", default=[], metavar="KEY", help="do not group by this key (repeatable)"
-    )
-    made.add_argument(
-        "--measure",
-        dest="measures",
-        action="append",
-        metavar="FIELD",
-        help="column: accuracy_own, accuracy_all, accuracy_worst, bytes_sent, calibration_error... (repeatable)",
-    )
-    made.add_argument(
-        "--baseline", metavar="GROUP", help="group that the others are compared to (default: independent, or the first)"
-    )
-    made.add_argument(
-        "--gap",
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="show the share of the accuracy gap between two groups that the others close",
-    )
-    made.add_argument(
-        "--confidence",
-        type=float,
-        default=0.95,
-        metavar="LEVEL",
-        help="confidence level of the intervals, between 0 and 1 (0.95)",
-    )
-    made.add_argument(
-        "--format",
-        choices=["terminal", "markdown", "csv", "latex"],
-        default="terminal",
-        help="format (default: terminal)",
-    )
-    made.add_argument("--out", type=Path, metavar="FILE", help="write there instead of printing")
-    made.add_argument("--plot", type=Path, metavar="FILE", help="draw the groups' curves: .png, .svg or .pdf")
-
-
-def _compare(options: argparse.Namespace, context: Context) -> int:
-    from fedh2l_mpi.analysis import compare, comparison_tables
-    from fedh2l_mpi.analysis import run as runs
-
-    given = {} if options.measures is None else {"measures": options.measures}
-    compared = compare.compare(
-        runs.find(options.runs),
-        options.by,
-        options.ignore,
-        baseline=options.baseline,
-        confidence=options.confidence,
-        gap=None if options.gap is None else (options.gap[0], options.gap[1]),
-        **given,
-    )
-    for note in compared.notes:
-        say(f"note: {note}", file=sys.stderr)
-    _give(comparison_tables.render(compared, options.format), options.out, "comparison")
-    if options.plot is not None:
-        for note in compare.plot(compared, options.plot):
-            say(f"note: {note}", file=sys.stderr)
-        # Standard output may be CSV for another program, so the line goes to standard error.
-        say(f"plot: {options.plot}", file=sys.stderr if options.out is None else sys.stdout)
     return 0
 
 
@@ -262,35 +198,6 @@ def _looked_at(path: Path, prints_problems: bool = True) -> Iterator["Run"]:
             say(f"fedh2l_mpi: {run.file}: {problem}", file=sys.stderr)
 
 
-def _give(text: str, out: Path | None, what: str) -> None:
-    """Print a text, or write it to a file."""
-    if out is None:
-        say(text, end="" if text.endswith("\n") else "\n")
-        return
-    with _written(out) as file:
-        file.write(harmless(text))
-    say(f"{what}: {out}")
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[TextIO]:
-    try:
-        # A run directory's name need not be UTF-8.
-        with path.open("w", encoding="utf-8", errors="replace") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"--out: {path} cannot be written: {error.strerror}") from None
-
-
-def _width(text: str) -> float:
-    from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM
-
-    try:
-        return {"column": COLUMN_MM, "page": PAGE_MM}.get(text) or float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, must be column, page, or a width in mm") from None
-
-
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -328,22 +235,6 @@ COMMANDS = (
         ),
         add_options=_plot_options,
         execute=_plot,
-    ),
-    Command(
-        name="compare",
-        arguments="RUN...",
-        summary="compare groups of runs",
-        meaning="Group runs by the keys in which their configs differ. Print the mean and spread\n"
-        "over seeds, and paired differences with confidence intervals.",
-        examples=(
-            ("Compare all runs in a folder", "{program} compare runs"),
-            (
-                "Compare methods, and draw their curves",
-                "{program} compare runs/a runs/b --by method.name --plot methods.png",
-            ),
-        ),
-        add_options=_compare_options,
-        execute=_compare,
     ),
     Command(
         name="watch",

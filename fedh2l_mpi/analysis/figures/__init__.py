@@ -12,11 +12,11 @@ from fedh2l_mpi.analysis.figures.domains import DOMAINS
 from fedh2l_mpi.analysis.figures.figure import FigureKind
 from fedh2l_mpi.analysis.figures.graph import GRAPH
 from fedh2l_mpi.analysis.figures.output import ENDINGS, checked_ending, inline_svg, save
-from fedh2l_mpi.analysis.figures.overlay import plot_overlay
+from fedh2l_mpi.analysis.figures.overlay import Curve, draw_overlay, plot_overlay
 from fedh2l_mpi.analysis.figures.overview import OVERVIEW
 from fedh2l_mpi.analysis.figures.phases import PHASES_KIND
 from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
-from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, house_style
+from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, check_width, house_style
 from fedh2l_mpi.analysis.figures.traffic import BYTES
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.errors import UserError, did_you_mean
@@ -29,9 +29,11 @@ __all__ = [
     "ENDINGS",
     "FIGURES",
     "PAGE_MM",
+    "Curve",
     "FigureKind",
     "Plotted",
     "draw",
+    "draw_overlay",
     "inline_svg",
     "plot",
     "plot_overlay",
@@ -42,8 +44,6 @@ FIGURES: Mapping[str, FigureKind] = MappingProxyType(
     {kind.name: kind for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY)}
 )
 ALL = "all"
-# In a narrower figure, text of 7 points leaves no room for data; no sheet of paper is wider.
-WIDTHS_MM = (60.0, 500.0)
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def draw(run: Run, name: str, width_mm: float | None = None) -> "Figure":
     """
     kind = _kind(name)
     width_mm = kind.width_mm if width_mm is None else width_mm
-    if not WIDTHS_MM[0] <= width_mm <= WIDTHS_MM[1]:
-        raise UserError(f"width of a figure: got {width_mm:g} mm, must be from {WIDTHS_MM[0]:g} to {WIDTHS_MM[1]:g}.")
+    check_width(width_mm)
     with house_style():
         try:
             return kind.drawn(run, width_mm)

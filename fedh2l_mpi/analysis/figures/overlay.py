@@ -1,84 +1,281 @@
-"""Draw the runs of a sweep in one figure: accuracy against rounds, and against the bytes sent.
+"""Draw groups of runs in one figure: a measure against the rounds done, and against the bytes sent.
 
 Shape letters: S runs that differ in their seeds, E evaluated rounds.
 """
 
-import itertools
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedh2l_mpi.analysis.figures.method_looks import Look, looks_of
 from fedh2l_mpi.analysis.figures.output import save
 from fedh2l_mpi.analysis.figures.style import (
-    BLUE,
-    GREEN,
-    MM_PER_INCH,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
+    PAGE_MM,
+    SMALL,
+    WIDE_MM,
+    check_width,
     house_style,
     new_figure,
     round_axis,
+    shown,
 )
 from fedh2l_mpi.analysis.figures.traffic import bytes_axis
-from fedh2l_mpi.analysis.outcome import Outcome
+from fedh2l_mpi.analysis.outcome import UNITS, Outcome
+from fedh2l_mpi.errors import UserError
 
-# Yellow is too pale for a line.
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000")
-STYLES = ("-", "--", ":", "-.")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 # Beyond this many lines, the bands would hide each other.
 BANDS = 8
-# More rows go into further columns of the legend.
-HIGHEST_MM = 230.0
+# About this many markers on a line, which start at different rounds, so that lines that meet can be distinguished.
+MARKERS = 6
+# Height of a panel, least width of one, and what its labels take; a line and a letter of text; the key of a legend.
+PANEL_MM, LEAST_MM, AROUND_MM, LINE_MM, LETTER_MM, KEY_MM = 58.0, 56.0, 12.0, 3.6, 1.35, 14.0
+MISSING_LINES = 4
+MEASURES = {
+    "accuracy_own": "own-domain test accuracy",
+    "accuracy_all": "all-domain test accuracy",
+    "accuracy_worst": "worst-domain test accuracy",
+    "calibration_error": "calibration error",
+}
+BYTES = "bytes_sent"
 
 
-def plot_overlay(runs_by_row: Mapping[str, Sequence[Outcome]], title: str, out: Path) -> None:
-    """Draw all-domain accuracy, one line per row: the mean over its runs, and a band from lowest to highest.
+@dataclass(frozen=True)
+class Curve:
+    """A line of the figure: its label, its method, which decides how it looks, and its runs, one for each seed."""
+
+    label: str
+    method: str
+    runs: Sequence[Outcome]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """The figure, and a note for each curve that a panel does not show."""
+
+    figure: "Figure"
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A measure against the rounds done, or against the bytes sent."""
+
+    measure: str
+    over_bytes: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.measure} against {'bytes' if self.over_bytes else 'rounds'}"
+
+
+def plot_overlay(
+    curves: Sequence[Curve],
+    title: str,
+    out: Path,
+    measures: Sequence[str] = ("accuracy_all",),
+    width_mm: float = PAGE_MM,
+    percent: bool = False,
+) -> Sequence[str]:
+    """Draw the curves into a file, as `draw_overlay` does; return a note for each curve that a panel does not show.
 
     Raises
     ------
     UserError
-        If matplotlib is missing, or `out` cannot be written.
+        As `draw_overlay`, or if `out` cannot be written.
     """
+    drawn = draw_overlay(curves, title, measures, width_mm, percent)
+    save(drawn.figure, out)
+    return drawn.notes
+
+
+def draw_overlay(
+    curves: Sequence[Curve],
+    title: str,
+    measures: Sequence[str] = ("accuracy_all",),
+    width_mm: float = PAGE_MM,
+    percent: bool = False,
+) -> Overlay:
+    """Draw a panel for each measure against the rounds: means over each curve's runs, a band from lowest to highest.
+
+    A single measure has a second panel, against the bytes sent.
+
+    Parameters
+    ----------
+    measures : sequence of str
+        Fields that the runs have curves of.
+    percent : bool
+        True: accuracies are in per cent.
+
+    Raises
+    ------
+    UserError
+        If matplotlib is missing, or nothing can be drawn, or not at this width.
+    """
+    check_width(width_mm)
+    possible = [(curve, why) for curve in curves if (why := _why_not(curve))]
+    notes = [f"not drawn: {curve.label} {why}" for curve, why in possible]
+    drawable = [replace(curve, runs=at_common_rounds(curve.runs)) for curve in curves if not _why_not(curve)]
+    if not drawable:
+        raise UserError(
+            "there is nothing to draw, because no group has a round in which all of its runs were evaluated. "
+            "Group also by the key that makes their rounds differ."
+        )
+    panels = _panels(drawable, measures)
     with house_style():
-        rows = {row: runs for row, runs in runs_by_row.items() if runs}
-        sent = [float(sent) for runs in rows.values() for run in runs for sent in run.bytes_E if sent > 0]
-        # The legend stands at the side with one line for each row, so it decides the height of the figure.
-        height_mm = min(max(80.0, 20.0 + 3.4 * len(rows)), HIGHEST_MM)
-        figure = new_figure(240.0 if sent else 160.0, height_mm)
-        panels = figure.subplots(1, 2 if sent else 1, sharey=True, squeeze=False)[0]
-        looks = itertools.cycle(itertools.product(STYLES, COLOURS))
-        for (row, runs), (style, colour) in zip(rows.items(), looks, strict=False):
-            rounds_E = runs[0].rounds_E
-            accuracy_SE = np.stack([run.accuracy_E for run in runs])
-            bytes_E = np.mean([run.bytes_E for run in runs], axis=0)
-            for axes, x_E in zip(panels, (rounds_E, bytes_E), strict=False):
-                # A method that sends nothing, or a warm-up without exchange, has no position on an axis of bytes.
-                placed = x_E > 0
-                x_E, shown_SE = x_E[placed], accuracy_SE[:, placed]
-                marker = "o" if len(x_E) == 1 else ""
-                label = row if axes is panels[0] else None
-                axes.plot(x_E, shown_SE.mean(axis=0), linestyle=style, color=colour, label=label, marker=marker)
-                if len(rows) <= BANDS and len(runs) > 1 and len(x_E):
-                    low_E, high_E = shown_SE.min(axis=0), shown_SE.max(axis=0)
-                    axes.fill_between(x_E, low_E, high_E, color=colour, alpha=0.12, lw=0)
-                    if len(x_E) == 1:  # a band of one point has no width
-                        axes.vlines(x_E, low_E, high_E, color=colour, alpha=0.4, lw=3)
-        panels[0].set_ylabel("all-domain test accuracy")
-        round_axis(panels[0], np.unique([count for runs in rows.values() for count in runs[0].rounds_E]))
-        if sent:
-            bytes_axis(panels[1], min(sent), max(sent), ticks=6)
-            panels[1].set_xlabel("sent by a participant [bytes]")
-            panels[1].grid(True)
-        counts = [len(runs) for runs in rows.values()]
-        least, most = min(counts, default=0), max(counts, default=0)
-        seeds = f"{most}" if least == most else f"{least} to {most}"
-        band = " (band: lowest to highest)" if len(rows) <= BANDS else ""
-        what = f"mean over {seeds} seeds{band}" if most > 1 else ""
-        figure.suptitle("\n".join(filter(None, (title, what))))
-        columns = math.ceil(len(rows) * 3.4 / (figure.get_figheight() * MM_PER_INCH)) or 1
-        figure.legend(loc="outside right upper", ncols=columns)
-    save(figure, out)
+        columns = max(1, min(len(panels), int(width_mm // LEAST_MM))) if width_mm >= WIDE_MM else 1
+        rows = math.ceil(len(panels) / columns)
+        legend_columns = _legend_columns(drawable, width_mm)
+        legend_mm = LINE_MM * math.ceil(len(drawable) / legend_columns)
+        figure = new_figure(width_mm, PANEL_MM * rows + legend_mm + 8.0)
+        every = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in every[len(panels) :]:
+            axes.set_visible(False)
+        looks = looks_of([curve.method for curve in drawable])
+        for axes, panel in zip(every, panels, strict=False):
+            notes += _draw_panel(axes, panel, drawable, looks, percent, width_mm / columns - AROUND_MM)
+        figure.suptitle("\n".join(filter(None, (title, _seeds_text(drawable)))))
+        handles, labels = every[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=legend_columns, handlelength=3.0)
+    return Overlay(figure, notes)
+
+
+def _why_not(curve: Curve) -> str:
+    """Return why a curve cannot be drawn at all, or an empty text."""
+    if not curve.runs:
+        return "has no finished run"
+    if not len(_common_rounds(curve.runs)):
+        return "has no round in which all of its runs were evaluated"
+    return ""
+
+
+def _panels(curves: Sequence[Curve], measures: Sequence[str]) -> list[_Panel]:
+    panels = [_Panel(measure) for measure in measures]
+    sends = any((run.bytes_E > 0).any() for curve in curves for run in curve.runs)
+    if len(panels) == 1 and sends and measures[0] != BYTES:
+        panels.append(_Panel(measures[0], over_bytes=True))
+    return panels
+
+
+def _draw_panel(
+    axes: "Axes", panel: _Panel, curves: Sequence[Curve], looks: Sequence[Look], percent: bool, panel_mm: float
+) -> list[str]:
+    """Draw all curves into a panel, name above it those that it cannot show, and return a note for each of them."""
+    is_accuracy = panel.measure.startswith("accuracy_")
+    scale = 100.0 if percent and is_accuracy else 1.0
+    missing: dict[str, list[str]] = {}
+    places: list[float] = []
+    has_bands = len(curves) <= BANDS
+    for number, (curve, look) in enumerate(zip(curves, looks, strict=True)):
+        values_SE = scale * np.stack([run.curve(panel.measure) for run in curve.runs])
+        x_E = np.mean([run.bytes_E if panel.over_bytes else run.rounds_E for run in curve.runs], axis=0)
+        known_E = ~np.isnan(values_SE).any(axis=0)
+        # A method that sends nothing, or a warm-up without exchange, has no position on an axis of bytes.
+        placed_E = known_E & (x_E > 0)
+        if not placed_E.any():
+            reason = "sends nothing" if panel.over_bytes and known_E.any() else "not recorded"
+            missing.setdefault(reason, []).append(curve.label)
+        places += x_E[placed_E].tolist()
+        first = number * max(1, int(placed_E.sum()) // MARKERS) // max(1, len(curves))
+        _draw_curve(axes, curve.label, x_E[placed_E], values_SE[:, placed_E], look, has_bands, first)
+    axes.set_ylabel(_axis_name(panel.measure, percent and is_accuracy))
+    if panel.over_bytes:
+        bytes_axis(axes, min(places, default=1.0), max(places, default=1.0), ticks=5)
+        axes.set_xlabel("sent by a participant [bytes]")
+        axes.grid(True)
+    else:
+        round_axis(axes, np.unique([count for curve in curves for count in curve.runs[0].rounds_E]))
+    if missing:
+        axes.set_title(_missing_text(missing, panel_mm), loc="right", size=SMALL)
+    return [f"not drawn in {panel.name}: {label}, {reason}" for reason, labels in missing.items() for label in labels]
+
+
+def _draw_curve(
+    axes: "Axes",
+    label: str,
+    x_E: NDArray[Any],
+    values_SE: NDArray[np.float64],
+    look: Look,
+    has_band: bool,
+    first_marker: int,
+) -> None:
+    points = len(x_E)
+    axes.plot(
+        x_E,
+        values_SE.mean(axis=0),
+        linestyle=look.line,
+        color=look.colour,
+        label=label,
+        marker=look.marker,
+        markersize=3.6,
+        markerfacecolor="white" if look.is_hollow else look.colour,
+        markeredgewidth=0.8,
+        markevery=(min(first_marker, max(0, points - 1)), max(1, points // MARKERS)),
+    )
+    if has_band and len(values_SE) > 1 and points:
+        low_E, high_E = values_SE.min(axis=0), values_SE.max(axis=0)
+        axes.fill_between(x_E, low_E, high_E, color=look.colour, alpha=0.15, lw=0)
+        if points == 1:  # a band of one point has no width
+            axes.vlines(x_E, low_E, high_E, color=look.colour, alpha=0.4, lw=3)
+
+
+def _axis_name(measure: str, in_percent: bool) -> str:
+    name = MEASURES.get(measure, measure.replace("_", " "))
+    units = "%" if in_percent else {"byte": "bytes"}.get(UNITS.get(measure, "1"), UNITS.get(measure, "1"))
+    return name if units == "1" else f"{name} [{units}]"
+
+
+def _missing_text(missing: dict[str, list[str]], width_mm: float) -> str:
+    """Name the curves that a panel of this width does not show, in a few lines."""
+    parts = [
+        f"not shown ({reason}): {'; '.join(shown(label, 40) for label in labels)}" for reason, labels in missing.items()
+    ]
+    lines = textwrap.wrap(". ".join(parts), int(width_mm / LETTER_MM), max_lines=MISSING_LINES, placeholder=" …")
+    return "\n".join(lines)
+
+
+def _seeds_text(curves: Sequence[Curve]) -> str:
+    """Say what line and band are, or nothing if every line is one run."""
+    counts = [len(curve.runs) for curve in curves]
+    least, most = min(counts), max(counts)
+    band = " (band: lowest to highest)" if len(curves) <= BANDS else ""
+    return f"mean over {most if least == most else f'{least} to {most}'} seeds{band}" if most > 1 else ""
+
+
+def _legend_columns(curves: Sequence[Curve], width_mm: float) -> int:
+    """Return how many columns the legend has room for below the panels."""
+    longest = max(len(curve.label) for curve in curves)
+    return max(1, min(len(curves), int(width_mm / (KEY_MM + LETTER_MM * longest))))
+
+
+def at_common_rounds(runs: Sequence[Outcome]) -> list[Outcome]:
+    """Return the runs at the rounds in which all were evaluated; ignored keys may make these rounds differ."""
+    common = _common_rounds(runs)
+    found = []
+    for run in runs if len(common) else ():
+        rows = np.isin(run.rounds_E, common)
+        found.append(
+            replace(
+                run,
+                rounds_E=run.rounds_E[rows],
+                accuracy_E=run.accuracy_E[rows],
+                bytes_E=run.bytes_E[rows],
+                training_s_E=run.training_s_E[rows],
+                curves_E={name: values_E[rows] for name, values_E in run.curves_E.items()},
+            )
+        )
+    return found
+
+
+def _common_rounds(runs: Sequence[Outcome]) -> NDArray[np.int64]:
+    return functools.reduce(np.intersect1d, [run.rounds_E for run in runs])

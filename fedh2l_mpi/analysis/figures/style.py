@@ -25,6 +25,8 @@ COLUMN_MM, PAGE_MM = 85.0, 175.0
 # From this width on, two panels fit next to each other.
 WIDE_MM = 130.0
 MM_PER_INCH = 25.4
+# In a narrower figure, text of 7 points leaves no room for data; no sheet of paper is wider.
+WIDTHS_MM = (60.0, 500.0)
 # Okabe and Ito's colours, which people with any kind of colour vision can distinguish.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
@@ -97,6 +99,12 @@ def house_style() -> Iterator[None]:
 
     with matplotlib.style.context(["default", SETTINGS]):
         yield
+
+
+def check_width(width_mm: float) -> None:
+    """Raise a UserError if a figure cannot have this width."""
+    if not WIDTHS_MM[0] <= width_mm <= WIDTHS_MM[1]:
+        raise UserError(f"width of a figure: got {width_mm:g} mm, must be from {WIDTHS_MM[0]:g} to {WIDTHS_MM[1]:g}.")
 
 
 def new_figure(width_mm: float, height_mm: float) -> "Figure":

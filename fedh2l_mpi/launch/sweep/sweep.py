@@ -203,12 +203,14 @@ def _conclude(sweep: Sweep, root: Path, outcomes: Mapping[str, Outcome], quiet: 
         gap=sweep.gap,
         confidence=asked.confidence,
     )
+    methods = {element.row: element.config.method.name for element in finished}
+    curves = [figures.Curve(row, methods[row], runs) for row, runs in by_row.items() if runs]
     axes = list(dict.fromkeys(axis for element in sweep.elements for axis in element.settings))
     every = [(element.label, element.settings, outcomes[element.label]) for element in finished]
     written = {
         "table.md": lambda path: path.write_text(tables.markdown(table), encoding="utf-8"),
         "table.csv": lambda path: path.write_text(tables.long_form(every, asked.reach, axes), encoding="utf-8"),
-        "curves.png": lambda path: figures.plot_overlay(by_row, title, path),
+        "curves.png": lambda path: figures.plot_overlay(curves, title, path),
     }
     if not quiet:
         print(f"\n{tables.plain(table)}\n")

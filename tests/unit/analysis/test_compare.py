@@ -9,6 +9,7 @@ import sys
 import warnings
 
 import h5py
+import numpy as np
 import pytest
 import scipy.stats
 from helpers.compared_runs import write
@@ -18,7 +19,11 @@ from fedh2l_mpi.analysis import compare as comparing
 from fedh2l_mpi.analysis import comparison_tables, tables
 from fedh2l_mpi.analysis.compare import compare
 from fedh2l_mpi.analysis.comparison_tables import render
+from fedh2l_mpi.analysis.figures import overlay
+from fedh2l_mpi.analysis.run import find
+from fedh2l_mpi.cli import commands
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.runtime.world import World
 
 # Three seeds each; the paired differences of two of them are worked out by hand below.
 ACCURACIES = {
@@ -132,7 +137,7 @@ def test_the_csv_has_all_numbers_in_full(three_methods):
     assert [found["seed_supervised"][f"{name}_best"] for name in ("accuracy_all", "bytes_sent")] == ["0", "0"]
 
 
-def test_only_what_is_clear_of_every_other_group_is_bold(three_methods):
+def test_only_what_is_clear_of_every_other_group_is_bold(three_methods, tmp_path):
     # 0.02, 0.03, 0.01 above seed_supervised: 0.02 +- 6.2053 * 0.01 / 1.732 (97.5 %) is not clear of 0; at 80 % it is.
     doubtful, clear = compare(three_methods), compare(three_methods, confidence=0.8)
     assert doubtful.best("accuracy_all") is None
@@ -141,8 +146,15 @@ def test_only_what_is_clear_of_every_other_group_is_bold(three_methods):
     # Two send nothing at all: neither is the better one.
     assert clear.best("bytes_sent") is None
     assert clear.best("accuracy_own") is None
+    # Of two that send, the one that sends less is better; one that sends nothing saves no bytes of an exchange.
     silent = compare([path for path in three_methods if "seed_sup" not in path.name], confidence=0.8)
-    assert silent.best("bytes_sent").label == "independent"
+    assert silent.best("bytes_sent") is None
+    assert "A group that sends nothing is not compared by its bytes." in render(silent, "markdown")
+    costly = [
+        write(tmp_path / f"{seed}", "method.name=fedavg", seed=seed, accuracy=0.5 + seed / 100, sent=1000)
+        for seed in range(3)
+    ]
+    assert compare([*three_methods, *costly], confidence=0.8).best("bytes_sent").label == "fedh2l"
     assert re.search(r"\| fedh2l \| 0.900 ± 0.000 \| \*\*0.750 ± 0.070\*\* \|", render(clear, "markdown"))
     assert re.search(r"^fedh2l +0\.900 ± 0\.000 +0\.750 ± 0\.070\*", render(clear, "terminal"), re.MULTILINE)
     assert r"\textbf{0.750 $\pm$ 0.070}" in render(clear, "latex")
@@ -318,11 +330,139 @@ def test_a_group_that_cannot_be_drawn_is_told_and_none_at_all_is_refused(tmp_pat
     for rounds in (3, 4):
         write(tmp_path / f"{rounds}", rounds=rounds, seed=rounds, evaluated="once")
     write(tmp_path / "other", "method.name=independent", rounds=3)
-    with pytest.raises(UserError, match="--plot: there is nothing to draw, because no group"):
+    with pytest.raises(UserError, match="there is nothing to draw, because no group"):
         comparing.plot(compare([tmp_path / "3", tmp_path / "4"], ignore=["rounds"]), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     notes = comparing.plot(compare(sorted(tmp_path.iterdir()), ignore=["rounds"]), tmp_path / "one.png")
-    assert notes == ["not drawn: fedh2l has no round in which all of its runs were evaluated"]
+    assert list(notes) == ["not drawn: fedh2l has no round in which all of its runs were evaluated"]
+
+
+def test_groups_are_ordered_and_named_as_a_paper_has_them(three_methods, tmp_path):
+    found = compare(
+        three_methods, order=["fedh2l"], names=["fedh2l=FedH2L", "independent=On its own"], baseline="fedh2l"
+    )
+    assert [group.label for group in found.groups] == ["FedH2L", "On its own", "seed_supervised"]
+    assert found.baseline.label == "FedH2L"
+    assert list(lines(found)) == ["FedH2L", "On its own", "seed_supervised"]
+    assert lines(found)["FedH2L"]["method.name"] == "fedh2l"
+    # A value of an axis stands for all groups that have it, and a name for the part of every label.
+    for method in ("independent", "fedh2l"):
+        for share in (0.1, 0.2, 0.3):
+            write(tmp_path / f"{method}{share}", "recipe=classic", f"method.name={method}", f"seed_set.share={share}")
+    paths = sorted(tmp_path.iterdir())
+    asked = ["independent, seed_set.share=0.2", "0.3,fedh2l"]
+    found = compare(
+        paths, order=asked, names=["fedh2l=FedH2L", "seed_set.share=0.3=30 %"], gap=("independent", "fedh2l")
+    )
+    assert [group.label for group in found.groups] == [
+        "independent, seed_set.share=0.2",
+        "FedH2L, 30 %",
+        "independent, 30 %",
+        "FedH2L, seed_set.share=0.1",
+        "FedH2L, seed_set.share=0.2",
+        "independent, seed_set.share=0.1",
+    ]
+    assert found.gap[1].by_label["independent, 30 %"] == "FedH2L, 30 %"
+    assert [found.share_of_gap(group, "accuracy_all").gap.pairs for group in found.groups] == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"order": ["fedhl"]}, "--order: got 'fedhl'. Known: .*did you mean 'fedh2l'"),
+        ({"names": ["fedhl=X"]}, "--names: got 'fedhl'. Known: independent; .*did you mean 'fedh2l'"),
+        ({"names": ["fedh2l"]}, "--names: got 'fedh2l', must be OLD=NEW, such as fedh2l=FedH2L"),
+        ({"names": ["fedh2l=A", "independent=A"]}, "--names: two groups would be called 'A'. Fix: give each a name"),
+    ],
+)
+def test_a_wrong_order_or_name_is_told(three_methods, given, told):
+    with pytest.raises(UserError, match=told):
+        compare(three_methods, **given)
+
+
+def test_a_folder_s_groups_are_in_the_order_of_its_sweep(tmp_path):
+    for name in ("seed_supervised", "fedh2l", "independent"):
+        write(tmp_path / name, f"method.name={name}")
+    (tmp_path / "table.csv").write_text("label,seed\nseed_supervised,0\nindependent,0\nfedh2l,0\n")
+    assert [group.label for group in compare(find([str(tmp_path)])).groups] == [
+        "seed_supervised",
+        "independent",
+        "fedh2l",
+    ]
+    (tmp_path / "table.csv").write_text("something else\nindependent\n")
+    assert [group.label for group in compare(find([str(tmp_path)])).groups] == [
+        "fedh2l",
+        "independent",
+        "seed_supervised",
+    ]
+
+
+def test_numbers_are_written_in_per_cent_and_with_as_many_digits_as_asked(three_methods):
+    found = compare(three_methods, gap=("independent", "seed_supervised"))
+    text = render(found, "terminal", tables.Numbers(percent=True))
+    # The numbers of the tests above, times 100.
+    assert re.search(r"^fedh2l +90\.0 ± 0\.0 +75\.0 ± 7\.0 .* 20 B$", text, re.MULTILINE)
+    assert re.search(r"^fedh2l .*\+20\.0 \[\+9\.2, \+30\.8\].*\+20 B$", text, re.MULTILINE)
+    assert "gap +18.0 [" in text
+    assert "domains [%]" in text
+    assert "75.00 ± 7.00" in render(found, "markdown", tables.Numbers(percent=True, digits=2))
+    assert "| 0.75 ± 0.07 |" in render(found, "markdown", tables.Numbers(digits=2))
+
+
+def test_latex_takes_a_label_and_a_caption_for_its_first_table(three_methods):
+    found = compare(three_methods, gap=("independent", "seed_supervised"))
+    text = render(found, "latex", None, "tab:methods", "50 % & more")
+    assert re.findall(r"\\label\{(.*)\}", text) == ["tab:methods", "tab:methods-differences", "tab:methods-gap"]
+    assert re.findall(r"\\caption\{(.*)\}", text)[0] == r"50 \% \& more"
+    assert text.count("Student") == 2
+    assert (
+        re.findall(r"\\label\{(.*)\}", render(compare(three_methods), "latex", label="tab:m"))[1] == "tab:m-differences"
+    )
+    assert "label" not in render(found, "latex")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--label", "tab:a"], "--label: got one, but only --format latex has it"),
+        (["--caption", "A", "--format", "markdown"], "--caption: got one, but only --format latex has it"),
+        (["--width", "85"], "--width: this is the width of --plot. Fix: add --plot FILE."),
+        (["--width", "wide", "--plot", "a.png"], "got 'wide', must be column, page, or a width in mm"),
+        (["--width", "20", "--plot", "a.png"], "width of a figure: got 20 mm, must be from 60 to 500"),
+        (["--digits", "2", "--format", "csv"], "--digits: csv has all digits"),
+        (["--digits", "-1"], "got '-1', must be a whole number from 0 to 9"),
+        (["--percent", "--format", "csv"], "--percent: csv has fractions with all digits"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(three_methods, words, told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        commands.execute(commands.parse(["compare", str(three_methods[0]), *words]), World(None))
+
+
+def test_the_figure_has_a_panel_for_each_measure_and_names_whom_it_does_not_show(three_methods, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(overlay, "save", lambda drawn, out: figures.append(drawn))
+    found = compare(three_methods, measures=["accuracy_worst", "loss_private"])
+    notes = comparing.plot(found, tmp_path / "a.png", ["accuracy_worst"], 85.0, percent=True)
+    assert list(notes) == [
+        f"not drawn in accuracy_worst against bytes: {name}, sends nothing"
+        for name in ("independent", "seed_supervised")
+    ]
+    (figure,) = figures
+    assert figure.get_figwidth() * 25.4 == pytest.approx(85)
+    rounds, sent = figure.axes
+    assert (rounds.get_xlabel(), rounds.get_ylabel()) == ("rounds done", "worst-domain test accuracy [%]")
+    assert [line.get_label() for line in rounds.get_lines()] == ["independent", "seed_supervised", "fedh2l"]
+    np.testing.assert_allclose([line.get_ydata() for line in rounds.get_lines()], [[20, 20]] * 3)
+    np.testing.assert_allclose(sent.get_lines()[2].get_xdata(), [10, 20])
+    assert sent.get_title(loc="right").replace("\n", " ") == "not shown (sends nothing): independent; seed_supervised"
+    # A measure that was never recorded has an empty panel with the reason.
+    notes = comparing.plot(found, tmp_path / "a.png", ["accuracy_worst", "loss_private"])
+    assert [note for note in notes if "fedh2l" in note] == [
+        "not drawn in loss_private against rounds: fedh2l, not recorded"
+    ]
+    assert [axes.get_ylabel() for axes in figures[1].axes] == ["worst-domain test accuracy", "loss private [nats]"]
 
 
 def test_comparing_needs_neither_torch_nor_mpi_nor_matplotlib_and_scipy_only_for_intervals():

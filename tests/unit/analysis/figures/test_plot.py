@@ -317,17 +317,25 @@ def outcome(seed, accuracy, sent=0.0) -> Outcome:
     return Outcome(seed, {"accuracy_all": accuracy[-1]}, rounds_E, accuracy_E, sent * rounds_E, 0.1 * rounds_E, 1.5)
 
 
+def curve(label, runs) -> figures.Curve:
+    return figures.Curve(label, "fedh2l", runs)
+
+
 @pytest.mark.parametrize("rows", [1, 30])
 def test_the_runs_of_a_sweep_are_laid_over_each_other(tmp_path, rows):
-    many = {f"row {i} & $x$": [outcome(seed, [0.1 * seed, 0.2 * seed], i) for seed in range(3)] for i in range(rows)}
-    figures.plot_overlay({**many, "none yet": []}, "A title", tmp_path / "curves.png")
+    many = [curve(f"row {i} & $x$", [outcome(seed, [0.1 * seed, 0.2], i) for seed in range(3)]) for i in range(rows)]
+    notes = figures.plot_overlay([*many, curve("none yet", [])], "A title", tmp_path / "curves.png")
+    assert notes[0] == "not drawn: none yet has no finished run"
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_heading_speaks_of(tmp_path, monkeypatch):
     figure = []
     monkeypatch.setattr(overlay, "save", lambda drawn, out: figure.append(drawn))
-    rows = {name: [outcome(seed, [0.2 + 0.1 * seed]) for seed in range(seeds)] for name, seeds in (("a", 2), ("b", 3))}
+    rows = [
+        curve(name, [outcome(seed, [0.2 + 0.1 * seed]) for seed in range(seeds)])
+        for name, seeds in (("a", 2), ("b", 3))
+    ]
     figures.plot_overlay(rows, "", tmp_path / "curves.png")
     assert figure[0].get_suptitle() == "mean over 2 to 3 seeds (band: lowest to highest)"
     lines = [shape for shape in figure[0].axes[0].collections if isinstance(shape, LineCollection)]
@@ -337,4 +345,4 @@ def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_headi
 
 def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match="cannot write the figure"):
-        figures.plot_overlay({"a": [outcome(0, [0.5])]}, "", tmp_path / "nowhere" / "curves.png")
+        figures.plot_overlay([curve("a", [outcome(0, [0.5])])], "", tmp_path / "nowhere" / "curves.png")
