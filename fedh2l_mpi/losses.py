@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def cross_entropy(own_logits_BC: Tensor, targets: Tensor, weights_B: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    own_logits_BC: Tensor, targets: Tensor, weights_B: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Return the mean over the minibatch of -log softmax(own_logits)[class], in nats.
+
+    The target is (1 - s) y + s / C, where s is the smoothing and y the class's one-hot vector or the distribution.
 
     Logits (G, B, C) of several participants give one loss each, (G,).
 
@@ -23,21 +27,37 @@ def cross_entropy(own_logits_BC: Tensor, targets: Tensor, weights_B: Tensor | No
         Classes, or a distribution over them.
     weights_B : float tensor (B,)
         Weight of each sample; the sum is divided by B, whatever the weights are. None: 1 everywhere.
+    smoothing : float
+        s, from 0 to below 1.
+
+    Source of the smoothing: Szegedy et al., "Rethinking the Inception architecture for computer vision", 2016,
+    section 7.
     """
     if weights_B is not None:
         classes = own_logits_BC.shape[-1]
         flat = targets.flatten(0, weights_B.dim() - 1)
-        each = functional.cross_entropy(own_logits_BC.reshape(-1, classes), flat, reduction="none")
+        each = functional.cross_entropy(
+            own_logits_BC.reshape(-1, classes), flat, reduction="none", label_smoothing=smoothing
+        )
         return (weights_B * each.view(weights_B.shape)).mean(dim=-1)
     if own_logits_BC.dim() == 2:
-        return functional.cross_entropy(own_logits_BC, targets)
-    each = functional.cross_entropy(own_logits_BC.flatten(0, 1), targets.flatten(0, 1), reduction="none")
+        return _mean_cross_entropy(own_logits_BC, targets, smoothing)
+    each = functional.cross_entropy(
+        own_logits_BC.flatten(0, 1), targets.flatten(0, 1), reduction="none", label_smoothing=smoothing
+    )
     mean_G = each.view(own_logits_BC.shape[:2]).mean(dim=-1)
     # The gradient equals that of each participant alone, but this mean is rounded differently, so the value comes from
     # single products.
     pairs = zip(own_logits_BC.detach(), targets, strict=True)
-    exact_G = torch.stack([functional.cross_entropy(own, target) for own, target in pairs])
+    exact_G = torch.stack([_mean_cross_entropy(own, target, smoothing) for own, target in pairs])
     return exact_G + (mean_G - mean_G.detach())
+
+
+def _mean_cross_entropy(own_logits_BC: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    if not smoothing:
+        return functional.cross_entropy(own_logits_BC, targets)
+    # Torch's own mean rounds the gradient of a smoothed loss differently from that of several participants at once.
+    return functional.cross_entropy(own_logits_BC, targets, reduction="none", label_smoothing=smoothing).mean()
 
 
 def log_prior(labels_N: Tensor, classes: int) -> Tensor:

@@ -48,6 +48,7 @@ class TrainingUnit(Protocol):
 
     members: "list[Participant]"
     device: torch.device
+    label_smoothing: float
 
     @property
     def model(self) -> nn.Module:
@@ -118,6 +119,8 @@ class Participant:
         Disjoint samples on the device.
     local_test : Labelled or None
         Samples of its own distribution that it is tested on; None: there are none.
+    optimizer : OptimizerConfig
+        Section `optimizer` as it applies to the architecture.
     seed : int
         The run's seed.
     augment : callable or None
@@ -133,6 +136,8 @@ class Participant:
         The parameters and buffers that parameter-sharing methods exchange.
     kept : dict of str to Tensor
         Tensors that a method keeps for this participant between phases and rounds. Checkpoints contain them.
+    label_smoothing : float
+        Share of a label that is spread evenly over all classes in the losses that are trained on.
     average : WeightAverage or None
         Average of the weights; None if `optimizer.average` is `none`.
     """
@@ -168,6 +173,7 @@ class Participant:
         self._round_steps = round_steps
         self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
         self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
+        self.label_smoothing = optimizer.label_smoothing
         self.forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
         self._log_prior: Tensor | None = None
@@ -199,7 +205,7 @@ class Participant:
             model,
             private,
             validation,
-            config.optimizer,
+            config.optimizer.for_model(architecture),
             config.evaluation,
             config.seed,
             AUGMENTATIONS[config.data.augmentation],

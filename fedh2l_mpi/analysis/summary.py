@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.analysis import optimizer_words
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
@@ -211,15 +212,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if key("exchange.skip_below") is not None:
         yield "rows not sent", f"rows within {key('exchange.skip_below'):g} of the neighbours' copies"
     if key("optimizer.name"):
-        precision = f", {key('optimizer.precision')}" if key("optimizer.precision") == "bfloat16" else ""
-        falling = key("optimizer.schedule") == "cosine"
-        schedule = f", cosine over {_count(key('optimizer.schedule_rounds'), 'round')}" if falling else ""
-        average = _average(key("optimizer.average"), key("optimizer.average_decay"))
-        yield (
-            "optimizer",
-            f"{key('optimizer.name')}, lr {key('optimizer.lr')}{schedule}, minibatch {key('optimizer.batch_size')}"
-            f"{precision}{average}",
-        )
+        yield "optimizer", optimizer_words.in_words(key)
     yield "seed", str(attributes.get("seed", "?"))
     yield "hardware", _hardware(run)
     yield "versions", _versions(attributes.get("versions"))
@@ -243,13 +236,6 @@ def _graph(run: Run) -> str:
     graphs = len(np.unique(run.metrics["graph_since_round"]))
     redrawn = f", drawn {graphs} times" if graphs > 1 else ""
     return f"{kind}, mean degree {mean(degree_RP.ravel().astype(float)):.3g}{redrawn}" if degree_RP.size else str(kind)
-
-
-def _average(kind: Any, decay: Any) -> str:
-    """Return the average of the weights in words. A damaged file, or one of an unresolved config, has no decay."""
-    if kind != "ema":
-        return ""
-    return ", weights averaged" + (f" with decay {decay:.4g}" if isinstance(decay, float) else "")
 
 
 def _hardware(run: Run) -> str:

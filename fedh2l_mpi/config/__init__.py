@@ -18,7 +18,7 @@ from fedh2l_mpi.config.method import MethodConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.section import Count, Section, problem, refuse
 from fedh2l_mpi.config.topology import TopologyConfig
-from fedh2l_mpi.errors import UserError, shown
+from fedh2l_mpi.errors import UserError, did_you_mean, shown
 
 __all__ = [
     "BroughtData",
@@ -117,6 +117,24 @@ class Config(Section):
         if self.evaluation.calibration == "seed_set" and not self.seed_set.labelled:
             text = "got 'seed_set', but seed_set.labelled is false. Fix: set it to true, or "
             refuse(problem("evaluation.calibration", "seed_set", f"{text}evaluation.calibration to none."))
+        return self
+
+    @model_validator(mode="after")
+    def _updates_of_its_models(self) -> "Config":
+        labels = list(dict.fromkeys(self.models.values() if isinstance(self.models, dict) else self.models))
+        known = list(dict.fromkeys([*labels, *map(architecture.name_of, labels)]))
+        unknown = [
+            problem(
+                f"optimizer.per_model.{model}",
+                model,
+                f"no participant has this architecture; models has {', '.join(labels)}{did_you_mean(model, known)}. "
+                "Fix: remove it, or name one of them.",
+            )
+            for model in self.optimizer.per_model
+            if model not in known
+        ]
+        if unknown:
+            refuse(*unknown)
         return self
 
     def resolved(self, ranks: int, launched: bool) -> "Config":

@@ -99,6 +99,11 @@ def canonical(label: str) -> str:
         return label
 
 
+def name_of(label: str) -> str:
+    """Return the name in a label, without arguments."""
+    return label.partition("(")[0].strip()
+
+
 def _checked(key: object, value: object, level: int = 0) -> Any:
     """Return an argument's value as JSON gives it back.
 

@@ -235,7 +235,8 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
         key, text = _BOUNDS[kind]
         return f"{where}: got {shown(got)}, {text.format(context[key])}"
     if kind == "model_type":
-        inner = all_fields(section)[parts[-1]].annotation if parts else None
+        field = all_fields(section).get(parts[-1]) if parts else None
+        inner = None if field is None else field.annotation
         kinds = inner.kinds if isinstance(inner, type) and issubclass(inner, KindSection) else {}
         meant = f" (did you mean {where}.{inner.kind_key}={got}?)" if isinstance(got, str) and got in kinds else ""  # type: ignore[union-attr]
         return f"{where}: got {shown(got)}, must be a section of keys and values{meant}"
@@ -251,6 +252,12 @@ def _switch_or_word(got: object, known: Sequence[str]) -> str:
     return " (did you mean 'none'?)" if got is False and "none" in known else did_you_mean(got, known)
 
 
+def _inner_section(annotation: Any) -> Any:
+    """Return the section that the values of a map are; None for any other annotation."""
+    inner = typing.get_args(annotation)[-1] if typing.get_origin(annotation) is dict else None
+    return inner if is_section(inner) else None
+
+
 def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str], type[Section]]:
     """Return the place of a mistake as keys of the file, and the innermost section around it.
 
@@ -258,7 +265,12 @@ def _place(location: Sequence[int | str], root: type[Section]) -> tuple[list[str
     """
     keys, rest, section = [], list(location), root
     annotation: Any = root
-    while rest and is_section(annotation):
+    while rest and (is_section(annotation) or _inner_section(annotation)):
+        if not is_section(annotation):
+            # The key of a map of sections.
+            keys.append(str(rest.pop(0)))
+            annotation = _inner_section(annotation)
+            continue
         section = annotation
         keys.append(str(rest.pop(0)))
         field = all_fields(section).get(keys[-1])

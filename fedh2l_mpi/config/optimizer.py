@@ -1,31 +1,34 @@
 """Optimiser with its schedule and the average of the weights, and evaluation."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
-from fedh2l_mpi.config.section import NO_SWITCH, Count, Number, Section, Share, problem, refuse
+from fedh2l_mpi.config import architecture
+from fedh2l_mpi.config.section import NO_SWITCH, Count, Section, Share, problem, refuse
+from fedh2l_mpi.config.update import LENGTHS, ModelUpdate, UpdateConfig, default_of
+from fedh2l_mpi.errors import UserError
 
 # In a short run, the average forgets within about 50 steps; in a longer one, within an eighth of the run.
 SHORT_RUN_ROUNDS, SHORT_RUN_DECAY, RUN_PARTS = 20, 0.98, 8
 
 
-class OptimizerConfig(Section):
+# An editor completes the keys, and the messages of validation say what is wrong with values.
+_PER_MODEL_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {"type": "object", "propertyNames": {"enum": list(UpdateConfig.model_fields)}},
+}
+
+
+class OptimizerConfig(UpdateConfig):
     """Section `optimizer`: each participant has one optimiser, for the whole run."""
 
-    name: Literal["adam", "sgd"] = Field("adam", description="update rule")
-    lr: Number = Field(1e-3, gt=0.0, le=1e6, description="learning rate")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="learning rate over the steps; cosine: it falls to 0 along half a cosine"
+    per_model: Annotated[dict[str, ModelUpdate], WithJsonSchema(_PER_MODEL_SCHEMA)] = Field(
+        {},
+        description="keys of this section by architecture, as {mlp: {lr: 0.01}}; possible keys: "
+        f"{', '.join(UpdateConfig.model_fields)}",
     )
-    schedule_rounds: Count | None = Field(
-        None,
-        description="rounds until cosine reaches 0, where it stays [rounds]; null: the run's rounds when it starts",
-    )
-    momentum: Number = Field(0.0, ge=0.0, lt=1.0, description="momentum of sgd")
-    weight_decay: Number = Field(0.0, ge=0.0, le=1e6, description="L2 penalty added to the gradient")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="decay of adam's first and second moment")
-    eps: Number = Field(1e-8, gt=0.0, le=1e6, description="added to adam's denominator")
     average: Literal["none", "ema"] = Field(
         "ema",
         description="average of the weights over the steps, which is evaluated and publishes in place of the trained "
@@ -44,30 +47,55 @@ class OptimizerConfig(Section):
         "hardware for it: weights, losses and updates stay float32, and devices.batching has no effect",
     )
 
+    @field_validator("per_model", mode="before")
+    @classmethod
+    def _by_label(cls, models: object) -> object:
+        if not isinstance(models, Mapping):
+            return models
+        return {architecture.canonical(key) if isinstance(key, str) else key: models[key] for key in models}
+
     @model_validator(mode="after")
     def _keys_with_a_meaning(self) -> "OptimizerConfig":
-        unused = []
-        if self.momentum and self.name != "sgd":
-            text = f"got {self.momentum}, but adam does not use it (see betas). Fix: remove it, or set name to sgd."
-            unused.append(problem("momentum", self.momentum, text))
+        unused = [
+            problem(key, getattr(self, key), f"got {getattr(self, key)}, but {why}")
+            for key, why in self.unused().items()
+        ]
         if self.average_decay is not None and self.average == "none":
             text = (
                 f"got {self.average_decay}, but optimizer.average is none. Fix: remove it, or set optimizer.average "
                 "to ema."
             )
             unused.append(problem("average_decay", self.average_decay, text))
-        if self.schedule_rounds is not None and self.schedule == "constant":
-            text = (
-                f"got {self.schedule_rounds}, but optimizer.schedule is constant. Fix: remove it, or set "
-                "optimizer.schedule to cosine."
-            )
-            unused.append(problem("schedule_rounds", self.schedule_rounds, text))
+        for model, update in self.per_model.items():
+            given = update.given()
+            for key, why in self.model_copy(update=given).unused().items():
+                if key in given:
+                    text = f"got {given[key]}, but {why.replace('optimizer.', f'optimizer.per_model.{model}.')}"
+                    unused.append(problem(f"per_model.{model}.{key}", given[key], text))
         if unused:
             refuse(*unused)
         return self
 
+    def for_model(self, label: str) -> "OptimizerConfig":
+        """Return the section as it applies to one architecture.
+
+        Parameters
+        ----------
+        label : str
+            Label of the architecture, with its arguments if it has any. An entry of `per_model` under the label goes
+            before one under the name alone.
+        """
+        update = self.per_model.get(label) or self.per_model.get(architecture.name_of(label))
+        return self.model_copy(update={"per_model": {}}) if update is None else self._with(update)
+
+    def _with(self, update: ModelUpdate) -> "OptimizerConfig":
+        given = update.given()
+        own = self.model_copy(update={**given, "per_model": {}})
+        # A key of this section without a meaning for the model, such as sgd's momentum for adam, is left out.
+        return own.model_copy(update={key: default_of(key) for key in own.unused() if key not in given})
+
     def resolved(self, rounds: int, round_steps: int) -> "OptimizerConfig":
-        """Return this section with the decay of the average and the schedule's length filled in, where they are used.
+        """Return this section with the decay of the average and the schedules' lengths filled in, where they are used.
 
         Parameters
         ----------
@@ -75,13 +103,24 @@ class OptimizerConfig(Section):
             Rounds of the run when it starts. A run that is extended keeps what it started with.
         round_steps : int
             E + M, optimiser steps of a round.
+
+        Raises
+        ------
+        UserError
+            If a warm-up lasts as long as the schedule that it is the beginning of.
         """
-        filled: dict[str, float] = {}
+        filled: dict[str, Any] = dict(self.lengths(rounds))
         if self.average == "ema" and self.average_decay is None:
             filled["average_decay"] = default_decay(rounds, round_steps)
-        if self.schedule == "cosine" and self.schedule_rounds is None:
-            filled["schedule_rounds"] = rounds
-        return self.model_copy(update=filled)
+        own = self.model_copy(update=filled)
+        per_model = {
+            model: update.model_copy(update=own._with(update).lengths(rounds))
+            for model, update in self.per_model.items()
+        }
+        whole = own.model_copy(update={"per_model": per_model})
+        for place, one in [("", whole), *((f"per_model.{model}.", own._with(per_model[model])) for model in per_model)]:
+            _refuse_endless_warmup(f"optimizer.{place}warmup_steps", one, round_steps)
+        return whole
 
     def as_started(self, started: "OptimizerConfig") -> "OptimizerConfig":
         """Return this section with what a run filled in when it started, where this section leaves it open.
@@ -91,12 +130,34 @@ class OptimizerConfig(Section):
         started : OptimizerConfig
             The resolved section of the run.
         """
-        filled: dict[str, float | None] = {}
+        filled: dict[str, Any] = _open_lengths(self, started)
         if self.average == started.average and self.average_decay is None:
             filled["average_decay"] = started.average_decay
-        if self.schedule == started.schedule and self.schedule_rounds is None:
-            filled["schedule_rounds"] = started.schedule_rounds
-        return self.model_copy(update=filled)
+        own = self.model_copy(update=filled)
+        per_model = {
+            model: update.model_copy(update=_open_lengths(own._with(update), started._with(started.per_model[model])))
+            if model in started.per_model
+            else update
+            for model, update in self.per_model.items()
+        }
+        return own.model_copy(update={"per_model": per_model})
+
+
+def _open_lengths(ours: UpdateConfig, started: UpdateConfig) -> dict[str, int]:
+    """Return the lengths of a schedule that a run filled in when it started, where ours of the same kind are open."""
+    same = ours.schedule == started.schedule
+    open_here = [key for key in LENGTHS if same and getattr(ours, key) is None]
+    return {key: getattr(started, key) for key in open_here if getattr(started, key) is not None}
+
+
+def _refuse_endless_warmup(key: str, update: UpdateConfig, round_steps: int) -> None:
+    steps = (update.schedule_rounds or 0) * round_steps
+    if 0 < steps <= update.warmup_steps:
+        raise UserError(
+            f"{key}: got {update.warmup_steps}, but schedule {update.schedule} ends after {steps} steps "
+            f"({update.schedule_rounds} rounds of {round_steps}). Fix: use {steps - 1} or fewer, or a larger "
+            "schedule_rounds."
+        )
 
 
 def default_decay(rounds: int, round_steps: int) -> float:

@@ -195,13 +195,23 @@ def log_notes(world: World, note: str, caution: str, first_round: int, config: C
         log.info(note)
     if caution and world.rank == 0:
         log.warning(caution)
-    scheduled = config.optimizer.schedule_rounds
-    if scheduled is not None and scheduled < config.rounds and world.rank == 0:
-        log.warning(
-            f"optimizer.schedule_rounds: the rate is 0 from round {scheduled} on, so later rounds train nothing"
-        )
+    if world.rank == 0:
+        _caution_about_schedules(config)
     if first_round:
         log.info(f"resumed after {first_round} of {config.rounds} rounds, from a checkpoint")
+
+
+def _caution_about_schedules(config: Config) -> None:
+    sections = {"": config.optimizer}
+    sections |= {f"per_model.{name}.": config.optimizer.for_model(name) for name in config.optimizer.per_model}
+    for place, section in sections.items():
+        scheduled = section.schedule_rounds
+        falls_to_zero = section.schedule in ("cosine", "linear")
+        if falls_to_zero and scheduled is not None and scheduled < config.rounds:
+            log.warning(
+                f"optimizer.{place}schedule_rounds: the rate is 0 from round {scheduled} on, so later rounds train "
+                "nothing"
+            )
 
 
 def _short(seconds: Mapping[str, float]) -> str:

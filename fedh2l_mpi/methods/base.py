@@ -228,12 +228,12 @@ class Method:
         """Return the loss on a private minibatch from its logits, in nats, and note it.
 
         It is CE(z + tau log pi, y) with the prior pi of the private training labels if `method.prior_correction` is
-        balanced, else CE(z, y).
+        balanced, else CE(z, y). The labels are smoothed by `optimizer.label_smoothing`, after the correction.
         """
         if self.corrects_priors:
             log_prior_C = participant.log_prior(own_logits_BC.shape[-1])
             own_logits_BC = losses.under_prior(own_logits_BC, log_prior_C, self.config.prior_strength)
-        loss = losses.cross_entropy(own_logits_BC, labels_B)
+        loss = losses.cross_entropy(own_logits_BC, labels_B, smoothing=participant.label_smoothing)
         participant.note("loss_private", loss)
         return loss
 
@@ -248,7 +248,8 @@ class Method:
         """Return w_ce times the loss on a seed minibatch from its logits, in nats, and note the loss itself.
 
         The loss is CE(z + tau log pi_S, y) with the prior pi_S of the whole seed set if `method.prior_correction` is
-        balanced, else CE(z, y). A method without the key `weight_ce` has w_ce = 1.
+        balanced, else CE(z, y). The targets, mixed ones included, are smoothed by `optimizer.label_smoothing`. A
+        method without the key `weight_ce` has w_ce = 1.
 
         Parameters
         ----------
@@ -256,10 +257,13 @@ class Method:
             Weight that each sample's loss has in addition to w_ce.
         """
         own_logits_BC, targets = self.under_seed_prior(now, own_logits_BC), now.seed.targets[rows_B]
-        loss = losses.cross_entropy(own_logits_BC, targets)
+        smoothing = participant.label_smoothing
+        loss = losses.cross_entropy(own_logits_BC, targets, smoothing=smoothing)
         participant.note("loss_seed", loss)
         weighted = loss if not isinstance(self.config, LabelOptions) else self.config.weight_ce * loss
-        return weighted if extra_B is None else weighted + losses.cross_entropy(own_logits_BC, targets, extra_B)
+        if extra_B is None:
+            return weighted
+        return weighted + losses.cross_entropy(own_logits_BC, targets, extra_B, smoothing)
 
     def label_terms(self, participant: Participant, now: Round, rows_B: Tensor) -> Callable[[Tensor], list[Tensor]]:
         """Return the seed terms of a step with seed labels and without teachers, for `paired_step`."""

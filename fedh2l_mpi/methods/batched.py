@@ -35,7 +35,7 @@ class BatchedParticipants:
     def __init__(self, members: Sequence[Participant]) -> None:
         first = members[0]
         self.members = list(members)
-        self.device = first.device
+        self.device, self.label_smoothing = first.device, first.label_smoothing
         matrix_GW = batched_linear.join_columns([torch.stack([member.parameters.vector for member in members])])
         for member, row in zip(members, matrix_GW, strict=True):
             member.parameters.move_to(row)
@@ -97,7 +97,10 @@ def may_batch(config: Config, takes_batches: bool) -> bool:
 
 
 def training_units(participants: Sequence[Participant]) -> list[TrainingUnit]:
-    """Return the participants in their order, with like ones joined into batches and the others as they are."""
+    """Return the participants in their order, with like ones joined into batches and the others as they are.
+
+    Like ones have one architecture, and so the same settings of the optimiser (`optimizer.per_model`).
+    """
     units: list[TrainingUnit] = []
     waiting: dict[tuple[str, int], list[Participant]] = {}
     for participant in participants:

@@ -1,4 +1,4 @@
-"""Adam and SGD over one flat vector of parameters.
+"""Adam, AdamW and SGD over one flat vector of parameters.
 
 They are written out because building any `torch.optim` optimizer imports `torch._dynamo`, which costs every rank 1.3
 CPU seconds and 70 MiB. Tests check that each update equals torch.optim's, bit for bit.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi.config import OptimizerConfig
+from fedh2l_mpi.models.schedules import learning_rate
 
 
 class Optimizer(Protocol):
@@ -41,19 +42,25 @@ class Optimizer(Protocol):
         """Return the tensors that a checkpoint must store; they share memory with the optimiser."""
 
 
-def learning_rate(config: OptimizerConfig, steps: int, schedule_steps: int) -> float:
-    """Return the rate after this number of steps: lr, or lr (1 + cos(pi steps / schedule_steps)) / 2 for `cosine`.
+# torch.nn.utils.clip_grad_norm_ adds it to the norm.
+TINY = 1e-6
 
-    Beyond `schedule_steps`, the rate remains 0.
 
-    Source: Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, equation 5, without
-    restarts.
+@torch.no_grad()
+def clip(gradient: Tensor, longest: float | None) -> Tensor:
+    """Scale g in place by min(1, c / (|g| + 1e-6)), and return it; None is no limit. Nothing waits for the device.
+
+    Each row of a batch's gradients (G, W) has a norm of its own. A row by itself gives the same bits.
+
+    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013, algorithm 1;
+    the small term is that of torch.nn.utils.clip_grad_norm_.
     """
-    if config.schedule == "constant":
-        return config.lr
-    if steps >= schedule_steps:
-        return 0.0
-    return config.lr * (1 + math.cos(math.pi * steps / schedule_steps)) / 2
+    if longest is None:
+        return gradient
+    if gradient.dim() == 1:
+        return gradient.mul_((longest / (torch.linalg.vector_norm(gradient) + TINY)).clamp(max=1.0))
+    norms_G = torch.stack(list(map(torch.linalg.vector_norm, gradient)))
+    return gradient.mul_((longest / (norms_G + TINY)).clamp(max=1.0)[:, None])
 
 
 class Adam:
@@ -75,16 +82,34 @@ class Adam:
         beta1, beta2 = self.config.betas
         scheduled = learning_rate(self.config, self.steps, self.schedule_steps)
         self.steps += 1
-        if self.config.weight_decay:
-            gradient.add_(self.parameters, alpha=self.config.weight_decay)
+        gradient = clip(gradient, self.config.clip_norm)
+        self._decay(gradient, scheduled)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         rate = scheduled / (1 - beta1**self.steps)
         spread = (self.second.sqrt() / math.sqrt(1 - beta2**self.steps)).add_(self.config.eps)
         self.parameters.addcdiv_(self.first, spread, value=-rate)
 
+    def _decay(self, gradient: Tensor, rate: float) -> None:
+        """Add the decay of the weights to the gradient."""
+        if self.config.weight_decay:
+            gradient.add_(self.parameters, alpha=self.config.weight_decay)
+
     def state(self) -> dict[str, Tensor]:
         return {"first": self.first, "second": self.second}
+
+
+class AdamW(Adam):
+    """w -= lr decay w before Adam's update, whose moments never see the decay.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2, with the rate as the
+    multiplier of both, as in torch.optim.AdamW.
+    """
+
+    def _decay(self, gradient: Tensor, rate: float) -> None:
+        """Shrink the weights instead of changing the gradient."""
+        if self.config.weight_decay:
+            self.parameters.mul_(1 - rate * self.config.weight_decay)
 
 
 class Sgd:
@@ -101,6 +126,7 @@ class Sgd:
     def step(self, gradient: Tensor) -> None:
         rate = learning_rate(self.config, self.steps, self.schedule_steps)
         self.steps += 1
+        gradient = clip(gradient, self.config.clip_norm)
         if self.config.weight_decay:
             gradient.add_(self.parameters, alpha=self.config.weight_decay)
         if self.velocity is not None:
@@ -111,13 +137,16 @@ class Sgd:
         return {} if self.velocity is None else {"velocity": self.velocity}
 
 
+KINDS: dict[str, type[Optimizer]] = {"adam": Adam, "adamw": AdamW, "sgd": Sgd}
+
+
 def joined(single: Sequence[Optimizer], parameters_GW: Tensor) -> Optimizer:
     """Return one optimiser that steps for several; their states become views of its rows.
 
     Parameters
     ----------
     single : sequence of Optimizer
-        Optimisers of one kind that have made the same number of steps.
+        Optimisers of one kind, with the same settings, that have made the same number of steps.
     parameters_GW : float tensor (G, W)
         The parameters of each, one row per optimiser.
     """
@@ -137,11 +166,12 @@ def build(parameters: Tensor, config: OptimizerConfig, round_steps: int = 1) -> 
 
     Parameters
     ----------
+    config : OptimizerConfig
+        The section as it applies to one model.
     round_steps : int
         E + M, steps of a round, in which the length of the schedule is counted.
     """
-    if config.schedule == "cosine" and config.schedule_rounds is None:
+    if config.schedule != "constant" and config.schedule_rounds is None:
         raise RuntimeError("the config is not resolved: call resolved() first")
     schedule_steps = (config.schedule_rounds or 0) * round_steps
-    kind = Adam if config.name == "adam" else Sgd
-    return kind(parameters, config, schedule_steps)
+    return KINDS[config.name](parameters, config, schedule_steps)

@@ -132,16 +132,16 @@ def checkpoint_bytes(
     A participant's part is the state of its model, of its optimiser and of its method, averaged weights, and small
     entries.
     """
-    vectors = optimiser_vectors(config.optimizer)
+    vectors = {name: optimiser_vectors(config.optimizer.for_model(name)) for name in sizes}
     copies = 1 if config.optimizer.average == "none" else 2
     each = [
         size.state_bytes
         + average_bytes(config.optimizer, size)
-        + vectors * size.trainable_bytes
+        + vectors[name] * size.trainable_bytes
         + kept_bytes
         + PARTICIPANT_BYTES
-        + TENSOR_BYTES * (copies * size.tensors + vectors)
-        for size in sizes.values()
+        + TENSOR_BYTES * (copies * size.tensors + vectors[name])
+        for name, size in sizes.items()
     ]
     architectures = list(sizes)
     of_P = [architectures.index(config.architecture(index)) for index in range(hosting.participants)]

@@ -18,7 +18,7 @@ from fedh2l_mpi.runtime.hosting import Hosting
 # Number of temporary vectors of the trainable parameters' length in an update: Adam's two, or the parts of a gradient
 # before they are joined. Measured with every method. Participants that step together need them once per member; moving
 # their vectors into shared matrices at first needs no more than their steps.
-UPDATE_VECTORS = {"adam": 2, "sgd": 1}
+UPDATE_VECTORS = {"adam": 2, "adamw": 2, "sgd": 1}
 # Number of float32 arrays that exist while one participant's array is compared with its neighbours' copy, to skip
 # unchanged rows. The difference in float64 counts as two, the sent rows are one, the others are the codec's. Measured.
 CHANGES_ARRAYS = {"float32": 3, "float16": 4, "bfloat16": 6, "uint8": 6, "top_k": 8}
@@ -156,7 +156,7 @@ class RankMemory:
 
 def optimiser_vectors(config: OptimizerConfig) -> int:
     """Return how many vectors of the parameters' length an optimiser keeps: two for Adam, at most one for SGD."""
-    return 2 if config.name == "adam" else int(config.momentum > 0)
+    return int(config.momentum > 0) if config.name == "sgd" else 2
 
 
 def average_bytes(config: OptimizerConfig, size: ModelSize) -> int:
@@ -212,7 +212,6 @@ def rank_memory(
     own_P = counts.held_out_P + (0 if pooled else counts.private_P)
     everyones = counts.seed + sum(counts.tests) + (int(counts.private_P.sum()) if pooled else 0)
     data_R = counts.stored_bytes * (summed(own_P) + everyones) + _round_bytes(config, counts)
-    trainable = [size.trainable_bytes for size in sizes.values()]
     published = message.held_bytes if message is not None and keeps_published else 0
     copies = [size.state_bytes + average_bytes(config.optimizer, size) + published for size in sizes.values()]
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
@@ -225,7 +224,11 @@ def rank_memory(
     samples = int(counts.private_P.sum() + counts.held_out_P.sum()) + counts.seed + sum(counts.tests)
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
     models_R = summed(by_architecture(copies))
-    optimisers_R = optimiser_vectors(config.optimizer) * summed(by_architecture(trainable))
+    optimisers_R = summed(
+        by_architecture(
+            [optimiser_vectors(config.optimizer.for_model(name)) * size.trainable_bytes for name, size in sizes.items()]
+        )
+    )
     # If unchanged rows are skipped, the neighbours' copies (counted as messages) are part of the checkpointed state.
     held = 0 if message is None or config.exchange.skip_below is None else message.held_bytes
     together_R = together_RA.max(axis=1)
@@ -305,7 +308,8 @@ def _step_bytes(
     # During a pass, there are also the gradients of the layers that the backward pass has left. In the update, the
     # activations are gone.
     passing_R = np.full_like(degree_R, gradients)
-    updating_R = passing_R + UPDATE_VECTORS[config.optimizer.name]
+    update_A = np.array([UPDATE_VECTORS[config.optimizer.for_model(name).name] for name in sizes])
+    updating_RA = passing_R[:, None] + update_A
     if combine == "gem_neighbours":
         # There is one gradient per neighbour, one for the seed labels and one for the private data, and a stacked copy
         # of all, while the seed minibatch's activations are kept.
@@ -320,7 +324,7 @@ def _step_bytes(
     # Participants that step together need one vector more, in which their gradients are joined.
     joined_RA = (together_RA > 1) * trainable_A
     passing_RA = passing_R[:, None] * trainable_A + training_A + joined_RA
-    trains_RA = together_RA * np.maximum(passing_RA, updating_R[:, None] * trainable_A + joined_RA)
+    trains_RA = together_RA * np.maximum(passing_RA, updating_RA * trainable_A + joined_RA)
     # Participants that step together are evaluated one after another.
     inference_A = np.array([size.inference_bytes(config.evaluation.batch_size) for size in sizes.values()])
     tests_RA = (together_RA > 0) * inference_A

@@ -64,7 +64,9 @@ def stand_in_participant(config: Config, source: Source, model: nn.Module, sampl
     """
     data = random_samples(source, samples)
     augment = AUGMENTATIONS[config.data.augmentation]
-    return Participant(0, "", model, data, data, config.optimizer, config.evaluation, config.seed, augment)
+    return Participant(
+        0, "", model, data, data, config.optimizer.for_model(""), config.evaluation, config.seed, augment
+    )
 
 
 def random_samples(source: Source, samples: int) -> Labelled:

@@ -62,6 +62,12 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
         ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
+        [
+            *("models=[mlp, mlp, lenet5]", "devices.batching=like", "optimizer.name=adamw", "optimizer.lr=0.01"),
+            *("optimizer.weight_decay=0.1", "optimizer.schedule=linear", "optimizer.warmup_steps=9"),
+            *("optimizer.clip_norm=0.5", "optimizer.label_smoothing=0.1"),
+            "optimizer.per_model={lenet5: {name: sgd, momentum: 0.9, schedule: step, label_smoothing: 0.2}}",
+        ],
         ["models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2", "exchange.skip_below=0.1"],
     ],
     ids=[
@@ -77,6 +83,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "d_psgd, start",
         "batching",
         "fedmd, bfloat16, float16",
+        "recipe by model",
         "top 2, skipped rows",
     ],
 )

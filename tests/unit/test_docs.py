@@ -32,6 +32,12 @@ def test_the_example_of_reading_runs_draws_and_compares(tmp_path):
     assert (tmp_path / "by_architecture.png").stat().st_size > 5_000
 
 
+def test_the_recipe_of_the_method_page_is_a_config():
+    (shown,) = [block.text for block in blocks(ROOT / "docs" / "method.md") if block.language == "yaml"]
+    optimizer = fedh2l_mpi.load_config(yaml.safe_load(shown)).resolved(1, launched=False).optimizer
+    assert [optimizer.for_model(name).weight_decay for name in ("cnn", "mlp", "lenet5")] == [0.05, 0.1, 0.05]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_that_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")

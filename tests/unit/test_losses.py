@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from fedh2l_mpi.losses import (
     DIVERGENCES,
@@ -51,6 +52,28 @@ def test_weights_of_samples_weigh_them_without_a_share_of_the_sum():
     assert both.tolist() == pytest.approx([weighted.item(), math.log(4) / 2])
     mixed = cross_entropy(logits, torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([0.0, 1.0]))
     assert mixed.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 4)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_smoothed_labels_cost_what_they_do_in_torch_for_one_participant_and_for_several(smoothing):
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 13, 5, generator=draw, requires_grad=True)
+    classes = torch.randint(5, (3, 13), generator=draw)
+    # A mixup of two samples has a distribution as its target; a prior is added to the scores beforehand.
+    mixed = 0.3 * functional.one_hot(classes, 5) + 0.7 * functional.one_hot(classes.flip(1), 5)
+    skewed = under_prior(logits, torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1]).log())
+    for scores, targets in ((logits, classes), (logits, mixed), (skewed, classes)):
+        together = cross_entropy(scores, targets, smoothing=smoothing)
+        of_all = torch.autograd.grad(together.sum(), logits, retain_graph=True)[0]
+        weights = torch.ones(3, 13)
+        torch.testing.assert_close(cross_entropy(scores, targets, weights, smoothing), together)
+        for member in range(3):
+            alone = cross_entropy(scores[member], targets[member], smoothing=smoothing)
+            theirs = functional.cross_entropy(scores[member], targets[member], label_smoothing=smoothing)
+            torch.testing.assert_close(alone, theirs)
+            assert torch.equal(alone, together[member])
+            gradient = torch.autograd.grad(alone, logits, retain_graph=True)[0]
+            assert torch.equal(gradient[member], of_all[member])
 
 
 def test_the_prior_of_labels_counts_one_more_of_each_class():

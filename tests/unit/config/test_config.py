@@ -86,6 +86,30 @@ CONFIGS = ROOT / "configs"
         ),
         ("optimizer={average: ema, average_decay: 1}", "optimizer.average_decay: got 1, must be < 1"),
         ("optimizer.schedule_rounds=9", "optimizer.schedule_rounds: got 9, but optimizer.schedule is constant. Fix: "),
+        (
+            "optimizer.step_rounds=9",
+            "optimizer.step_rounds: got 9, but optimizer.schedule is constant. Fix: .* to step",
+        ),
+        (
+            "optimizer={schedule: cosine, step_factor: 0.5}",
+            "optimizer.step_factor: got 0.5, but optimizer.schedule is ",
+        ),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm: got 0, must be > 0"),
+        ("optimizer.label_smoothing=1", "optimizer.label_smoothing: got 1, must be < 1"),
+        ("optimizer.warmup_steps=-1", "optimizer.warmup_steps: got -1, must be >= 0"),
+        ("optimizer.schedule=exponential", "optimizer.schedule: got 'exponential'; known: constant, cosine, linear, "),
+        ("optimizer.per_model=[mlp]", r"optimizer.per_model: got \['mlp'\], must be a map"),
+        ("optimizer.per_model.mlp=0.1", "optimizer.per_model.mlp: got 0.1, must be a section of keys and values"),
+        ("optimizer.per_model.mpl.lr=0.1", "optimizer.per_model.mpl: no participant .*did you mean 'mlp'"),
+        ("optimizer.per_model.mlp.rl=0.1", "optimizer.per_model.mlp.rl: unknown key; known here: name, lr, .*'lr'"),
+        ("optimizer.per_model.mlp.batch_size=4", "optimizer.per_model.mlp.batch_size: unknown key; known here: name, "),
+        ("optimizer.per_model.mlp.per_model={}", "optimizer.per_model.mlp.per_model: unknown key; known here: name, "),
+        ("optimizer.per_model.mlp.lr=0", "optimizer.per_model.mlp.lr: got 0, must be > 0"),
+        ("optimizer.per_model.mlp.momentum=0.9", "optimizer.per_model.mlp.momentum: got 0.9, but adam does not use it"),
+        (
+            "optimizer.per_model.mlp.step_rounds=2",
+            "optimizer.per_model.mlp.step_rounds: got 2, but optimizer.per_model.mlp.schedule is constant. Fix: ",
+        ),
         ("evaluation.every=0", "evaluation.every: got 0, must be >= 1"),
         ("evaluation.calibration=test", "evaluation.calibration: got 'test'; known: none, seed_set"),
         ("devices.kind=gpu", "devices.kind: got 'gpu'; known: auto, cpu, cuda"),
@@ -362,3 +386,54 @@ def test_a_temperature_is_fitted_to_labels_so_it_needs_them():
         "evaluation.calibration: got 'seed_set', but seed_set.labelled is false. Fix: set it to true, or "
         "evaluation.calibration to none."
     )
+
+
+def test_an_architecture_has_its_own_settings_and_the_others_of_the_section():
+    keys = ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.1", "optimizer.schedule=step"]
+    own = "optimizer.per_model={mlp: {name: adamw, lr: 1e-2, clip_norm: null}, cnn: {schedule: cosine}, lenet5: {}}"
+    config = loading.load(None, [*keys, own, "rounds=10"]).resolved(1, launched=False)
+    assert loading.load(config).resolved(1, launched=False) == config
+    mlp, cnn, lenet5 = (config.optimizer.for_model(name) for name in ("mlp", "cnn", "lenet5"))
+    # Momentum of the section means nothing to adamw; a third of 10 rounds is 4.
+    assert (mlp.name, mlp.lr, mlp.momentum, mlp.schedule, mlp.step_rounds) == ("adamw", 0.01, 0.0, "step", 4)
+    assert (cnn.name, cnn.momentum, cnn.schedule, cnn.schedule_rounds, cnn.step_rounds) == (
+        *("sgd", 0.9),
+        *("cosine", 10, None),
+    )
+    assert lenet5 == config.optimizer.model_copy(update={"per_model": {}})
+    assert config.model_dump()["optimizer"]["per_model"] == {
+        "mlp": {"name": "adamw", "lr": 0.01},
+        "cnn": {"schedule": "cosine"},
+        "lenet5": {},
+    }
+
+
+def test_settings_of_a_model_with_arguments_are_found_by_its_label_and_by_its_name():
+    models = "models=[{name: my:Net, width: 8, depth: 2}, {name: my:Net, width: 16}]"
+    own = "optimizer.per_model={'my:Net(width=8, depth=2)': {lr: 0.5}, 'my:Net': {lr: 0.25}}"
+    config = loading.load(None, [models, own])
+    assert [config.optimizer.for_model(config.architecture(index)).lr for index in range(2)] == [0.5, 0.25]
+
+
+def test_a_schedule_of_one_model_has_the_length_of_the_run_that_started_with_it():
+    given = ["optimizer.per_model={mlp: {schedule: linear}, cnn: {schedule: step}}", "optimizer.warmup_steps=19"]
+    started = loading.load(None, [*given, "rounds=20"]).resolved(1, launched=False).optimizer
+    longer = loading.load(None, [*given, "rounds=60"])
+    kept = longer.optimizer.as_started(started).resolved(60, 20)
+    assert kept == started
+    assert (kept.for_model("mlp").schedule_rounds, kept.for_model("cnn").step_rounds) == (20, 7)
+    assert longer.optimizer.resolved(60, 20).for_model("mlp").schedule_rounds == 60
+
+
+@pytest.mark.parametrize("place", ["", "per_model.cnn."])
+def test_a_warmup_ends_before_its_schedule(place):
+    keys = ["rounds=5", "method.local_steps=3", "method.mutual_steps=1", f"optimizer.{place}schedule=linear"]
+    assert loading.load(None, [*keys, f"optimizer.{place}warmup_steps=19"]).resolved(1, launched=False)
+    with pytest.raises(UserError) as error:
+        loading.load(None, [*keys, f"optimizer.{place}warmup_steps=20"]).resolved(1, launched=False)
+    assert str(error.value) == (
+        f"optimizer.{place}warmup_steps: got 20, but schedule linear ends after 20 steps (5 rounds of 4). "
+        "Fix: use 19 or fewer, or a larger schedule_rounds."
+    )
+    # A constant rate has no end.
+    assert loading.load(None, ["rounds=1", "optimizer.warmup_steps=500"]).resolved(1, launched=False)

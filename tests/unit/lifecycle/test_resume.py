@@ -30,6 +30,11 @@ CASES = {
     "averaged weights, BatchNorm, a falling rate": [
         *("models=[resnet8]", "participants=2", "optimizer.average=ema", "optimizer.schedule=cosine"),
     ],
+    "AdamW, warm-up, clipping, smoothed labels, SGD of one architecture": [
+        *("models=[mlp, lenet5]", "optimizer.name=adamw", "optimizer.weight_decay=0.1", "optimizer.clip_norm=0.5"),
+        *("optimizer.schedule=linear", "optimizer.warmup_steps=8", "optimizer.label_smoothing=0.1"),
+        "optimizer.per_model={lenet5: {name: sgd, momentum: 0.9, schedule: step}}",
+    ],
     "averaged weights of parameters that are exchanged": [
         *("method.name=fedavg", "models=[resnet8]", "participants=2", "topology.kind=complete"),
         *("optimizer.average=ema", "optimizer.average_decay=0.9"),

@@ -55,6 +55,12 @@ LOCAL = ["method.local_labels=private_and_seed"]
         [*RING, "method.teachers=agreement", "seed_set.labelled=false", "topology.degree=6", *BALANCED],
         ["models=[mlp]", "method.name=pooled", "method.combine=joint", *BALANCED, *LOCAL],
         ["models=[mlp]", "method.name=seed_supervised", *LOCAL, "optimizer.seed_batch_size=20"],
+        [
+            *("models=[mlp, lenet5]", "seed_set.views=both", "optimizer.batch_size=13", *BALANCED),
+            *("optimizer.name=adamw", "optimizer.weight_decay=0.1", "optimizer.schedule=linear"),
+            *("optimizer.warmup_steps=9", "optimizer.label_smoothing=0.1"),
+            "optimizer.per_model={mlp: {clip_norm: 0.5, lr: 0.01}}",
+        ],
     ],
     ids=[
         "regular graph",
@@ -69,6 +75,7 @@ LOCAL = ["method.local_labels=private_and_seed"]
         "agreement",
         "pooled, joint",
         "seed labels in local steps",
+        "recipe by model",
     ],
 )
 def test_members_of_a_cohort_get_the_weights_that_they_would_get_alone(tmp_path, settings):

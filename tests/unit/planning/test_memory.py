@@ -106,6 +106,8 @@ def test_to_find_the_rows_that_changed_takes_about_what_is_told(codec):
         ["optimizer.name=adam", "seed_set.views_per_sample=2"],
         ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.average=none"],
         ["optimizer.name=adam", "optimizer.average=ema", "evaluation.local_test_share=0.2"],
+        # Of the two architectures, only one has moments.
+        ["optimizer.name=sgd", "optimizer.average=ema", "optimizer.per_model={resnet8: {name: adamw}}"],
     ],
 )
 def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optimizer):
