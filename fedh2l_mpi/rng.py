@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 12
     METHOD = 13
     REDRAW = 14
+    SHIFT_NOISE = 15
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

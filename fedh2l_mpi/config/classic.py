@@ -100,6 +100,7 @@ ADDED: dict[str, Any] = {
     "method.local_labels": "private",
     "seed_set.views_per_sample": 1,
     "data.partition.min_per_class": None,
+    "data.partition.shift": None,
     "evaluation.calibration": "none",
     "evaluation.local_test_share": None,
 }

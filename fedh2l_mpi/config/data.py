@@ -2,9 +2,12 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
+from fedh2l_mpi.config import shift
 from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Number, Share, Switch, problem, refuse
+from fedh2l_mpi.config.shift import SHIFTS, Shift, out_of_bounds
+from fedh2l_mpi.errors import shown
 
 Alpha = Annotated[
     float,
@@ -16,6 +19,22 @@ DOMAINS, ROTATION_STEP_DEG = 4, 20.0
 ROTATION = ("domains", "rotation_step_deg")
 # Share of data without a test part that is kept for testing.
 TEST_SHARE = 0.2
+SHIFT_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"kind": {"enum": list(SHIFTS)}, "step": {"type": "number"}},
+                    "required": ["kind", "step"],
+                    "additionalProperties": False,
+                },
+            },
+            {"type": "null"},
+        ]
+    }
+)
 # The bound keeps a product of a round's rows, classes and bytes within int64.
 MOST_VIEWS = 1000
 
@@ -23,7 +42,8 @@ MOST_VIEWS = 1000
 class PartitionConfig(KindSection):
     """Section `data.partition`: which participant holds which training samples.
 
-    The two keys of the rotation are null only for data that have domains of their own.
+    The two keys of the rotation are null only for data that have domains of their own; `rotation_step_deg` also if
+    `shift` makes the domains.
     """
 
     kind: str = Field(
@@ -32,11 +52,19 @@ class PartitionConfig(KindSection):
         "labels; quantity: unequal sizes; iid: equal shares of every domain",
     )
     domains: Count | None = Field(
-        DOMAINS, description="D, number of domains made by rotation; with 1, images are unchanged; not for a pack"
+        DOMAINS,
+        description="D, number of domains made by rotation or shift; with 1, samples are unchanged; not for a pack",
     )
     rotation_step_deg: Annotated[float, Field(ge=-180.0, le=180.0), NO_SWITCH] | None = Field(
         ROTATION_STEP_DEG,
-        description="domain d is rotated by d times this angle [degrees, counter-clockwise]; not for a pack",
+        description="domain d is rotated by d times this angle [degrees, counter-clockwise]; null with shift; not "
+        "for a pack",
+    )
+    shift: Annotated[tuple[dict[str, Any], ...] | None, SHIFT_SCHEMA] = Field(
+        None,
+        description="domain d is shifted by d times the step of each entry, in order, such as [{kind: noise, step: "
+        f"0.1}}]; kinds: {', '.join(SHIFTS)}; null: images are rotated, and other samples are one domain; not for a "
+        "pack",
     )
     samples_per_participant: Count | None = Field(
         None,
@@ -55,6 +83,46 @@ class PartitionConfig(KindSection):
         if not isinstance(raw, dict):
             return raw
         return {key: value for key, value in raw.items() if value is not None or key not in ROTATION}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _each_shift(cls, raw: Any) -> Any:
+        entries = raw.get("shift") if isinstance(raw, dict) else None
+        if entries is None:
+            return raw
+        if not isinstance(entries, list | tuple) or not entries:
+            text = f"got {shown(entries)}, must be a list of maps such as [{{kind: noise, step: 0.1}}], or null"
+            refuse(problem("shift", entries, text))
+        read, problems = [], []
+        for position, entry in enumerate(entries):
+            try:
+                read.append(shift.read(entry)._asdict())
+            except ValueError as error:
+                problems.append(problem(f"shift.{position}", entry, str(error)))
+        if problems:
+            refuse(*problems)
+        return {**raw, "shift": read}
+
+    @property
+    def shifts(self) -> tuple[Shift, ...]:
+        """The entries of `shift`; empty if it is null."""
+        return tuple(Shift(**entry) for entry in self.shift or ())
+
+    @model_validator(mode="after")
+    def _one_way_to_make_domains(self) -> "PartitionConfig":
+        if self.shift is None:
+            return self
+        step = self.rotation_step_deg
+        if "rotation_step_deg" in self.model_fields_set and step is not None:
+            text = f"got {step}, but shift is given. Fix: set it to null, or add {{kind: rotation, step: {step}}}."
+            refuse(problem("rotation_step_deg", step, text))
+        object.__setattr__(self, "rotation_step_deg", None)
+        domains = DOMAINS if self.domains is None else self.domains
+        wrong = [(position, out_of_bounds(one, domains)) for position, one in enumerate(self.shifts)]
+        problems = [problem(f"shift.{position}", self.shift[position], text) for position, text in wrong if text]
+        if problems:
+            refuse(*problems)
+        return self
 
     @model_validator(mode="after")
     def _domains_are_apart(self) -> "PartitionConfig":
@@ -160,7 +228,9 @@ class Pack(DataConfig, kind="pack"):
 
     @model_validator(mode="after")
     def _brings_its_domains(self) -> "Pack":
-        given = {key: getattr(self.partition, key) for key in ROTATION if key in self.partition.model_fields_set}
+        given = {
+            key: getattr(self.partition, key) for key in (*ROTATION, "shift") if key in self.partition.model_fields_set
+        }
         problems = [
             problem(f"partition.{key}", value, f"got {value}, but a pack brings its own domains. Fix: set it to null.")
             for key, value in given.items()

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
-from fedh2l_mpi.data import test_sets
+from fedh2l_mpi.config.shift import Shift
+from fedh2l_mpi.data import shifts, test_sets
 from fedh2l_mpi.data.labelled import Labelled, Normalisation, memory_format
-from fedh2l_mpi.data.made_domains import rotations
+from fedh2l_mpi.data.made_domains import MadeDomains, made_domains
 from fedh2l_mpi.data.partition import (
     Draw,
     Rows,
@@ -25,7 +26,6 @@ from fedh2l_mpi.data.partition import (
     partition,
     partition_natural,
 )
-from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.data.sources import Source, Table
 from fedh2l_mpi.errors import UserError
@@ -45,8 +45,8 @@ PARTS = {
 class Plan:
     """Rows of every participant, of the seed set and of the tests; equal on every rank, and without any image.
 
-    `draws` is the number of draws until every class had enough samples (`data.partition.min_per_class`). `angles` are
-    those of domains that are made by rotation [degrees]; it is empty for data with domains of their own.
+    `draws` is the number of draws until every class had enough samples (`data.partition.min_per_class`). `made` are
+    the domains that are made of the data; None for data with domains of their own.
     """
 
     config: Config
@@ -55,7 +55,7 @@ class Plan:
     seed: Samples
     tests: list[Samples]
     draws: int = 1
-    angles: tuple[float, ...] = ()
+    made: MadeDomains | None = None
 
     @property
     def classes(self) -> int:
@@ -80,10 +80,12 @@ class Plan:
         """Name of every domain: the data's own, or one such as `rotated 15 deg`."""
         if self.source.domains is not None:
             return list(self.source.domains.names)
-        part = self.config.data.partition
-        if self.source.form.kind != "image" or (part.domains is None and part.rotation_step_deg is None):
-            return ["all"]
-        return [f"rotated {angle:g} deg" for angle in self.angles]
+        return list(self.made.names) if self.made is not None else []
+
+    @property
+    def shifts(self) -> tuple[Shift, ...]:
+        """Shifts that make the domains; empty if samples stay as they are."""
+        return self.made.shifts if self.made is not None else ()
 
     @property
     def has_local_test(self) -> bool:
@@ -120,12 +122,13 @@ def plan(config: Config, source: Source) -> Plan:
         If the data do not suffice for the config.
     """
     natural, labels = source.domains, source.train.labels
-    angles = rotations(config.data.partition, source)
-    training, tests = test_sets.divide(config, source, len(angles))
+    made = made_domains(config.data.partition, source)
+    domains = 0 if made is None else len(made.names)
+    training, tests = test_sets.divide(config, source, domains)
 
     def shares_of(draw: Draw) -> list[Share]:
         if natural is None:
-            return partition(labels, training, config, len(angles), draw)
+            return partition(labels, training, config, domains, draw)
         return partition_natural(labels, training, natural, config, draw)
 
     shares, pooled, draws = _with_all_classes(config, source, shares_of)
@@ -135,14 +138,13 @@ def plan(config: Config, source: Source) -> Plan:
             f"seed_set.samples_per_round: got {wanted}, but the seed set has {len(pooled)} samples. "
             "Use fewer (null: all), or raise seed_set.share."
         )
-    transforms = () if natural is not None else tuple(angles)
-    made = Plan(config, source, shares, pooled, tests, draws, transforms)
-    if config.evaluation.local_test_share is not None and not made.has_local_test:
+    planned = Plan(config, source, shares, pooled, tests, draws, made)
+    if config.evaluation.local_test_share is not None and not planned.has_local_test:
         raise UserError(
             f"evaluation.local_test_share: {config.evaluation.local_test_share} gives no participant a test sample. "
             "Raise it (null: no local test)."
         )
-    return made
+    return planned
 
 
 def class_counts(source: Source, shares: list[Share], seed: Samples) -> NDArray[np.int64]:
@@ -257,7 +259,8 @@ def _read(plan: Plan, table: Table, parts: list[Samples], device: torch.device) 
         stored = [_as_stored(values[at]).to(device) for at in splits]
         applied = normalisation if is_compact else None
         return [Labelled(*both, applied) for both in zip(stored, labels, strict=True)]
-    inputs = [_inputs(plan, values, at, part.domains).to(device) for at, part in zip(splits, parts, strict=True)]
+    is_test = table is plan.source.test
+    inputs = [_inputs(plan, values, at, part, is_test).to(device) for at, part in zip(splits, parts, strict=True)]
     return [Labelled(*both) for both in zip(inputs, labels, strict=True)]
 
 
@@ -280,18 +283,18 @@ def _stored(plan: Plan, table: Table, rows: Rows, device: torch.device) -> Tenso
     return stored
 
 
-def _inputs(plan: Plan, values: NDArray[Any], rows: Rows, domains: Rows) -> Tensor:
-    """Return rows of `values` as float32 (N, X): scaled, transformed to their domains, normalised."""
-    source, angles = plan.source, plan.angles
+def _inputs(plan: Plan, values: NDArray[Any], at: Rows, part: Samples, is_test: bool) -> Tensor:
+    """Return a part, which is `at` these places of `values`, as float32 (N, X): scaled, shifted, normalised."""
+    source = plan.source
     normalisation = Normalisation.of(source, torch.device("cpu"))
-    shape = (len(rows), *source.form.shape)
+    shape = (len(part), *source.form.shape)
     prepared = torch.empty(shape, dtype=torch.float32, memory_format=memory_format(len(shape)))
-    for domain in np.unique(domains):
-        of_domain = np.flatnonzero(domains == domain)
-        # Large temporary arrays would remain in the process as holes in its heap, so samples are transformed in pieces.
+    for domain in np.unique(part.domains):
+        of_domain = np.flatnonzero(part.domains == domain)
+        # Large temporary arrays would remain in the process as holes in its heap, so samples are shifted in pieces.
         for piece in np.split(of_domain, range(PIECE, len(of_domain), PIECE)):
-            scaled = torch.from_numpy(values[rows[piece]]).to(torch.float32).div_(normalisation.full_scale)
-            if angles:
-                scaled = rotate(scaled, angles[domain])
+            scaled = torch.from_numpy(values[at[piece]]).to(torch.float32).div_(normalisation.full_scale)
+            seen = shifts.Samples(part.rows[piece], int(is_test), int(domain), normalisation.std, source.form.kind)
+            scaled = shifts.apply(plan.shifts, scaled, seen)
             prepared[torch.from_numpy(piece)] = scaled.sub_(normalisation.mean).div_(normalisation.std)
     return prepared

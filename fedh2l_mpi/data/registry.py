@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
 from fedh2l_mpi.data import sources
-from fedh2l_mpi.data.made_domains import rotations
+from fedh2l_mpi.data.made_domains import made_domains
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 
@@ -24,8 +24,9 @@ def open_source(data: DataConfig) -> Source:
             f"data.test_share: got {share}, but {source.name} has its own test part of {len(source.test.labels)} "
             "samples. Fix: set it to null."
         )
-    # Samples that are rotated are normalised once, before the first round.
-    if source.is_compact and source.domains is None and any(rotations(data.partition, source)):
+    # Samples that are shifted are normalised once, before the first round.
+    made = made_domains(data.partition, source) if source.is_compact and source.domains is None else None
+    if made is not None and made.changes_samples:
         return replace(source, is_compact=False)
     return source
 

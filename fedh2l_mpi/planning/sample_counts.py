@@ -4,7 +4,7 @@ import numpy as np
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
-from fedh2l_mpi.data.made_domains import rotations
+from fedh2l_mpi.data.made_domains import made_domains
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import requirements
@@ -59,7 +59,8 @@ def _tests(config: Config, source: Source) -> list[int]:
     labels = source.train.labels if source.test is None else source.test.labels
     kept = share if source.test is None else 1.0
     if source.domains is None:
-        return [wanted or round(kept * len(labels))] * len(rotations(config.data.partition, source))
+        made = made_domains(config.data.partition, source)
+        return [wanted or round(kept * len(labels))] * (len(made.names) if made is not None else 1)
     of_row = source.domains.of_row if source.domains.of_test_row is None else source.domains.of_test_row
     rows = np.bincount(of_row, minlength=len(source.domains.names))
     return [wanted or round(kept * int(count)) for count in rows]
