@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import TopologyConfig
-from fedh2l_mpi.config.text_files import read_text
+from fedh2l_mpi.config.text_files import fields_of, read_text
 from fedh2l_mpi.config.topology import (
     Complete,
     EdgeList,
@@ -204,7 +204,7 @@ def check_fits(config: TopologyConfig, participants: int) -> None:
 
 
 def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
-    """Read a graph from lines `i j`; participants that no line names are isolated."""
+    """Read a graph from lines `i j` or a table of two columns; participants that no line names are isolated."""
     import networkx
 
     try:
@@ -212,13 +212,20 @@ def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
     except (OSError, ValueError) as error:
         raise UserError(f"topology.path: cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     edges: dict[Edge, int] = {}
+    first_column: int | None = None
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
+        words = fields_of(line)
         if not words:
             continue
         where = f"topology.path: {path}, line {number}"
+        if first_column is None:
+            first_column = _first_column(words, where)
+            if not any(map(_is_number, words)):
+                continue
+        # networkx writes {} behind an edge without attributes.
+        ends = words[first_column : -1 if words[-1] == "{}" else None]
         try:
-            a, b = map(int, words)
+            a, b = map(int, ends)
         except ValueError:
             raise UserError(f"{where}: got {shown(line.strip())}. A line must be two participants 'i j'.") from None
         if not (0 <= a < participants and 0 <= b < participants):
@@ -237,3 +244,26 @@ def _read_edges(path: Path, participants: int, connected: bool) -> Graph:
             f"topology.path: {path}: the graph has {parts} parts. Add edges, or set topology.connected to false."
         )
     return Graph(participants, edges)
+
+
+def _first_column(words: list[str], where: str) -> int:
+    """Return the column of an edge's first end, given the first line of a file; check the names of a header.
+
+    pandas writes its row numbers into a column before, which has no name.
+    """
+    if any(map(_is_number, words)):
+        return 0
+    first = int(words[0] == "")
+    names = words[first:]
+    if len(names) < 2:
+        raise UserError(f"{where}: got {shown(words[-1])}. A line must be two participants 'i j'.")
+    if len(names) > 2:
+        raise UserError(
+            f"{where}: got the columns {shown(', '.join(names))}, must be two: the two participants of an edge. All "
+            f"neighbours count alike, so {shown(names[2])} has no meaning. Fix: remove all other columns."
+        )
+    return first
+
+
+def _is_number(word: str) -> bool:
+    return word.lstrip("+-").isdigit()

@@ -119,6 +119,11 @@ def _section_schema(section: type[Section], prefix: str = "") -> dict[str, Any]:
     text = (section.__doc__ or "").strip().splitlines()[0]
     schema = {"description": text, "type": "object", "properties": properties, "additionalProperties": False}
     rules = _rules_of_kinds(section)
+    if issubclass(section, KindSection):
+        # The name of a kind stands for a section of that kind; the other rules are about objects only.
+        kind = _value_schema(section, section.kind_key, section.model_fields[section.kind_key])
+        schema.pop("type")
+        schema |= {"anyOf": [{"type": "object"}, *kind.get("anyOf", [kind])]}
     return {**schema, "allOf": rules} if rules else schema
 
 
@@ -208,7 +213,9 @@ A config is a YAML file; every key has a default, so a file holds only what diff
 A default in brackets is the classic one, where the two differ.
 A key that is given wins, and a run's `config.yaml` has every key.
 
-On the command line, `--set section.key=value` overrides a key.
+The name of a kind stands for its section: `topology: ring` is `topology: {kind: ring}`.
+
+On the command line, `--set section.key=value` overrides a key, and `--set topology=ring` a kind.
 An unknown key is an error that names similar keys.
 
 Numbers are those of YAML 1.2: `010` is ten, and `1:30` is text, which only a time may be.

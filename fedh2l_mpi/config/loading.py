@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from fedh2l_mpi.config import Config, Section, recipes, yaml_text
 from fedh2l_mpi.config.keys import describe_keys
-from fedh2l_mpi.config.section import KindSection, all_fields, is_section
+from fedh2l_mpi.config.section import KindSection, all_fields, is_section, section_at, with_kind
 from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import LONGEST_VALUE, UserError, did_you_mean, shorten, shown
 
@@ -172,7 +172,7 @@ def parse_override(item: str) -> tuple[str, Any]:
     key, equals, text = item.partition("=")
     key, item = key.strip(), shorten(item, LONGEST_VALUE)
     if not equals or not all(key.split(".")):
-        raise UserError(f"--set {item!r}: must look like section.key=value")
+        raise UserError(f"--set {item!r}: must look like section.key=value: --set takes KEY=VALUE, such as rounds=5")
     try:
         return key, yaml_text.read(text)
     except yaml_text.YamlError as error:
@@ -182,14 +182,21 @@ def parse_override(item: str) -> tuple[str, Any]:
 def put(raw: dict[str, Any], key: str, value: Any, said: str) -> None:
     """Set a value by its dotted key in what was read from a file; `said` names the request in messages.
 
+    A text for a section, such as `topology=ring`, sets its kind; the section's other keys stay.
+
     Raises
     ------
     UserError
         If a part of the key before the last is a value, not a section.
     """
+    of_kind = section_at(Config, key)
+    if of_kind is not None and issubclass(of_kind, KindSection) and isinstance(value, str):
+        key = f"{key}.{of_kind.kind_key}"
     *parents, last = key.split(".")
-    for parent in parents:
+    for number, parent in enumerate(parents, 1):
+        section = section_at(Config, ".".join(parents[:number]))
         inner = {} if raw.get(parent) is None else raw[parent]
+        inner = inner if section is None else with_kind(section, inner)
         if not isinstance(inner, dict):
             raise UserError(f"{said}: {parent} is a value, not a section")
         # Copy, because two sections of a file may be one object by YAML's anchors.
@@ -235,11 +242,7 @@ def _explain(detail: ErrorDetails, root: type[Section]) -> str:
         key, text = _BOUNDS[kind]
         return f"{where}: got {shown(got)}, {text.format(context[key])}"
     if kind == "model_type":
-        field = all_fields(section).get(parts[-1]) if parts else None
-        inner = None if field is None else field.annotation
-        kinds = inner.kinds if isinstance(inner, type) and issubclass(inner, KindSection) else {}
-        meant = f" (did you mean {where}.{inner.kind_key}={got}?)" if isinstance(got, str) and got in kinds else ""  # type: ignore[union-attr]
-        return f"{where}: got {shown(got)}, must be a section of keys and values{meant}"
+        return f"{where}: got {shown(got)}, must be a section of keys and values"
     if kind == "missing":
         return f"{where}: must be given"
     if kind in _COLLECTIONS:

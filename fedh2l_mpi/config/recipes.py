@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from fedh2l_mpi.config import classic
 from fedh2l_mpi.config.method import DistillationOptions, LabelOptions, MethodConfig, OwnMethodOptions
-from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section
+from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section, with_kind
 
 # The default of a field by its dotted key and its kind's name; `...` leaves the declared default.
 Default = Callable[[str, str, FieldInfo], Any]
@@ -187,6 +187,7 @@ def _classic_if_it_differs(key: str, kind: str, field: FieldInfo) -> Any:
 
 def _fill(section: type[Section], raw: Any, default: Default, prefix: str = "") -> Any:
     """Return a section's keys with defaults for those that are not given; unchanged if it has no known kind."""
+    raw = with_kind(section, raw)
     if not isinstance(raw, Mapping):
         return raw
     filled = dict(raw)
@@ -230,6 +231,7 @@ def _look_up(section: type[Section], raw: Any, key: str) -> Any:
     name, _, rest = key.partition(".")
     if isinstance(raw, Section):
         return _look_up(type(raw), dict(raw), key)
+    raw = with_kind(section, raw)
     keys = raw if isinstance(raw, Mapping) else {}
     chosen = _chosen(section, keys)
     field = chosen.model_fields.get(name) if chosen is not None else None

@@ -64,6 +64,8 @@ class KindSection(Section):
     and has only the keys of its kind. The section itself may be called like its kinds: `TopologyConfig(kind="star")`
     is a `Star`.
 
+    A text stands for a section with this kind, so `topology: ring` is `topology: {kind: ring}`.
+
     In a file, null for a key of another kind is ignored, and null for a key of the own kind means its default. Dumps
     contain the keys of all kinds, with null for those of other kinds, so files of all kinds have the same keys.
 
@@ -132,6 +134,7 @@ class KindSection(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _of_its_kind(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        raw = with_kind(cls, raw)
         if not isinstance(raw, Mapping):
             return handler(raw)
         kind = raw.get(cls.kind_key, cls.kind_name or cls.default_kind())
@@ -169,6 +172,22 @@ class KindSection(Section):
         values = {key: getattr(self, key) for key in type(self).model_fields}
         dumped = {key: value.model_dump() if isinstance(value, Section) else value for key, value in values.items()}
         return {key: dumped.get(key) for key in all_fields(self.section())}
+
+
+def with_kind(section: type[Section], raw: Any) -> Any:
+    """Return the keys of a section for which a file gives only the name of a kind; anything else unchanged."""
+    return {section.kind_key: raw} if isinstance(raw, str) and issubclass(section, KindSection) else raw
+
+
+def section_at(root: type[Section], key: str) -> type[Section] | None:
+    """Return the section with a dotted key; None if the key holds a value, or does not exist."""
+    section: type[Section] = root
+    for name in key.split("."):
+        field = all_fields(section).get(name)
+        if field is None or not is_section(field.annotation):
+            return None
+        section = field.annotation  # type: ignore[assignment]
+    return section
 
 
 def all_fields(section: type[Section]) -> dict[str, FieldInfo]:

@@ -1,4 +1,4 @@
-"""Read text files that a user names, without waiting and without end."""
+"""Read text files that a user names, without waiting and without end, and the fields of their lines."""
 
 import stat
 from pathlib import Path
@@ -9,6 +9,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+QUOTES = "\"'"
 
 
 def read_text(path: Path, most_bytes: int) -> str:
@@ -33,3 +34,15 @@ def read_text(path: Path, most_bytes: int) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8 text") from None
+
+
+def fields_of(line: str) -> list[str]:
+    """Return the fields of a line of numbers, which a comma, a semicolon, a tab or blanks separate; quotes are removed.
+
+    A byte order mark, as spreadsheets write, and a comment from `#` on are left out; a blank line has no fields.
+    """
+    text = line.removeprefix("\ufeff").partition("#")[0].strip(" \r\n")
+    for separator in ",;\t":
+        if separator in text:
+            return [field.strip().strip(QUOTES) for field in text.split(separator)]
+    return [field.strip(QUOTES) for field in text.split()]

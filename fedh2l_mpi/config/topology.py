@@ -79,4 +79,7 @@ class Torus(TopologyConfig, kind="torus"):
 class EdgeList(TopologyConfig, kind="edge_list"):
     """Edges from a file."""
 
-    path: str = Field(description="text file with one edge 'i j' per line; '#' starts a comment")
+    path: str = Field(
+        description="file with an edge in each line: 'i j', or CSV with a header, such as source,target; '#' starts a "
+        "comment"
+    )

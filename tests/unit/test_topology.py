@@ -128,9 +128,32 @@ def edge_list(path, text, **options):
     return TopologyConfig(kind="edge_list", path=str(path), **options)
 
 
-def test_an_edge_list_is_read_and_may_leave_participants_alone(tmp_path):
-    config = edge_list(tmp_path / "edges", "# a path\n2 0\n\n0 1 # and back\n", connected=False)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a path\n2 0\n\n0 1 # and back\n",
+        "i,j\n2,0\n0,1\n",
+        "source target\n2 0\n0 1\n",
+        '\ufeff"source";"target"\r\n2;0\r\n0;1\r\n',
+        "# of networkx\n0 2 {}\n0 1 {}\n",
+        ",source,target\n0,0,2\n1,0,1\n",
+        "2\t0\n0\t1\n",
+    ],
+)
+def test_an_edge_list_is_read_and_may_leave_participants_alone(tmp_path, text):
+    config = edge_list(tmp_path / "edges.csv", text, connected=False)
     assert draw(config, 4, 0, 0).neighbours == [(1, 2), (0,), (0,), ()]
+
+
+def test_the_edge_lists_that_networkx_and_pandas_write_are_read(tmp_path):
+    graph = networkx.cycle_graph(5)
+    networkx.write_edgelist(graph, tmp_path / "edges")
+    edges = [f"{number},{a},{b}" for number, (a, b) in enumerate(graph.edges)]
+    # What `DataFrame(graph.edges, columns=["source", "target"]).to_csv` writes.
+    (tmp_path / "edges.csv").write_text("\n".join([",source,target", *edges, ""]))
+    for name in ("edges", "edges.csv"):
+        config = TopologyConfig(kind="edge_list", path=str(tmp_path / name))
+        assert draw(config, 5, 0, 0).edges == draw(TopologyConfig(kind="ring"), 5, 0, 0).edges
 
 
 @pytest.mark.parametrize(
@@ -140,6 +163,14 @@ def test_an_edge_list_is_read_and_may_leave_participants_alone(tmp_path):
         ("0 a\n", "line 1: got '0 a'"),
         ("9" * 5000 + " 0\n", r"line 1: got '9+ \[4804 characters\] 9+ 0'"),
         ("0 1 2\n", "line 1: got '0 1 2'"),
+        ("0 1 {'weight': 2}\n", "line 1: got .*weight.* must be two participants"),
+        ("i,j\n0,1\n2,x\n", r"line 3: got '2,x'\. A line must be two participants"),
+        ("i,j\n0,1,2\n", r"line 2: got '0,1,2'\. A line must be two participants"),
+        (
+            "source,target,weight\n0,1,2.0\n",
+            "line 1: got the columns 'source, target, weight', must be two: .* so 'weight' has no meaning. Fix: remove",
+        ),
+        ("node\n0\n", "line 1: got 'node'. A line must be two participants"),
         ("0 9\n", "Participants are 0 to 3"),
         ("1 1\n", "cannot be its own neighbour"),
         ("0 1\n2 3\n1 0\n", "line 3: edge 1 0 is in line 1 already"),

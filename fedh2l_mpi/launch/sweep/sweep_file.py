@@ -33,6 +33,7 @@ from fedh2l_mpi.analysis.controls import Control, Gap, find_control, find_gap
 from fedh2l_mpi.config import Config, Section
 from fedh2l_mpi.config.keys import describe_keys
 from fedh2l_mpi.config.loading import parse_override, put, read_run_yaml, read_yaml, validate
+from fedh2l_mpi.config.section import section_at, with_kind
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.launch.sweep.table_config import TableConfig
 
@@ -246,8 +247,9 @@ def _leaves_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _leaves(key: str, value: Any) -> dict[str, Any]:
     """Split the setting of a section into settings of its keys: `topology: {kind: ring}` is `topology.kind: ring`."""
-    if key == "method" and isinstance(value, str):
-        return {"method.name": value}
+    section = section_at(Config, key)
+    if section is not None:
+        value = with_kind(section, value)
     if isinstance(value, dict) and any(name.startswith(f"{key}.") for name in _known_keys()):
         return {name: leaf for inner in value for name, leaf in _leaves(f"{key}.{inner}", value[inner]).items()}
     return {key: value}

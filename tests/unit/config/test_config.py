@@ -61,8 +61,9 @@ CONFIGS = ROOT / "configs"
         ("models=[]", "models: got .*; must be a list of architectures, or a map"),
         ("models=lenet5", "models: got 'lenet5'; must be a list of architectures, or a map"),
         ("models={a: mlp}", "models: got .*; must be a list of architectures, or a map"),
-        ("topology=ring", r"topology: got 'ring', must be a section .* \(did you mean topology.kind=ring\?\)"),
-        ("data.partition=ring", "data.partition: got 'ring', must be a section of keys and values$"),
+        ("topology=rign", r"topology.kind: got 'rign'; known: .* \(did you mean 'ring'\?\)"),
+        ("data.partition=ring", "data.partition.kind: got 'ring'; known: dirichlet, "),
+        ("optimizer=adam", "optimizer: got 'adam', must be a section of keys and values$"),
         ("method.name=FedH2L", "method.name: got 'FedH2L'; known: .*did you mean 'fedh2l'"),
         ("seed_set.views=off", r"seed_set.views: got False; known: .* \(did you mean 'none'\?\)"),
         ("evaluation.calibration=off", r"evaluation.calibration: got False; known: .* \(did you mean 'none'\?\)"),
@@ -114,7 +115,7 @@ CONFIGS = ROOT / "configs"
         ("evaluation.calibration=test", "evaluation.calibration: got 'test'; known: none, seed_set"),
         ("devices.kind=gpu", "devices.kind: got 'gpu'; known: auto, cpu, cuda"),
         ("devices.map=[x]", "devices.map.0: got 'x'"),
-        ("rounds", "must look like section.key=value"),
+        ("rounds", "^--set 'rounds': must look like .*: --set takes KEY=VALUE, such as rounds=5$"),
         ("=3", "must look like section.key=value"),
         ("rounds=[", "the value is not valid YAML"),
         ("rounds.more=3", "rounds: got .*input should be a valid integer"),
@@ -300,6 +301,27 @@ def test_an_override_wins_over_the_file(tmp_path):
         4,
         1e-4,
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "topology"),
+    [
+        ("topology: star\n", [], {"kind": "star"}),
+        ("topology: star\n", ["topology.connected=false"], {"kind": "star", "connected": False}),
+        ("topology: {kind: star, connected: false}\n", ["topology=ring"], {"kind": "ring", "connected": False}),
+        ("topology: star\n", ["topology=random_regular", "topology.degree=2"], {"kind": "random_regular", "degree": 2}),
+    ],
+)
+def test_a_text_for_a_section_is_its_kind_and_the_other_keys_stay(tmp_path, text, overrides, topology):
+    path = tmp_path / "some.yaml"
+    path.write_text(text)
+    assert loading.load(path, overrides).topology == TopologyConfig(**topology)
+
+
+def test_every_section_with_kinds_takes_a_text_for_its_kind():
+    words = {"data.name": "mnist", "data.partition.kind": "iid", "method.name": "dml", "seed_set.views": "mixup"}
+    short = [f"{key.rpartition('.')[0]}={word}" for key, word in words.items()]
+    assert loading.load(None, short) == loading.load(None, [f"{key}={word}" for key, word in words.items()])
 
 
 def test_the_resolved_text_loads_back_to_the_same_config(tmp_path):

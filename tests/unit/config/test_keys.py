@@ -52,6 +52,7 @@ def test_the_schema_accepts_a_method_and_a_model_of_the_users_own():
     [
         ({"method": {"temprature": 2.0}}, "method: .*'temprature' was unexpected"),
         ({"methods": {}}, "'methods' was unexpected"),
+        ({"topology": "rign"}, "topology: 'rign' is not valid"),
         ({"topology": {"kind": "rign"}}, "topology.kind: 'rign' is not one of"),
         ({"method": {"temperature": 0}}, "method.temperature: 0 is less than the minimum of 0.01"),
         ({"method": {"combine": "gme"}}, "method.combine: 'gme' is not one of"),
@@ -77,6 +78,8 @@ def test_the_schema_refuses_a_wrong_config_by_its_key(config, says):
     [
         {"method": {"name": "fedavg", "temperature": None}},
         {"method": {"name": "d_psgd", "publish": "start"}},
+        {"method": "dml", "topology": "star", "seed_set": "mixup", "data": "mnist", "exchange": "float16"},
+        {"data": {"partition": "iid"}},
         {"topology": {"kind": "small_world", "degree": None, "redraw_every": 3}},
         {"topology": {"kind": "edge_list", "path": "edges.txt"}},
         {"exchange": {"codec": "top_k", "top_k": 3, "skip_below": 0.0}},

@@ -114,6 +114,12 @@ class Later(Config):
             *(40, {"kind": "random_regular", "tries": 100, "degree": 3}, 0.2),
         ),
         (
+            {"topology": "random_regular"},
+            80,
+            {"kind": "random_regular", "tries": 5, "degree": 8},
+            0.5,
+        ),
+        (
             {"topology": {"kind": "random_regular", "degree": None}},
             80,
             {"kind": "random_regular", "tries": 5, "degree": 8},
@@ -137,8 +143,8 @@ def test_what_a_stored_config_lacks_is_classic_whatever_its_recipe():
         config = Later.model_validate(raw)
         assert config.recipe == recipe.get("recipe", "classic")
         assert (config.rounds, config.topology.tries, config.topology.degree, config.optimizer.lr) == (3, 7, 3, 0.001)
-    every = recipes.complete(Later, {"topology": {"kind": "random_regular"}, "data": "damaged"})
-    assert (every["topology"], every["data"]) == ({"kind": "random_regular", "tries": 100, "degree": 3}, "damaged")
+    every = recipes.complete(Later, {"topology": {"kind": "random_regular"}, "data": ["damaged"]})
+    assert (every["topology"], every["data"]) == ({"kind": "random_regular", "tries": 100, "degree": 3}, ["damaged"])
     assert every["seed_set"]["view_scale"] == 0.1
 
 

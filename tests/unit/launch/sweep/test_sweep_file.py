@@ -90,6 +90,12 @@ def test_naming_a_method_leaves_the_bases_method_behind_but_not_its_steps(write)
     assert all(element.config.rounds == 7 for element in sweep.elements)
 
 
+def test_a_text_for_a_section_is_its_kind_in_the_base_and_in_an_axis(write):
+    elements = load(write("base: base.yaml\nset: {topology: star}\naxes: {data.partition: [iid, shards]}")).elements
+    assert [element.config.topology.kind for element in elements] == ["star", "star"]
+    assert [element.config.data.partition.kind for element in elements] == ["iid", "shards"]
+
+
 def test_a_dotted_key_of_the_method_keeps_the_rest_of_it(write):
     sweep = load(write("base: base.yaml\naxes: {method.temperature: [1.0, 2.5]}"))
     assert labels(sweep) == ["method.temperature=1.0", "method.temperature=2.5"]
