@@ -229,8 +229,8 @@ def _filled(dims: Sequence[str], axes: Mapping[str, _Axis], each: Sequence[NDArr
     return stacked
 
 
-def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the config keys in which the runs differ, seed and state, as coordinates along `run`."""
+def differing_keys(runs: Sequence[Run]) -> dict[str, NDArray[Any]]:
+    """Return the config keys in which the runs differ, with a value of each run: a number, a bool or a text."""
     flat = [run.flat_config() for run in runs]
     taken = {"run", "state", *COORDINATES, *(name for run in runs for name in run.metrics.dimensions)}
     differing = [
@@ -239,9 +239,13 @@ def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
         if key not in taken
         and any(config.get(key) != flat[0].get(key) or (key in config) != (key in flat[0]) for config in flat)
     ]
+    return {key: _plain_values([config.get(key) for config in flat]) for key in differing}
+
+
+def _by_run(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the config keys in which the runs differ, seed and state, as coordinates along `run`."""
     coordinates: dict[str, Any] = {
-        key: ("run", _plain_values([config.get(key) for config in flat]), {"long_name": f"config key {key}"})
-        for key in differing
+        key: ("run", values, {"long_name": f"config key {key}"}) for key, values in differing_keys(runs).items()
     }
     seeds = [run.metrics.attributes.get("seed") for run in runs]
     coordinates["seed"] = ("run", _plain_values(seeds), {"long_name": "seed of every random stream"})

@@ -146,23 +146,32 @@ def _watch(options: argparse.Namespace, context: Context) -> int:
 
 
 def _export_options(made: Parser) -> None:
-    made.add_argument("run", type=Path, metavar="RUN", help=RUN)
+    made.add_argument("runs", nargs="+", metavar="RUN", help=RUNS)
     made.add_argument(
         "--to",
         required=True,
-        choices=["csv", "parquet", "netcdf"],
-        help="format; csv and parquet make a folder of tidy tables",
+        choices=["csv", "parquet", "netcdf", "tensorboard"],
+        help="format; csv and parquet make a folder of tidy tables, tensorboard a log folder for each run",
     )
     made.add_argument(
-        "--out", type=Path, metavar="PATH", help="folder or file to make (default: next to the metrics file)"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="folder or file to make (default for one run: next to its metrics file)",
     )
 
 
 def _export(options: argparse.Namespace, context: Context) -> int:
     from fedh2l_mpi.analysis import export
+    from fedh2l_mpi.analysis import run as runs
 
-    with _looked_at(options.run) as run, run.metrics.opened():
-        for path in export.export(run, options.to, options.out):
+    paths = runs.find(options.runs)
+    with contextlib.ExitStack() as looked:
+        named = {
+            name: looked.enter_context(_looked_at(path))
+            for path, name in zip(paths, runs.unique_names(paths), strict=True)
+        }
+        for path in export.export(named, options.to, options.out):
             say(f"export: {path}")
     return 0
 
@@ -250,12 +259,12 @@ COMMANDS = (
     ),
     Command(
         name="export",
-        arguments="RUN --to FORMAT",
-        summary="write csv, parquet or netcdf",
-        meaning="Write a run as long, tidy tables for R, pandas and other programs.",
+        arguments="RUN... --to FORMAT",
+        summary="write csv, parquet, netcdf or tensorboard",
+        meaning="Write runs as long, tidy tables for R, pandas and other programs, or for TensorBoard.",
         examples=(
             ("Write a folder of CSV tables", "{program} export runs/a --to csv"),
-            ("Write a file for xarray", "{program} export runs/a --to netcdf --out a.nc"),
+            ("Write all runs in a folder for TensorBoard", "{program} export runs --to tensorboard --out logs"),
         ),
         add_options=_export_options,
         execute=_export,

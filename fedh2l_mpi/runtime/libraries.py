@@ -20,6 +20,7 @@ EXTRAS = {
     "jinja2": "analysis",
     "markupsafe": "analysis",
     "pyarrow": "parquet",
+    "tensorboard": "tensorboard",
     "shtab": "completion",
 }
 # Names that people know better than the module's.

@@ -90,7 +90,7 @@ def test_readers_show_own_arrays(tmp_path):
     assert np.isnan(both.trust.sel(run="plain")).all()
     assert both.trust.attrs["long_name"] == TRUST.long_name
 
-    export.export(load_run(own), "csv", tmp_path / "tables")
+    export.export({"own": load_run(own)}, "csv", tmp_path / "tables")
     head, *rows = (tmp_path / "tables" / "rounds.csv").read_text().splitlines()
     assert head.endswith(",trust")
     assert rows[-1].endswith(",2.2")

@@ -227,7 +227,7 @@ def test_attributes_of_other_kinds_are_problems_and_no_output_fails_of_them(soun
     told = run.summary()
     assert json.loads(report.as_json([told]))[0]["participants"]["seconds_local"] == [None] * 3
     assert "seed set, once" not in html.render([run], [told])
-    with xarray.open_dataset(export.export(run, "netcdf", tmp_path / "run.nc")[0]) as copy:
+    with xarray.open_dataset(export.export({"run": run}, "netcdf", tmp_path / "run.nc")[0]) as copy:
         assert copy.attrs["seed_set_bytes"] == "x"
         assert "_FillValue" not in copy.attrs
     unreadable = "config.yaml next to the file cannot be read: it is a named pipe, not a file"
