@@ -49,6 +49,8 @@ class RankSetup:
         The same participants; those that step together as one batch.
     columns : Columns
         The run's own arrays by round.
+    metrics : tuple of evaluation.Metric
+        The metrics that the config asks for.
     everyone : list of dict
         Of each participant of the run, on any rank: the metrics file's fields of a participant, and the process's pid.
     """
@@ -63,6 +65,7 @@ class RankSetup:
     participants: list[Participant]
     training_units: Sequence[TrainingUnit]
     columns: Columns = NO_COLUMNS
+    metrics: tuple[evaluation.Metric, ...] = ()
     everyone: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -109,6 +112,7 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
         )
         for index in here
     ]
+    metrics = evaluation.chosen_metrics(config.evaluation, plan.classes)
     array = method.array(participants[0], plan.seed_rows_per_round, plan.classes)
     together = batched.may_batch(config, method.takes_batches)
     return RankSetup(
@@ -118,7 +122,8 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
         plan=plan,
         method=method,
         federation=federation,
-        columns=evaluation.columns_of(plan.has_local_test),
+        columns=evaluation.columns_of(config.method.name, method.notes, plan.has_local_test, metrics),
+        metrics=metrics,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,
         training_units=batched.training_units(participants) if together else participants,

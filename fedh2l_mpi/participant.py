@@ -346,9 +346,25 @@ class Participant:
         self.model.eval()
         return torch.cat([self.model(piece) for piece in inputs_NX.split(self.forward_size)])
 
-    def note(self, name: str, value: Tensor) -> None:
-        """Record a scalar of this step. It stays on the device until `noted_means`."""
-        self._noted.setdefault(name, []).append(value.detach())
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Record a scalar of this step. It stays on the device until `noted_means`.
+
+        A name of a user's own method must be declared in `Method.notes`.
+
+        Raises
+        ------
+        ValueError
+            If the value is not a scalar.
+        """
+        scalar = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), device=self.device)
+        if scalar.dim():
+            raise ValueError(f"note({name!r}) got a tensor of shape {tuple(scalar.shape)}, must be a scalar")
+        self._noted.setdefault(name, []).append(scalar)
+
+    @property
+    def noted(self) -> list[str]:
+        """Names of the scalars recorded since the last `noted_means`."""
+        return list(self._noted)
 
     @property
     def notes(self) -> int:

@@ -168,7 +168,7 @@ class Simulation:
                 fitted = None
                 if unseen is not None:
                     fitted = evaluation.temperature_on(participant, unseen, self.method.seed_prior(now))
-                scores[participant.index] = evaluation.evaluate(participant, tests, own, fitted)
+                scores[participant.index] = evaluation.evaluate(participant, tests, own, fitted, self.setup.metrics)
             self.supervisor.poll()
         return scores
 

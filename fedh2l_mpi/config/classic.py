@@ -103,6 +103,7 @@ ADDED: dict[str, Any] = {
     "data.partition.shift": None,
     "evaluation.calibration": "none",
     "evaluation.local_test_share": None,
+    "evaluation.metrics": (),
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {

@@ -1,14 +1,16 @@
 """Optimiser with its schedule and the average of the weights, and evaluation."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config import architecture
 from fedh2l_mpi.config.section import NO_SWITCH, Count, Section, Share, problem, refuse
 from fedh2l_mpi.config.update import LENGTHS, ModelUpdate, UpdateConfig, default_of
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 
 # In a short run, the average forgets within about 50 steps; in a longer one, within an eighth of the run.
 SHORT_RUN_ROUNDS, SHORT_RUN_DECAY, RUN_PARTS = 20, 0.98, 8
@@ -167,6 +169,10 @@ def default_decay(rounds: int, round_steps: int) -> float:
     return max(0.0, 1 - RUN_PARTS / max(1, rounds * round_steps))
 
 
+# Metrics of `evaluation/metric_functions.py`.
+METRICS = ("balanced_accuracy", "macro_f1", "nll", "auroc")
+
+
 class EvaluationConfig(Section):
     """Section `evaluation`: the rounds and samples on which participants are tested."""
 
@@ -184,9 +190,29 @@ class EvaluationConfig(Section):
     test_samples_per_domain: Count | None = Field(
         None, description="test samples in each domain, made from the same originals [samples]; null: all"
     )
+    metrics: tuple[str, ...] = Field(
+        (),
+        description="more metrics on each domain's test set, each an array of its name: a list of "
+        f"{', '.join(METRICS)} or your own as package.module:function, which gets logits and labels",
+    )
     batch_size: Count = Field(128, description="samples in one forward pass without gradients [samples]")
     calibration: Literal["none", "seed_set"] = Field(
         "none",
         description="temperature of the posteriors that loss and calibration are measured on; seed_set: each "
         "participant fits it at every evaluation, on the seed samples of the next round, in views that are new to it",
     )
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _known_metrics(cls, metrics: object) -> object:
+        if not isinstance(metrics, list | tuple) or not all(isinstance(name, str) for name in metrics):
+            raise PydanticCustomError("metrics", "must be a list, such as [macro_f1, my_metrics:top5]")
+        for name in metrics:
+            if name not in METRICS and not re.fullmatch(r"[\w.]+:\w+", name):
+                hint, known = did_you_mean(name, METRICS), ", ".join(METRICS)
+                text = f"{{name}} is no metric{{hint}}. Known: {known}, or your own as package.module:function"
+                raise PydanticCustomError("metrics", text, {"name": repr(name), "hint": hint})
+        twice = [name for name in metrics if list(metrics).count(name) > 1]
+        if twice:
+            raise PydanticCustomError("metrics", "{name} is given twice", {"name": repr(twice[0])})
+        return metrics

@@ -3,7 +3,8 @@
 `simulation` and every room above `metrics` may import it.
 """
 
+from fedh2l_mpi.evaluation.chosen_metrics import Metric, chosen_metrics
 from fedh2l_mpi.evaluation.own_columns import columns_of
 from fedh2l_mpi.evaluation.scores import evaluate, score, temperature_on
 
-__all__ = ["columns_of", "evaluate", "score", "temperature_on"]
+__all__ = ["Metric", "chosen_metrics", "columns_of", "evaluate", "score", "temperature_on"]

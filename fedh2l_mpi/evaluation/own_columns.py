@@ -1,18 +1,69 @@
-"""The arrays of a run that its config asks for, in addition to those that every run has."""
+"""The arrays of a run that every run does not have: notes of its method, metrics and tests that its config asks for."""
 
+import re
+from collections.abc import Mapping, Sequence
+
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.evaluation.chosen_metrics import KEY, Metric, OwnMetric
+from fedh2l_mpi.evaluation.metric_functions import FUNCTIONS
 from fedh2l_mpi.metrics import Columns, Field
+from fedh2l_mpi.metrics.columns import name_problem
 
 ACCURACY_LOCAL = Field(
     "accuracy_local", "f8", "1", "accuracy on test samples of the participant's own data, its own distribution"
 )
+# Names that keep their meaning in every run, so nothing of a user's own may have them.
+KEPT = (ACCURACY_LOCAL.name, *FUNCTIONS)
+# A note's meaning may end with its unit, such as `[s]`.
+UNIT = re.compile(r"(?P<meaning>.*\S)\s*\[(?P<units>[^\[\]]+)\]\s*")
 
 
-def columns_of(has_local_test: bool) -> Columns:
-    """Return the arrays by round that evaluation adds.
+def columns_of(
+    method: str, notes: Mapping[str, str], has_local_test: bool = False, metrics: Sequence[Metric] = ()
+) -> Columns:
+    """Return the arrays by round that a run adds to those of every run.
 
     Parameters
     ----------
+    method : str
+        The method's name in the config, for messages.
+    notes : mapping
+        What the method declares to note: a meaning for each name, with a unit in brackets at its end or none.
     has_local_test : bool
         True if some participant is tested on samples of its own distribution.
+    metrics : sequence of Metric
+        The chosen metrics.
+
+    Raises
+    ------
+    UserError
+        If a name cannot be that of an array, or is taken.
     """
-    return Columns(by_participant=(ACCURACY_LOCAL,) if has_local_test else ())
+    taken: dict[str, str] = {}
+    for name in notes:
+        _refuse(f"method.name: {method!r} declares the note", name, taken)
+        taken[name] = "a note"
+    for metric in metrics:
+        if isinstance(metric, OwnMetric):
+            _refuse(f"{KEY}: {metric.plugin.name!r} gives an array", metric.field.name, taken)
+        taken[metric.field.name] = "a metric"
+    by_participant = tuple(_field(name, meaning) for name, meaning in notes.items())
+    try:
+        return Columns(
+            (*by_participant, *((ACCURACY_LOCAL,) if has_local_test else ())), tuple(one.field for one in metrics)
+        )
+    except ValueError as error:
+        raise UserError(f"method.name: {method!r}, {KEY}: {error}") from None
+
+
+def _refuse(what: str, name: str, taken: Mapping[str, str]) -> None:
+    why = name_problem(name, taken)
+    if not why and name in KEPT:
+        why = "is kept for a metric of this program. Fix: choose another name."
+    if why:
+        raise UserError(f"{what} {name!r}, which {why}")
+
+
+def _field(name: str, meaning: str) -> Field:
+    found = UNIT.fullmatch(meaning)
+    return Field(name, "f8", found["units"], found["meaning"]) if found else Field(name, "f8", "1", meaning)

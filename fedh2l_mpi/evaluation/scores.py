@@ -18,6 +18,7 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
+from fedh2l_mpi.evaluation.chosen_metrics import Metric
 from fedh2l_mpi.metrics import CONFIDENCE_BINS, TEMPERATURES
 from fedh2l_mpi.participant import REMEDY, Participant
 
@@ -41,7 +42,11 @@ class Score:
 
 
 def evaluate(
-    participant: Participant, tests_D: Sequence[Labelled], own_domain: int, temperature: float | None = None
+    participant: Participant,
+    tests_D: Sequence[Labelled],
+    own_domain: int,
+    temperature: float | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """Return the fields of a participant's metrics row that an evaluated round adds.
 
@@ -53,9 +58,16 @@ def evaluate(
         The domain of the participant's private data; -1 if they belong to all domains.
     temperature : float or None
         T of the posteriors softmax(z / T) that loss and calibration are measured on. None: 1, and not fitted.
+    metrics : sequence of Metric
+        More metrics, each a field of its name with a value for each domain.
     """
-    local = participant.local_test
-    scores = [score(participant, test, temperature or 1.0) for test in tests_D]
+    local, scores = participant.local_test, []
+    chosen: dict[str, list[float]] = {metric.field.name: [] for metric in metrics}
+    for test in tests_D:
+        logits_NC = logits_of(participant, test)
+        scores.append(_score(participant, logits_NC, test.labels, temperature or 1.0))
+        for metric in metrics:
+            chosen[metric.field.name].append(metric.value(logits_NC, test.labels) if len(test) else math.nan)
     accuracy_D = [one.accuracy for one in scores]
     mean = sum(accuracy_D) / len(accuracy_D)
     calibration_3K = np.sum([one.calibration_3K for one in scores], axis=0)
@@ -70,10 +82,10 @@ def evaluate(
         "calibration_error": expected_calibration_error(calibration_3K),
         "calibration_3K": reliability(calibration_3K),
         "temperature": math.nan if temperature is None else temperature,
+        **chosen,
     }
 
 
-@torch.no_grad()
 def score(participant: Participant, samples: Labelled, temperature: float = 1.0) -> Score:
     """Return accuracy and loss on labelled samples, in eval mode.
 
@@ -84,21 +96,27 @@ def score(participant: Participant, samples: Labelled, temperature: float = 1.0)
     DivergedError
         If the loss is not finite.
     """
-    if len(samples) == 0:
+    return _score(participant, logits_of(participant, samples), samples.labels, temperature)
+
+
+def _score(participant: Participant, logits_NC: Tensor, labels_N: Tensor, temperature: float) -> Score:
+    if len(labels_N) == 0:
         return Score(math.nan, math.nan, np.zeros((3, CONFIDENCE_BINS)))
-    logits_NC = _logits(participant, samples)
-    hits = (logits_NC.argmax(dim=-1) == samples.labels).sum()
+    hits = (logits_NC.argmax(dim=-1) == labels_N).sum()
     scaled_NC = logits_NC / temperature
-    loss = float(losses.cross_entropy(scaled_NC, samples.labels))
+    loss = float(losses.cross_entropy(scaled_NC, labels_N))
     if not math.isfinite(loss):
         raise DivergedError(f"participant {participant.index} diverged: its loss on held-out data is {loss}. {REMEDY}")
-    bins_3K = calibration_bins(scaled_NC, samples.labels, CONFIDENCE_BINS)
-    return Score(int(hits) / len(samples), loss, bins_3K.cpu().numpy())
+    bins_3K = calibration_bins(scaled_NC, labels_N, CONFIDENCE_BINS)
+    return Score(int(hits) / len(labels_N), loss, bins_3K.cpu().numpy())
 
 
-def _logits(participant: Participant, samples: Labelled) -> Tensor:
-    """Return the logits (N, C) of labelled samples; images are normalised piece by piece to save memory."""
+@torch.no_grad()
+def logits_of(participant: Participant, samples: Labelled) -> Tensor:
+    """Return the logits (N, C) of labelled samples; inputs are normalised piece by piece to save memory."""
     participant.model.eval()
+    if len(samples) == 0:
+        return torch.empty(0, 0, device=participant.device)
     size = participant.forward_size
     starts = range(0, len(samples), size)
     return torch.cat([participant.model(samples.inputs(slice(at, at + size))) for at in starts])

@@ -24,6 +24,7 @@ from fedh2l_mpi.config.method import (
 from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods.gradients import COMBINERS, InnerProducts, nearest_in_cone
+from fedh2l_mpi.methods.notes import declared_notes
 from fedh2l_mpi.methods.options import checked_options
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import REMEDY, Participant
@@ -49,6 +50,11 @@ class Method:
         In a class, the names and defaults of its own options, in addition to those of its base classes. In an object,
         their values: the defaults, replaced by those of the key `method.options`.
 
+    notes : mapping
+        In a class, the names and meanings of its own numbers that it passes to `participant.note`, in addition to those
+        of its base classes; a meaning may end with a unit, such as `[s]`. In an object, those of all its classes. Each
+        becomes an array (round, participant) of the run.
+
     Raises
     ------
     UserError
@@ -57,6 +63,7 @@ class Method:
     """
 
     options: Mapping[str, Any] = MappingProxyType({})
+    notes: Mapping[str, str] = MappingProxyType({})
 
     # Participants exchange parameters, so all need one architecture and start with the same weights. They publish the
     # trained weights, and an average of the weights (`optimizer.average`) moves once a round, after the exchange.
@@ -96,6 +103,7 @@ class Method:
     def __init__(self, config: MethodConfig, labelled: bool) -> None:
         self.config, self.labelled = config, labelled
         self.options = checked_options(type(self), config)
+        self.notes = declared_notes(type(self), config.name)
         if self.uses_local_labels and not labelled:
             raise UserError(
                 "method.local_labels: got 'private_and_seed', but seed_set.labelled is false. Fix: set it to true, or "

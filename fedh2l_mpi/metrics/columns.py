@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fedh2l_mpi.metrics.schema import DIMENSIONS, FIELDS, RESERVED, SCALES, Field
+from fedh2l_mpi.metrics.schema import DIMENSIONS, FIELDS, NOTED, RESERVED, SCALES, Field
 
 # Attribute of the file; files of runs without such arrays do not have it.
 ATTRIBUTE = "columns"
@@ -50,6 +50,11 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def undeclared(self, noted: Iterable[str]) -> list[str]:
+        """Return the names among those that a method noted of which the run has no array."""
+        known = {*NOTED, *(field.name for field in self.by_participant)}
+        return [name for name in noted if name not in known]
 
     @property
     def names(self) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics.collector import Collector
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.rows import pack_row, row_width
@@ -105,6 +106,8 @@ class RunRecorder:
 
         Raises
         ------
+        UserError
+            If a participant noted a name that its method does not declare.
         DivergedError
             If something that a participant noted is not finite.
         LateRankError
@@ -113,11 +116,16 @@ class RunRecorder:
         unknown = [float("nan")] * self._domains
         rows = []
         for participant in participants:
-            number = participant.index
+            number, noted = participant.index, participant.noted_means()
+            if strange := self._columns.undeclared(noted):
+                raise UserError(
+                    f"participant {number} noted {strange[0]!r} in round {index}, which its method does not declare. "
+                    f"Fix: add it to the class: notes = {{{strange[0]!r}: 'what it is'}}."
+                )
             values: dict[str, Any] = {
                 "seconds_publish": 0.0,
                 "seconds_wait": 0.0,
-                **participant.noted_means(),
+                **noted,
                 **{f"seconds_{phase}": spent for phase, spent in seconds[number].items()},
                 "bytes_sent": traffic.sent.get(number, 0),
                 "bytes_received": traffic.received.get(number, 0),

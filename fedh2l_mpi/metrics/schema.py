@@ -40,6 +40,8 @@ ROW_FIELDS = (
     Field("calibration_error", "f8", "1", "expected calibration error on the test sets of all domains"),
     Field("temperature", "f8", "1", "divisor of the logits in loss and calibration, fitted on seed samples"),
 )
+# The fields that methods of this program note; a method of a user's own may note them, too.
+NOTED = ("loss_private", "loss_seed", "loss_distillation", "gradient_cosine", "conflict_rate")
 # (round, participant, domain)
 DOMAIN_FIELDS = (
     Field("accuracy", "f8", "1", "accuracy on a domain's test set"),

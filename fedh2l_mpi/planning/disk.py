@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,
     CONFIDENCE_BINS,
@@ -69,6 +70,7 @@ def files(
     sizes: Mapping[str, ModelSize],
     edges: int,
     kept_bytes: int = 0,
+    columns: Columns = NO_COLUMNS,
 ) -> Files:
     """Compute the files of a complete run.
 
@@ -78,10 +80,19 @@ def files(
         Number of edges of all graphs of the run together.
     kept_bytes : int
         Size of the state that a method or the exchange keeps of each participant between rounds.
+    columns : Columns
+        The run's own arrays by round.
     """
     longest = max(len(name.encode()) for name in sizes)
     metrics_bytes = metrics_file_bytes(
-        hosting.participants, counts.domains, counts.classes, config.rounds, edges, len(config.to_yaml()), longest
+        hosting.participants,
+        counts.domains,
+        counts.classes,
+        config.rounds,
+        edges,
+        len(config.to_yaml()),
+        longest,
+        columns,
     )
     per_rank = checkpoint_bytes(config, hosting, sizes, kept_bytes)
     written = 1 if config.checkpoint.every is None else math.ceil(config.rounds / config.checkpoint.every)
@@ -100,11 +111,12 @@ def metrics_file_bytes(
     edges: int,
     config_bytes: int = 2_500,
     architecture_bytes: int = 8,
+    columns: Columns = NO_COLUMNS,
 ) -> int:
     """Return the size of a metrics file after its last round [bytes]. Its arrays grow by whole chunks."""
     sizes = {"participant": participants, "domain": domains, "class": classes, "bin": CONFIDENCE_BINS, "endpoint": 2}
-    per_round: list[tuple[int, ...]] = [(participants,)] * len(ROW_FIELDS)
-    per_round += [(participants, domains)] * len(DOMAIN_FIELDS)
+    per_round: list[tuple[int, ...]] = [(participants,)] * (len(ROW_FIELDS) + len(columns.by_participant))
+    per_round += [(participants, domains)] * (len(DOMAIN_FIELDS) + len(columns.by_domain))
     per_round += [(participants, CONFIDENCE_BINS)] * len(BIN_FIELDS)
     growing: list[tuple[tuple[int, ...], int, int, int]] = [
         (shape, chunk_rows(shape), rounds, 8) for shape in per_round

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, OptimizerConfig
 from fedh2l_mpi.config.method import CombineOptions, LocalLabelOptions
-from fedh2l_mpi.metrics import row_width
+from fedh2l_mpi.metrics import NO_COLUMNS, Columns, row_width
 from fedh2l_mpi.planning.traffic import Links, MessageSize, first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
@@ -177,6 +177,7 @@ def rank_memory(
     takes_theirs_one_by_one: bool = False,
     on_host: bool = False,
     drops_published: bool = False,
+    columns: Columns = NO_COLUMNS,
 ) -> RankMemory:
     """Compute the memory of every rank of a run.
 
@@ -198,6 +199,8 @@ def rank_memory(
         True if the device is the host. Then the arrays in host memory and those on the device are the same.
     drops_published : bool
         True if the kept copy of the published array is dropped before the round ends, so that no checkpoint has it.
+    columns : Columns
+        The run's own arrays by round.
     """
     first_R = first_participants(hosting)
     architectures = list(sizes)
@@ -218,9 +221,9 @@ def rank_memory(
     hosted_RA = np.stack([summed(of_P == number) for number in range(len(sizes))], axis=1)
     # Participants with minibatches of different sizes do not step together either; then this is an upper bound.
     together_RA = np.minimum(hosted_RA, [members if size.stacks else 1 for size in sizes.values()])
-    records_R = 2 * 8 * row_width(counts.domains) * hosted_R
+    records_R = 2 * 8 * row_width(counts.domains, columns) * hosted_R
     # Rank 0 stores the rows of all participants, of two rounds because other ranks may be a round ahead.
-    records_R[0] = 2 * 8 * row_width(counts.domains) * hosting.participants
+    records_R[0] = 2 * 8 * row_width(counts.domains, columns) * hosting.participants
     samples = int(counts.private_P.sum() + counts.held_out_P.sum()) + counts.seed + sum(counts.tests)
     bookkeeping = PARTICIPANT_BYTES * hosting.participants + SAMPLE_BYTES * samples + int(EDGE_BYTES * links.edges)
     models_R = summed(by_architecture(copies))

@@ -71,7 +71,7 @@ class RunPlan:
     @property
     def record_bytes(self) -> int:
         """Size of a participant's metrics row in the message to rank 0 [bytes]."""
-        return 8 * row_width(self.required.counts.domains)
+        return 8 * row_width(self.required.counts.domains, self.required.columns)
 
     @property
     def recorded(self) -> int:
@@ -257,7 +257,7 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
     counts, refused = sample_counts.count_or_assume(config, source)
     required = requirements.compute(config, source, method, counts)
     memory = required.memory(hosting, schedule.first, on_host=config.devices.kind == "cpu")
-    files = disk.files(config, hosting, counts, required.models, schedule.edges, required.kept_bytes)
+    files = disk.files(config, hosting, counts, required.models, schedule.edges, required.kept_bytes, required.columns)
     calibration = None
     if calibrates:
         degree = float(schedule.first.degree_P.mean())

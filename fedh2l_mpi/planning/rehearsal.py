@@ -22,6 +22,7 @@ from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import Method, Round, batched
+from fedh2l_mpi.metrics import Columns
 from fedh2l_mpi.models import mixed_precision
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.rng import global_generators
@@ -73,15 +74,24 @@ class Rehearsal:
     classes : int
     samples : Labelled
         SAMPLES random samples of the source.
+    columns : Columns
+        The run's own arrays, among them what the method declares to note.
     """
 
     def __init__(
-        self, config: Config, name: str, model: nn.Module, classes: int, sizes: Minibatches, samples: Labelled
+        self,
+        config: Config,
+        name: str,
+        model: nn.Module,
+        classes: int,
+        sizes: Minibatches,
+        samples: Labelled,
+        columns: Columns,
     ) -> None:
         steps = {key: min(1, getattr(config.method, key)) for key in ("local_steps", "mutual_steps")}
         self._config = config.model_copy(update={"method": config.method.model_copy(update=steps)})
         self._name, self._model, self._classes, self._sizes = name, model, classes, sizes
-        self._samples = samples
+        self._samples, self._columns = samples, columns
         own = [("models", name, models.is_own(name)), ("method.name", config.method.name, self._has_own_method)]
         self._plugins = [Plugin(key, what) for key, what, is_own in own if is_own] or [Plugin("models", name)]
         views = config.seed_set.views_per_sample
@@ -213,6 +223,11 @@ class Rehearsal:
         with self._doing("in its mutual phase"):
             method.mutual_phase(participant, now, theirs)
             participant.end_round()
+        if strange := self._columns.undeclared(participant.noted):
+            raise UserError(
+                f"method.name: {self._config.method.name!r} notes {strange[0]!r}, which it does not declare. Fix: add "
+                f"it to the class: notes = {{{strange[0]!r}: 'what it is'}}."
+            )
 
     def _published(self, method: Method, participant: Participant, now: Round, array: ArraySpec | None) -> Tensor:
         with self._doing("published"):

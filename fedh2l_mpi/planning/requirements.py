@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedh2l_mpi import methods, models
+from fedh2l_mpi import evaluation, methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
@@ -22,6 +22,7 @@ from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import Method, batched
+from fedh2l_mpi.metrics import NO_COLUMNS, Columns
 from fedh2l_mpi.models import memory_format
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning.memory import ModelSize, RankMemory, SampleCounts, rank_memory
@@ -95,6 +96,8 @@ class Requirements:
         Sizes of the models by architecture.
     message : MessageSize or None
         None: nothing is exchanged.
+    columns : Columns
+        The run's own arrays by round.
     """
 
     config: Config
@@ -102,6 +105,7 @@ class Requirements:
     counts: SampleCounts
     models: dict[str, ModelSize]
     message: MessageSize | None
+    columns: Columns = NO_COLUMNS
 
     def memory(self, hosting: Hosting, graph: Links, on_host: bool = False) -> RankMemory:
         """Return the memory of every rank. Set `on_host` if the device is known to be the host."""
@@ -118,6 +122,7 @@ class Requirements:
             self.method.takes_theirs_one_by_one,
             on_host,
             self.method.drops_published,
+            self.columns,
         )
 
     @property
@@ -145,7 +150,9 @@ def compute(
         minibatch of one sample fails, or if the codec does not fit the exchanged arrays.
     """
     built = build_models(config, source, built)
-    _rehearse(config, source, method, counts, built)
+    metrics, has_local_test = evaluation.chosen_metrics(config.evaluation, source.classes), np.any(counts.local_test_P)
+    columns = evaluation.columns_of(config.method.name, method.notes, bool(has_local_test), metrics)
+    _rehearse(config, source, method, counts, built, columns)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
     model = copy.deepcopy(built[config.architecture(0)])
     array = method.array(stand_in_participant(config, source, model), counts.seed_rows_per_round, source.classes)
@@ -155,11 +162,16 @@ def compute(
         fixed = array.message_bytes(0)
         is_coded = not array.codec.exact or array.skip_below is not None
         message = MessageSize(fixed, array.message_bytes(1) - fixed, array.memory_bytes, is_coded)
-    return Requirements(config, method, counts, sizes, message)
+    return Requirements(config, method, counts, sizes, message, columns)
 
 
 def _rehearse(
-    config: Config, source: Source, method: Method, counts: SampleCounts, built: Mapping[str, nn.Module]
+    config: Config,
+    source: Source,
+    method: Method,
+    counts: SampleCounts,
+    built: Mapping[str, nn.Module],
+    columns: Columns,
 ) -> None:
     """Rehearse the run with every architecture for which something may fail: a user's own code, single samples.
 
@@ -181,7 +193,7 @@ def _rehearse(
         minibatches = Minibatches(private, counts.seed_rows_per_round, any(n % size == 1 % size for n in evaluated))
         samples = random_samples(source, SAMPLES)
         try:
-            published[name] = Rehearsal(config, name, model, source.classes, minibatches, samples).play()
+            published[name] = Rehearsal(config, name, model, source.classes, minibatches, samples, columns).play()
         except UserError as error:
             if not has_single or not isinstance(error.__cause__, ValueError | RuntimeError | IndexError):
                 raise

@@ -15,6 +15,7 @@ from scipy import optimize
 from fedh2l_mpi import api, config, metrics, run_directory
 from fedh2l_mpi.analysis import validation
 from fedh2l_mpi.config import loading
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import start
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods import METHODS
@@ -245,6 +246,46 @@ def test_a_local_test_gives_the_accuracy_on_the_own_distribution_and_no_training
     # Under label skew, a participant is better on its own distribution than on that of all.
     assert result["accuracy_local"][1].mean() > result["accuracy_all"][1].mean()
     assert [one.level for one in validation.validate(directory.path) if one.level == "error"] == []
+
+
+NOTING = """
+import torch
+from fedh2l_mpi.methods.fedh2l import FedH2L
+
+def top2(logits, labels):
+    return (logits.topk(2).indices == labels[:, None]).any(dim=1).double().mean()
+
+class Noting(FedH2L):
+    notes = {"steps_noted": "number of the step, mean over a round [1]"}
+
+    def mutual_phase(self, participant, now, theirs):
+        super().mutual_phase(participant, now, theirs)
+        for step in range(3):
+            participant.note("steps_noted", step + 10 * now.index + 100 * participant.index)
+        if now.index == 2 and participant.index == self.options["strange"]:
+            participant.note("strange", torch.tensor(1.0))
+
+    options = {"strange": -1}
+"""
+
+
+def test_notes_and_chosen_metrics_are_arrays_of_the_run(tmp_path, monkeypatch):
+    (tmp_path / "noting.py").write_text(NOTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    sets = ["models=[mlp]", "participants=2", "rounds=4", "evaluation.every=2", "method.name=noting:Noting"]
+    sets += ["evaluation.metrics=[balanced_accuracy, auroc, noting:top2]", "evaluation.calibration=none"]
+    result = run(tmp_path / "run", *sets)
+    assert result["steps_noted"].tolist() == [[1 + 10 * r, 101 + 10 * r] for r in range(4)]
+    assert result.fields["steps_noted"].long_name == "number of the step, mean over a round"
+    for name in ("balanced_accuracy", "auroc", "top2"):
+        assert np.isnan(result[name][[0, 2]]).all()
+        assert result[name].shape == result["accuracy"].shape
+    assert (result["top2"][[1, 3]] >= result["accuracy"][[1, 3]]).all()
+    assert result["balanced_accuracy"][3] == pytest.approx(result["accuracy"][3], abs=0.05)
+    assert [one.level for one in validation.validate(tmp_path / "run") if one.level == "error"] == []
+    # The rehearsal does not play the round in which this note is made.
+    with pytest.raises(UserError, match=r"participant 1 noted 'strange' in round 2, .* notes = \{'strange': "):
+        run(tmp_path / "strange", *sets, "method.options.strange=1")
 
 
 def test_one_participant_alone_is_an_ordinary_run(tmp_path):

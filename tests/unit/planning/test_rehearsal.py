@@ -458,6 +458,30 @@ class KeepsObjects(Sound):
         return super().publish(participant, now)
 
 
+class Notes(Sound):
+    notes = MappingProxyType({"trust": "share of trusted teachers [1]"})
+
+    def mutual_phase(self, participant, now, theirs):
+        super().mutual_phase(participant, now, theirs)
+        participant.note("trust", 0.5)
+        participant.note("loss_seed", torch.tensor(2.0))
+
+
+class NotesMore(Notes):
+    def local_phase(self, participant, now):
+        super().local_phase(participant, now)
+        participant.note("f1", torch.tensor(0.5))
+
+
+class NotesVector(Notes):
+    def local_phase(self, participant, now):
+        participant.note("trust", torch.ones(2))
+
+
+class BadNotes(Sound):
+    notes = ("trust",)
+
+
 class BadOptions(Sound):
     options = ("weight",)
 
@@ -476,6 +500,7 @@ class Unbuildable(Sound):
         ["method.name={}:NeedsNeighbours"],
         ["method.name={}:SumsApart", "devices.batching=like"],
         ["method.name={}:ByWidth"],
+        ["method.name={}:Notes"],
     ],
 )
 def test_a_sound_method_is_let_through(overrides):
@@ -510,6 +535,17 @@ def test_a_sound_method_is_let_through(overrides):
         (GlobalNumbers, [], "a step after a resume gives other weights than the same step without it, or on another"),
         (Together, ["devices.batching=like"], "participants that step together get other weights than each alone"),
         (KeepsObjects, [], r"keeps 'draw' in participant\.kept, which a checkpoint cannot give back"),
+        (
+            NotesMore,
+            [],
+            r"notes 'f1', which it does not declare\. Fix: add it to the class: notes = \{'f1': 'what it is'\}",
+        ),
+        (
+            NotesVector,
+            [],
+            r"in its local phase: ValueError.*note\('trust'\) got a tensor of shape \(2,\), must be a scalar",
+        ),
+        (BadNotes, [], r"notes must be a dict of names and meanings, .* got \('trust',\)"),
         (BadOptions, [], r"options must be a dict of names and defaults, got \('weight',\)"),
         (Unbuildable, [], r"cannot be built: ZeroDivisionError in test_rehearsal\.py, line \d+: no\.$"),
     ],
