@@ -5,6 +5,7 @@ place where the parts of a run meet.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fedh2l_mpi.runtime.logs import RunLog
     from fedh2l_mpi.simulation import Simulation
 
+log = logging.getLogger("fedh2l_mpi")
 ConfigSource = str | Path | Mapping[str, Any] | Config | None
 OnRound = Callable[[int, dict[str, "NDArray[np.float64]"]], None]
 
@@ -43,11 +45,14 @@ class Ended:
         The request that stopped it; NOTHING if it is complete.
     was_complete : bool
         All its rounds were finished before, so nothing was done.
+    verdict : str
+        A line about a complete run that has not learned anything; empty for every other run, and on other ranks.
     """
 
     directory: "RunDirectory"
     request: StopRequest
     was_complete: bool = False
+    verdict: str = ""
 
 
 def run(
@@ -210,7 +215,23 @@ def execute(
         progress.log_notes(world, note, simulation.method.caution, supervisor.first_round, config)
         with shown.after(supervisor.first_round):
             request = simulation.run()
-        return Ended(supervisor.directory, request)
+        verdict = _verdict(supervisor.directory) if world.rank == 0 and not request.stops else ""
+        return Ended(supervisor.directory, request, verdict=verdict)
+
+
+def _verdict(directory: "RunDirectory") -> str:
+    """Return a line about a complete run that has not learned anything, which its log gets, too."""
+    from fedh2l_mpi.analysis import learning
+    from fedh2l_mpi.analysis.run import load_run
+
+    loaded = load_run(directory.path)
+    try:
+        text = learning.verdict(loaded)
+    finally:
+        loaded.close()
+    if text:
+        log.warning(text, extra={"file_only": True})
+    return text
 
 
 def assemble(

@@ -12,19 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis import optimizer_words
+from fedh2l_mpi.analysis import learning, optimizer_words
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
 PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)
-# Accuracy counts as chance up to this part of the way from guessing to 1.
-CHANCE_MARGIN = 0.1
 # A loss of accuracy against the baseline of more than this is negative transfer; less may be noise.
 TRANSFER_MARGIN = 0.02
-# Training diverges if the private loss ends at more than this many times, and nats above, its lowest value.
-DIVERGED_RATIO, DIVERGED_NATS = 1.5, 0.1
-# A warning lists at most this many participants, and counts the rest.
-NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
         "loss_distillation": _last(measured["loss_distillation"]),
         **{name: _total(measured[name]) for name in TIMINGS},
     }
-    warnings = list(_warnings(run, participants))
+    warnings = list(_warnings(run))
     gain_P = np.full(run.participants, math.nan)
     if baseline is not None:
         gain_P, more = _compare(run, participants, baseline)
@@ -259,7 +253,7 @@ def _count(number: Any, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _warnings(run: Run, participants: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+def _warnings(run: Run) -> Iterator[str]:
     state = run.condition
     if state.word != "complete":
         missing = state.planned - state.rounds
@@ -268,31 +262,7 @@ def _warnings(run: Run, participants: Mapping[str, NDArray[Any]]) -> Iterator[st
         yield f"unfinished: {state.rounds} of {state.planned} rounds are there"
     if len(run.evaluated_E) == 0:
         yield "no round has been evaluated yet: no accuracies"
-    classes = len(run.metrics["class"])
-    chance = 1 / classes if classes else math.nan
-    limit = chance + CHANCE_MARGIN * (1 - chance)
-    guessing = np.flatnonzero(participants["accuracy_all"] <= limit)
-    if len(guessing):
-        values = participants["accuracy_all"]
-        yield f"at chance level ({chance:.3g}): {_list_participants(guessing, values, 'all-domain accuracy {:.3f}')}"
-    diverging, ratios_P = _diverging(run.metrics["loss_private"])
-    if len(diverging):
-        yield f"diverging: {_list_participants(diverging, ratios_P, 'private loss {:.1f} times its lowest')}"
-
-
-def _diverging(loss_RP: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the participants whose private loss rose again, and the factors; losses are means of a tenth of a run."""
-    rounds, participants = loss_RP.shape
-    window = max(1, rounds // 10)
-    windows = rounds // window
-    if windows < 3 or np.isnan(loss_RP).all():
-        return np.empty(0, np.int64), np.full(participants, math.nan)
-    # The windows end with the last round. Rounds that are left over come from the start, where losses are high.
-    means_WP = loss_RP[rounds - windows * window :].reshape(windows, window, participants).mean(axis=1)
-    lowest_P, last_P = means_WP.min(axis=0), means_WP[-1]
-    ratios_P = last_P / np.where(lowest_P > 0, lowest_P, math.nan)
-    rose = (last_P > DIVERGED_RATIO * lowest_P) & (last_P > lowest_P + DIVERGED_NATS)
-    return np.flatnonzero(rose), ratios_P
+    yield from learning.cautions(run)
 
 
 def _compare(
@@ -334,19 +304,13 @@ def _compare(
         gain_P = participants[name] - theirs[name]
         losing = np.flatnonzero(gain_P < -TRANSFER_MARGIN)
         if len(losing):
-            losers = _list_participants(losing, gain_P, meaning + " accuracy {:+.3f}")
+            losers = learning.list_participants(losing, gain_P, meaning + " accuracy {:+.3f}")
             warnings.append(f"negative transfer: {losers} to {baseline.name}")
     return participants["accuracy_all"] - theirs["accuracy_all"], warnings
 
 
 def _without_root(section: Any) -> Any:
     return {key: value for key, value in section.items() if key != "root"} if isinstance(section, Mapping) else section
-
-
-def _list_participants(chosen: NDArray[np.int64], values_P: NDArray[np.float64], form: str) -> str:
-    """List the first participants by number and value, and count the rest."""
-    listed = ", ".join(f"participant {i} ({form.format(values_P[i])})" for i in chosen[:NAMED])
-    return listed + (f" and {len(chosen) - NAMED} more" if len(chosen) > NAMED else "")
 
 
 def long_form(summaries: Sequence[Summary]) -> tuple[list[str], list[list[Any]]]:

@@ -182,7 +182,8 @@ def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
             print(f"{directory.path}: the run is complete, {rounds} rounds; nothing is left to do")
             return
         table = report.rich_table(report.result_table(load_run(directory.path).summary()))
-        lines = [f"metrics: {directory.metrics}"]
+        lines = [f"warning: {ended.verdict}"] if ended.verdict else []
+        lines.append(f"metrics: {directory.metrics}")
         if trace is not None:
             lines.append(f"trace: {trace}")
         if ended.request.stops:

@@ -6,11 +6,13 @@ import json
 import os
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedh2l_mpi import metrics, models
 from fedh2l_mpi.build import RankSetup
 from fedh2l_mpi.config import Config, comparison
+from fedh2l_mpi.data.federated import Plan
 from fedh2l_mpi.lifecycle import provenance, run_config
 from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.world import World
@@ -47,9 +49,21 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
     }
 
 
+def _test_samples(plan: Plan) -> tuple[int, int]:
+    """Count the test samples of the smallest domain: those of the most frequent class, and all.
+
+    The class is the one that is the most frequent on average over the domains.
+    """
+    labels = (plan.source.test or plan.source.train).labels
+    shares_DC = [np.bincount(labels[test.rows], minlength=plan.classes) / len(test) for test in plan.tests]
+    smallest = min(len(test) for test in plan.tests)
+    return round(smallest * float(np.mean(shares_DC, axis=0).max())), smallest
+
+
 def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
     """Return the header of the metrics file, which describes the run before its first round."""
     seed_set = setup.federation.seed_set
+    most_frequent, samples = _test_samples(setup.plan)
     return metrics.RunHeader(
         attributes={
             "config": run_config.stored_text(config),
@@ -68,6 +82,8 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
             "seed_set_bytes": seed_set.nbytes,
             "seed_set_samples": len(seed_set),
             "seed_set_samples_per_round": seed_set.samples_per_round,
+            "test_samples_of_a_class": most_frequent,
+            "test_samples": samples,
         },
         participants=setup.everyone,
         label_histogram=setup.plan.label_histogram(),
