@@ -14,6 +14,9 @@ AXES = {
 }
 PLURAL = {"image": "images", "series": "series", "vector": "vectors", "tokens": "sequences of token ids"}
 
+# Ids that fill up short texts, and that stand for a word which is not in the vocabulary.
+PADDING, UNKNOWN = 0, 1
+
 
 @dataclass(frozen=True)
 class SampleForm:
@@ -26,7 +29,8 @@ class SampleForm:
     shape : tuple of int
         (K, H, W), (K, L), (F,) or (L,).
     vocabulary : int
-        Number of token ids, which are 0 to vocabulary - 1; 0 for the other kinds. Id 0 fills up short texts.
+        Number of token ids, which are 0 to vocabulary - 1; 0 for the other kinds. Id 0 fills up short texts,
+        and id 1 stands for an unknown word.
     """
 
     kind: SampleKind

@@ -175,10 +175,11 @@ class DataConfig(KindSection):
     root: str | None = Field(
         None, description="folder of the IDX files, or path of the pack; null: $FEDH2L_DATA/<name>; not for digits"
     )
-    augmentation: Literal["none", "affine", "photo"] = Field(
+    augmentation: Literal["none", "affine", "photo", "jitter", "word_dropout"] = Field(
         "none",
         description="random transformation of every private minibatch: affine (rotation, scale, shift: see "
-        "seed_set.views) or photo (random resized crop, flip, colour)",
+        "seed_set.views) or photo (random resized crop, flip, colour) of images, jitter (noise) of images, series and "
+        "vectors, or word_dropout of texts",
     )
     partition: PartitionConfig = PartitionConfig()
 
@@ -264,7 +265,8 @@ class SeedSetConfig(KindSection):
     views: str = Field(
         "affine",
         description="transformation of a round's seed samples, the same for every participant: affine (rotation, "
-        "scale, shift), mixup (of pairs), both, or photo (crop, flip, colour)",
+        "scale, shift), photo (crop, flip, colour) of images, mixup of pairs, both, jitter (noise) of series and "
+        "vectors, word_dropout of texts, or auto: affine, jitter or word_dropout, by the samples",
     )
 
 
@@ -311,3 +313,21 @@ class BothViews(AffineViews, MixupViews, kind="both"):
 
 class PhotoViews(SeedSetConfig, kind="photo"):
     """Random crop, flip and colour."""
+
+
+class JitterViews(SeedSetConfig, kind="jitter"):
+    """Random noise on every number of a sample."""
+
+    view_noise: Number = Field(
+        0.1, ge=0.0, le=100.0, description="standard deviation of the noise [standard deviations of the data]"
+    )
+
+
+class WordDropoutViews(SeedSetConfig, kind="word_dropout"):
+    """Random words of a text are unknown."""
+
+    view_dropout: Share = Field(0.1, description="probability of each word to become an unknown one")
+
+
+class AutoViews(AffineViews, JitterViews, WordDropoutViews, kind="auto"):
+    """Affine views of images, jitter of series and vectors, and word dropout of texts."""

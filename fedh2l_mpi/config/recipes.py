@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from fedh2l_mpi.config import classic
+from fedh2l_mpi.config.data import DataConfig, Pack
+from fedh2l_mpi.config.data_sets import BroughtData
 from fedh2l_mpi.config.method import DistillationOptions, LabelOptions, MethodConfig, OwnMethodOptions
 from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section, with_kind
 
@@ -47,6 +49,12 @@ def _codec(value: Lookup) -> str:
     posteriors = method is not None and method is not OwnMethodOptions and issubclass(method, DistillationOptions)
     # A step of uint8 is 6 % of a probability, so a threshold of skipped rows below that would mean nothing.
     return "uint8" if posteriors and value("exchange.skip_below") is None else "float32"
+
+
+def _views(value: Lookup) -> str:
+    data = DataConfig.class_of(value("data.name"))
+    # Only their files say of what kind these samples are.
+    return "auto" if data is not None and issubclass(data, BroughtData | Pack) else "affine"
 
 
 def _views_per_sample(value: Lookup) -> int:
@@ -106,6 +114,7 @@ def _calibration(value: Lookup) -> str:
 # Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
 STANDARD: dict[str, Rule] = {
     "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
+    "seed_set.views": Rule("affine; auto for data that may be other than images", _views),
     "seed_set.views_per_sample": Rule("2; 1 with views none", _views_per_sample),
     "seed_set.view_rotation_deg": _by_length(15.0, 30.0),
     "seed_set.view_scale": _by_length(0.1, 0.2),
@@ -140,12 +149,20 @@ def with_defaults(root: type[Section], raw: Any) -> Any:
         return raw
     recipe = raw.get("recipe", "standard")
     if recipe == "classic":
-        return _fill(root, raw, _classic_if_it_differs)
+        return _fill(root, _with_views_that_fit(root, raw), _classic_if_it_differs)
     for key, rule in STANDARD.items() if recipe == "standard" else ():
         # Each rule in turn, because the next one may look at this one's value.
         found = rule.value(lambda other, keys=raw: _look_up(root, keys, other))  # type: ignore[misc]
         raw = _fill(root, raw, lambda name, kind, field, key=key, found=found: found if name == key else ...)  # type: ignore[misc]
     return raw
+
+
+def _with_views_that_fit(root: type[Section], raw: Mapping[str, Any]) -> Any:
+    """Return what a config gives, with views that fit any samples for data that the first revisions did not have."""
+    data = DataConfig.class_of(_look_up(root, raw, "data.name"))
+    if data is None or not issubclass(data, BroughtData):
+        return raw
+    return _fill(root, raw, lambda key, kind, field: "auto" if key == "seed_set.views" else ...)
 
 
 def of_stored(root: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:

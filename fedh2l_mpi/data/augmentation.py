@@ -1,6 +1,7 @@
-"""Random transformations of image tensors; all random numbers come from a generator that the caller passes.
+"""Random transformations of samples; all random numbers come from a generator that the caller passes.
 
-The same generator state gives the same images on every rank. Shape letters: N images, K channels, H height, W width.
+The same generator state gives the same samples on every rank. Shape letters: N samples, X the axes of one sample, K
+channels, H height, W width, L length.
 """
 
 import math
@@ -12,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from fedh2l_mpi.config import Config, SeedSetConfig
+from fedh2l_mpi.config.data import AffineViews, JitterViews, WordDropoutViews
+from fedh2l_mpi.data.labelled import memory_format
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.sample_form import PADDING, PLURAL, UNKNOWN, SampleKind
+
 Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
+
+IMAGES: tuple[SampleKind, ...] = ("image",)
+NUMBERS: tuple[SampleKind, ...] = ("image", "series", "vector")
+TOKENS: tuple[SampleKind, ...] = ("tokens",)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,101 @@ class Photo:
         return (images - grey) * (1 + saturation) + grey
 
 
-AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "affine": Affine(), "photo": Photo()}
+@dataclass(frozen=True)
+class Jitter:
+    """Add Gaussian noise to every number of a normalised sample: x + noise z, with z from the normal distribution.
+
+    Attributes
+    ----------
+    noise : float
+        Standard deviation of the noise; normalised data have about 1.
+    """
+
+    noise: float = 0.1
+
+    def __call__(self, values_NX: Tensor, draw: np.random.Generator) -> Tensor:
+        """Return new samples (N, X); the draws do not depend on the samples."""
+        normals_NX = torch.from_numpy(draw.standard_normal(tuple(values_NX.shape), dtype=np.float32)).to(values_NX)
+        jittered = values_NX + self.noise * normals_NX
+        return jittered.contiguous(memory_format=memory_format(values_NX.dim()))
+
+
+@dataclass(frozen=True)
+class WordDropout:
+    """Replace each word of a text by the unknown one with a probability; padding stays.
+
+    Attributes
+    ----------
+    probability : float
+        Probability of each word.
+
+    Source: Iyyer, Manjunatha, Boyd-Graber and Daume III, "Deep unordered composition rivals syntactic methods for text
+    classification", 2015, section 3.2, with an unknown word instead of no word.
+    """
+
+    probability: float = 0.1
+
+    def __call__(self, ids_NL: Tensor, draw: np.random.Generator) -> Tensor:
+        """Return new token ids (N, L); the draws do not depend on the ids."""
+        is_dropped_NL = torch.from_numpy(draw.random(tuple(ids_NL.shape)) < self.probability).to(ids_NL.device)
+        return ids_NL.masked_fill(is_dropped_NL & (ids_NL != PADDING), UNKNOWN)
+
+
+AUGMENTATIONS: dict[str, Augmentation | None] = {
+    "none": None,
+    "affine": Affine(),
+    "photo": Photo(),
+    "jitter": Jitter(),
+    "word_dropout": WordDropout(),
+}
+# Kinds of samples that each transformation fits, by the names of `data.augmentation` and `seed_set.views`.
+FITS: dict[str, tuple[SampleKind, ...]] = {
+    "none": (*NUMBERS, *TOKENS),
+    "affine": IMAGES,
+    "photo": IMAGES,
+    "jitter": NUMBERS,
+    "word_dropout": TOKENS,
+    "mixup": NUMBERS,
+    "both": IMAGES,
+    "auto": (*NUMBERS, *TOKENS),
+}
+# The views of `auto`.
+AUTO: dict[SampleKind, str] = {
+    "image": "affine",
+    "series": "jitter",
+    "vector": "jitter",
+    "tokens": "word_dropout",
+}
+
+
+def refuse_unfit(config: Config, kind: SampleKind) -> None:
+    """Raise `UserError` if the views of the seed set or the augmentation do not fit samples of this kind."""
+    for key, name, known in (
+        ("seed_set.views", config.seed_set.views, SeedSetConfig.kinds),
+        ("data.augmentation", config.data.augmentation, AUGMENTATIONS),
+    ):
+        if kind not in FITS[name]:
+            fitting = ", ".join(other for other in known if kind in FITS[other])
+            raise UserError(f"{key}: {name!r} does not fit {PLURAL[kind]}. Kinds that fit: {fitting}.")
+
+
+def kind_of(inputs: Tensor) -> SampleKind:
+    """Return the kind of samples of a model's input."""
+    if inputs.dim() == 2:
+        return "vector" if inputs.is_floating_point() else "tokens"
+    return "image" if inputs.dim() == 4 else "series"
+
+
+def viewer(config: SeedSetConfig, kind: SampleKind) -> Augmentation | None:
+    """Return the transformation of each seed sample by `seed_set.views`, apart from mixtures; None if there is none."""
+    name = AUTO[kind] if config.views == "auto" else config.views
+    if name in ("affine", "both") and isinstance(config, AffineViews):
+        return Affine(config.view_rotation_deg, config.view_scale, config.view_shift)
+    if name == "jitter" and isinstance(config, JitterViews):
+        return Jitter(config.view_noise)
+    if name == "word_dropout" and isinstance(config, WordDropoutViews):
+        return WordDropout(config.view_dropout)
+    return Photo() if name == "photo" else None
 
 
 def _sampled(images_NKHW: Tensor, rows_N23: np.ndarray, padding: str) -> Tensor:

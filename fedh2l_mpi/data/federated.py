@@ -15,6 +15,7 @@ from torch import Tensor
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.shift import Shift
 from fedh2l_mpi.data import shifts, test_sets
+from fedh2l_mpi.data.augmentation import refuse_unfit
 from fedh2l_mpi.data.labelled import Labelled, Normalisation, memory_format
 from fedh2l_mpi.data.made_domains import MadeDomains, made_domains
 from fedh2l_mpi.data.partition import (
@@ -122,6 +123,7 @@ def plan(config: Config, source: Source) -> Plan:
         If the data do not suffice for the config.
     """
     natural, labels = source.domains, source.train.labels
+    refuse_unfit(config, source.form.kind)
     made = made_domains(config.data.partition, source)
     domains = 0 if made is None else len(made.names)
     training, tests = test_sets.divide(config, source, domains)

@@ -21,15 +21,15 @@ from torch import Tensor
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.config import SeedSetConfig
-from fedh2l_mpi.config.data import AffineViews, MixupViews, PhotoViews
-from fedh2l_mpi.data.augmentation import Affine, Photo
+from fedh2l_mpi.config.data import MixupViews
+from fedh2l_mpi.data.augmentation import kind_of, viewer
 from fedh2l_mpi.data.labelled import Labelled, memory_format
 from fedh2l_mpi.rng import Purpose, generator
 
 # Number of views of round 0 that are hashed on the CPU; these few reveal a library that transforms differently.
 HASHED_VIEWS = 16
 # Keys that the digest leaves out if they have the value of runs from before there was the key.
-ADDED = (("views_per_sample", 1),)
+ADDED = (("views_per_sample", 1), ("view_noise", None), ("view_dropout", None))
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,9 @@ class SeedSet:
         """Return one view of each of the samples, by `seed_set.views`."""
         config = self.config
         inputs, labels, targets = seed.inputs, seed.labels, seed.targets
-        if isinstance(config, AffineViews):
-            inputs = Affine(config.view_rotation_deg, config.view_scale, config.view_shift)(inputs, draw)
-        if isinstance(config, PhotoViews):
-            inputs = Photo()(inputs, draw)
+        view = viewer(config, kind_of(inputs))
+        if view is not None:
+            inputs = view(inputs, draw)
         if isinstance(config, MixupViews):
             inputs, labels, targets = mixup(inputs, labels, self.classes, config.mixup_alpha, draw)
         return SeedRound(seed.round, inputs, labels, targets)

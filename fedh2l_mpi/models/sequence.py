@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedh2l_mpi.models.attention import Block
-
-PADDING = 0
+from fedh2l_mpi.sample_form import PADDING
 
 
 class TokenMean(nn.Module):

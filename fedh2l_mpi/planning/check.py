@@ -7,12 +7,14 @@ from rich.table import Table
 from fedh2l_mpi import methods
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
+from fedh2l_mpi.data.augmentation import AUTO
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.planning import requirements
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.planning.traffic import links
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
+from fedh2l_mpi.sample_form import SampleKind
 from fedh2l_mpi.topology import Topology
 
 
@@ -52,7 +54,8 @@ def check(config: Config) -> RenderableType:
         "domains": ", ".join(plan.domain_names),
         "private samples": f"{_range(min(private), max(private))} per participant",
         "seed set": f"{len(plan.seed)} samples, {plan.seed_samples_per_round} per round"
-        + (f" in {config.seed_set.views_per_sample} views each, " if config.seed_set.views_per_sample > 1 else ", ")
+        + (f" in {config.seed_set.views_per_sample} views each" if config.seed_set.views_per_sample > 1 else "")
+        + f" ({_views(config, source.form.kind)}), "
         + f"{size(len(plan.seed) * run.counts.stored_bytes)} once",
         "test samples": f"{_range(min(tests), max(tests))} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
@@ -84,6 +87,12 @@ def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], 
     hosting = Hosting(run.config.size, ranks)
     on_host = run.config.devices.kind == "cpu"
     return int(run.memory(hosting, links(edges, hosting), on_host).total.max())
+
+
+def _views(config: Config, kind: SampleKind) -> str:
+    """Return the views of the seed set, those that `auto` chooses included."""
+    views = config.seed_set.views
+    return f"views auto: {AUTO[kind]}" if views == "auto" else f"views {views}"
 
 
 def _range(low: int, high: int) -> str:

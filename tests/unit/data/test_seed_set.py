@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from fedh2l_mpi.config import SeedSetConfig
-from fedh2l_mpi.data.augmentation import Affine, Photo
+from fedh2l_mpi.config import DataConfig, SeedSetConfig, loading
+from fedh2l_mpi.config.data_sets import BroughtData
+from fedh2l_mpi.data.augmentation import Affine, Jitter, Photo, WordDropout, refuse_unfit
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.rotation import rotate
 from fedh2l_mpi.data.seed_set import SeedSet, mixup
+from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.rng import Purpose, generator
 
-KINDS = ["affine", "mixup", "both", "photo"]
+KINDS = ["affine", "mixup", "both", "photo", "jitter", "auto"]
 
 
 def pictures(count: int, channels: int = 1, side: int = 28) -> torch.Tensor:
@@ -185,3 +188,112 @@ def test_the_digest_tells_views_seeds_and_settings_apart():
     order = torch.tensor([1, 0, *range(2, 40)])
     samples = Labelled(swapped.samples.stored[order], swapped.samples.labels[order])
     assert replace(swapped, samples=samples).digest() != swapped.digest()
+
+
+def test_jitter_adds_noise_of_its_standard_deviation_to_every_number():
+    draw = np.random.default_rng(0)
+    for shape in ((400, 7), (400, 2, 9), (40, 3, 8, 8)):
+        noise = Jitter(0.5)(torch.ones(shape), draw) - 1.0
+        assert noise.std().item() == pytest.approx(0.5, rel=0.05)
+        assert abs(noise.mean().item()) < 0.05
+    vectors = torch.randn(6, 5)
+    assert torch.equal(Jitter(0.0)(vectors, draw), vectors)
+
+
+def test_word_dropout_makes_a_share_of_the_words_unknown_and_leaves_padding():
+    ids = torch.arange(4000).view(40, 100) % 50
+    dropped = WordDropout(0.2)(ids, np.random.default_rng(0))
+    assert torch.equal(dropped[ids == 0], ids[ids == 0])
+    changed = dropped != ids
+    assert (dropped[changed] == 1).all()
+    # One word in 49 is unknown already.
+    assert changed[ids > 1].float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(WordDropout(0.0)(ids, np.random.default_rng(0)), ids)
+
+
+@pytest.mark.parametrize(
+    ("samples", "same"),
+    [
+        (pictures(40), ("affine", {"view_rotation_deg": 15.0})),
+        (torch.randn(40, 6), ("jitter", {"view_noise": 0.1})),
+        (torch.randn(40, 2, 6), ("jitter", {})),
+        (torch.arange(240).view(40, 6), ("word_dropout", {"view_dropout": 0.1})),
+    ],
+    ids=["image", "vector", "series", "tokens"],
+)
+def test_auto_views_are_those_that_fit_the_samples(samples, same):
+    views, keys = same
+    labelled = Labelled(samples, torch.arange(40) % 10)
+    auto, named = (
+        SeedSet(labelled, 40, 10, config, 0).of_round(3)
+        for config in (SeedSetConfig(views="auto", views_per_sample=2), SeedSetConfig(views=views, **keys))
+    )
+    assert torch.equal(auto.inputs[:40], named.inputs)
+    assert not torch.equal(auto.inputs[40:], named.inputs)
+    assert not torch.equal(named.inputs, samples)
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (40, 2, 6)])
+def test_series_and_vectors_are_mixed(shape):
+    labelled = Labelled(torch.randn(shape), torch.arange(40) % 10)
+    mixed = SeedSet(labelled, 40, 10, SeedSetConfig(views="mixup"), 0).of_round(0)
+    draw = generator(0, Purpose.SEED_VIEWS, 0)
+    partner, share = draw.permutation(40), draw.beta(0.4, 0.4, 40)
+    own = torch.from_numpy(np.maximum(share, 1 - share)).float().view(-1, *[1] * (len(shape) - 1))
+    torch.testing.assert_close(mixed.inputs, own * labelled.stored + (1 - own) * labelled.stored[partner])
+    torch.testing.assert_close(mixed.targets.sum(dim=1), torch.ones(40))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "says"),
+    [
+        (
+            "vector",
+            {"seed_set": {"views": "affine"}},
+            "seed_set.views: 'affine' does not fit vectors. .*: none, mixup, j",
+        ),
+        (
+            "series",
+            {"seed_set": {"views": "both"}},
+            "seed_set.views: 'both' does not fit series. .*: none, mixup, jitter",
+        ),
+        (
+            "tokens",
+            {"seed_set": {"views": "mixup"}},
+            "'mixup' does not fit sequences of token ids. .*: none, word_dropo",
+        ),
+        ("tokens", {"seed_set": {"views": "jitter"}}, "'jitter' does not fit sequences of token ids"),
+        ("image", {"seed_set": {"views": "word_dropout"}}, "'word_dropout' does not fit images"),
+        (
+            "vector",
+            {"data": {"augmentation": "photo"}},
+            "data.augmentation: 'photo' does not fit vectors. .*: none, jitter",
+        ),
+        (
+            "image",
+            {"data": {"augmentation": "word_dropout"}},
+            "augmentation: 'word_dropout' .*: none, affine, photo, jit",
+        ),
+    ],
+)
+def test_views_and_augmentations_that_do_not_fit_the_samples_are_refused_with_those_that_do(kind, settings, says):
+    base = {"seed_set": {"views": "none"}}
+    with pytest.raises(UserError, match=f"{says}[^\n]*$"):
+        refuse_unfit(loading.load({**base, **settings}), kind)
+
+
+def test_what_says_nothing_about_views_fits_any_samples():
+    class Brought(BroughtData):
+        """Some data of a user's own."""
+
+    DataConfig.kinds["brought"] = Brought
+    try:
+        for name, recipe in (("pack", "standard"), ("brought", "standard"), ("brought", "classic")):
+            config = loading.load({"recipe": recipe, "data": {"name": name}})
+            for kind in ("image", "series", "vector", "tokens"):
+                refuse_unfit(config, kind)
+            assert loading.load(config) == config
+    finally:
+        del DataConfig.kinds["brought"]
+    for name, recipe in (("digits", "standard"), ("digits", "classic"), ("pack", "classic")):
+        assert loading.load({"recipe": recipe, "data": {"name": name}}).seed_set.views == "affine"

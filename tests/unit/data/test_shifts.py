@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from fedh2l_mpi.config import Config, DataConfig, PartitionConfig, loading
+from fedh2l_mpi.config import Config, DataConfig, PartitionConfig, SeedSetConfig, loading
 from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.config.shift import SHIFTS, Shift
 from fedh2l_mpi.data import federated, shifts
@@ -91,7 +91,9 @@ def source_of(form, natural=None):
 
 def test_a_plan_applies_the_shifts_before_it_normalises():
     data = DataConfig(partition=PartitionConfig(domains=2, shift=[{"kind": "offset", "step": 0.5}]))
-    config = Config(data=data, participants=2, rounds=1).resolved(1, launched=False)
+    config = Config(data=data, participants=2, rounds=1, seed_set=SeedSetConfig(views="none")).resolved(
+        1, launched=False
+    )
     plan = federated.plan(config, source_of(SampleForm("series", (2, 5))))
     assert plan.domain_names == ["offset 0 sd", "offset 0.5 sd"]
     loaded = federated.load(plan, [0, 1], CPU)
