@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fedh2l_mpi.analysis.figures.style import (
     PAGE_MM,
     SMALL,
     WIDE_MM,
+    accuracy_axis,
     check_width,
     house_style,
     new_figure,
@@ -105,6 +106,7 @@ def draw_overlay(
     measures: Sequence[str] = ("accuracy_all",),
     width_mm: float = PAGE_MM,
     percent: bool = False,
+    over: Literal["rounds", "bytes"] | None = None,
 ) -> Overlay:
     """Draw a panel for each measure against the rounds: means over each curve's runs, a band from lowest to highest.
 
@@ -116,6 +118,8 @@ def draw_overlay(
         Fields that the runs have curves of.
     percent : bool
         True: accuracies are in per cent.
+    over : {"rounds", "bytes"} or None
+        The only axis; None: rounds, and bytes for a single measure.
 
     Raises
     ------
@@ -131,7 +135,7 @@ def draw_overlay(
             "there is nothing to draw, because no group has a round in which all of its runs were evaluated. "
             "Group also by the key that makes their rounds differ."
         )
-    panels = _panels(drawable, measures)
+    panels = _panels(drawable, measures, over)
     with house_style():
         columns = max(1, min(len(panels), int(width_mm // LEAST_MM))) if width_mm >= WIDE_MM else 1
         rows = math.ceil(len(panels) / columns)
@@ -159,10 +163,12 @@ def _why_not(curve: Curve) -> str:
     return ""
 
 
-def _panels(curves: Sequence[Curve], measures: Sequence[str]) -> list[_Panel]:
-    panels = [_Panel(measure) for measure in measures]
+def _panels(curves: Sequence[Curve], measures: Sequence[str], over: str | None) -> list[_Panel]:
+    panels = [_Panel(measure, over == "bytes") for measure in measures]
     sends = any((run.bytes_E > 0).any() for curve in curves for run in curve.runs)
-    if len(panels) == 1 and sends and measures[0] != BYTES:
+    if over == "bytes" and not sends:
+        raise UserError("no group sends anything.")
+    if over is None and len(panels) == 1 and sends and measures[0] != BYTES:
         panels.append(_Panel(measures[0], over_bytes=True))
     return panels
 
@@ -188,7 +194,10 @@ def _draw_panel(
         places += x_E[placed_E].tolist()
         first = number * max(1, int(placed_E.sum()) // MARKERS) // max(1, len(curves))
         _draw_curve(axes, curve.label, x_E[placed_E], values_SE[:, placed_E], look, has_bands, first)
-    axes.set_ylabel(_axis_name(panel.measure, percent and is_accuracy))
+    if is_accuracy:
+        accuracy_axis(axes, _axis_name(panel.measure, percent), scale)
+    else:
+        axes.set_ylabel(_axis_name(panel.measure, False))
     if panel.over_bytes:
         bytes_axis(axes, min(places, default=1.0), max(places, default=1.0), ticks=5)
         axes.set_xlabel("sent by a participant [bytes]")

@@ -199,12 +199,18 @@ def round_axis(axes: "Axes", rounds_R: NDArray[np.int64], ticks: int = 6) -> Non
     axes.grid(True)
 
 
-def accuracy_axis(axes: "Axes", label: str) -> None:
-    """Set the y axis to accuracies, with a smallest range, so that a difference of 0.001 does not look large."""
+def accuracy_axis(axes: "Axes", label: str, whole: float = 1.0) -> None:
+    """Set the y axis to accuracies, with a smallest range, so that a difference of 0.001 does not look large.
+
+    Parameters
+    ----------
+    whole : float
+        Highest accuracy: 1, or 100 for per cent.
+    """
     axes.set_ylabel(label)
-    low, high = axes.get_ylim()
-    if high - low < LEAST_SPAN:
-        axes.set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+    (low, high), least = axes.get_ylim(), LEAST_SPAN * whole
+    if high - low < least:
+        axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
 
 
 def colour_bar(figure: Any, mappable: Any, axes: Any, label: str) -> None:

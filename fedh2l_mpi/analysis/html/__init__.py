@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import fedh2l_mpi
 from fedh2l_mpi.analysis import figures, report
-from fedh2l_mpi.analysis.html import matrix
+from fedh2l_mpi.analysis.html import groups, matrix
 from fedh2l_mpi.analysis.html.matrix import Matrix, Scale
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.summary import Summary
@@ -33,6 +33,8 @@ HERE = Path(__file__).parent
 # The page leaves out the overview, which repeats other plots, and the domains, which are its matrix.
 PLOTS = tuple(name for name in figures.FIGURES if name not in ("overview", "domains"))
 PLOT_MM = 100.0
+# A page of more runs has no plots of single runs, because it would be too large for a browser.
+MOST_PLOTTED = 24
 # With more participants than LISTED, the table has quantiles and the EXTREMES least and most accurate participants.
 LISTED, EXTREMES = 64, 5
 DASH = "–"
@@ -116,7 +118,10 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     for number, (run, summary, accuracies) in enumerate(zip(runs, summaries, matrices, strict=True), start=1):
         # Otherwise each array would open the file again.
         with run.metrics.opened():
-            plots, missing = _plots(run, f"run {number}, {run.name}" if many else run.name)
+            if len(runs) <= MOST_PLOTTED:
+                plots, missing = _plots(run, f"run {number}, {run.name}" if many else run.name)
+            else:
+                plots, missing = [], [f"A page of more than {MOST_PLOTTED} runs has no plots of single runs."]
         sections.append(
             {
                 "id": f"run-{number}",
@@ -137,6 +142,9 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
                 "problems": list(dict.fromkeys([*summary.problems, *run.problems])),
             }
         )
+    compared = groups.section([run.file for run in runs], PLOT_MM) if many else None
+    if compared is not None:
+        compared["plots"] = [(title, caption, Markup(svg)) for title, caption, svg in compared["plots"]]
     data = {
         "low": scale.low,
         "high": scale.high,
@@ -162,6 +170,7 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
     return environment.get_template("page.html").render(
         title=summaries[0].name if not many else f"{len(runs)} runs",
         sections=sections,
+        groups=compared,
         comparison=_comparison(summaries) if many else None,
         data=data,
         scale=scale,

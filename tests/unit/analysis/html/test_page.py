@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import compared_runs
 from helpers.four_rounds import THREE, write
 
 from fedh2l_mpi.analysis import html, summary
 from fedh2l_mpi.analysis import run as runs
+from fedh2l_mpi.analysis.figures import method_looks
 from fedh2l_mpi.analysis.html import matrix
 from fedh2l_mpi.errors import UserError
 
@@ -122,12 +124,63 @@ def test_many_participants_are_a_picture_sorted_by_own_domain_with_quantiles_and
     assert re.search(r'<th scope="row">median</th><td>0\.548</td>', text)
 
 
+def groups_of(text):
+    """Cells of the table of groups, by the name of the group."""
+    table = text[text.index('<section id="groups">') :].partition("</table>")[0]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
+    return {name: re.findall("<td>(.*?)</td>", cells) for name, cells in rows}
+
+
+def test_a_page_of_a_sweep_begins_with_its_groups_and_their_curves(tmp_path):
+    for method, accuracies in {"independent": [0.5, 0.6, 0.55], "fedh2l": [0.72, 0.83, 0.70]}.items():
+        for seed, accuracy in enumerate(accuracies):
+            folder = tmp_path / "sweep" / f"{method},{seed}"
+            compared_runs.write(
+                folder, f"method.name={method}", seed=seed, accuracy=accuracy, sent=10 * (method != "independent")
+            )
+    text = built(tmp_path, *runs.find([str(tmp_path / "sweep")]))
+    assert text.index('id="groups"') < text.index("Comparison of the runs") < text.index('id="run-1"')
+    assert '<a href="#groups">' in text
+    # Means 0.55 and 0.75, deviations 0.05 and 0.07; t of 2 degrees is 4.30265, over the root of 3 seeds: 2.48414.
+    # The differences 0.22, 0.23, 0.15 have the mean 0.2 and the deviation 0.043589.
+    assert groups_of(text) == {
+        "fedh2l": ["3", "0.900 ± 0.000", "0.750 ± 0.174", "0.200 ± 0.000", "20 B", "+0.200 [+0.092, +0.308]"],
+        "independent": ["3", "0.900 ± 0.000", "0.550 ± 0.124", "0.200 ± 0.000", "0 B", "-"],
+    }
+    for title in ("Accuracy over rounds", "Accuracy over bytes", "Lowest accuracy over rounds"):
+        assert text.count(f"<b>{title}.</b>") == 1
+    # A method's own colours, and why one is missing where bytes are the axis.
+    assert method_looks.look_of("fedh2l").colour.lower() in text.lower()
+    assert "not shown (sends nothing): independent" in re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_runs_without_an_end_are_no_groups_and_what_is_left_out_is_said(tmp_path):
+    folders = [compared_runs.write(tmp_path / name, seed=i, rounds=1, state="stopped") for i, name in enumerate("ab")]
+    assert 'id="groups"' not in built(tmp_path, *folders)
+    assert 'id="groups"' not in built(tmp_path, folders[0], compared_runs.write(tmp_path / "c"))
+    folders += [tmp_path / "c", compared_runs.write(tmp_path / "d", seed=1)]
+    text = built(tmp_path, *folders)
+    assert groups_of(text)["fedh2l"][0] == "2"
+    assert f"left out: {folders[0]}: stopped before round 1: 1 of 2 rounds finished" in text
+
+
+def test_a_page_of_many_runs_has_the_groups_plots_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "MOST_PLOTTED", 1)
+    text = built(tmp_path, *(write(tmp_path / name, THREE, seed=i) for i, name in enumerate("ab")))
+    assert text.count("<figure>") == 3
+    assert text.count("A page of more than 1 runs has no plots of single runs.") == 2
+
+
 def test_without_matplotlib_there_are_numbers_and_a_line_about_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = built(tmp_path, write(tmp_path / "run", THREE))
     assert "<svg" not in text
     assert text.count("matplotlib was not installed") == 1
     assert ">0.900</td>" in text
+    text = built(tmp_path, tmp_path / "run", write(tmp_path / "other", THREE, seed=1))
+    assert "There are no curves, because matplotlib was not installed" in text
+    assert groups_of(text)["fedh2l"][2] == "0.667 ± 0.000"
 
 
 def test_what_is_not_known_is_a_dash_and_said(tmp_path):
