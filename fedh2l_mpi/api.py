@@ -260,7 +260,7 @@ def assemble(
 
     from fedh2l_mpi.build import build_rank
     from fedh2l_mpi.exchange import Exchange, NoExchange
-    from fedh2l_mpi.lifecycle import resume, run_metadata
+    from fedh2l_mpi.lifecycle import early_stop, resume, run_metadata
     from fedh2l_mpi.lifecycle.supervisor import Supervisor
     from fedh2l_mpi.metrics import unpack_table
     from fedh2l_mpi.metrics.run_recorder import RunRecorder
@@ -287,6 +287,11 @@ def assemble(
         last = next(rounds_before, None)
         before = (last, topology.graph(last)) if last is not None else None
         exchange.share_cache({participant.index: participant.kept for participant in participants}, before)
+    ending, rule = None, config.run.early_stop
+    if rule.patience is not None:
+        # From the file as it was left, because the recorder replaces it.
+        so_far = world.from_first(lambda: early_stop.read(directory.metrics, rule, first))
+        ending = early_stop.EarlyStop(world, config.size, rule, so_far, deadline_s)
     header = run_metadata.header(config, world, setup) if world.rank == 0 else None
     domains, columns = setup.plan.domains, setup.columns
     recorder = RunRecorder(
@@ -297,7 +302,7 @@ def assemble(
         listener(index, unpack_table(table, domains, columns))
 
     supervisor = Supervisor(
-        config, world, hosting, directory, participants, facts, recorder, first, listen, signals, tracing
+        config, world, hosting, directory, participants, facts, recorder, first, listen, signals, tracing, ending
     )
     return Simulation(config, world, setup, exchange, recorder, supervisor)
 

@@ -20,6 +20,9 @@ from fedh2l_mpi.metrics.run_recorder import RunRecorder
 from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.runtime.world import World
 
+# From a participant to its scores by name, as `evaluation.evaluate` returns them.
+Scores = dict[int, dict[str, Any]]
+
 
 class Simulation:
     """One rank's part of a run. `fedh2l_mpi.api` puts it together.
@@ -64,7 +67,7 @@ class Simulation:
             mutual phase   M steps towards the neighbours' posteriors
             evaluate       every k rounds, on every domain's test set
             record         one row for each participant
-            checkpoint if it is due, and stop if anyone asked
+            checkpoint if it is due, and stop if anyone asked or nothing gets better (`run.early_stop`)
 
         Returns
         -------
@@ -73,12 +76,13 @@ class Simulation:
         """
         with self.supervisor:
             for index in self.supervisor.rounds_left():
-                self._round(index)
-                if self.supervisor.after_round(index).stops:
+                scores = self._round(index)
+                if self.supervisor.after_round(index, scores).stops:
                     break
         return self.supervisor.outcome
 
-    def _round(self, index: int) -> None:
+    def _round(self, index: int) -> Scores:
+        """Run a round, and return the scores of the participants hosted here; none if it is not evaluated."""
         now = Round(
             index,
             self.topology.graph(index),
@@ -97,6 +101,7 @@ class Simulation:
         self._mutual_phase(now, self._receive(now, timer), timer)
         scores = self._evaluate(now, timer)
         self._record(now, timer, scores)
+        return scores
 
     def _publish(self, now: Round, timer: PhaseTimer) -> None:
         """Start every participant's array on its way to the neighbours."""
@@ -153,7 +158,7 @@ class Simulation:
                 participant.end_round()
             self.supervisor.poll()
 
-    def _evaluate(self, now: Round, timer: PhaseTimer) -> dict[int, dict[str, Any]]:
+    def _evaluate(self, now: Round, timer: PhaseTimer) -> Scores:
         """Return every participant's scores; none in a round that is not evaluated."""
         done = now.index + 1
         if done % self.config.evaluation.every and done != self.config.rounds:
@@ -172,7 +177,7 @@ class Simulation:
             self.supervisor.poll()
         return scores
 
-    def _record(self, now: Round, timer: PhaseTimer, scores: Mapping[int, Mapping[str, Any]]) -> None:
+    def _record(self, now: Round, timer: PhaseTimer, scores: Scores) -> None:
         ledger = self.exchange.close_round()
         with self.world.doing(f"round {now.index}, recording"):
             self.recorder.record(now.index, now.graph, self.participants, timer.seconds, ledger, scores)

@@ -258,7 +258,7 @@ def _warnings(run: Run) -> Iterator[str]:
     if state.word != "complete":
         missing = state.planned - state.rounds
         yield f"unfinished: {state}" + (f", {missing} missing" if missing > 0 and state.word != "running" else "")
-    elif state.rounds != state.planned:
+    elif state.rounds != state.planned and not state.early_stop:
         yield f"unfinished: {state.rounds} of {state.planned} rounds are there"
     if len(run.evaluated_E) == 0:
         yield "no round has been evaluated yet: no accuracies"

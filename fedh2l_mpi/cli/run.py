@@ -12,7 +12,7 @@ from fedh2l_mpi.cli.command import SCRIPT, Command, Context
 from fedh2l_mpi.cli.options import Parser, add_set
 from fedh2l_mpi.config import Config, keys
 from fedh2l_mpi.errors import EXIT_INTERRUPTED, UserError
-from fedh2l_mpi.lifecycle import run_config
+from fedh2l_mpi.lifecycle import run_config, status
 from fedh2l_mpi.lifecycle.run_config import MODES
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.runtime import shared_imports
@@ -179,7 +179,14 @@ def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:
     # All this is in the run directory, too.
     with terminal.ignore_closed_output():
         if ended.was_complete:
-            print(f"{directory.path}: the run is complete, {rounds} rounds; nothing is left to do")
+            written = status.read(directory.status)
+            if written is not None and written.reason:
+                print(
+                    f"{directory.path}: the run is complete, {written.reason}; nothing is left to do. More "
+                    "run.early_stop.patience, or null, goes on."
+                )
+            else:
+                print(f"{directory.path}: the run is complete, {rounds} rounds; nothing is left to do")
             return
         table = report.rich_table(report.result_table(load_run(directory.path).summary()))
         lines = [f"warning: {ended.verdict}"] if ended.verdict else []

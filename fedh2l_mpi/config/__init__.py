@@ -13,7 +13,14 @@ from pydantic_core import PydanticCustomError
 from fedh2l_mpi.config import architecture, recipes, yaml_text
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.data_sets import BroughtData
-from fedh2l_mpi.config.execution import CheckpointConfig, DevicesConfig, ExchangeConfig, RunConfig, parse_seconds
+from fedh2l_mpi.config.execution import (
+    CheckpointConfig,
+    DevicesConfig,
+    EarlyStopConfig,
+    ExchangeConfig,
+    RunConfig,
+    parse_seconds,
+)
 from fedh2l_mpi.config.method import MethodConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.section import Count, Section, problem, refuse
@@ -26,6 +33,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DevicesConfig",
+    "EarlyStopConfig",
     "EvaluationConfig",
     "ExchangeConfig",
     "MethodConfig",
@@ -117,6 +125,20 @@ class Config(Section):
         if self.evaluation.calibration == "seed_set" and not self.seed_set.labelled:
             text = "got 'seed_set', but seed_set.labelled is false. Fix: set it to true, or "
             refuse(problem("evaluation.calibration", "seed_set", f"{text}evaluation.calibration to none."))
+        return self
+
+    @model_validator(mode="after")
+    def _stops_early_by_held_out_data(self) -> "Config":
+        rule, evaluation = self.run.early_stop, self.evaluation
+        needed = {
+            "accuracy_validation": ("validation_share", evaluation.validation_share),
+            "accuracy_local": ("local_test_share", evaluation.local_test_share),
+        }
+        key, share = needed[rule.measure]
+        if rule.patience is not None and not share:
+            got = f"got {rule.measure!r}, but evaluation.{key} is {'null' if share is None else share}"
+            text = f"{got}. Fix: keep a share of the private data, such as evaluation.{key}=0.1."
+            refuse(problem("run.early_stop.measure", rule.measure, text))
         return self
 
     @model_validator(mode="after")

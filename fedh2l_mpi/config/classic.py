@@ -104,6 +104,8 @@ ADDED: dict[str, Any] = {
     "data.partition.min_per_class": None,
     "data.partition.shift": None,
     "evaluation.calibration": "none",
+    "run.early_stop.measure": "accuracy_validation",
+    "run.early_stop.patience": None,
     "evaluation.local_test_share": None,
     "evaluation.metrics": (),
 }

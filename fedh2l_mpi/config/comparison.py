@@ -12,8 +12,10 @@ Settings = Mapping[str, Any]
 # Keys without influence on the numbers: place, speed, checkpoints and end of a run. The recipe is one of them, because
 # each key that it decides is compared itself.
 NEVER_COUNT = ("recipe", "devices.", "exchange.deadline_s", "checkpoint.", "run.")
-# Keys that may also change on resume: the number of rounds and the location of the data.
-MAY_CHANGE = ("rounds", "data.root")
+# The rule of an early stop decides how many rounds a run has, so it counts where there is one.
+EARLY_STOP = "run.early_stop."
+# Keys that may also change on resume: the number of rounds, an early stop, and the location of the data.
+MAY_CHANGE = ("rounds", "data.root", EARLY_STOP)
 # A job that copies a pack to its nodes' disks keeps the pack's whole path, below `<SCRATCH><job>/<COPY_OF>/`.
 SCRATCH, COPY_OF = "fedh2l_mpi-", "copy-of"
 _COPY = re.compile(rf".*/{SCRATCH}[^/]+/{COPY_OF}/", re.DOTALL)
@@ -33,11 +35,16 @@ def what_counts(settings: Settings) -> dict[str, Any]:
     kind = DataConfig.class_of(settings.get("data.name"))
     elsewhere = () if kind is not None and kind.root_is_content else ("data.root",)
     ignored = (*NEVER_COUNT, *elsewhere)
+    counted = EARLY_STOP if settings.get(f"{EARLY_STOP}patience") is not None else ()
     if isinstance(settings.get("data.root"), str):
         # Drop the job's folder, because a copy is the same pack.
         settings = {**settings, "data.root": _COPY.sub("", settings["data.root"], count=1)}
     # Drop empty sections, because they mean the same as absent ones.
-    return {key: value for key, value in settings.items() if not key.startswith(ignored) and value != {}}
+    return {
+        key: value
+        for key, value in settings.items()
+        if (key.startswith(counted) or not key.startswith(ignored)) and value != {}
+    }
 
 
 def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
@@ -49,11 +56,11 @@ def differing_keys(ours: Config, theirs: Config) -> list[tuple[str, Any, Any]]:
 def what_must_stay(config: Config) -> dict[str, Any]:
     """Return the settings that a resumed run keeps, because its numbers so far depend on them.
 
-    The number of rounds and the location of the data may change. The data themselves are compared by a digest of the
-    seed set and of all participants' label counts.
+    The number of rounds, an early stop and the location of the data may change. The data themselves are compared by a
+    digest of the seed set and of all participants' label counts.
     """
     counted = what_counts(flat(config.model_dump()))
-    return {key: value for key, value in counted.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in counted.items() if not key.startswith(MAY_CHANGE)}
 
 
 def unusual(config: Config) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Only the number of threads, the codec and skipped rows change the run's numbers.
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -112,14 +112,42 @@ class CheckpointConfig(Section):
     )
 
 
+class EarlyStopConfig(Section):
+    """Section `run.early_stop`: the end of a run whose participants no longer get better."""
+
+    measure: Literal["accuracy_validation", "accuracy_local"] = Field(
+        "accuracy_validation",
+        description="accuracy whose mean over participants counts: on the validation samples, or on the local test "
+        "samples of evaluation.local_test_share",
+    )
+    patience: Count | None = Field(
+        None,
+        description="end the run as complete after this many evaluations without a new highest mean [evaluations]; "
+        "null: never",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_never(cls, raw: Any) -> Any:
+        return {} if raw is None else raw
+
+    @model_validator(mode="after")
+    def _patience_of_a_measure(self) -> "EarlyStopConfig":
+        if "measure" in self.model_fields_set and "patience" not in self.model_fields_set:
+            refuse(problem("patience", None, "must be given with a measure, in evaluations; null: never stop early"))
+        return self
+
+
 class RunConfig(Section):
-    """Section `run`: the time limit of a run."""
+    """Section `run`: the end of a run before its last round."""
 
     max_wall: float | str | None = Field(
         None,
         description="stop with a checkpoint before this much time has passed since the start: seconds, H:MM:SS, 90m or "
         "2h; null: no limit. It counts for the command that gives it, and is not stored with the run",
     )
+
+    early_stop: EarlyStopConfig = EarlyStopConfig()
 
     @field_validator("max_wall", mode="before")
     @classmethod

@@ -146,6 +146,12 @@ def plan(config: Config, source: Source) -> Plan:
             f"evaluation.local_test_share: {config.evaluation.local_test_share} gives no participant a test sample. "
             "Raise it (null: no local test)."
         )
+    rule, has_validation = config.run.early_stop, any(len(share.validation) for share in shares)
+    if rule.patience is not None and rule.measure == "accuracy_validation" and not has_validation:
+        raise UserError(
+            f"run.early_stop.measure: got {rule.measure!r}, but evaluation.validation_share="
+            f"{config.evaluation.validation_share} gives no participant a validation sample. Fix: raise it."
+        )
     return planned
 
 

@@ -89,4 +89,5 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
         label_histogram=setup.plan.label_histogram(),
         domain_names=setup.plan.domain_names,
         columns=setup.columns,
+        may_stop_early=config.run.early_stop.patience is not None,
     )

@@ -1,6 +1,7 @@
 """Decide whether to start, resume or skip a run, and reserve its directory."""
 
 import logging
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from fedh2l_mpi import metrics
 from fedh2l_mpi.config import Config, comparison, loading
 from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.lifecycle import checkpoint_files, run_config, status
+from fedh2l_mpi.lifecycle import checkpoint_files, early_stop, run_config, status
 from fedh2l_mpi.lifecycle.lock import RunLock
 from fedh2l_mpi.lifecycle.run_config import Mode
 from fedh2l_mpi.lifecycle.status import Status
@@ -119,11 +120,13 @@ def _decide(directory: RunDirectory, config: Config, mode: Mode) -> RunReservati
                 f"rounds: got {config.rounds}, but the run in {directory.path} has already finished {finished}. "
                 f"Fix: use {finished} or more."
             )
-        if finished == config.rounds:
-            _report_complete(directory, finished)
+        ended_early = early_stop.read_end(directory.metrics, config.run.early_stop, finished)
+        if finished == config.rounds or ended_early:
+            _report_complete(directory, Status("complete", finished, config.rounds, ended_early, finished))
             return RunReservation(directory, "done", lock)
         checkpoint_files.clear(directory.checkpoints)
         if any(directory.checkpoints.glob("round-*")):
+            _log_end_that_is_undone(directory)
             return RunReservation(directory, "resume", lock)
         if finished:
             # Refuse this, because the run has a result. A run without a result starts again at round 0.
@@ -190,11 +193,17 @@ def _finished(directory: RunDirectory) -> int:
     return run.rounds if run.closed and run.attributes.get("state") == "complete" and not run.problems else 0
 
 
-def _report_complete(directory: RunDirectory, rounds: int) -> None:
+def _log_end_that_is_undone(directory: RunDirectory) -> None:
+    before = status.read(directory.status)
+    if before is not None and before.state == "complete" and before.reason:
+        log.info(f"{directory.path}: the run goes on after its {before.reason}, as run.early_stop is now")
+
+
+def _report_complete(directory: RunDirectory, complete: Status) -> None:
     """Report that the run is complete, in case that it was killed before it could report that itself."""
     written = status.read(directory.status)
-    if written is None or written.state != "complete":
-        status.write(directory.status, Status("complete", rounds, rounds, checkpoint=rounds, who="resumed, all done"))
+    if written is None or (written.state, written.reason) != (complete.state, complete.reason):
+        status.write(directory.status, replace(complete, who="resumed, all done"))
 
 
 def _rounds(directory: RunDirectory) -> int | None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.lifecycle.checkpoint_writer import CheckpointWriter, Stateful
+from fedh2l_mpi.lifecycle.early_stop import EarlyStop
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
 from fedh2l_mpi.lifecycle.status_reporter import StatusReporter
 from fedh2l_mpi.lifecycle.stopping import Stopping
@@ -56,7 +57,8 @@ class Supervisor:
     trace : Trace or None
         The trace of the run.
     outcome : StopRequest
-        The request that stopped the run; NOTHING while it runs, and if it is complete.
+        The request that stopped the run; NOTHING while it runs, and if it is complete, which a run is after an early
+        stop, too.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Supervisor:
         listener: Listener = lambda index, table: None,
         signals: Signals | None = None,
         trace: Trace | None = None,
+        early_stop: EarlyStop | None = None,
     ) -> None:
         deadline_s = config.exchange.deadline_s
         self._config, self._world, self._participants = config, world, participants
@@ -84,7 +87,7 @@ class Supervisor:
         self.checkpoints = CheckpointWriter(world, hosting, directory, facts, keep, deadline_s, worked)
         self.stopping = Stopping(world, signals, config.run, directory, deadline_s)
         self.reporter = StatusReporter(world, directory, config.rounds)
-        self.outcome = StopRequest.NOTHING
+        self.outcome, self._early_stop = StopRequest.NOTHING, early_stop
         # Rounds in the checkpoint that answers a request; None: no request waits for an answer.
         self._requested: int | None = None
 
@@ -123,15 +126,29 @@ class Supervisor:
         asked = self.stopping.requested_before()
         if self.first_round < self._config.rounds:
             self.outcome = asked
-        if not self.outcome.stops:
-            yield from range(self.first_round, self._config.rounds)
+        if self._stops_early:
+            # The process that ran the last round was killed before it could close its files.
+            self.outcome = StopRequest.NOTHING
+        index = self.first_round
+        while index < self._config.rounds and not self.outcome.stops and not self._stops_early:
+            yield index
+            index += 1
 
-    def after_round(self, index: int) -> StopRequest:
-        """Agree with all ranks whether to stop, and begin a checkpoint if it is due or asked for. **Collective.**"""
+    def after_round(self, index: int, scores: Mapping[int, Mapping[str, Any]] = MappingProxyType({})) -> StopRequest:
+        """Agree with all ranks whether to stop, and begin a checkpoint if it is due or asked for. **Collective.**
+
+        Parameters
+        ----------
+        scores : mapping
+            From the participants hosted here to their scores; empty in a round without evaluation.
+        """
         done, every = index + 1, self._config.checkpoint.every
         with self._world.doing(f"round {index}, agreeing"), during(self.trace, "agree", index):
             asked = self.stopping.agree(idle=self.poll)
-        if done == self._config.rounds:
+            if self._early_stop is not None and scores:
+                self._early_stop.note(done, scores, idle=self.poll)
+        is_last = done == self._config.rounds or self._stops_early
+        if is_last:
             # The run is complete, even if somebody asked it to stop.
             asked = StopRequest.NOTHING
         self.outcome = asked if asked.stops else StopRequest.NOTHING
@@ -139,7 +156,7 @@ class Supervisor:
         if asked:
             self._requested = done
             self.stopping.begin_answer()
-        if is_due or asked or done == self._config.rounds:
+        if is_due or asked or is_last:
             with self._world.doing(f"round {index}, checkpoint"), during(self.trace, "checkpoint", index):
                 self.checkpoints.begin(done, self._participants, self.poll)
         self.poll()
@@ -170,8 +187,15 @@ class Supervisor:
             self.reporter.checkpoint = self.checkpoints.newest or self.first_round
             self.stopping.remove_requests()
             state, reason = ("stopped", self.outcome.reason) if self.outcome.stops else ("complete", "")
-            self._recorder.close(state)
-            self.reporter.end(state, reason)
+            early = str(self._early_stop) if state == "complete" and self._stops_early else ""
+            if early and self._early_stop is not None:
+                self._early_stop.log()
+            self._recorder.close(state, early)
+            self.reporter.end(state, reason or early)
+
+    @property
+    def _stops_early(self) -> bool:
+        return self._early_stop is not None and self._early_stop.stops
 
     def _give_up(self, error: BaseException) -> None:
         """Leave files that can be read, and a report of the error, which no second error may replace."""

@@ -144,10 +144,10 @@ class RunRecorder:
         """Wait until every round is in the file. **Collective.**"""
         self._collector.finish()
 
-    def close(self, state: str) -> None:
-        """Close the file, which says from then on that the run is complete, stopped or failed."""
+    def close(self, state: str, early_stop: str = "") -> None:
+        """Close the file, which says from then on that the run is complete, stopped or failed, or stopped early."""
         if self._writer is not None:
-            self._writer.close(state)
+            self._writer.close(state, early_stop)
 
     def _write(self, index: int, table: Table) -> None:
         if self._writer is None:

@@ -30,15 +30,18 @@ class RunState:
         Crashed: it was killed.
     rounds, planned : int
         Finished rounds and planned rounds (0: unknown).
+    early_stop : str
+        How `run.early_stop` ended the run before the planned rounds; empty if it did not.
     """
 
     word: str
     rounds: int
     planned: int
+    early_stop: str = ""
 
     def __str__(self) -> str:
         if self.word == "complete":
-            return f"complete, {self.rounds} rounds"
+            return f"complete, {self.rounds} rounds" + (f": {self.early_stop}" if self.early_stop else "")
         where = "now in" if self.word == "running" else "before" if self.word == "stopped" else "in"
         return f"{self.word} {where} round {self.rounds}: {self.rounds} of {self.planned or '?'} rounds finished"
 
@@ -54,7 +57,7 @@ def infer_state(run: RunMetrics, path: Path) -> RunState:
             word = "complete" if run.rounds == planned else "stopped"
         else:
             word = "running" if _is_alive(run, path) else "crashed"
-    return RunState(str(word), run.rounds, planned)
+    return RunState(str(word), run.rounds, planned, str(run.attributes.get("early_stop", "")))
 
 
 def _is_alive(run: RunMetrics, path: Path) -> bool:

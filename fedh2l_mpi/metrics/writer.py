@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 # Attributes that are known only at the end, with the length of their longest text: SWMR allows no new attributes.
 LATER = {"state": 16, "ended": 32, "content_digest": 64}
+# The same of a run that may end early.
+EARLY_STOP, EARLY_STOP_BYTES = "early_stop", 64
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class RunHeader:
     domain_names : sequence of str, D of them
     columns : Columns
         The run's own arrays by round.
+    may_stop_early : bool
+        True if the run has a rule `run.early_stop`.
     """
 
     attributes: Mapping[str, str | int]
@@ -75,6 +79,7 @@ class RunHeader:
     label_histogram: NDArray[np.int64]
     domain_names: Sequence[str]
     columns: Columns = NO_COLUMNS
+    may_stop_early: bool = False
 
 
 class _Growing:
@@ -156,6 +161,8 @@ class MetricsWriter:
         own = {columns.ATTRIBUTE: header.columns.to_text()} if len(header.columns) else {}
         kept = {} if resumed is None else _kept_attributes(resumed)
         self._attributes({**header.attributes, **own, **kept})
+        if header.may_stop_early:
+            self.file.attrs[EARLY_STOP] = np.array(b"", dtype=f"S{EARLY_STOP_BYTES}")
         sizes = {
             "participant": len(header.participants),
             "domain": self._domains,
@@ -244,13 +251,15 @@ class MetricsWriter:
         self._rounds = round_index + 1
         return self._rows.hexdigest()
 
-    def close(self, state: str) -> None:
+    def close(self, state: str, early_stop: str = "") -> None:
         """Close the file, which any HDF5 reader can then open like an ordinary file. A second call does nothing.
 
         Parameters
         ----------
         state : {"complete", "stopped", "failed"}
             Final state of the run.
+        early_stop : str
+            How `run.early_stop` ended the run; empty if it did not.
 
         Raises
         ------
@@ -267,6 +276,8 @@ class MetricsWriter:
             ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             for name, value in {"state": state, "ended": ended, "content_digest": self._content_digest()}.items():
                 self.file.attrs.modify(name, np.array(value.encode(), dtype=f"S{LATER[name]}"))
+            if early_stop:
+                self.file.attrs.modify(EARLY_STOP, np.array(early_stop.encode(), dtype=f"S{EARLY_STOP_BYTES}"))
             hdf5_files.finish(self.file)
         finally:
             self._abandon()

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
 from fedh2l_mpi.runtime import libraries
@@ -18,7 +18,6 @@ from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
 
 if TYPE_CHECKING:
-    import numpy as np
     from mpi4py import MPI
     from numpy.typing import NDArray
 
@@ -243,7 +242,7 @@ class World:
             pause = min(pause * 1.5, 2e-3)
         return [status.count for status in statuses]
 
-    def begin_max(self, ours: "NDArray[np.int64]", theirs: "NDArray[np.int64]") -> "MPI.Request":
+    def begin_max(self, ours: "NDArray[Any]", theirs: "NDArray[Any]") -> "MPI.Request":
         """Start to compute the maximum of `ours` over all ranks, which arrives in `theirs`. **Collective.**"""
         from mpi4py import MPI
 

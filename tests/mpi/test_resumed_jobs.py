@@ -126,6 +126,28 @@ def test_killed_at_any_time_and_resumed_is_unbroken_bit_for_bit(tmp_path, settin
     finish_and_compare(tmp_path, out, settings, ranks=2)
 
 
+def test_a_job_that_is_killed_on_its_way_to_an_early_stop_ends_where_the_unbroken_run_does(tmp_path):
+    settings = [*FAST, "models=[mlp, lenet5]", "optimizer.name=adamw", "optimizer.weight_decay=0.1"]
+    settings += ["optimizer.warmup_steps=20", "optimizer.clip_norm=1.0", "optimizer.label_smoothing=0.1"]
+    settings += ["optimizer.per_model.lenet5.schedule=linear", "run.early_stop.patience=4"]
+    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
+    whole = launch(arguments(unbroken, settings, MANY, "--quiet"))
+    assert whole.code == 0, whole.err
+    expected = status.read(RunDirectory(unbroken).status)
+    process = begin(out, settings, rounds=MANY, ranks=3)
+    try:
+        os.kill(pid_of(out, 1), signal.SIGKILL)
+    finally:
+        end(process)
+    ended = launch(arguments(out, settings, MANY, "--resume", "auto", "--quiet"), 2)
+    assert ended.code == 0, ended.err
+    now = status.read(RunDirectory(out).status)
+    assert (now.state, now.round, now.reason) == ("complete", expected.round, expected.reason)
+    assert now.reason.startswith(f"early stop in round {now.round}, best round ")
+    assert now.round < MANY
+    assert_same_run(unbroken, out, now.round)
+
+
 def test_usr1_to_the_launcher_or_a_hang_up_of_any_rank_stops_the_job_in_order(tmp_path, any_mpi):
     out = tmp_path / "run"
     for number, size in ((signal.SIGUSR1, 3), (signal.SIGHUP, 2)):

@@ -62,12 +62,6 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
         ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
-        [
-            *("models=[mlp, mlp, lenet5]", "devices.batching=like", "optimizer.name=adamw", "optimizer.lr=0.01"),
-            *("optimizer.weight_decay=0.1", "optimizer.schedule=linear", "optimizer.warmup_steps=9"),
-            *("optimizer.clip_norm=0.5", "optimizer.label_smoothing=0.1"),
-            "optimizer.per_model={lenet5: {name: sgd, momentum: 0.9, schedule: step, label_smoothing: 0.2}}",
-        ],
         ["models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2", "exchange.skip_below=0.1"],
     ],
     ids=[
@@ -83,7 +77,6 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "d_psgd, start",
         "batching",
         "fedmd, bfloat16, float16",
-        "recipe by model",
         "top 2, skipped rows",
     ],
 )
@@ -91,6 +84,27 @@ def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_pat
     arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]
     alone = run(arguments, tmp_path / "alone")
     assert_same(alone, run(arguments, tmp_path / "ranks-3", 3))
+
+
+RECIPE = [
+    *("participants=5", "rounds=60", "evaluation.every=2", "method.local_steps=2", "method.mutual_steps=2"),
+    *("models=[mlp, mlp, lenet5]", "devices.batching=like", "optimizer.name=adamw", "optimizer.lr=0.01"),
+    *("optimizer.weight_decay=0.1", "optimizer.schedule=linear", "optimizer.warmup_steps=9"),
+    *("optimizer.clip_norm=0.5", "optimizer.label_smoothing=0.1", "run.early_stop.patience=1"),
+    "optimizer.per_model={lenet5: {name: sgd, momentum: 0.9, schedule: step, label_smoothing: 0.2}}",
+]
+
+
+def test_a_recipe_by_model_ends_early_after_the_same_round_on_any_number_of_ranks(tmp_path):
+    arguments = [word for setting in RECIPE for word in ("--set", setting)]
+    alone = run(arguments, tmp_path / "alone")
+    ended = metrics.read(alone)
+    assert 0 < ended.rounds < 60
+    assert ended.rounds % 2 == 0
+    for ranks in (2, 5):
+        several = run(arguments, tmp_path / f"ranks-{ranks}", ranks)
+        assert_same(alone, several)
+        assert metrics.read(several).attributes["early_stop"] == ended.attributes["early_stop"]
 
 
 def test_pooling_private_data_says_that_it_breaks_privacy(tmp_path):

@@ -43,7 +43,7 @@ def check_rounds(run: Run, config: Config | None, report: Report) -> None:
     """Check that all rounds are there."""
     planned, finished = run.condition.planned, run.metrics.rounds
     wrong = [problem for problem in run.problems if problem.startswith("missing rounds")]
-    if run.state == "complete" and finished != planned and not wrong:
+    if run.state == "complete" and finished != planned and not run.condition.early_stop and not wrong:
         wrong.append(f"got {finished} rounds, must be {planned} of a complete run")
     if planned and finished > planned:
         wrong.append(f"got {finished} rounds, {planned} were planned")

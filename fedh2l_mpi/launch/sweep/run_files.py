@@ -86,7 +86,8 @@ class SweepRunFiles:
         if run.closed and (run.problems or not isinstance(planned, int)):
             problem = run.problems[0] if run.problems else "attribute 'rounds_planned' is missing"
             raise UserError(f"{self.run.metrics}: {problem}")
-        if run.problems or not isinstance(planned, int) or rounds < planned:
+        ends_early = run.attributes.get("state") == "complete" and bool(run.attributes.get("early_stop"))
+        if run.problems or not isinstance(planned, int) or (rounds < planned and not ends_early):
             return False
         self._refuse_different("a finished")
         return True

@@ -30,6 +30,7 @@ def test_what_a_refusal_says_may_change_is_all_that_may_change(copy):
     changes = {
         "rounds": "9", "checkpoint.keep": "4", "run.max_wall": "90m", "exchange.deadline_s": "7.0",
         "devices.batching": "like", "exchange.codec": "float16", "exchange.skip_below": "0.1",
+        "run.early_stop.patience": "3",
     }  # fmt: skip
     with pytest.raises(UserError, match="has a different config") as error:
         run(copy.path, *(f"{key}={value}" for key, value in changes.items()), mode="auto")

@@ -43,6 +43,25 @@ def write(root, element: Element, seed: int | None = None) -> SweepRunFiles:
     return place
 
 
+ENDS = [("complete", "early stop in round 1, best round 1"), ("stopped", "")]
+
+
+def test_a_run_that_stopped_early_has_finished_and_one_that_was_stopped_has_not(three):
+    loaded, root = three
+    header = metrics.RunHeader(
+        *({"seed": 0, "rounds_planned": 9}, [PARTICIPANT] * 2, np.ones((2, 3), np.int64), ["plain"]),
+        may_stop_early=True,
+    )
+    for element, (state, early) in zip(loaded.elements, ENDS, strict=False):
+        place = SweepRunFiles(root, element)
+        place.run.path.mkdir(parents=True)
+        place.run.config.write_text(element.config.to_yaml())
+        writer = metrics.MetricsWriter(place.run.metrics, header)
+        writer.append(0, np.stack([metrics.pack_row({"accuracy_all": 0.5}, [0.5], [1.0])] * 2))
+        writer.close(state, early)
+        assert place.has_finished() == (state == "complete")
+
+
 def damage(place: SweepRunFiles) -> None:
     place.run.metrics.write_bytes(b"no HDF5")
 
