@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedh2l_mpi.config import architecture, recipes, yaml_text
+from fedh2l_mpi.config import architecture, data_files, recipes, yaml_text
 from fedh2l_mpi.config.data import DataConfig, PartitionConfig, SeedSetConfig
 from fedh2l_mpi.config.data_sets import BroughtData
 from fedh2l_mpi.config.execution import (
@@ -43,6 +43,7 @@ __all__ = [
     "Section",
     "SeedSetConfig",
     "TopologyConfig",
+    "data_files",
     "parse_seconds",
 ]
 

@@ -108,6 +108,8 @@ ADDED: dict[str, Any] = {
     "run.early_stop.patience": None,
     "evaluation.local_test_share": None,
     "evaluation.metrics": (),
+    "data.samples": None,
+    "data.channels": None,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {

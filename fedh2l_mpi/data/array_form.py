@@ -61,7 +61,12 @@ class ArrayForm:
 
 
 def form_of(
-    what: str, shape: tuple[int, ...], dtype: DTypeLike, kind: str | None = None, vocabulary: int | None = None
+    what: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    kind: str | None = None,
+    vocabulary: int | None = None,
+    channels: str | None = None,
 ) -> ArrayForm:
     """Return the form of samples of `shape` and `dtype`.
 
@@ -77,6 +82,8 @@ def form_of(
         its first axis, unless only its last one has 1, 3 or 4 entries. A series of two axes has its channels first.
     vocabulary : int or None
         Number of token ids.
+    channels : {"first", "last"} or None
+        Axis of the channels of images and series; None: as above.
 
     Raises
     ------
@@ -110,7 +117,8 @@ def form_of(
         return ArrayForm(SampleForm("vector", shape))
     if axes == len(AXES[kind]) - 1:
         return ArrayForm(SampleForm(cast(SampleKind, kind), (1, *shape)), has_channels=False)
-    last = kind == "image" and shape[-1] in CHANNELS and shape[0] not in CHANNELS
+    by_size = kind == "image" and shape[-1] in CHANNELS and shape[0] not in CHANNELS
+    last = by_size if channels is None else channels == "last"
     ordered = (shape[-1], *shape[:-1]) if last else shape
     return ArrayForm(SampleForm(cast(SampleKind, kind), ordered), channels_last=last)
 

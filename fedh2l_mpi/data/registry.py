@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
+from fedh2l_mpi.config.data_files import Npz
 from fedh2l_mpi.data import sources
 from fedh2l_mpi.data.made_domains import made_domains
 from fedh2l_mpi.data.sources import Source
@@ -37,4 +38,8 @@ def _open(data: DataConfig) -> Source:
         from fedh2l_mpi.data.pack_reader import open_pack
 
         return open_pack(data.root)
+    if isinstance(data, Npz):
+        from fedh2l_mpi.data.npz_reader import open_npz
+
+        return open_npz(data)
     return sources.digits() if data.name == "digits" else sources.idx(data.name, data.root)
