@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "ArraySpec",
+    "DataSet",
     "Method",
     "UserError",
     "__version__",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fedh2l_mpi import losses
     from fedh2l_mpi.analysis import open_run, open_runs
     from fedh2l_mpi.api import load_config, run
+    from fedh2l_mpi.data.data_set import DataSet
     from fedh2l_mpi.errors import UserError
     from fedh2l_mpi.exchange import ArraySpec
     from fedh2l_mpi.methods import Method
@@ -41,6 +43,7 @@ def __getattr__(name: str) -> Any:
 
     homes = {
         "ArraySpec": "exchange",
+        "DataSet": "data.data_set",
         "Method": "methods",
         "UserError": "errors",
         "load_config": "api",

@@ -7,6 +7,7 @@ the settings that differ from it. So no value here may ever change, and each new
 from typing import Any
 
 OWN = "package.module:Class"
+OWN_DATA = "package.module:function"
 
 # The whole config, with null for keys of other kinds. Checkpoints list the settings that differ from these.
 CONFIG: dict[str, Any] = {
@@ -110,6 +111,9 @@ ADDED: dict[str, Any] = {
     "evaluation.metrics": (),
     "data.samples": None,
     "data.channels": None,
+    "data.options": None,
+    "data.size": None,
+    "data.grey": False,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {
@@ -126,6 +130,7 @@ OF_KINDS: dict[str, dict[str, Any]] = {
     "method.warmup_rounds": {"fedmd": 5},
     "method.proximal": {"fedprox": 0.01, OWN: 0.01},
     "method.options": {OWN: {}},
+    "data.options": {OWN_DATA: {}},
     "exchange.top_k": {"top_k": ...},
 }
 

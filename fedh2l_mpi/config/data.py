@@ -7,7 +7,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 from fedh2l_mpi.config import shift
 from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Number, Share, Switch, problem, refuse
 from fedh2l_mpi.config.shift import SHIFTS, Shift, out_of_bounds
-from fedh2l_mpi.errors import shown
+from fedh2l_mpi.errors import did_you_mean, shown
 
 Alpha = Annotated[
     float,
@@ -170,10 +170,14 @@ class DataConfig(KindSection):
     root_is_content: ClassVar[bool] = False
 
     name: str = Field(
-        "digits", description="data set; pack: photographs in one HDF5 file, made by `python -m fedh2l_mpi pack`"
+        "digits",
+        description="data set; pack: one HDF5 file, made by `python -m fedh2l_mpi pack`; `package.module:function` is "
+        "your own, which returns a fedh2l_mpi.DataSet",
     )
     root: str | None = Field(
-        None, description="folder of the IDX files, or path of the pack; null: $FEDH2L_DATA/<name>; not for digits"
+        None,
+        description="folder or file of the data; null: $FEDH2L_DATA/<name>; not for digits, and not for your own "
+        "function",
     )
     augmentation: Literal["none", "affine", "photo", "jitter", "word_dropout"] = Field(
         "none",
@@ -189,8 +193,35 @@ class DataConfig(KindSection):
         return TEST_SHARE
 
     @classmethod
+    def class_of(cls, kind: object) -> type[Any] | None:
+        """Class of a data set's options; any `package.module:function` has those of a user's own data."""
+        module, colon, name = kind.partition(":") if isinstance(kind, str) else ("", "", "")
+        return cls._own() if colon and module and name else super().class_of(kind)
+
+    @classmethod
+    def classes(cls) -> list[type[Any]]:
+        """Options of all data sets, those of a user's own data included."""
+        return [*super().classes(), cls._own()]
+
+    @classmethod
+    def _own(cls) -> type[Any]:
+        from fedh2l_mpi.config.data_sets import OwnData
+
+        return OwnData
+
+    @classmethod
+    def unknown_kind(cls, kind: object) -> str:
+        """Text of the message about an unknown data set."""
+        known = ", ".join(sorted(cls.kinds))
+        return (
+            f"got {shown(kind)}; known: {known}, or your own as package.module:function{did_you_mean(kind, cls.kinds)}"
+        )
+
+    @classmethod
     def unused_key(cls, key: str, kind: str) -> str:
         """Reason why this data set refuses a key of others."""
+        if key == "options":
+            return f"options are for your own function, not for {kind!r}"
         return f"{kind!r} has its own test part" if key == "test_share" else super().unused_key(key, kind)
 
 

@@ -185,8 +185,9 @@ def _value_schema(section: type[Section], name: str, field: FieldInfo) -> dict[s
     """JSON Schema of a key's value, without default and description."""
     if issubclass(section, KindSection) and name == section.kind_key:
         words: dict[str, Any] = {"enum": list(section.kinds)}
-        has_own = len(section.classes()) > len(section.kinds)
-        return {"anyOf": [words, {"type": "string", "pattern": "^[^:]+:[^:]+$"}]} if has_own else words
+        own = {"type": "string", "pattern": "^[^:]+:[^:]+$"}
+        names = [one.kind_name for one in section.classes() if one.kind_name not in section.kinds]
+        return {"anyOf": [words, *({**own, "title": f"your own as {name}"} for name in names)]} if names else words
     schema = section_of(section, name).model_json_schema()["properties"][name]
     return {key: value for key, value in schema.items() if key not in ("title", "default", "description")}
 
@@ -259,7 +260,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(schema.get("enum", [schema.get("const")]))
     if "pattern" in schema:
-        return f"your own as {classic.OWN}"
+        return str(schema.get("title") or f"text such as {schema['examples'][0]}")
     if schema["type"] == "array":
         return _list(schema)
     kinds = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}

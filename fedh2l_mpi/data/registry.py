@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
 from fedh2l_mpi.config.data_files import Npz
+from fedh2l_mpi.config.data_sets import OwnData
 from fedh2l_mpi.data import sources
 from fedh2l_mpi.data.made_domains import made_domains
 from fedh2l_mpi.data.sources import Source
@@ -42,4 +43,8 @@ def _open(data: DataConfig) -> Source:
         from fedh2l_mpi.data.npz_reader import open_npz
 
         return open_npz(data)
+    if isinstance(data, OwnData):
+        from fedh2l_mpi.data.own_data import open_own
+
+        return open_own("data.name", data.name, data.options, data.share_for_testing)
     return sources.digits() if data.name == "digits" else sources.idx(data.name, data.root)

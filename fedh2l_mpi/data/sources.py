@@ -81,6 +81,9 @@ class Source:
         True if the samples stay uint8 in memory, and every minibatch is normalised when it is drawn.
     class_names : tuple of str
         Names of the classes; empty if they have none.
+    digest : bytes
+        SHA-256 of the content, which all ranks and all resumes compare; empty for data of which the seed set and the
+        label counts are compared only.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Source:
     domains: NaturalDomains | None = None
     is_compact: bool = False
     class_names: tuple[str, ...] = ()
+    digest: bytes = b""
 
     @property
     def tables(self) -> list[Table]:

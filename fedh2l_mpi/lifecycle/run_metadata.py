@@ -21,6 +21,7 @@ from fedh2l_mpi.runtime.world import World
 def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
     """Return digests, by name, of everything that must be equal on all ranks."""
     return {
+        "data set": setup.plan.source.digest,
         "seed set": setup.federation.seed_set.digest(),
         "graph": setup.topology.digest(),
         "config": hashlib.sha256(config.to_yaml().encode()).digest(),
@@ -34,7 +35,8 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
 def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
     """Return the facts about the run for a checkpoint's manifest."""
     versions = provenance.versions(world.mpi_library)
-    data = hashlib.sha256(setup.federation.seed_set.digest() + setup.plan.label_histogram().tobytes())
+    content = setup.federation.seed_set.digest() + setup.plan.label_histogram().tobytes() + setup.plan.source.digest
+    data = hashlib.sha256(content)
     return {
         "participants": config.size,
         "settings": comparison.unusual(config),
