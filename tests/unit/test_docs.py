@@ -68,7 +68,9 @@ def test_every_key_that_a_page_sets_is_one(page):
     sections = "|".join(sorted({name.partition(".")[0] for name in known if "." in name} - {"run"}))
     named = re.findall(r"--set ([\w.]+)=", text)
     named += re.findall(rf"`((?:{sections})\.(?!py\b)[\w.]+)[`=:]", text)
-    assert not [name for name in named if name not in known and not name.startswith(("method.options.", "data.options."))]
+    assert not [
+        name for name in named if name not in known and not name.startswith(("method.options.", "data.options."))
+    ]
 
 
 def test_the_page_of_the_keys_is_fresh():
