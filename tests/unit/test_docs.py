@@ -4,6 +4,7 @@ Their blocks are run in `tests/mpi/test_pages.py`.
 """
 
 import ast
+import json
 import re
 import sys
 
@@ -14,6 +15,7 @@ from helpers.launching import ROOT
 from helpers.pages import blocks, run_command
 
 import fedh2l_mpi
+from fedh2l_mpi import metrics
 from fedh2l_mpi.config.keys import as_page, describe_keys
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -36,6 +38,67 @@ def test_the_recipe_of_the_method_page_is_a_config():
     (shown,) = [block.text for block in blocks(ROOT / "docs" / "method.md") if block.language == "yaml"]
     optimizer = fedh2l_mpi.load_config(yaml.safe_load(shown)).resolved(1, launched=False).optimizer
     assert [optimizer.for_model(name).weight_decay for name in ("cnn", "mlp", "lenet5")] == [0.05, 0.1, 0.05]
+
+
+def test_the_commands_for_a_paper_and_for_other_programs_write_what_the_page_says(tmp_path):
+    for method in ("fedh2l", "independent"):
+        for seed in range(2):
+            write(
+                tmp_path / "runs" / "methods" / f"{method}{seed}", THREE, seed=seed, overrides=[f"method.name={method}"]
+            )
+    page = ROOT / "docs" / "analysis.md"
+    commands = [
+        block.text
+        for block in blocks(page)
+        if block.language == "sh" and re.search("runs/methods --(order|to)", block.text)
+    ]
+    for command in commands:
+        run_command(["bash", "-e", "-c", command], tmp_path)
+    text = (tmp_path / "methods.tex").read_text()
+    assert text.index("FedH2L & 80.0") < text.index("independent & 80.0")
+    assert r"\label{tab:methods-differences}" in text
+    assert (tmp_path / "worst.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "tables" / "rounds.csv").read_text().startswith("run,method.name,")
+    assert len(list((tmp_path / "logs").glob("*/events.out.tfevents.*"))) == 4
+
+
+# What the trackers' own packages do with the calls of the page, in memory.
+STAND_INS = """
+import contextlib, json, types
+
+def note(values, step):
+    print(json.dumps([step, values.get("accuracy_all"), values["bytes_sent"]]))
+
+def log_params(config):
+    assert config["rounds"] == 10
+
+log_metrics = note
+
+@contextlib.contextmanager
+def start_run():
+    yield
+
+@contextlib.contextmanager
+def init(project, config, mode):
+    assert mode == "offline"
+    yield types.SimpleNamespace(log=note)
+"""
+
+
+def test_the_lines_for_trackers_give_them_every_round(tmp_path):
+    for name in ("mlflow", "wandb"):
+        (tmp_path / f"{name}.py").write_text(STAND_INS)
+    texts = [block.text for block in blocks(ROOT / "docs" / "notebook.md") if block.language == "python"]
+    (first,) = (text for text in texts if "import fedh2l_mpi" in text)
+    setting = first[: first.index("ring =")]
+    printed = run_command([sys.executable, "-c", setting + "\n".join(texts[-3:])], tmp_path)
+    told = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
+    assert [step for step, _, _ in told] == [*range(1, 11)] * 2
+    read = metrics.read(tmp_path / "runs" / "wandb" / "metrics.h5")
+    for step, accuracy, sent in told:
+        expected = read["accuracy_all"][step - 1].mean()
+        assert accuracy == (None if step % 2 else pytest.approx(expected))
+        assert sent == read["bytes_sent"][step - 1].mean()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
