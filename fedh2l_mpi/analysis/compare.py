@@ -9,7 +9,7 @@ from typing import Any
 from fedh2l_mpi.analysis import group_names, grouping, statistics, tables
 from fedh2l_mpi.analysis.controls import Control, find_control, find_gap
 from fedh2l_mpi.analysis.finished_runs import FinishedRun, keep_newest, read_finished
-from fedh2l_mpi.analysis.outcome import UNITS, Outcome
+from fedh2l_mpi.analysis.outcome import Outcome, higher_is_better, units_of
 from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
 from fedh2l_mpi.errors import UserError, did_you_mean
 
@@ -89,10 +89,10 @@ class Comparison:
 
         A group that sends nothing is not compared by its bytes, because it saves nothing of an exchange.
         """
-        higher = _higher_is_better(measure)
+        higher = higher_is_better(measure)
         if higher is None:
             return None
-        groups = [group for group in self.groups if UNITS[measure] != "byte" or any(group.by_seed(measure).values())]
+        groups = [group for group in self.groups if units_of(measure) != "byte" or any(group.by_seed(measure).values())]
         number = statistics.best([group.by_seed(measure) for group in groups], higher, self.confidence)
         return None if number is None else groups[number]
 
@@ -137,15 +137,16 @@ def compare(
     """
     if not 0.0 < confidence < 1.0:
         raise UserError(f"--confidence: got {confidence:g}, must be between 0 and 1, such as 0.95.")
-    for name in measures:
-        if name not in UNITS:
-            raise UserError(f"--measure: got {name!r}. Known: {', '.join(UNITS)}{did_you_mean(name, list(UNITS))}")
     if gap is not None and not any(map(_is_accuracy, measures)):
         raise UserError("--gap: a gap is one of accuracies. Give --measure accuracy_all, or another accuracy.")
     found, notes = read_finished(paths, list(dict.fromkeys(measures)))
     if not found:
         lines = notes or ["no run was named"]
         raise UserError("compare: there is no finished run to compare.\n  " + "\n  ".join(lines))
+    known = list(dict.fromkeys(name for run in found for name in run.outcome.values))
+    for name in measures:
+        if name not in known:
+            raise UserError(f"--measure: got {name!r}. Known: {', '.join(known)}{did_you_mean(name, known)}")
     keys = _keys(found, by, ignore)
     found, twice = keep_newest(found, keys)
     groups = _groups(found, keys)
@@ -308,10 +309,3 @@ def _without_control(controls: Sequence[Control]) -> list[str]:
 
 def _is_accuracy(measure: str) -> bool:
     return measure.startswith("accuracy_")
-
-
-def _higher_is_better(measure: str) -> bool | None:
-    """Return True or False, or None if neither higher nor lower is better."""
-    if _is_accuracy(measure):
-        return True
-    return False if UNITS[measure] in ("byte", "s", "nats") or measure == "calibration_error" else None

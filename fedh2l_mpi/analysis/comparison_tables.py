@@ -12,7 +12,7 @@ from fedh2l_mpi.analysis import grouping, statistics, tables
 from fedh2l_mpi.analysis.compare import Comparison
 from fedh2l_mpi.analysis.controls import Control
 from fedh2l_mpi.analysis.csv_lines import CsvLines
-from fedh2l_mpi.analysis.outcome import UNITS, spread
+from fedh2l_mpi.analysis.outcome import spread, units_of
 from fedh2l_mpi.analysis.statistics import Difference
 from fedh2l_mpi.analysis.tables import NOTHING, Numbers, Table
 from fedh2l_mpi.errors import UserError, did_you_mean
@@ -67,7 +67,7 @@ def _tables(comparison: Comparison, mark: str, written: Numbers) -> list[Table]:
     caption += [
         f"{what} are summed over the rounds."
         for units, what in summed.items()
-        if units in map(UNITS.get, comparison.measures)
+        if units in map(units_of, comparison.measures)
     ]
     groups = len(comparison.groups)
     if groups > 1:
@@ -78,7 +78,7 @@ def _tables(comparison: Comparison, mark: str, written: Numbers) -> list[Table]:
             f"{mark}: better than every other group. The Student-t interval of its difference to each of them, paired "
             f"by seed, excludes 0 ({each}).{'' if bold else ' No group is.'}"
         )
-        if "byte" in map(UNITS.get, comparison.measures):
+        if "byte" in map(units_of, comparison.measures):
             caption.append("A group that sends nothing is not compared by its bytes.")
     found = [replace(values, caption="\n".join(caption), bold=bold)]
     if groups > 1:
@@ -140,7 +140,7 @@ def _cell(difference: Difference, measure: str, written: Numbers) -> str:
     if math.isnan(difference.mean):
         return NOTHING
     # Bytes often differ by the same amount for all seeds, and an interval of width 0 would only take space.
-    if UNITS[measure] == "byte" and difference.low == difference.high:
+    if units_of(measure) == "byte" and difference.low == difference.high:
         return written.text(measure, difference.mean, "+")
     return tables.show_interval(difference, functools.partial(written.text, measure, sign="+"))
 

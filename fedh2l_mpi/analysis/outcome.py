@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, RunMetrics, slowest_rank_seconds
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
+# More measures that have a better end, of metrics that a config may ask for.
+HIGHER_IS_BETTER = ("balanced_accuracy", "macro_f1", "auroc")
+LOWER_IS_BETTER = ("calibration_error", "nll")
 # The seconds that a participant works, whatever the number of ranks, and however often it is evaluated.
 TRAINING = ("seconds_publish", "seconds_local", "seconds_mutual")
 
@@ -23,7 +26,8 @@ class Outcome:
     Attributes
     ----------
     values : mapping
-        Value of each field of the metrics file in the last round; bytes and seconds are summed over the rounds.
+        Value of each field of the metrics file in the last round; bytes and seconds are summed over the rounds. The
+        run's own arrays are means over participants and domains.
     rounds_E : int64 (E,)
         Evaluated rounds, counted from 1.
     accuracy_E, bytes_E, training_s_E : float64 (E,)
@@ -52,6 +56,18 @@ class Outcome:
         return self.accuracy_E if name == "accuracy_all" else self.curves_E[name]
 
 
+def units_of(measure: str) -> str:
+    """Return the units of a field; an array of a run's own counts as a pure number."""
+    return UNITS.get(measure, "1")
+
+
+def higher_is_better(measure: str) -> bool | None:
+    """Return True or False, or None if neither higher nor lower is better."""
+    if measure.startswith("accuracy_") or measure in HIGHER_IS_BETTER:
+        return True
+    return False if units_of(measure) in ("byte", "s", "nats") or measure in LOWER_IS_BETTER else None
+
+
 def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
     """Read the outcome from the metrics of a finished run, and these fields in all evaluated rounds."""
     values = {}
@@ -60,6 +76,8 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
         adds_up = field.units in ("byte", "s")
         # Rounds without evaluation have no seconds of evaluation, so NaN counts as 0.
         values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
+    for name in run.columns.names:
+        values[name] = _mean(run.read_row(name, run.rounds - 1)) if run.rounds else math.nan
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
     training_s_RP = np.nansum([run[name] for name in TRAINING], axis=0)
@@ -79,10 +97,20 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
 
 def _curve(run: RunMetrics, name: str) -> NDArray[np.float64]:
     """Return a field by round, mean over participants, float64 (R,); bytes and seconds are summed until each round."""
+    if name not in run.dimensions:
+        return np.full(run.rounds, np.nan)
     values_RP = run[name]
-    if run.fields[name].units not in ("byte", "s"):
+    if name in run.columns.names:
+        return np.array([_mean(values) for values in values_RP], dtype=np.float64)
+    if units_of(name) not in ("byte", "s"):
         return np.asarray(values_RP.mean(axis=1), dtype=np.float64)
     return np.asarray(np.nancumsum(values_RP, axis=0).mean(axis=1), dtype=np.float64)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """Return the mean of the known values; NaN if there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def until(run: Outcome, cost_E: NDArray[Any], accuracy: float) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis import statistics
 from fedh2l_mpi.analysis.controls import Control, Gap
 from fedh2l_mpi.analysis.csv_lines import CsvLines
-from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread, until
+from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread, units_of, until
 from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
 from fedh2l_mpi.runtime.units import size
 
@@ -50,7 +50,7 @@ class Numbers:
 
     def text(self, measure: str, value: float, sign: str = "") -> str:
         """Write a value; with sign "+", a difference."""
-        units = UNITS[measure]
+        units = units_of(measure)
         if units == "byte":
             return f"{'-' if value < 0 else '+' if sign and value > 0 else ''}{size(abs(value))}"
         if units == "s":
@@ -183,7 +183,7 @@ def describe_share(low: str, high: str, measure: str, confidence: float) -> str:
 
 
 def _maker_of_field(name: str, written: Numbers) -> Callable[[str, Sequence[Outcome]], str]:
-    return lambda row, runs: mean_and_spread([run.values[name] for run in runs], name, written)
+    return lambda row, runs: mean_and_spread([run.values.get(name, math.nan) for run in runs], name, written)
 
 
 def _maker_of_reach(cost: Cost, accuracy: float) -> Callable[[str, Sequence[Outcome]], str]:
@@ -215,7 +215,7 @@ def _maker_of_share(
 
 def by_seed(runs: Sequence[Outcome], measure: str) -> BySeed:
     """Return the value of a measure for each seed."""
-    return {run.seed: run.values[measure] for run in runs}
+    return {run.seed: run.values.get(measure, math.nan) for run in runs}
 
 
 def show_share(share: Share, is_upper: bool, show: Callable[[float], str] = "{:+.3f}".format) -> str:
@@ -242,7 +242,7 @@ def mean_and_spread(values: Sequence[float], measure: str, written: Numbers) -> 
     if math.isnan(mean):
         return NOTHING
     # Bytes are often equal for all seeds, and a deviation of 0 would only take space.
-    if math.isnan(deviation) or (UNITS[measure] == "byte" and deviation == 0.0):
+    if math.isnan(deviation) or (units_of(measure) == "byte" and deviation == 0.0):
         return written.text(measure, mean)
     return f"{written.text(measure, mean)} ± {written.text(measure, deviation)}"
 
@@ -397,11 +397,12 @@ def long_form(
     text = io.StringIO()
     lines = CsvLines(text)
     reached = [f"{cost.column}_until_{accuracy:g}" for accuracy in reach for cost in COSTS.values()]
-    lines.write([["label", *axes, "seed", "rounds", *UNITS, *reached, "seconds", "revision"]])
+    names = list(dict.fromkeys([*UNITS, *(name for _, _, run in runs for name in run.values)]))
+    lines.write([["label", *axes, "seed", "rounds", *names, *reached, "seconds", "revision"]])
     for label, settings, run in runs:
         on_axes: list[Any] = [settings.get(axis, "") for axis in axes]
         spent = [until(run, cost.by_round(run), accuracy) for accuracy in reach for cost in COSTS.values()]
-        values = [_blank(value) for value in (*run.values.values(), *spent)]
+        values = [_blank(value) for value in (*(run.values.get(name, math.nan) for name in names), *spent)]
         lines.write([[label, *on_axes, run.seed, run.rounds_E[-1], *values, f"{run.seconds:.3f}", run.revision]])
     return text.getvalue()
 

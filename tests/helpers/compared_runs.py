@@ -24,17 +24,19 @@ def write(
     evaluated: bool | str = True,
     rounds: int = 2,
     revision: str = "0123456789",
+    trust: float | None = None,
 ) -> Path:
     """A run of two participants whose all-domain accuracies in the last round have this mean.
 
-    Evaluated is every round, none, or "once", the last.
+    Evaluated is every round, none, or "once", the last. With `trust`, the run has an array of its own of this mean.
     """
     config = load(None, [f"seed={seed}", "participants=2", f"rounds={rounds}", *overrides]).resolved(1, launched=False)
     attributes = {
         "config": config.to_yaml(), "seed": seed, "git_revision": revision, "started": started, "rounds_planned": 2,
     }  # fmt: skip
     path.mkdir(parents=True)
-    header = metrics.RunHeader(attributes, [PARTICIPANT] * 2, np.ones((2, 3), np.int64), ["plain"])
+    own = metrics.Columns((metrics.Field("trust", "f8", "1", "a note"),)) if trust is not None else metrics.NO_COLUMNS
+    header = metrics.RunHeader(attributes, [PARTICIPANT] * 2, np.ones((2, 3), np.int64), ["plain"], own)
     writer = metrics.MetricsWriter(path / "metrics.h5", header)
     for number in range(rounds):
         level = accuracy if number == rounds - 1 else 0.1
@@ -43,6 +45,7 @@ def write(
         values = [{**row, "accuracy_worst": 0.2, "seconds_local": 1.0} if is_evaluated else {} for row in values]
         counts = {"bytes_sent": sent, "bytes_received": sent, "degree": 1}
         rows = [metrics.pack_row({**row, **counts}, [0.5], [1.0]) for row in values]
-        writer.append(number, np.stack(rows))
+        notes = [] if trust is None else [[[trust - 0.1], [trust + 0.1]]]
+        writer.append(number, np.hstack([np.stack(rows), *notes]))
     writer.close(state)
     return path

@@ -28,7 +28,7 @@ from fedh2l_mpi.analysis.figures.style import (
     shown,
 )
 from fedh2l_mpi.analysis.figures.traffic import bytes_axis
-from fedh2l_mpi.analysis.outcome import UNITS, Outcome
+from fedh2l_mpi.analysis.outcome import Outcome, units_of
 from fedh2l_mpi.errors import UserError
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _draw_curve(
 
 def _axis_name(measure: str, in_percent: bool) -> str:
     name = MEASURES.get(measure, measure.replace("_", " "))
-    units = "%" if in_percent else {"byte": "bytes"}.get(UNITS.get(measure, "1"), UNITS.get(measure, "1"))
+    units = "%" if in_percent else {"byte": "bytes"}.get(units_of(measure), units_of(measure))
     return name if units == "1" else f"{name} [{units}]"
 
 

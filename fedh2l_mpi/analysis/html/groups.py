@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fedh2l_mpi.analysis import figures, statistics, tables
 from fedh2l_mpi.analysis.compare import Comparison, Group, compare
-from fedh2l_mpi.analysis.outcome import UNITS
+from fedh2l_mpi.analysis.outcome import units_of
 from fedh2l_mpi.analysis.tables import Numbers
 from fedh2l_mpi.errors import UserError
 
@@ -78,7 +78,7 @@ def _mean(compared: Comparison, group: Group, measure: str) -> str:
     written, half = Numbers(), (found.high - found.low) / 2
     if found.mean != found.mean:
         return "–"
-    if half != half or (UNITS[measure] == "byte" and half == 0.0):
+    if half != half or (units_of(measure) == "byte" and half == 0.0):
         return written.text(measure, found.mean)
     return f"{written.text(measure, found.mean)} ± {written.text(measure, half)}"
 

@@ -465,6 +465,25 @@ def test_the_figure_has_a_panel_for_each_measure_and_names_whom_it_does_not_show
     assert [axes.get_ylabel() for axes in figures[1].axes] == ["worst-domain test accuracy", "loss private [nats]"]
 
 
+def test_an_array_of_a_run_s_own_is_a_measure_and_unknown_for_runs_without_it(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(overlay, "save", lambda drawn, out: figures.append(drawn))
+    for seed in range(2):
+        write(tmp_path / f"mine{seed}", "method.name=dml", seed=seed, trust=0.3 + seed / 10)
+        write(tmp_path / f"other{seed}", "method.name=fedmd", seed=seed)
+    found = compare(sorted(tmp_path.iterdir()), measures=["trust"])
+    assert found.notes == ["trust is unknown for some runs of fedmd"]
+    # 0.3 and 0.4 are 0.35 with a deviation of 0.0707.
+    assert re.search(r"^dml +0\.350 ± 0\.071$", render(found, "terminal"), re.MULTILINE)
+    assert lines(found)["fedmd"]["trust_mean"] == ""
+    assert list(comparing.plot(found, tmp_path / "a.png", ["trust"])) == [
+        "not drawn in trust against rounds: fedmd, not recorded"
+    ]
+    np.testing.assert_allclose(figures[0].axes[0].get_lines()[0].get_ydata(), [0.35, 0.35])
+    with pytest.raises(UserError, match="--measure: got 'thrust'. Known: .*trust.*did you mean 'trust'"):
+        compare(sorted(tmp_path.iterdir()), measures=["thrust"])
+
+
 def test_comparing_needs_neither_torch_nor_mpi_nor_matplotlib_and_scipy_only_for_intervals():
     code = (
         "import sys; from fedh2l_mpi.analysis import compare\n"

@@ -248,7 +248,7 @@ def test_a_run_whose_name_is_no_utf_8_is_reported(tmp_path, capsys):
 
 def test_a_text_on_standard_output_has_nothing_else_in_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(html, "build", lambda looked, summaries, out: None)
-    monkeypatch.setattr(comparing, "plot", lambda compared, out: [])
+    monkeypatch.setattr(comparing, "plot", lambda *given: [])
     run = write(tmp_path / "run", THREE)
     told = said(capsys, "report", run, "--html", "p.html", "--format", "json")
     assert (json.loads(told.out)[0]["name"], told.err) == ("run", "page: p.html\n")
