@@ -4,7 +4,7 @@ Only the number of threads, the codec and skipped rows change the run's numbers.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -114,6 +114,8 @@ class CheckpointConfig(Section):
 
 class EarlyStopConfig(Section):
     """Section `run.early_stop`: the end of a run whose participants no longer get better."""
+
+    may_be_null: ClassVar[bool] = True
 
     measure: Literal["accuracy_validation", "accuracy_local"] = Field(
         "accuracy_validation",

@@ -117,7 +117,8 @@ def _section_schema(section: type[Section], prefix: str = "") -> dict[str, Any]:
         meaning += f" [used by {', '.join(kinds)}]" if kinds else ""
         properties[name] = {**schema, "description": meaning}
     text = (section.__doc__ or "").strip().splitlines()[0]
-    schema = {"description": text, "type": "object", "properties": properties, "additionalProperties": False}
+    allowed = ["object", "null"] if section.may_be_null else "object"
+    schema = {"description": text, "type": allowed, "properties": properties, "additionalProperties": False}
     rules = _rules_of_kinds(section)
     if issubclass(section, KindSection):
         # The name of a kind stands for a section of that kind; the other rules are about objects only.

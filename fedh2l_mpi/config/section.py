@@ -39,7 +39,15 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0), NO_SWITCH]
 
 
 class Section(BaseModel):
-    """Part of the configuration. An unknown key is an error; values never change after validation."""
+    """Part of the configuration. An unknown key is an error; values never change after validation.
+
+    Attributes
+    ----------
+    may_be_null : bool
+        In a class, True if null stands for the section's defaults.
+    """
+
+    may_be_null: ClassVar[bool] = False
 
     # Most runs use few kinds, so a class builds its validator when it is first used: imports stay quick.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)

@@ -72,7 +72,8 @@ def _overview(plan: RunPlan) -> RenderableType:
         f"{counts.seed:,} seed samples, {_round_samples(plan)}"
         + (f"; draw {counts.draws} of the partition" if counts.draws > 1 else ""),
         "method": f"{config.method.name}, {config.rounds:,} rounds, {plan.schedule.exchanges:,} with an exchange, "
-        f"{plan.evaluations:,} with an evaluation",
+        f"{plan.evaluations:,} with an evaluation"
+        + ("; fewer if run.early_stop ends it" if config.run.early_stop.patience is not None else ""),
     }
     if config.exchange.codec != "float32" and plan.required.message is not None:
         rows["codec"] = _codec(config.exchange)

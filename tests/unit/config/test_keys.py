@@ -63,6 +63,7 @@ def test_the_schema_accepts_a_method_and_a_model_of_the_users_own():
         ({"exchange": {"codec": "top_k"}}, "exchange: 'top_k' is a required property"),
         ({"seed_set": {"share": 1.0}}, "seed_set.share: 1.0 is greater than or equal to the maximum of 1"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr: 0 is less than or equal to the minimum of 0"),
+        ({"optimizer": {"per_model": {"mlp": {"rl": 0.1}}}}, "optimizer.per_model.mlp: 'rl' is not one of"),
         ({"rounds": 0}, "rounds: 0 is less than the minimum of 1"),
         ({"rounds": "many"}, "rounds: 'many' is not of type 'integer'"),
         ({"optimizer": {"betas": [0.9, 0.99, 0.999]}}, "optimizer.betas: .*too long"),
@@ -84,6 +85,7 @@ def test_the_schema_refuses_a_wrong_config_by_its_key(config, says):
         {"topology": {"kind": "edge_list", "path": "edges.txt"}},
         {"exchange": {"codec": "top_k", "top_k": 3, "skip_below": 0.0}},
         {"models": {0: "mlp", 1: "torchvision:resnet18"}, "weights": {"mlp": "mlp.pt"}},
+        {"run": {"early_stop": None}, "optimizer": {"per_model": {"mlp": {"lr": 0.1, "name": "sgd"}}}},
         {"run": {"max_wall": "1:30:00"}, "devices": {"map": [0, 0]}},
     ],
 )

@@ -244,6 +244,45 @@ def test_where_nobody_is_right_the_label_has_the_teachers_weight_too(teachers, c
     assert not participant.kept, "checkpoints would contain it"
 
 
+@pytest.mark.parametrize("backoff", [False, True])
+def test_every_loss_on_labels_is_smoothed_after_the_correction_and_the_distillation_is_not(backoff):
+    now, theirs, tau = a_round(), posteriors(2), 0.5
+    if backoff:
+        # Nobody is right, so the label takes the teachers' place.
+        wrong = torch.nn.functional.one_hot((now.seed.labels + 1) % 10, 10) * 0.9 + 0.01
+        theirs = wrong.expand(2, -1, -1).clone()
+
+    def loss(f, x, y, sx, sy, rows):
+        own = f(sx) + tau * PI_S.log()
+        smoothed = cross_entropy(own, sy, label_smoothing=0.2)
+        q = theirs[:, rows] * PI_S**tau
+        q = q / q.sum(-1, keepdim=True)
+        taught = smoothed if backoff else (q * (q.log() - own.log_softmax(1))).sum(-1).mean()
+        return cross_entropy(f(x) + tau * PI.log(), y, label_smoothing=0.2) + smoothed + taught
+
+    participant = learner(label_smoothing=0.2)
+    keys = {"teachers": "right", "backoff": True} if backoff else {"teachers": "each"}
+    learning = method("fedh2l", combine="sum", prior_correction="balanced", prior_strength=tau, **keys)
+    before = participant.parameters.vector.clone()
+    learning.mutual_phase(participant, now, theirs)
+    got = (before - participant.parameters.vector) / 0.1
+    torch.testing.assert_close(got, torch.cat([g.flatten() for g in gradient_of(loss)]), rtol=2e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize("combine", ["gem", "project", "joint", "gem_neighbours"])
+def test_what_a_step_goes_along_is_clipped_and_not_the_gradients_that_are_combined(combine):
+    now, theirs = a_round(), posteriors(3)
+    moved = []
+    for longest in (None, 0.05):
+        participant = learner(clip_norm=longest)
+        before = participant.parameters.vector.clone()
+        method("fedh2l", combine=combine, weight_kd=20.0).mutual_phase(participant, now, theirs)
+        moved.append((before - participant.parameters.vector) / 0.1)
+    whole, clipped = moved
+    assert whole.norm() > 0.1
+    torch.testing.assert_close(clipped, whole * 0.05 / (whole.norm() + 1e-6), rtol=1e-3, atol=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["no neighbours", "warm-up"])
 def test_nothing_backs_off_where_nobody_could_teach(kind):
     theirs = torch.empty(0, 40, 10) if kind == "no neighbours" else posteriors(2)
