@@ -19,6 +19,7 @@ from fedh2l_mpi.lifecycle.stopping import Stopping
 from fedh2l_mpi.metrics.run_recorder import RunRecorder
 from fedh2l_mpi.metrics.trace import Trace, during
 from fedh2l_mpi.run_directory import RunDirectory
+from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
 
@@ -113,8 +114,9 @@ class Supervisor:
         if self.trace is not None:
             self.trace.end(complete=not self.outcome.stops)
         used = resource.getrusage(resource.RUSAGE_SELF)
+        memory = processes.most_resident_bytes() / 2**20
         log.info(
-            f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {used.ru_maxrss / 1024:.0f} MiB of memory",
+            f"used {used.ru_utime + used.ru_stime:.1f} CPU s, at most {memory:.0f} MiB of memory",
             extra={"file_only": True},
         )
 

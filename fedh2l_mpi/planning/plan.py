@@ -1,9 +1,7 @@
 """Plan a run: all numbers that follow from a resolved config and a number of ranks."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.planning.timing import Calibration, PhaseSeconds
 from fedh2l_mpi.planning.traffic import MessageSize
 from fedh2l_mpi.runtime.hosting import Hosting
-from fedh2l_mpi.runtime.processes import processor
+from fedh2l_mpi.runtime.processes import processor, resident_bytes
 from fedh2l_mpi.sample_form import SampleForm
 
 
@@ -290,5 +288,4 @@ def _base_bytes() -> int:
     model = models.build("lenet5", SampleForm.image(1, 28), 10, 0)
     loss = losses.cross_entropy(model(torch.zeros(32, 1, 28, 28)), torch.zeros(32, dtype=torch.int64))
     torch.autograd.grad(loss, list(model.parameters()))
-    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return resident_pages * os.sysconf("SC_PAGE_SIZE")
+    return resident_bytes()

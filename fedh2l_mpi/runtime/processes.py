@@ -1,8 +1,9 @@
-"""Read facts about processes of this machine from Linux, and change settings of this process."""
+"""Read facts about processes of this machine, from Linux or with the commands of macOS, and change this process."""
 
 import ctypes
 import os
 import platform
+import resource
 import struct
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # Seconds between looks at a program that this process waits for.
 LOOK_S = 0.25
+# Longest wait for a command of the system that only prints a fact.
+COMMAND_S = 10.0
 # Longer than filling the caches takes, and shorter than a round.
 TURN_S = 0.05
 # The system call's number, because C libraries before glibc 2.41 have no function for it.
@@ -63,16 +66,39 @@ def start_ticks(pid: int) -> int | None:
 
 
 def start_mark(pid: int) -> str | None:
-    """Return a text that no other process with this number has: its start in ticks, and the id of the machine's boot.
+    """Return a text that no other process with this number has: its start, and the id of the machine's boot.
 
-    It does not depend on the clock, which may be set. None if the process is not visible.
+    The start is in ticks, which do not depend on the clock, as that may be set. On macOS it is in seconds of the clock.
+    None if the process is not visible.
     """
+    if sys.platform == "darwin":
+        return _start_mark_of_ps(pid)
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
     ticks = start_ticks(pid)
     return None if ticks is None else f"{ticks} {boot}"
+
+
+def _start_mark_of_ps(pid: int) -> str | None:
+    """Return the start and the boot as the commands ps and sysctl of macOS print them."""
+    # `ps` writes the start as `Sat Nov 28 03:11:56 2026`, in the environment's language and time zone.
+    start = _said("ps", "-o", "lstart=", "-p", str(pid))
+    boot = _said("sysctl", "-n", "kern.bootsessionuuid")
+    return f"{'-'.join(start.split())} {boot}" if start and boot else None
+
+
+def _said(*command: str) -> str:
+    """Return the one line that a command prints; empty if there is no such command, or it fails."""
+    # Imported here, because a proxy of `--share-imports` starts no programs.
+    import subprocess
+
+    try:
+        ended = run_program(command, COMMAND_S, text=True, env={**os.environ, "LC_ALL": "C", "TZ": "UTC"})
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return str(ended.stdout).strip() if ended.returncode == 0 else ""
 
 
 def start_s(pid: int) -> float | None:
@@ -84,6 +110,22 @@ def start_s(pid: int) -> float | None:
     except (OSError, StopIteration):
         return None
     return None if ticks is None else boot_s + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process: what it has now on Linux, elsewhere the most that it has had."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return most_resident_bytes()
+
+
+def most_resident_bytes() -> int:
+    """Return the most memory that this process has had.
+
+    Source: getrusage(2), where `ru_maxrss` is in KiB on Linux, and in bytes on macOS.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def run_program(command: Sequence[str], patience_s: float, **options: Any) -> "CompletedProcess[Any]":
@@ -164,6 +206,8 @@ def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
+        return (
+            _said("sysctl", "-n", "machdep.cpu.brand_string") if sys.platform == "darwin" else ""
+        ) or platform.machine()
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.machine()
