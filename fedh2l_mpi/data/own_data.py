@@ -5,7 +5,6 @@ Every rank calls the function. What it returns must be the same on all, which th
 Shape letters: N rows, C classes, D domains, K channels or features.
 """
 
-import hashlib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,6 @@ from fedh2l_mpi.data.sources import NaturalDomains, Source
 from fedh2l_mpi.errors import UserError, did_you_mean, shown
 from fedh2l_mpi.runtime import plugins
 
-# Rows of each table that are in the digest, evenly spaced.
-HASHED_ROWS = 16
 # Most classes and domains; a larger number is a mistake in the labels.
 MOST_CLASSES = 1 << 20
 
@@ -82,7 +79,7 @@ def as_source(plugin: plugins.Plugin, given: DataSet, share: float) -> Source:
     form, is_compact = table.form.form, table.gives_bytes
     full_scale = 255.0 if is_compact else 1.0
     mean, std = _normalisation(prefix, given, table, natural, share if test is None else None, full_scale)
-    source = Source(
+    return Source(
         plugin.name,
         classes.total,
         form,
@@ -95,7 +92,6 @@ def as_source(plugin: plugins.Plugin, given: DataSet, share: float) -> Source:
         is_compact=is_compact,
         class_names=classes.names,
     )
-    return with_digest(source)
 
 
 def _test_part(
@@ -126,28 +122,6 @@ def _test_part(
     if domains is None:
         return test, None
     return test, _known(f"{prefix}: domain_test", "domain", given.domain_test, domains, len(rows))
-
-
-def with_digest(source: Source) -> Source:
-    """Return a source with the SHA-256 of its form, labels, domains, normalisation and some samples of each table."""
-    natural = source.domains
-    facts = (
-        str(source.form),
-        source.class_names,
-        source.full_scale,
-        source.mean,
-        source.std,
-        natural and natural.names,
-    )
-    sha = hashlib.sha256(repr(facts).encode())
-    for array in (natural.of_row, natural.of_test_row) if natural else ():
-        sha.update(b"" if array is None else array.tobytes())
-    for table in source.tables:
-        sha.update(table.labels.tobytes())
-        last = len(table.labels) - 1
-        rows = np.unique(np.linspace(0, last, min(HASHED_ROWS, last + 1)).astype(np.int64))
-        sha.update(table.samples(rows).tobytes())
-    return Source(**{**vars(source), "digest": sha.digest()})
 
 
 class Numbered(NamedTuple):

@@ -158,7 +158,7 @@ def _decode_batch(root: str, channels: int, side: int, background: int, sources:
     for source in sources:
         digest = reason = None
         try:
-            raw = _content(Path(root, source))
+            raw = content(Path(root, source))
             digest = hashlib.sha256(raw).hexdigest()
             image, findings = photo_pixels.decode(raw, channels, side, background)
             images.append(image)
@@ -174,7 +174,7 @@ def _decode_batch(root: str, channels: int, side: int, background: int, sources:
     return Batch(pixels, digests, reasons, [hashlib.sha256(image.data).hexdigest() for image in images], found)
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
     """Return the bytes of a picture's file, unless there are too many for the memory of a worker."""
     with path.open("rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > photo_pixels.LARGEST_BYTES:

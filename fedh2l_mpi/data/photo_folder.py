@@ -26,32 +26,53 @@ OTHER_PICTURES = (
 )
 # Folders that systems make next to the user's.
 SYSTEM_FOLDERS = ("$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "lost+found")
+# Meaning of each level of folders, by layout; `images` is a folder of this name.
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "domains": ("domain", "class"),
+    "train_test": ("part", "class"),
+    "split_domains": ("domain", "part", "class"),
+    "office31": ("domain", "images", "class"),
+    "classes": ("class",),
+}
+SHOWN = {"domain": "<domain>", "class": "<class>", "part": "train|test", "images": "images"}
+# Names of the folders of a part. Where there is no test part, the pictures for validation are the test part; else they
+# are training pictures, because every run holds back its own.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+}
 # Most entries that are looked at to find a picture in deeper folders, for a message.
 LOOKED_AT = 10_000
 
 
 class Picture(NamedTuple):
-    """A picture to pack: its path below the root, and its domain and class."""
+    """A picture: its path below the root, its domain and class, and True if it is in the test part."""
 
     source: str
     domain: int
     label: int
+    is_test: bool = False
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Contents of a folder of the layout `domains`.
+    """Contents of a folder of pictures.
 
     Attributes
     ----------
+    domains : list of str
+        Names of the domains; `all` alone if the layout has none.
     pictures : list of Picture
-        Sorted by domain, class and file name.
+        Training pictures first, sorted by domain, class and file name.
     ignored : Counter
         Number of ignored entries by kind.
     other_pictures : Counter
         Number of pictures by suffix that were left out because their format cannot be decoded.
     empty : list of str
-        Folders of a domain or of a class of a domain, below the root, from which no picture was taken.
+        Folders below the root from which no picture was taken.
+    layout : str
+        One of `LAYOUTS`.
     """
 
     root: Path
@@ -61,6 +82,17 @@ class Tree:
     ignored: Counter[str]
     other_pictures: Counter[str]
     empty: list[str]
+    layout: str = "domains"
+
+    @property
+    def has_domains(self) -> bool:
+        """True if its folders are of domains."""
+        return "domain" in LAYOUTS[self.layout]
+
+    @property
+    def has_test_part(self) -> bool:
+        """True if it has pictures for testing."""
+        return any(picture.is_test for picture in self.pictures)
 
     def similar_classes(self) -> list[list[str]]:
         """Return groups of classes that may be one, because their names differ in spelling only.
@@ -80,45 +112,94 @@ class Tree:
         ]
 
 
-def scan(root: Path) -> Tree:
+class _Folder(NamedTuple):
+    """A folder of pictures of one class: its path below the root, its domain, class and part, and their names."""
+
+    path: str
+    place: dict[str, str]
+    names: list[str]
+
+
+def scan(root: Path, layout: str = "domains", key: str = "pack", needs_test: bool = True) -> Tree:
     """List the pictures under `root`, sorted; no picture is opened.
+
+    Parameters
+    ----------
+    layout : str
+        One of `LAYOUTS`.
+    key : str
+        Start of a message about a path, such as `data.root`.
+    needs_test : bool
+        Refuse a layout with parts that has no test part.
 
     Raises
     ------
     UserError
-        If there are no pictures at `<domain>/<class>/<picture>`.
+        If there are no pictures where the layout has them, or a part of it has none.
     """
-    where = f"{root}: must be a folder of <domain>/<class>/<picture>, with pictures ending in {', '.join(SUFFIXES)}"
-    if not paths.is_folder("pack", root):
-        raise UserError(f"{where}. It {'is a file' if paths.is_file('pack', root) else 'does not exist'}.")
+    pattern = pattern_of(layout)
+    where = f"{root}: must be a folder of {pattern}, with pictures ending in {', '.join(SUFFIXES)}"
+    if not paths.is_folder(key, root):
+        raise UserError(f"{where}. It {'is a file' if paths.is_file(key, root) else 'does not exist'}.")
     ignored: Counter[str] = Counter()
-    found: dict[str, dict[str, list[str]]] = {}
-    empty: list[str] = []
     try:
-        for domain in _folders(root, ignored):
-            labels = {label: _pictures(root / domain / label, ignored) for label in _folders(root / domain, ignored)}
-            taken = {label: names for label, names in labels.items() if names}
-            if taken:
-                found[domain] = taken
-                empty += [f"{domain}/{label}" for label in labels if label not in taken]
-            else:
-                empty.append(domain)
+        found, empty = _taken(root, "", LAYOUTS[layout], {}, ignored, pattern.removesuffix("/<picture>"))
         if not found:
-            raise UserError(f"{where}. It has none there.{_misplaced(root, ignored)}")
+            raise UserError(f"{where}. It has none there.{_misplaced(root, ignored, layout)}")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be listed: {error.strerror}.") from None
-    domains = sorted(found)
-    class_of = _classes({label for labels in found.values() for label in labels})
+    domains = sorted({one.place.get("domain", "all") for one in found})
+    class_of = _classes({one.place["class"] for one in found})
     classes = sorted(set(class_of.values()))
     number = {label: index for index, label in enumerate(classes)}
+    tests = {"test"} if any(one.place.get("part") == "test" for one in found) else {"validation"}
+    folders = [(one.place.get("part") in tests, domains.index(one.place.get("domain", "all")), one) for one in found]
     pictures = [
-        Picture(f"{domain}/{label}/{name}", index, number[class_of[label]])
-        for index, domain in enumerate(domains)
-        for label in sorted(found[domain])
-        for name in found[domain][label]
+        Picture(f"{one.path}/{name}", domain, number[class_of[one.place["class"]]], is_test)
+        for is_test, domain, one in sorted(folders, key=lambda row: (row[0], row[1], row[2].path))
+        for name in one.names
     ]
+    if "part" in LAYOUTS[layout] and needs_test:
+        _refuse_without_part(where, domains, pictures)
     other_pictures = Counter({kind: n for kind, n in ignored.items() if kind in OTHER_PICTURES})
-    return Tree(root, domains, classes, pictures, +(ignored - other_pictures), other_pictures, sorted(empty))
+    empty = sorted(empty)
+    return Tree(root, domains, classes, pictures, +(ignored - other_pictures), other_pictures, empty, layout)
+
+
+def pattern_of(layout: str) -> str:
+    """Return the paths of a layout in words, such as `<domain>/<class>/<picture>`."""
+    return "/".join([*(SHOWN[level] for level in LAYOUTS[layout]), "<picture>"])
+
+
+def _taken(
+    root: Path, below: str, levels: tuple[str, ...], place: dict[str, str], ignored: Counter[str], pattern: str
+) -> tuple[list[_Folder], list[str]]:
+    """Return the folders with pictures below a folder, and the highest folders from which none was taken."""
+    if not levels:
+        names = _pictures(root / below, ignored, pattern)
+        return ([_Folder(below, place, names)] if names else []), []
+    found: list[_Folder] = []
+    empty: list[str] = []
+    for name in _folders(root / below, ignored, pattern):
+        level, path = levels[0], f"{below}/{name}" if below else name
+        value = {"part": PARTS.get(name.casefold()), "images": "images" if name.casefold() == "images" else None}
+        meaning = value.get(level, name)
+        if meaning is None:
+            ignored[f"folders that are not {SHOWN[level]}"] += 1
+            continue
+        inside, empty_inside = _taken(root, path, levels[1:], {**place, level: meaning}, ignored, pattern)
+        found += inside
+        empty += empty_inside if inside else [path]
+    return found, empty
+
+
+def _refuse_without_part(where: str, domains: list[str], pictures: list[Picture]) -> None:
+    """Raise UserError unless every domain has training pictures and pictures for testing."""
+    for index, domain in enumerate(domains):
+        for is_test, names in ((False, "train"), (True, "test or val")):
+            if not any(picture.domain == index and picture.is_test == is_test for picture in pictures):
+                of = f" of {domain!r}" if len(domains) > 1 or domain != "all" else ""
+                raise UserError(f"{where}. There is no picture{of} in a folder {names}.")
 
 
 def _classes(labels: Iterable[str]) -> dict[str, str]:
@@ -140,17 +221,31 @@ def _spelling(name: str) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", name)
 
 
-def _misplaced(root: Path, ignored: Counter[str]) -> str:
+def _misplaced(root: Path, ignored: Counter[str], layout: str) -> str:
     """Return a hint where the pictures are instead, for the end of a message."""
-    if higher := ignored["pictures not in <domain>/<class>"]:
+    pattern = pattern_of(layout).removesuffix("/<picture>")
+    first = next(_below(root), None)
+    if first is not None and layout != "classes" and (meant := _layout_of(first)) not in (None, layout):
+        return f" It has pictures such as {first}. Fix: use the layout {meant}, {pattern_of(str(meant))}."
+    if higher := ignored[f"pictures not in {pattern}"]:
         return f" {higher} pictures lie higher up: a folder for their domain is missing."
-    if deeper := next(_below(root), None):
+    if deeper := first:
         return (
-            f" Pictures lie deeper, such as {deeper}. Fix: give the folder above the domains as ROOT, or move each "
-            "class folder to <domain>/<class>."
+            f" Pictures lie deeper, such as {deeper}. Fix: give the folder above the {LAYOUTS[layout][0]} folders, or "
+            f"move each class folder to {pattern}."
         )
     left_out = Counter({kind: n for kind, n in ignored.items() if kind in OTHER_PICTURES})
     return f" Left out: {counts(left_out)}; convert them." if left_out else ""
+
+
+def _layout_of(path: str) -> str | None:
+    """Return the layout that the path of a picture below the root follows; None if several may be meant."""
+    folders = [name.casefold() for name in path.split(os.sep)[:-1]]
+    if len(folders) == 3 and folders[1] == "images":
+        return "office31"
+    if len(folders) == 3 and folders[1] in PARTS:
+        return "split_domains"
+    return "train_test" if len(folders) == 2 and folders[0] in PARTS else None
 
 
 def _below(root: Path) -> Iterator[str]:
@@ -171,23 +266,23 @@ def counts(kinds: Counter[str], most: int = 8) -> str:
     return ", ".join([f"{n:,} {kind}" for kind, n in listed] + [f"{rest:,} others"] * (rest > 0))
 
 
-def _folders(folder: Path, ignored: Counter[str]) -> list[str]:
+def _folders(folder: Path, ignored: Counter[str], pattern: str) -> list[str]:
     """Return the names of the folders in a folder; count everything else."""
     names = []
     for entry in _visible(folder, ignored):
         if _is_folder(entry):
             names.append(entry.name)
         else:
-            ignored["pictures not in <domain>/<class>" if _is_picture(entry.name) else _kind(entry.name)] += 1
+            ignored[f"pictures not in {pattern}" if _is_picture(entry.name) else _kind(entry.name)] += 1
     return names
 
 
-def _pictures(folder: Path, ignored: Counter[str]) -> list[str]:
+def _pictures(folder: Path, ignored: Counter[str], pattern: str) -> list[str]:
     """Return the sorted names of the pictures in a folder; count everything else."""
     names = []
     for entry in _visible(folder, ignored):
         if _is_folder(entry):
-            ignored["folders below <domain>/<class>"] += 1
+            ignored[f"folders below {pattern}"] += 1
         elif not _is_picture(entry.name):
             ignored[_kind(entry.name)] += 1
         elif _is_file_or_broken(entry):

@@ -1,8 +1,8 @@
-"""Decode the content of a picture's file to a square array.
+"""Decode the content of a picture's file to an array of the wanted size.
 
 Pillow is imported where a picture is decoded, because it is an optional dependency that nothing else needs.
 
-Shape letters: K channels, S side.
+Shape letters: K channels, S side of a square, H height, W width.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Findings(NamedTuple):
     Attributes
     ----------
     enlarged : bool
-        Its shorter side was smaller than S.
+        The part that was resized was smaller than the image.
     transparent : bool
         It had transparent parts.
     several : bool
@@ -62,8 +62,12 @@ class Findings(NamedTuple):
     flat: bool
 
 
-def decode(raw: bytes, channels: int, side: int, background: int = 255) -> tuple[NDArray[np.uint8], Findings]:
-    """Decode the middle square of a picture and resize it.
+# Side of a square, height and width, or None for a picture's own size [pixels].
+Size = int | tuple[int, int] | None
+
+
+def decode(raw: bytes, channels: int, size: Size, background: int = 255) -> tuple[NDArray[np.uint8], Findings]:
+    """Decode the largest part of a picture, in its middle, that has the wanted proportions, and resize it.
 
     Parameters
     ----------
@@ -71,14 +75,14 @@ def decode(raw: bytes, channels: int, side: int, background: int = 255) -> tuple
         Content of the picture's file.
     channels : int
         3: red, green, blue; 1: luminance.
-    side : int
-        S.
+    size : int, (int, int) or None
+        S, or H and W; None: the picture is not resized.
     background : int
         Grey level behind transparent parts, 0 to 255.
 
     Returns
     -------
-    uint8 (K, S, S), C order, and Findings
+    uint8 (K, H, W), C order, and Findings
 
     Raises
     ------
@@ -88,7 +92,7 @@ def decode(raw: bytes, channels: int, side: int, background: int = 255) -> tuple
     if not raw:
         raise ValueError("an empty file")
     try:
-        return _decode(raw, channels, side, background)
+        return _decode(raw, channels, size, background)
     except (MemoryError, TooLargeError):
         raise
     # Pillow refuses a picture with correct pixels if its texts are too long or its colour profile is damaged.
@@ -96,14 +100,14 @@ def decode(raw: bytes, channels: int, side: int, background: int = 255) -> tuple
         bare = without_metadata(raw)
         if len(bare) == len(raw):
             raise
-    return _decode(bare, channels, side, background)
+    return _decode(bare, channels, size, background)
 
 
 class TooLargeError(ValueError):
     """A picture has more pixels or bytes than are decoded."""
 
 
-def _decode(raw: bytes, channels: int, side: int, background: int) -> tuple[NDArray[np.uint8], Findings]:
+def _decode(raw: bytes, channels: int, size: Size, background: int) -> tuple[NDArray[np.uint8], Findings]:
     from PIL import Image
 
     # Pillow warns about odd metadata and large pictures, and refuses pictures twice as large. Where it only warns, the
@@ -126,15 +130,23 @@ def _decode(raw: bytes, channels: int, side: int, background: int) -> tuple[NDAr
         mode = "RGB" if channels == 3 else "L"
         picture = picture if picture.mode == mode else picture.convert(mode)
         width, height = picture.size
-        short = min(width, height)
-        left, top = (width - short) / 2, (height - short) / 2
-        # Only the square is resized, because the rest of a very wide picture could fill the memory.
-        box = (left, top, left + short, top + short)
-        square = picture.resize((side, side), Image.Resampling.BICUBIC, box=box)
-    pixels = np.asarray(square, dtype=np.uint8).reshape(side, side, channels)
+        tall, wide = (height, width) if size is None else (size, size) if isinstance(size, int) else size
+        box_width, box_height = (
+            (width, width * tall / wide)
+            if width * tall <= height * wide
+            else (
+                height * wide / tall,
+                height,
+            )
+        )
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+        # Only the middle is resized, because the rest of a very wide picture could fill the memory.
+        box = (left, top, left + box_width, top + box_height)
+        middle = picture.resize((wide, tall), Image.Resampling.BICUBIC, box=box)
+    pixels = np.asarray(middle, dtype=np.uint8).reshape(tall, wide, channels)
     is_flat = bool((pixels.min(axis=(0, 1)) == pixels.max(axis=(0, 1))).all())
     image = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return image, Findings(short < side, is_transparent, several, is_flat)
+    return image, Findings(box_height < tall, is_transparent, several, is_flat)
 
 
 @contextlib.contextmanager

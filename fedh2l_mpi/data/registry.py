@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
 from fedh2l_mpi.config.data_files import Npz
-from fedh2l_mpi.config.data_sets import OwnData
+from fedh2l_mpi.config.data_sets import ImageFolder, OwnData
 from fedh2l_mpi.data import sources
+from fedh2l_mpi.data.content_digest import with_digest
 from fedh2l_mpi.data.made_domains import made_domains
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
@@ -26,6 +27,8 @@ def open_source(data: DataConfig) -> Source:
             f"data.test_share: got {share}, but {source.name} has its own test part of {len(source.test.labels)} "
             "samples. Fix: set it to null."
         )
+    if isinstance(data, BroughtData) and not source.digest:
+        source = with_digest(source)
     # Samples that are shifted are normalised once, before the first round.
     made = made_domains(data.partition, source) if source.is_compact and source.domains is None else None
     if made is not None and made.changes_samples:
@@ -43,6 +46,10 @@ def _open(data: DataConfig) -> Source:
         from fedh2l_mpi.data.npz_reader import open_npz
 
         return open_npz(data)
+    if isinstance(data, ImageFolder):
+        from fedh2l_mpi.data.image_folder import open_folder
+
+        return open_folder(data)
     if isinstance(data, OwnData):
         from fedh2l_mpi.data.own_data import open_own
 

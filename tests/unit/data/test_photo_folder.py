@@ -178,7 +178,8 @@ def test_a_class_without_a_readable_picture_is_no_class(tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("amazon/images/bike/1.jpg", "Pictures lie deeper, such as amazon/images/bike/1.jpg. Fix: give the folder"),
+        ("amazon/images/bike/1.jpg", "It has pictures such as amazon/images/bike/1.jpg. Fix: use the layout office31"),
+        ("amazon/test/bike/1.jpg", "It has pictures such as amazon/test/bike/1.jpg. Fix: use the layout split_domains"),
         ("train/amazon/bike/1.jpg", "Pictures lie deeper, such as train/amazon/bike/1.jpg. Fix: give the folder"),
         ("amazon/1.jpg", "1 pictures lie higher up: a folder for their domain is missing"),
     ],
