@@ -28,7 +28,8 @@ REDRAWN = [
 ]
 # More than there is time for; but all graphs of a run are drawn at its start.
 MANY = 3000
-GOSSIP = [*FAST, "models=[mlp]", "method.name=d_psgd"]
+SHIFTED = ["data.partition.shift=[{kind: noise, step: 0.1}]", "data.augmentation=jitter"]
+GOSSIP = [*FAST, "models=[{name: mlp, hidden: [32]}]", "method.name=d_psgd", *SHIFTED]
 
 
 def arguments(out: Path, settings: list[str], rounds: int, *more: str) -> list[str]:

@@ -62,6 +62,10 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
         ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
+        [
+            "data.partition.shift=[{kind: noise, step: 0.1}, {kind: blur, step: 0.4}, {kind: rotation, step: 10}]",
+            *("models=[{name: mlp, hidden: [16]}, mlp, cnn]", "data.augmentation=jitter", "seed_set.views=jitter"),
+        ],
         ["models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2", "exchange.skip_below=0.1"],
     ],
     ids=[
@@ -77,6 +81,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "d_psgd, start",
         "batching",
         "fedmd, bfloat16, float16",
+        "shifts, jitter, a model's arguments",
         "top 2, skipped rows",
     ],
 )

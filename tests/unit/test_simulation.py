@@ -15,6 +15,8 @@ from scipy import optimize
 from fedh2l_mpi import api, config, metrics, run_directory
 from fedh2l_mpi.analysis import validation
 from fedh2l_mpi.config import loading
+from fedh2l_mpi.data import sources
+from fedh2l_mpi.data.sources import ArrayTable, Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import start
 from fedh2l_mpi.lifecycle.start import RunReservation
@@ -22,6 +24,7 @@ from fedh2l_mpi.methods import METHODS
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
+from fedh2l_mpi.sample_form import SampleForm
 
 ALONE = World(None)
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())
@@ -286,6 +289,47 @@ def test_notes_and_chosen_metrics_are_arrays_of_the_run(tmp_path, monkeypatch):
     # The rehearsal does not play the round in which this note is made.
     with pytest.raises(UserError, match=r"participant 1 noted 'strange' in round 2, .* notes = \{'strange': "):
         run(tmp_path / "strange", *sets, "method.options.strange=1")
+
+
+FORMS = {
+    "vector": (
+        *("models=[mlp, {name: mlp, hidden: [16]}]", "devices.batching=like", "seed_set.views=jitter"),
+        *("data.augmentation=jitter", "data.partition.shift=[{kind: noise, step: 0.1}, {kind: offset, step: 0.1}]"),
+    ),
+    "series": (
+        *("models=[cnn1d, gru, mlp]", "seed_set.views=mixup", "optimizer.precision=bfloat16"),
+        "data.partition.shift=[{kind: time_warp, step: 0.2}, {kind: scale, step: 0.1}]",
+    ),
+    "tokens": (
+        *("models=[gru, text_transformer, mlp]", "seed_set.views=word_dropout", "data.augmentation=word_dropout"),
+        *("data.partition.domains=1", "data.partition.rotation_step_deg=0"),
+    ),
+    "image": ("models=[lenet5, vit]", "data.partition.shift=[{kind: colour, step: 0.2}, {kind: rotation, step: 9}]"),
+}
+SHAPES = {"vector": (12,), "series": (3, 10), "tokens": (9,), "image": (2, 6, 11)}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_samples_of_any_form_are_learned_and_a_resumed_run_is_the_whole_one(tmp_path, monkeypatch, kind):
+    # Class c has its own mean, or its own word among those that all classes have.
+    draw, labels = np.random.default_rng(0), np.arange(600) % 3
+    form = SampleForm(kind, SHAPES[kind], 30 if kind == "tokens" else 0)
+    if kind == "tokens":
+        values = draw.integers(5, 30, (600, 9)) * (np.arange(9) < draw.integers(4, 10, (600, 1)))
+        values[np.arange(600), draw.integers(0, 4, 600)] = 2 + labels
+    else:
+        values = (draw.normal(size=(3, *form.shape))[labels] + draw.normal(size=(600, *form.shape))).astype(np.float32)
+    train, test = (ArrayTable(labels[part], values[part]) for part in (slice(400), slice(400, 600)))
+    monkeypatch.setattr(sources, "digits", lambda: Source("digits", 3, form, 1.0, 0.0, 1.4, train, test))
+    steps = ("method.mutual_steps=8", "evaluation.every=2", "optimizer.lr=0.01")
+    wanted = ["participants=3", "rounds=4", *FORMS[kind], *steps]
+    whole = api.run(set=wanted, out=tmp_path / "whole")
+    api.run(set=[*wanted, "rounds=2"], out=tmp_path / "resumed")
+    resumed = api.run(set=wanted, out=tmp_path / "resumed", resume="require")
+    for name in ("accuracy", "loss", "loss_private"):
+        assert np.array_equal(resumed.metrics[name], whole.metrics[name], equal_nan=True)
+    assert whole.metrics["accuracy_own"][-1].mean() > 0.6
+    assert type(whole.model(0)).__name__.lower() == wanted[2].split("[")[1].split(",")[0].strip("]")
 
 
 def test_one_participant_alone_is_an_ordinary_run(tmp_path):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from helpers.launching import ROOT
+from helpers.pages import blocks
 from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError
@@ -265,6 +267,27 @@ def test_a_class_gets_the_sizes_that_it_asks_for_and_the_arguments_of_the_config
         with pytest.raises(UserError, match=says):
             build(name, SampleForm.image(1, 8), 10, seed=0)
     sys.modules.pop("argued_models")
+
+
+def test_the_pages_function_for_timm_gets_what_it_asks_for(tmp_path, monkeypatch):
+    page = ROOT / "docs" / "extending.md"
+    example = next(block for block in blocks(page) if block.asked == "file my_timm.py")
+    (tmp_path / "my_timm.py").write_text(example.text)
+    (tmp_path / "timm.py").write_text(
+        "from torch import nn\n"
+        "def create_model(name, in_chans, num_classes, drop_rate=0.0):\n"
+        "    layers = nn.Conv2d(in_chans, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)\n"
+        "    model = nn.Sequential(*layers, nn.Dropout(drop_rate))\n"
+        "    model.name = name\n"
+        "    return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = build('my_timm:net(drop_rate=0.5,variant="vit_tiny")', SampleForm("image", (3, 8, 12)), 5, seed=0)
+    assert (model.name, model[-1].p, model[0].in_channels, model[3].out_features) == ("vit_tiny", 0.5, 3, 5)
+    with pytest.raises(UserError, match=r"my_timm.py, line \d+: .*unexpected keyword argument 'depth'"):
+        build("my_timm:net(depth=5)", SampleForm("image", (3, 8, 12)), 5, seed=0)
+    for name in ("my_timm", "timm"):
+        sys.modules.pop(name)
 
 
 def _saved(folder, content):
