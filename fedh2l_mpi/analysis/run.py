@@ -4,9 +4,7 @@ Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 """
 
 import contextlib
-import csv
 import glob
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.analysis import sweep_folder
 from fedh2l_mpi.config import Config, recipes, yaml_text
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.errors import UserError, did_you_mean
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 SET_ASIDE = re.compile(r"\.unfinished-\d+$")
 # Figures and tables may lie next to the runs that a glob matches, so of files it means those with such an ending.
 ENDINGS = (".h5", ".hdf5")
-# More lines than a sweep's table has.
-LONGEST_TABLE = 20_000
 
 
 @dataclass(frozen=True, repr=False)
@@ -262,7 +259,8 @@ def find(patterns: Sequence[str]) -> list[Path]:
     """Return the metrics files of all runs that the patterns name, in the order of names, or of a folder's sweep.
 
     A pattern is a run directory, a metrics file, a folder that contains runs at any depth, or a glob. What else a glob
-    matches, such as the figures and tables of a sweep, is left out.
+    matches, such as the figures and tables of a sweep, is left out. A shell resolves globs itself, so of several
+    patterns, those that name what a sweep writes next to its runs are left out as well.
 
     Raises
     ------
@@ -272,13 +270,17 @@ def find(patterns: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         with readable(pattern):
+            if len(patterns) > 1 and sweep_folder.is_next_to_runs(Path(pattern)):
+                continue
             paths = [Path(pattern)] if Path(pattern).exists() else _matches(pattern)
-            files = [file for path in paths for file in _below(path)]
+            files = sweep_folder.in_order([file for path in paths for file in _below(path)])
         if not files:
             raise UserError(
                 f"{pattern}: there is no run. Name run directories, metrics files, or folders that contain runs."
             )
         found |= dict.fromkeys(files)
+    if not found:
+        raise UserError("there is no run among what was named. Name run directories, or folders that contain runs.")
     return list(found)
 
 
@@ -293,19 +295,4 @@ def _below(path: Path) -> list[Path]:
     name = RunDirectory(path).metrics.name
     if (path / name).exists():
         return [path / name]
-    files = [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]
-    place = {label: number for number, label in enumerate(_labels_of_sweep(path / "table.csv"))}
-    return sorted(files, key=lambda file: place.get(file.parent.name, len(place)))
-
-
-def _labels_of_sweep(table: Path) -> list[str]:
-    """Return the names of a sweep's run directories in the order of its file, or none if it has no table."""
-    if not table.is_file():
-        return []
-    with table.open(encoding="utf-8", errors="replace", newline="") as file:
-        lines = csv.reader(itertools.islice(file, LONGEST_TABLE))
-        try:
-            is_table = next(lines, [])[:1] == ["label"]
-            return [line[0] for line in lines if line] if is_table else []
-        except csv.Error:
-            return []
+    return [file for file in sorted(path.rglob(name)) if not SET_ASIDE.search(file.parent.name)]

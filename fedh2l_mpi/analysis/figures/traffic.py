@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedh2l_mpi.analysis.figures.figure import FigureKind
+from fedh2l_mpi.analysis.figures.method_looks import look_of
 from fedh2l_mpi.analysis.figures.style import (
-    BLUE,
     COLUMN_MM,
-    VERMILION,
+    GREY,
     accuracy_axis,
     band_name,
     evaluated,
@@ -35,6 +35,7 @@ def drawn(run: Run, width_mm: float) -> "Figure":
     """Draw accuracy against the bytes that a participant had sent, and the traffic of sharing parameters instead."""
     rows = evaluated(run)
     sent_E = mean(run.metrics["bytes_sent"]).cumsum()[rows]
+    look = look_of(str(run.key("method.name", "")))
     method = shown(str(run.key("method.name", "this run")), 28)
     if np.isnan(sent_E).all():
         raise UserError("the bytes that were sent cannot be read")
@@ -50,10 +51,10 @@ def drawn(run: Run, width_mm: float) -> "Figure":
     label = f"{method}: {size(float(np.nanmax(sent_E)))} in {rounds_text(run.after(rows[-1]))}"
     if run.participants > 1:
         label += f"\n(band: {band_name(run.participants)})"
-    spread_on(axes, sent_E[placed], run.metrics["accuracy_all"][rows[placed]], BLUE, "-", label)
+    spread_on(axes, sent_E[placed], run.metrics["accuracy_all"][rows[placed]], look.colour, "-", label)
     ends = [float(sent_E[placed][0]), float(np.nanmax(sent_E))]
     if shared > 0:
-        axes.axvline(shared, color=VERMILION, linestyle="--", label=f"sharing parameters instead: {size(shared)}")
+        axes.axvline(shared, color=GREY, linestyle="--", label=f"sharing parameters instead: {size(shared)}")
         ends.append(shared)
     bytes_axis(axes, min(ends), max(ends), ticks=5 if width_mm < 130 else 9)
     axes.set_xlabel("sent by a participant [bytes]")

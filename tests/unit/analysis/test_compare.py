@@ -384,11 +384,17 @@ def test_a_folder_s_groups_are_in_the_order_of_its_sweep(tmp_path):
     for name in ("seed_supervised", "fedh2l", "independent"):
         write(tmp_path / name, f"method.name={name}")
     (tmp_path / "table.csv").write_text("label,seed\nseed_supervised,0\nindependent,0\nfedh2l,0\n")
-    assert [group.label for group in compare(find([str(tmp_path)])).groups] == [
-        "seed_supervised",
-        "independent",
-        "fedh2l",
-    ]
+    for name in ("curves.png", "table.md", "fedh2l.yaml", "dml.log"):
+        (tmp_path / name).touch()
+    (tmp_path / "dml").mkdir()
+    # A folder, a glob of ours, and in the order of the arguments a glob that a shell has resolved.
+    for given in ([str(tmp_path)], [str(tmp_path / "*")]):
+        groups = compare(find(given)).groups
+        assert [group.label for group in groups] == ["seed_supervised", "independent", "fedh2l"]
+    resolved = sorted(str(path) for path in tmp_path.iterdir() if path.name != "dml")
+    assert [group.label for group in compare(find(resolved)).groups] == ["fedh2l", "independent", "seed_supervised"]
+    with pytest.raises(UserError, match="there is no run among what was named"):
+        find([str(tmp_path / "table.md"), str(tmp_path / "curves.png")])
     (tmp_path / "table.csv").write_text("something else\nindependent\n")
     assert [group.label for group in compare(find([str(tmp_path)])).groups] == [
         "fedh2l",
