@@ -124,9 +124,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path, MOST_BYTES)
     except OSError as error:
-        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f" (did you mean {path.with_name(near[0])}?)" if near else ""
+        # By their stems, because the common suffix would make any two names alike.
+        siblings = {other.stem: other for other in path.parent.glob("*.yaml")} if path.parent.is_dir() else {}
+        near = difflib.get_close_matches(path.stem, siblings, n=1)
+        hint = f" (did you mean {siblings[near[0]]}?)" if near else ""
         if "=" in path.name:
             hint = f". Fix: put --set before each setting, as in --set {path}"
         raise UserError(f"{path}: cannot read the config: {error.strerror}{hint}") from None

@@ -97,6 +97,13 @@ class Plan:
         """Return the participant's domain, or -1 if it holds a mix of all domains."""
         return own_domain(participant, self.config.data.partition, self.domains)
 
+    def unheld_domains(self) -> list[str]:
+        """Return the names of the domains of which no participant has private samples; they are tested all the same."""
+        held = np.zeros(self.domains, dtype=bool)
+        for share in self.shares:
+            held[share.private.domains] = True
+        return [name for name, is_held in zip(self.domain_names, held, strict=True) if not is_held]
+
     def label_histogram(self) -> NDArray[np.int64]:
         """Count each participant's private training samples of each class, int64 (P, C)."""
         labels = self.source.train.labels

@@ -6,6 +6,7 @@ rich is imported by the rank that shows a bar, not by the others.
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,8 +26,10 @@ log = logging.getLogger("fedh2l_mpi")
 Columns = Mapping[str, NDArray[np.float64]]
 # In a batch log, a round without evaluation gets a line only if rounds are slow.
 QUIET_S = 30.0
-# More participants than this are counted instead of listed.
-LISTED = 32
+# More participants than this are listed in the log file only, and more than that are only counted.
+SHOWN, LISTED = 8, 32
+# A terminal with fewer columns has no room for the times of the phases.
+TIMED_COLUMNS = 80
 
 
 class Bar(Protocol):
@@ -116,7 +119,7 @@ class TerminalBar:
         self._bar = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=whole()),
             BarColumn(bar_width=20),
-            TextColumn("accuracy {task.fields[accuracy]}, {task.fields[timing]}", table_column=whole()),
+            TextColumn("accuracy {task.fields[accuracy]}{task.fields[timing]}", table_column=whole()),
             TimeRemainingColumn(table_column=whole()),
             TextColumn("left", table_column=whole()),
             console=console,
@@ -126,7 +129,8 @@ class TerminalBar:
 
     def update(self, done: int, accuracy: str, timing: str) -> None:
         """Show the state after `done` rounds."""
-        self._bar.update(self._task, completed=done, accuracy=accuracy, timing=timing)
+        shown = f", {timing}" if timing and self._bar.console.width >= TIMED_COLUMNS else ""
+        self._bar.update(self._task, completed=done, accuracy=accuracy, timing=shown)
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
@@ -172,10 +176,19 @@ def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]
         log.info(
             f"participant {index}: {row['architecture']}, {row['parameters']:,} parameters, rank {row['rank']} on "
             f"{row['host']} (pid {row['pid']}), {row['device']}; {row['private_samples']} private samples of {domain}, "
-            f"by label {histogram_PC[index].tolist()}"
+            f"by label {histogram_PC[index].tolist()}",
+            extra={"file_only": len(everyone) > SHOWN},
         )
     if len(everyone) > LISTED:
-        log.info(f"and {len(everyone) - LISTED} more; metrics.h5 lists them all")
+        log.info(f"and {len(everyone) - LISTED} more; metrics.h5 lists them all", extra={"file_only": True})
+    if len(everyone) > SHOWN:
+        counts = Counter(str(row["architecture"]) for row in everyone)
+        log.info(", ".join(f"{count} x {name}" for name, count in counts.items()) + "; the log file lists participants")
+    if unheld := plan.unheld_domains():
+        log.warning(
+            f"{len(unheld)} of {plan.domains} domains are held by nobody, but count in all-domain accuracy: "
+            f"{', '.join(unheld[:LISTED])}. More participants would hold them."
+        )
     if part.min_per_class is not None:
         log.info(
             f"draw {plan.draws} of the partition has data.partition.min_per_class={part.min_per_class} of every class"

@@ -51,7 +51,7 @@ def check(config: Config) -> RenderableType:
         "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in run.models.items()),
         "data": f"{source.name}, {source.form}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}" + (f" in draw {plan.draws}" if plan.draws > 1 else ""),
-        "domains": ", ".join(plan.domain_names),
+        "domains": ", ".join(plan.domain_names) + _unheld(plan),
         "private samples": f"{_range(min(private), max(private))} per participant",
         "seed set": f"{len(plan.seed)} samples, {plan.seed_samples_per_round} per round"
         + (f" in {config.seed_set.views_per_sample} views each" if config.seed_set.views_per_sample > 1 else "")
@@ -87,6 +87,12 @@ def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], 
     hosting = Hosting(run.config.size, ranks)
     on_host = run.config.devices.kind == "cpu"
     return int(run.memory(hosting, links(edges, hosting), on_host).total.max())
+
+
+def _unheld(plan: federated.Plan) -> str:
+    """Return a remark on domains of which no participant has samples; empty if there are none."""
+    unheld = plan.unheld_domains()
+    return f"; held by nobody, but tested: {', '.join(unheld)}" if unheld else ""
 
 
 def _views(config: Config, kind: SampleKind) -> str:

@@ -125,15 +125,37 @@ SECONDS = {"seconds_local": 0.04, "seconds_wait": 0.0, "seconds_mutual": 0.057}
 SLOW = {"seconds_local": 12.3, "seconds_wait": 0.04, "seconds_mutual": 99.9}
 
 
+@pytest.mark.parametrize(("participants", "unheld"), [(2, "rotated 40 deg, rotated 60 deg"), (4, ""), (9, "")])
+def test_many_participants_are_in_the_log_file_only_and_domains_of_nobody_are_named(
+    caplog, monkeypatch, participants, unheld
+):
+    monkeypatch.setattr(logging.getLogger("fedh2l_mpi"), "propagate", True)
+    config = loading.load(None, [f"participants={participants}", "models=[mlp]"]).resolved(1, launched=False)
+    plan = federated.plan(config, digits())
+    row = {"architecture": "mlp", "parameters": 1, "rank": 0, "host": "h", "pid": 1, "device": "cpu"}
+    everyone = [{**row, "own_domain": 0, "private_samples": 1}] * participants
+    with caplog.at_level(logging.INFO, "fedh2l_mpi"):
+        progress.log_start(config, World(None), everyone, plan)
+    listed = [record for record in caplog.records if record.message.startswith("participant ")]
+    assert [getattr(record, "file_only", False) for record in listed] == [participants == 9] * participants
+    assert ("9 x mlp; the log file lists participants" in caplog.messages) == (participants == 9)
+    held_by_nobody = [message for message in caplog.messages if "held by nobody" in message]
+    assert len(held_by_nobody) == bool(unheld)
+    assert all(unheld in message for message in held_by_nobody)
+
+
 @pytest.mark.parametrize(
-    ("rounds", "seconds", "shows"),
+    ("width", "rounds", "seconds", "shows"),
     [
-        (40, SECONDS, "12/40 .* accuracy 0.826, local 40, wait 0, mutual 57 ms -:--:-- left"),
-        (9999, SLOW, "12/9999 .* accuracy 0.826, local 12.3, wait 0.0, mutual 99.9 s -:--:-- left"),
+        (60, 9999, SLOW, "12/9999 .* accuracy 0.826 -:--:-- left"),
+        (80, 40, SECONDS, "12/40 .* accuracy 0.826, local 40, wait 0, mutual 57 ms -:--:-- left"),
+        (80, 9999, SLOW, "12/9999 .* accuracy 0.826, local 12.3, wait 0.0, mutual 99.9 s -:--:-- left"),
     ],
 )
-def test_the_bar_is_one_line_of_80_columns_with_all_its_numbers(monkeypatch, rounds, seconds, shows):
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+def test_the_bar_is_one_line_with_all_its_numbers_and_times_if_there_is_room(
+    monkeypatch, width, rounds, seconds, shows
+):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     bar = progress.TerminalBar(rounds, 0, console)
     monkeypatch.setattr(progress, "is_terminal", lambda: True)
     monkeypatch.setattr(progress, "TerminalBar", lambda rounds, done: bar)
@@ -145,7 +167,7 @@ def test_the_bar_is_one_line_of_80_columns_with_all_its_numbers(monkeypatch, rou
     console.print(bar._bar.get_renderable())
     (line,) = console.file.getvalue().strip("\x00\n").splitlines()
     assert re.search(shows, line), line
-    assert len(line) <= 80
+    assert len(line) <= width
 
 
 def test_a_run_in_a_terminal_of_80_columns_breaks_its_lines_between_words(tmp_path):

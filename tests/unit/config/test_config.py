@@ -273,6 +273,9 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
     (tmp_path / "rotated.yaml").touch()
     with pytest.raises(UserError, match="did you mean .*/rotated.yaml"):
         loading.load(tmp_path / "rotatd.yaml")
+    # Not near, though the suffix is the same.
+    with pytest.raises(UserError, match=r"nope.yaml: cannot read the config: No such file or directory$"):
+        loading.load(tmp_path / "nope.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         loading.load(tmp_path / "binary.yaml")
