@@ -122,7 +122,9 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
         plan=plan,
         method=method,
         federation=federation,
-        columns=evaluation.columns_of(config.method.name, method.notes, plan.has_local_test, metrics),
+        columns=evaluation.columns_of(
+            config.method.name, method.notes, plan.has_local_test, metrics, config.size, plan.classes
+        ),
         metrics=metrics,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,

@@ -39,6 +39,11 @@ class RunDirectory:
         return self.path / "metrics.h5"
 
     @property
+    def predictions(self) -> Path:
+        """The file of predictions, if the run writes one."""
+        return self.path / "predictions.h5"
+
+    @property
     def status(self) -> Path:
         """The status file: the run's progress or its end."""
         return self.path / "status"

@@ -6,6 +6,8 @@ This is the only file that knows the order of the phases.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi import evaluation
@@ -53,6 +55,9 @@ class Simulation:
         self.config, self.world, self.setup = config, world, setup
         self.exchange, self.recorder, self.supervisor = exchange, recorder, supervisor
         self.method, self.topology = setup.method, setup.topology
+        self._finished = supervisor.first_round
+        # The confusion matrix of each participant hosted here, of the newest evaluation.
+        self._confusion: dict[int, NDArray[np.int32]] = {}
         self.participants, self.training_units = setup.participants, setup.training_units
         # A codec that loses digits gives each participant another mean, because its own parameters lose none.
         exact = setup.array is not None and setup.array.is_exact
@@ -68,6 +73,7 @@ class Simulation:
             evaluate       every k rounds, on every domain's test set
             record         one row for each participant
             checkpoint if it is due, and stop if anyone asked or nothing gets better (`run.early_stop`)
+        at the end, unless it was stopped: every participant's confusion matrix, and its predictions
 
         Returns
         -------
@@ -77,8 +83,11 @@ class Simulation:
         with self.supervisor:
             for index in self.supervisor.rounds_left():
                 scores = self._round(index)
+                self._finished = index + 1
                 if self.supervisor.after_round(index, scores).stops:
                     break
+            if not self.supervisor.outcome.stops:
+                self._record_end()
         return self.supervisor.outcome
 
     def _round(self, index: int) -> Scores:
@@ -173,7 +182,9 @@ class Simulation:
                 fitted = None
                 if unseen is not None:
                     fitted = evaluation.temperature_on(participant, unseen, self.method.seed_prior(now))
-                scores[participant.index] = evaluation.evaluate(participant, tests, own, fitted, self.setup.metrics)
+                scored = evaluation.evaluate(participant, tests, own, fitted, self.setup.metrics)
+                self._confusion[participant.index] = scored.pop("confusion_CC")
+                scores[participant.index] = scored
             self.supervisor.poll()
         return scores
 
@@ -181,6 +192,30 @@ class Simulation:
         ledger = self.exchange.close_round()
         with self.world.doing(f"round {now.index}, recording"):
             self.recorder.record(now.index, now.graph, self.participants, timer.seconds, ledger, scores)
+
+    def _record_end(self) -> None:
+        """Record what is known only at the end: confusion matrices and, if the config asks for them, predictions."""
+        tests, classes = self.setup.federation.tests, self.setup.plan.classes
+        hosted = {participant.index: participant for participant in self.participants}
+
+        def logits_of(index: int) -> NDArray[np.float32]:
+            with self.method.evaluating(hosted[index]):
+                parts = [evaluation.logits_of(hosted[index], test) for test in tests if len(test)]
+            return np.concatenate([part.float().cpu().numpy() for part in parts])
+
+        labels_N = np.concatenate([test.labels.cpu().numpy() for test in tests])
+
+        def confusion_of(index: int) -> NDArray[np.int32]:
+            if index not in self._confusion:
+                # The run was resumed after its last round.
+                self._confusion[index] = evaluation.confusion_of(logits_of(index), labels_N)
+            return self._confusion[index]
+
+        with self.world.doing("the end of the run, recording confusion matrices and predictions"):
+            self.recorder.record_confusion(confusion_of, classes)
+            if self.config.evaluation.predictions:
+                domain_N = np.repeat(np.arange(len(tests)), [len(test) for test in tests])
+                self.recorder.record_predictions(logits_of, labels_N, domain_N, classes, self._finished)
 
     def _exchanges_in(self, index: int) -> bool:
         return self.setup.array is not None and self.method.exchanges_in(index)

@@ -3,6 +3,7 @@
 Shape letters: N runs, P participants, D domains.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.run import Run, find, load_run, unique_names
 from fedh2l_mpi.config import yaml_text
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, ROUNDS_DONE, SCALES
+from fedh2l_mpi.metrics import DIMENSIONS, FIELDS, PARTICIPANT_FIELDS, ROUNDS_DONE, SCALES, predictions
+from fedh2l_mpi.metrics.schema import PREDICTED
 from fedh2l_mpi.runtime.libraries import require
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 # Arrays that describe participants and domains; all others are measured.
 LABELS = (*(field.name for field in PARTICIPANT_FIELDS), "domain_name")
 SCALE_FIELDS = {field.name: field for field in SCALES}
-COORDINATES = {**SCALE_FIELDS, ROUNDS_DONE.name: ROUNDS_DONE}
+COORDINATES = {**SCALE_FIELDS, PREDICTED.name: PREDICTED, ROUNDS_DONE.name: ROUNDS_DONE}
 UNKNOWN_TEXT = "?"
 
 
@@ -32,9 +34,10 @@ def open_run(path: str | Path) -> "xarray.Dataset":
 
     Coordinates are `round` (from 0), `rounds_done` (round + 1), `participant`, `domain`, `class`, `bin`, `edge`,
     `endpoint`, each participant's `architecture`, `own_domain`, `rank`, `host` and so on, and `domain_name`.
-    Attributes are those of the file, the run's state as `state` (one word) and `state_text`, and the file's damage as
-    `problems`. Missing or damaged values are NaN. If reading an array of whole numbers reveals damage, the array
-    becomes one of floats.
+    If the run wrote its predictions (`evaluation.predictions`), there are `logits` (participant, sample, class), and
+    the coordinates `label` and `sample_domain` of each test sample. Attributes are those of the file, the run's state
+    as `state` (one word) and `state_text`, and the file's damage as `problems`. Missing or damaged values are NaN. If
+    reading an array of whole numbers reveals damage, the array becomes one of floats.
 
     Parameters
     ----------
@@ -89,7 +92,9 @@ def open_runs(patterns: str | Path | Sequence[str | Path], only: Sequence[str] |
         with run.metrics.opened():
             for name in (*LABELS, *chosen):
                 _ = _values(run, name)
-    axes = {scale: _Axis.from_runs(scale, runs) for scale in SCALE_FIELDS if scale not in ("edge", "endpoint")}
+    used = {dim for name in (*LABELS, *chosen) for dim in dimensions[name]}
+    scales_used = [name for name in (*SCALE_FIELDS, PREDICTED.name) if name not in ("edge", "endpoint")]
+    axes = {name: _Axis.from_runs(name, runs) for name in scales_used if name in used or name in SCALE_FIELDS}
     arrays = {name: _stacked(name, dimensions[name], runs, axes) for name in chosen}
     labels = {name: _stacked_label(name, runs, axes) for name in LABELS}
     by_run = _by_run(runs)
@@ -105,8 +110,8 @@ def run_dataset(run: Run) -> "xarray.Dataset":
     xarray = require("xarray", "dataset")
     from xarray.core.indexing import LazilyIndexedArray
 
-    lazy = _lazy_array_type()
-    coordinates: dict[str, Any] = {name: (name, run.metrics[name], _described(name)) for name in SCALE_FIELDS}
+    lazy, scales = _lazy_array_type(), [scale.name for scale in run.metrics.columns.scales]
+    coordinates: dict[str, Any] = {name: (name, run.metrics[name], _described(name)) for name in scales}
     coordinates |= _rounds_done(run.metrics["round"])
     coordinates |= {name: (DIMENSIONS[name], _label(run, name), _described(name)) for name in LABELS}
     arrays = {
@@ -114,7 +119,23 @@ def run_dataset(run: Run) -> "xarray.Dataset":
         for name, dims in run.metrics.dimensions.items()
         if name not in LABELS
     }
-    return xarray.Dataset(arrays, coordinates, attributes_of(run))
+    attributes = attributes_of(run)
+    predicted, problem = predictions.find(run.file.parent / predictions.FILE, run.participants, run.metrics.rounds)
+    if problem:
+        attributes["problems"] = "\n".join(filter(None, [str(attributes["problems"]), problem]))
+    if predicted is not None and predicted.shape[2] == len(run.metrics["class"]):
+        logits, sample = predictions.LOGITS, predictions.SAMPLE
+        described = {"units": logits.units, "long_name": logits.long_name}
+        values = LazilyIndexedArray(lazy(predicted, logits.name))
+        arrays[logits.name] = xarray.Variable(("participant", sample.name, "class"), values, described)
+        for field, of_samples in (
+            (sample, np.arange(predicted.shape[1])),
+            (predictions.LABEL, predicted.label),
+            (predictions.SAMPLE_DOMAIN, predicted.sample_domain),
+        ):
+            meaning = {"units": field.units, "long_name": field.long_name}
+            coordinates[field.name] = (sample.name, of_samples, meaning)
+    return xarray.Dataset(arrays, coordinates, attributes)
 
 
 def attributes_of(run: Run) -> dict[str, str | int]:
@@ -123,16 +144,21 @@ def attributes_of(run: Run) -> dict[str, str | int]:
     return {**run.metrics.attributes, **state, "problems": "\n".join(run.problems)}
 
 
-def _lazy_array_type() -> Callable[[Run, str], Any]:
+def _lazy_array_type() -> Callable[[Run | predictions.Predictions, str], Any]:
     """Define the class of lazy arrays here, because its base class belongs to xarray."""
     from xarray.backends import BackendArray
     from xarray.core import indexing
 
     class ArrayOfRun(BackendArray):
-        """An array of a run's file, with the schema's dtype, or float if values are known to be missing."""
+        """An array of a run's file, with the schema's dtype, or float if values are known to be missing; or logits."""
 
-        def __init__(self, run: Run, name: str) -> None:
-            self.metrics, self.name = run.metrics, name
+        def __init__(self, run: Run | predictions.Predictions, name: str) -> None:
+            if isinstance(run, predictions.Predictions):
+                self.part: Callable[[tuple[Any, ...]], NDArray[Any]] = run.part
+                self.shape, self.dtype = run.shape, np.dtype(predictions.LOGITS.dtype)
+                return
+            self.metrics = run.metrics
+            self.part = functools.partial(run.metrics.part, name)
             self.shape = tuple(len(run.metrics[dim]) for dim in run.metrics.dimensions[name])
             self.dtype = np.dtype(run.metrics.fields[name].dtype if run.metrics.is_whole(name) else "f8")
 
@@ -141,7 +167,7 @@ def _lazy_array_type() -> Callable[[Run, str], Any]:
             return indexing.explicit_indexing_adapter(key, self.shape, one_vector, self._read)
 
         def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-            return self.metrics.part(self.name, key)
+            return self.part(key)
 
     return ArrayOfRun
 
@@ -195,7 +221,9 @@ class _Axis:
 
     @classmethod
     def from_runs(cls, scale: str, runs: Sequence[Run]) -> "_Axis":
-        each = [run.metrics[scale] for run in runs]
+        has = [scale in (own.name for own in run.metrics.columns.scales) for run in runs]
+        none = np.empty(0, dtype=np.int64)
+        each = [run.metrics[scale] if is_there else none for run, is_there in zip(runs, has, strict=True)]
         numbers = np.unique(np.concatenate(each))
         return cls(numbers, [np.searchsorted(numbers, own) for own in each])
 

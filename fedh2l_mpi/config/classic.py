@@ -114,6 +114,7 @@ ADDED: dict[str, Any] = {
     "data.options": None,
     "data.size": None,
     "data.grey": False,
+    "evaluation.predictions": False,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {

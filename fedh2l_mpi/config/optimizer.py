@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedh2l_mpi.config import architecture
-from fedh2l_mpi.config.section import NO_SWITCH, Count, Section, Share, problem, refuse
+from fedh2l_mpi.config.section import NO_SWITCH, Count, Section, Share, Switch, problem, refuse
 from fedh2l_mpi.config.update import LENGTHS, ModelUpdate, UpdateConfig, default_of
 from fedh2l_mpi.errors import UserError, did_you_mean
 
@@ -194,6 +194,10 @@ class EvaluationConfig(Section):
         (),
         description="more metrics on each domain's test set, each an array of its name: a list of "
         f"{', '.join(METRICS)} or your own as package.module:function, which gets logits and labels",
+    )
+    predictions: Switch = Field(
+        False,
+        description="write every participant's logits on all test samples at the end of the run into predictions.h5",
     )
     batch_size: Count = Field(128, description="samples in one forward pass without gradients [samples]")
     calibration: Literal["none", "seed_set"] = Field(

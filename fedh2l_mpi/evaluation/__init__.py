@@ -5,6 +5,6 @@
 
 from fedh2l_mpi.evaluation.chosen_metrics import Metric, chosen_metrics
 from fedh2l_mpi.evaluation.own_columns import columns_of
-from fedh2l_mpi.evaluation.scores import evaluate, score, temperature_on
+from fedh2l_mpi.evaluation.scores import confusion_of, evaluate, logits_of, score, temperature_on
 
-__all__ = ["Metric", "chosen_metrics", "columns_of", "evaluate", "score", "temperature_on"]
+__all__ = ["Metric", "chosen_metrics", "columns_of", "confusion_of", "evaluate", "logits_of", "score", "temperature_on"]

@@ -8,6 +8,7 @@ from fedh2l_mpi.evaluation.chosen_metrics import KEY, Metric, OwnMetric
 from fedh2l_mpi.evaluation.metric_functions import FUNCTIONS
 from fedh2l_mpi.metrics import Columns, Field
 from fedh2l_mpi.metrics.columns import name_problem
+from fedh2l_mpi.metrics.schema import AT_END, CONFUSION_BYTES
 
 ACCURACY_LOCAL = Field(
     "accuracy_local", "f8", "1", "accuracy on test samples of the participant's own data, its own distribution"
@@ -19,9 +20,14 @@ UNIT = re.compile(r"(?P<meaning>.*\S)\s*\[(?P<units>[^\[\]]+)\]\s*")
 
 
 def columns_of(
-    method: str, notes: Mapping[str, str], has_local_test: bool = False, metrics: Sequence[Metric] = ()
+    method: str,
+    notes: Mapping[str, str],
+    has_local_test: bool = False,
+    metrics: Sequence[Metric] = (),
+    participants: int = 1,
+    classes: int = 1,
 ) -> Columns:
-    """Return the arrays by round that a run adds to those of every run.
+    """Return the arrays that a run adds to those of the schema.
 
     Parameters
     ----------
@@ -33,6 +39,8 @@ def columns_of(
         True if some participant is tested on samples of its own distribution.
     metrics : sequence of Metric
         The chosen metrics.
+    participants, classes : int
+        P and C, which decide whether the file has a confusion matrix of every participant.
 
     Raises
     ------
@@ -50,7 +58,9 @@ def columns_of(
     by_participant = tuple(_field(name, meaning) for name, meaning in notes.items())
     try:
         return Columns(
-            (*by_participant, *((ACCURACY_LOCAL,) if has_local_test else ())), tuple(one.field for one in metrics)
+            (*by_participant, *((ACCURACY_LOCAL,) if has_local_test else ())),
+            tuple(one.field for one in metrics),
+            tuple(name for name in AT_END if name != "confusion" or 4 * participants * classes**2 <= CONFUSION_BYTES),
         )
     except ValueError as error:
         raise UserError(f"method.name: {method!r}, {KEY}: {error}") from None

@@ -19,6 +19,7 @@ from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.data.seed_set import SeedRound
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.evaluation.chosen_metrics import Metric
+from fedh2l_mpi.evaluation.metric_functions import confusion_matrix
 from fedh2l_mpi.metrics import CONFIDENCE_BINS, TEMPERATURES
 from fedh2l_mpi.participant import REMEDY, Participant
 
@@ -48,7 +49,7 @@ def evaluate(
     temperature: float | None = None,
     metrics: Sequence[Metric] = (),
 ) -> dict[str, Any]:
-    """Return the fields of a participant's metrics row that an evaluated round adds.
+    """Return the fields of a participant's metrics row that an evaluated round adds, and its confusion matrix.
 
     Parameters
     ----------
@@ -62,10 +63,14 @@ def evaluate(
         More metrics, each a field of its name with a value for each domain.
     """
     local, scores = participant.local_test, []
+    confusion_CC: Tensor | None = None
     chosen: dict[str, list[float]] = {metric.field.name: [] for metric in metrics}
     for test in tests_D:
         logits_NC = logits_of(participant, test)
         scores.append(_score(participant, logits_NC, test.labels, temperature or 1.0))
+        if len(test):
+            found = confusion_matrix(logits_NC.argmax(dim=-1), test.labels, logits_NC.shape[-1])
+            confusion_CC = found if confusion_CC is None else confusion_CC + found
         for metric in metrics:
             chosen[metric.field.name].append(metric.value(logits_NC, test.labels) if len(test) else math.nan)
     accuracy_D = [one.accuracy for one in scores]
@@ -82,6 +87,7 @@ def evaluate(
         "calibration_error": expected_calibration_error(calibration_3K),
         "calibration_3K": reliability(calibration_3K),
         "temperature": math.nan if temperature is None else temperature,
+        "confusion_CC": None if confusion_CC is None else confusion_CC.cpu().numpy().astype(np.int32),
         **chosen,
     }
 
@@ -120,6 +126,13 @@ def logits_of(participant: Participant, samples: Labelled) -> Tensor:
     size = participant.forward_size
     starts = range(0, len(samples), size)
     return torch.cat([participant.model(samples.inputs(slice(at, at + size))) for at in starts])
+
+
+def confusion_of(logits_NC: NDArray[np.float32], labels_N: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the number of samples of each class (row) by the predicted class (column), int32 (C, C)."""
+    logits = torch.from_numpy(logits_NC)
+    counts_CC = confusion_matrix(logits.argmax(dim=-1), torch.from_numpy(labels_N), logits.shape[-1])
+    return counts_CC.numpy().astype(np.int32)
 
 
 def temperature_on(participant: Participant, seed: SeedRound, seed_prior_C: Tensor) -> float:

@@ -5,7 +5,7 @@ checks between participants and while it waits for neighbours. It waits for rows
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,48 @@ class Collector:
                 self._write_until(round_index + 1)
             else:
                 self._finish(round_index)
+
+    def gather(
+        self,
+        block_of: Callable[[int], NDArray[Any]],
+        shape: tuple[int, ...],
+        dtype: str,
+        put: Callable[[int, NDArray[Any]], None],
+    ) -> None:
+        """Bring a block of every participant to rank 0, one after another, after all rounds. **Collective.**
+
+        No rank holds the blocks of more than one participant at a time.
+
+        Parameters
+        ----------
+        block_of : callable
+            Returns the block of a participant hosted here: C-contiguous, of this shape and dtype.
+        put : callable
+            Called on rank 0 with each participant and its block.
+
+        Raises
+        ------
+        LateRankError
+            If a block does not arrive in time.
+        """
+        self.finish()
+        hosted = [self._hosting.participants_of(rank) for rank in range(self._world.size)]
+        # The first participant of every rank, then every second one, so that all ranks compute at the same time.
+        turns = [
+            (rank, own[i]) for i in range(max(map(len, hosted))) for rank, own in enumerate(hosted) if i < len(own)
+        ]
+        for rank, participant in turns:
+            what = f"results of participant {participant} at the end"
+            if rank == self._world.rank:
+                block = block_of(participant)
+                if rank == 0:
+                    put(participant, block)
+                elif self._comm is not None:
+                    self._world.wait([self._comm.Isend(block, 0, 0)], [0], self._deadline_s, what)
+            elif self._world.rank == 0 and self._comm is not None:
+                received = np.empty(shape, dtype)
+                self._world.wait([self._comm.Irecv(received, rank, 0)], [rank], self._deadline_s, what)
+                put(participant, received)
 
     def _write_until(self, newest: int) -> None:
         """Write complete rounds in order. Wait for incomplete ones only if they are earlier than round `newest`."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.robust_open import open_for_reading
-from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS, SCALES
+from fedh2l_mpi.metrics.schema import ADDED, CONFIDENCE_BINS
 from fedh2l_mpi.runtime.safe_hdf5 import RefusedError, SafeFile
 from fedh2l_mpi.runtime.units import size
 
@@ -78,7 +78,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         columns: Columns = NO_COLUMNS,
     ) -> None:
         self._path, self._problems, self._is_growing = path, problems, is_growing
-        self._dims, self._fields = columns.dimensions, columns.fields
+        self._dims, self._fields, self._scales = columns.dimensions, columns.fields, columns.scales
         self._lock = threading.RLock()
         self._file: SafeFile | None = file
         # Arrays of the open file that have been read from.
@@ -93,10 +93,10 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         self._found: dict[str, _Layout] = {}
         # Arrays that an earlier version, which wrote the file, did not record.
         self.unknown: set[str] = set()
-        for name in (*(scale.name for scale in SCALES), *self._dims):
+        for name in (*(scale.name for scale in self._scales), *self._dims):
             self._find(file, name)
         found = self._found
-        self._sizes = {scale.name: self._size(scale.name) for scale in SCALES}
+        self._sizes = {scale.name: self._size(scale.name) for scale in self._scales}
         self._sizes["endpoint"] = 2
         growing = [name for name, dims in self._dims.items() if dims[0] == "round"]
         # A kill inside a flush may leave the arrays a round apart, so only rounds that all of them have count.
@@ -107,7 +107,7 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         self._check_total(file.largest_bytes)
         self._present, rounds_R = self._rounds()
         self._sizes["round"] = len(rounds_R)
-        self._kept |= {scale.name: np.arange(self._sizes[scale.name]) for scale in SCALES}
+        self._kept |= {scale.name: np.arange(self._sizes[scale.name]) for scale in self._scales}
         self._kept["round"] = rounds_R
         self._forget_file()
 
@@ -122,11 +122,11 @@ class FileArrays(Mapping[str, NDArray[Any]]):
         return values
 
     def __iter__(self) -> Iterator[str]:
-        yield from (scale.name for scale in SCALES)
+        yield from (scale.name for scale in self._scales)
         yield from self._dims
 
     def __len__(self) -> int:
-        return len(SCALES) + len(self._dims)
+        return len(self._scales) + len(self._dims)
 
     def close(self) -> None:
         """Forget the file: arrays that were not read before cannot be read any more."""
@@ -349,7 +349,7 @@ def is_absent(file: SafeFile, name: str) -> bool:
 def _unknown(name: str, kind: str) -> bytes | int | float:
     if kind == "S":
         return b"?"
-    return -1 if name in ("own_domain", "rank") else math.nan
+    return -1 if name in ("own_domain", "rank", "confusion") else math.nan
 
 
 def _within(part: int | slice | NDArray[np.int64], size: int) -> int | slice | NDArray[np.int64]:

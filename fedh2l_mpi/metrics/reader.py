@@ -41,7 +41,7 @@ class RunMetrics:
     problems : list of str
         Problems of the file, one line each. The list grows while arrays are read.
     columns : Columns
-        The run's own arrays by round, in addition to those of the schema.
+        The run's own arrays, in addition to those of the schema.
     """
 
     attributes: Mapping[str, str | int]

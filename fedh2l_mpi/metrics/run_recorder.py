@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.metrics import predictions
 from fedh2l_mpi.metrics.collector import Collector
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.rows import pack_row, row_width
@@ -77,6 +78,7 @@ class RunRecorder:
     ) -> None:
         self._topology, self._domains, self._trace, self._columns = topology, domains, trace, columns
         self.on_written: OnWritten = lambda index, table, digest: None
+        self._path, self._participants = path, hosting.participants
         self._writer: MetricsWriter | None = None
         if header is not None:
             self._writer = MetricsWriter(path, header, kept_rounds or None)
@@ -143,6 +145,50 @@ class RunRecorder:
     def finish(self) -> None:
         """Wait until every round is in the file. **Collective.**"""
         self._collector.finish()
+
+    def record_confusion(self, confusion_of: Callable[[int], NDArray[np.int32]], classes: int) -> None:
+        """Write the confusion matrix of every participant, and its accuracy by class. **Collective**, after all rounds.
+
+        Parameters
+        ----------
+        confusion_of : callable
+            Returns the matrix of a participant hosted here, int32 (C, C): test samples of a class by the prediction.
+        """
+
+        def put(participant: int, matrix_CC: NDArray[Any]) -> None:
+            samples_C = matrix_CC.sum(axis=1)
+            accuracy_C = np.where(samples_C > 0, matrix_CC.diagonal() / np.maximum(samples_C, 1), np.nan)
+            if self._writer is not None:
+                self._writer.write_end(participant, {"confusion": matrix_CC, "accuracy_class": accuracy_C})
+
+        self._collector.gather(confusion_of, (classes, classes), "i4", put)
+
+    def record_predictions(
+        self,
+        logits_of: Callable[[int], NDArray[np.float32]],
+        labels_N: NDArray[np.int64],
+        domain_N: NDArray[np.int64],
+        classes: int,
+        finished: int,
+    ) -> None:
+        """Write every participant's logits on the test samples into a file. **Collective**, after all rounds.
+
+        Parameters
+        ----------
+        logits_of : callable
+            Returns the logits of a participant hosted here, float32 (N, C).
+        labels_N, domain_N : int64 (N,)
+            Class and domain of each test sample.
+        finished : int
+            Number of the run's finished rounds.
+        """
+        shape = (len(labels_N), classes)
+        if self._writer is None:
+            self._collector.gather(logits_of, shape, "f4", lambda participant, logits_NC: None)
+            return
+        path = self._path.with_name(predictions.FILE)
+        with predictions.writing(path, self._participants, labels_N, domain_N, classes, finished) as put:
+            self._collector.gather(logits_of, shape, "f4", put)
 
     def close(self, state: str, early_stop: str = "") -> None:
         """Close the file, which says from then on that the run is complete, stopped or failed, or stopped early."""

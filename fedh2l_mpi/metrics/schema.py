@@ -80,6 +80,20 @@ SCALES = (
     Field("edge", "i8", "1", "edge of a graph, counted over all graphs of the run"),
     Field("endpoint", "i8", "1", "end of an edge"),
 )
+# Written once, at the end of a run that was not stopped, with their dimensions.
+AT_END = {
+    "accuracy_class": (
+        Field("accuracy_class", "f8", "1", "accuracy at the end on the test samples of a class, of all domains"),
+        ("participant", "class"),
+    ),
+    "confusion": (
+        Field("confusion", "i4", "1", "test samples of a class at the end, of all domains; -1: not known yet"),
+        ("participant", "class", "predicted"),
+    ),
+}
+PREDICTED = Field("predicted", "i8", "1", "class that the model predicts")
+# A larger confusion matrix of all participants is left out of the file.
+CONFUSION_BYTES = 2**24
 # Every array except the scales, with its dimensions.
 DIMENSIONS = {
     **{field.name: ("round", "participant") for field in ROW_FIELDS},

@@ -29,6 +29,7 @@ from fedh2l_mpi.metrics.reader import look
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.metrics.rows import digested, unpack_table
 from fedh2l_mpi.metrics.schema import (
+    AT_END,
     BIN_FIELDS,
     CONFIDENCE_BINS,
     DOMAIN_FIELDS,
@@ -40,7 +41,6 @@ from fedh2l_mpi.metrics.schema import (
     PARTICIPANT_FIELDS,
     ROW_FIELDS,
     SCALE_CHUNKS,
-    SCALES,
     SCHEMA_VERSION,
     Field,
     chunk_rows,
@@ -69,7 +69,7 @@ class RunHeader:
     label_histogram : int64 (P, C)
     domain_names : sequence of str, D of them
     columns : Columns
-        The run's own arrays by round.
+        The run's own arrays.
     may_stop_early : bool
         True if the run has a rule `run.early_stop`.
     """
@@ -158,7 +158,7 @@ class MetricsWriter:
 
     def _create_arrays(self, header: RunHeader, resumed: Path | None) -> None:
         """Create attributes and arrays, without any round yet; a resumed run keeps some attributes of its old file."""
-        own = {columns.ATTRIBUTE: header.columns.to_text()} if len(header.columns) else {}
+        own = {columns.ATTRIBUTE: header.columns.to_text()} if header.columns else {}
         kept = {} if resumed is None else _kept_attributes(resumed)
         self._attributes({**header.attributes, **own, **kept})
         if header.may_stop_early:
@@ -167,10 +167,11 @@ class MetricsWriter:
             "participant": len(header.participants),
             "domain": self._domains,
             "class": header.label_histogram.shape[1],
+            "predicted": header.label_histogram.shape[1],
             "bin": CONFIDENCE_BINS,
             "endpoint": 2,
         }
-        for scale in SCALES:
+        for scale in header.columns.scales:
             chunk = SCALE_CHUNKS.get(scale.name)
             layout = {"maxshape": (None,), "chunks": (chunk,)} if chunk else {}
             self._scale(scale, sizes.get(scale.name, 0), **layout)
@@ -180,6 +181,10 @@ class MetricsWriter:
             self._array(field, values)
         self._array(LABEL_HISTOGRAM, header.label_histogram)
         self._array(DOMAIN_NAME, _texts(header.domain_names))
+        for name in header.columns.at_end:
+            field, dims = AT_END[name]
+            shape = tuple(sizes[dim] for dim in dims)
+            self._array(field, np.full(shape, -1 if field.dtype.startswith("i") else math.nan, dtype=field.dtype))
         by_round = (*ROW_FIELDS, *DOMAIN_FIELDS, *BIN_FIELDS, *header.columns.by_participant, *header.columns.by_domain)
         for field in (*by_round, GRAPH_EDGES, GRAPH_SINCE):
             self._empty(field, tuple(sizes[name] for name in header.columns.dimensions[field.name][1:]))
@@ -187,7 +192,7 @@ class MetricsWriter:
     def _copy(self, path: Path, rounds: int) -> None:
         """Copy the first rounds of another file. Graphs are not copied: `add_graph` adds them again."""
         first, theirs = 0, look(path).columns
-        if theirs != self._columns:
+        if theirs.names != self._columns.names:
             raise ValueError(f"{path} has the columns {theirs.names}, but the run has {self._columns.names}")
         for tables_RPW in tables(path, rounds):
             past = first + len(tables_RPW)
@@ -250,6 +255,17 @@ class MetricsWriter:
         self._rows.update(digested(table).data)
         self._rounds = round_index + 1
         return self._rows.hexdigest()
+
+    def write_end(self, participant: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a participant's part of the arrays that describe the end of the run; the file may lack some of them.
+
+        Raises
+        ------
+        OSError, RuntimeError
+            If they cannot be written. HDF5 raises either of them if the disk is full.
+        """
+        for name in self._columns.at_end:
+            self._arrays[name][participant] = arrays[name]
 
     def close(self, state: str, early_stop: str = "") -> None:
         """Close the file, which any HDF5 reader can then open like an ordinary file. A second call does nothing.

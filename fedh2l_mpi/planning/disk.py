@@ -9,6 +9,7 @@ import numpy as np
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.schema import (
+    AT_END,
     BIN_FIELDS,
     CONFIDENCE_BINS,
     DOMAIN_FIELDS,
@@ -129,6 +130,10 @@ def metrics_file_bytes(
         count = math.ceil(length / rows)
         chunks += count
         total += count * rows * math.prod(shape) * item_bytes
+    at_end = {**sizes, "predicted": classes}
+    for name in columns.at_end:
+        field, dims = AT_END[name]
+        total += int(field.dtype[1:]) * math.prod(at_end[dim] for dim in dims)
     texts = architecture_bytes + HOST_BYTES + DEVICE_BYTES
     numbers = 8 * sum(field.dtype != "S" for field in PARTICIPANT_FIELDS)
     fixed = 8 * sum(sizes.get(scale.name, 0) for scale in SCALES)

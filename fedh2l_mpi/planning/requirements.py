@@ -151,7 +151,9 @@ def compute(
     """
     built = build_models(config, source, built)
     metrics, has_local_test = evaluation.chosen_metrics(config.evaluation, source.classes), np.any(counts.local_test_P)
-    columns = evaluation.columns_of(config.method.name, method.notes, bool(has_local_test), metrics)
+    columns = evaluation.columns_of(
+        config.method.name, method.notes, bool(has_local_test), metrics, config.size, source.classes
+    )
     _rehearse(config, source, method, counts, built, columns)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
     model = copy.deepcopy(built[config.architecture(0)])

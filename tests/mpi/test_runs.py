@@ -1,5 +1,6 @@
 """Whole runs of the program under mpirun: the same numbers however many ranks and whichever MPI."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -38,6 +39,21 @@ def test_every_number_of_ranks_and_both_mpis_give_the_same_bits(tmp_path, settin
     assert_same(alone, run(settings, tmp_path / "openmpi", 3, other))
 
 
+# A user's own method and metric.
+NOTING = """
+import torch
+from fedh2l_mpi.methods.fedh2l import FedH2L
+
+def top2(logits, labels):
+    return (logits.topk(2).indices == labels[:, None]).any(dim=1).double().mean()
+
+class Noting(FedH2L):
+    notes = {"length": "length of the last gradient [1]"}
+
+    def combined_step(self, participant, g_private, g_seed):
+        super().combined_step(participant, g_private, g_seed)
+        participant.note("length", (g_private + g_seed).norm())
+"""
 SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.every=4"]
 
 
@@ -67,6 +83,10 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
             *("models=[{name: mlp, hidden: [16]}, mlp, cnn]", "data.augmentation=jitter", "seed_set.views=jitter"),
         ],
         ["models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2", "exchange.skip_below=0.1"],
+        [
+            *("method.name=noting:Noting", "evaluation.metrics=[balanced_accuracy, auroc, noting:top2]"),
+            *("evaluation.local_test_share=0.1", "evaluation.predictions=true", "evaluation.calibration=none"),
+        ],
     ],
     ids=[
         "d_psgd",
@@ -83,12 +103,20 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "fedmd, bfloat16, float16",
         "shifts, jitter, a model's arguments",
         "top 2, skipped rows",
+        "notes, metrics, local test, predictions",
     ],
 )
-def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings):
+def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings, monkeypatch):
+    (tmp_path / "noting.py").write_text(NOTING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]
     alone = run(arguments, tmp_path / "alone")
-    assert_same(alone, run(arguments, tmp_path / "ranks-3", 3))
+    for ranks in (2, 3, 5) if "evaluation.predictions=true" in settings else (3,):
+        more = run(arguments, tmp_path / f"ranks-{ranks}", ranks)
+        assert_same(alone, more)
+        files = [path.with_name("predictions.h5") for path in (alone, more)]
+        assert files[0].exists() == files[1].exists() == ("evaluation.predictions=true" in settings)
+        assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
 
 
 RECIPE = [

@@ -4,16 +4,19 @@ import json
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import plain_loops
+from helpers import plain_loops, runs_in_process
 from helpers.launching import ROOT
 from scipy import optimize
+from sklearn.metrics import confusion_matrix
 
 from fedh2l_mpi import api, config, metrics, run_directory
 from fedh2l_mpi.analysis import validation
+from fedh2l_mpi.analysis.dataset import open_run
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.data import sources
 from fedh2l_mpi.data.sources import ArrayTable, Source
@@ -25,6 +28,7 @@ from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.sample_form import SampleForm
+from fedh2l_mpi.simulation import Simulation
 
 ALONE = World(None)
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "metrics.json").read_text())
@@ -330,6 +334,67 @@ def test_samples_of_any_form_are_learned_and_a_resumed_run_is_the_whole_one(tmp_
         assert np.array_equal(resumed.metrics[name], whole.metrics[name], equal_nan=True)
     assert whole.metrics["accuracy_own"][-1].mean() > 0.6
     assert type(whole.model(0)).__name__.lower() == wanted[2].split("[")[1].split(",")[0].strip("]")
+
+
+def test_the_end_of_a_run_has_confusion_matrices_and_predictions_that_give_the_accuracies(tmp_path):
+    sets = ["models=[mlp, cnn]", "participants=3", "rounds=3", "evaluation.every=2"]
+    result = run(tmp_path / "run", *sets, "evaluation.predictions=true")
+    samples = 359
+    with open_run(tmp_path / "run") as data:
+        assert data.logits.dims == ("participant", "sample", "class")
+        assert data.logits.dtype == np.float32
+        is_hit = data.logits.argmax("class") == data.label
+        for domain in range(data.sizes["domain"]):
+            of_domain = is_hit.isel(sample=(data.sample_domain == domain).values)
+            assert of_domain.sizes["sample"] == samples
+            assert of_domain.mean("sample").values == pytest.approx(result["accuracy"][-1, :, domain])
+        for participant in range(3):
+            guess = data.logits[participant].argmax("class").values
+            expected = confusion_matrix(data.label.values, guess, labels=range(10))
+            assert result["confusion"][participant].tolist() == expected.tolist()
+            recall = expected.diagonal() / expected.sum(axis=1)
+            assert result["accuracy_class"][participant] == pytest.approx(recall)
+        assert data.confusion.dims == ("participant", "class", "predicted")
+    assert [one.level for one in validation.validate(tmp_path / "run") if one.level == "error"] == []
+    # Those of a run that was extended, or that has lost its file, do not count.
+    (tmp_path / "run" / "predictions.h5").write_bytes(b"not HDF5")
+    with open_run(tmp_path / "run") as data:
+        assert "logits" not in data
+        assert data.attrs["problems"].startswith("predictions.h5: damaged: ")
+
+
+def test_a_run_that_was_stopped_or_failed_before_its_end_gets_it_when_it_is_resumed(tmp_path, monkeypatch):
+    sets = ["models=[mlp]", "participants=2", "rounds=4", "evaluation.every=2", "evaluation.predictions=true"]
+    sets += ["evaluation.local_test_share=0.1", "evaluation.metrics=[macro_f1, auroc]"]
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    runs_in_process.run(whole, *sets)
+    assert runs_in_process.run(out, *sets, "checkpoint.every=2", stop_after=2).stops
+    stopped = metrics.read(out / "metrics.h5")
+    assert (stopped["confusion"] == -1).all()
+    assert np.isnan(stopped["accuracy_class"]).all()
+    assert not (out / "predictions.h5").exists()
+
+    def fail(made: Simulation) -> None:
+        made.recorder.finish()
+        made.supervisor.checkpoints.finish()
+        raise RuntimeError("no end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulation, "_record_end", fail)
+        with pytest.raises(RuntimeError, match="no end"):
+            runs_in_process.run(out, mode="auto")
+    assert runs_in_process.resumed_at(out) == 4
+    runs_in_process.run(out, mode="auto")
+    one, other = metrics.read(whole / "metrics.h5"), metrics.read(out / "metrics.h5")
+    for name in one.arrays:
+        if name not in metrics.TIMINGS:
+            assert one[name].tobytes() == other[name].tobytes(), name
+    assert logits_of(whole) == logits_of(out)
+
+
+def logits_of(out: Path) -> bytes:
+    with h5py.File(out / "predictions.h5") as file:
+        return bytes(file["logits"][()].tobytes() + file["label"][()].tobytes() + file["sample_domain"][()].tobytes())
 
 
 def test_one_participant_alone_is_an_ordinary_run(tmp_path):

@@ -12,7 +12,7 @@ from fedh2l_mpi.analysis.validation.findings import OF_ARRAY, Report
 from fedh2l_mpi.config import Config, loading
 from fedh2l_mpi.config.text_files import read_text
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import ADDED, SCALES, SCHEMA_VERSION, Columns, Field
+from fedh2l_mpi.metrics import ADDED, SCHEMA_VERSION, Columns, Field
 from fedh2l_mpi.metrics.file_arrays import DAMAGE, is_absent, reason
 from fedh2l_mpi.metrics.robust_open import open_for_reading
 from fedh2l_mpi.run_directory import RunDirectory
@@ -65,8 +65,8 @@ def check_schema(path: Path, closed: bool, report: Report, columns: Columns) -> 
         report.error("arrays", f"cannot be read as HDF5: {reason(error)}")
         return
     with file:
-        sizes = {scale.name: _length(file, scale.name) for scale in SCALES}
-        fields = {**{scale.name: scale for scale in SCALES}, **columns.fields}
+        sizes = {scale.name: _length(file, scale.name) for scale in columns.scales}
+        fields = {**{scale.name: scale for scale in columns.scales}, **columns.fields}
         missing_since_added = [name for name in fields if name in ADDED and is_absent(file, name)]
         for name, wanted in fields.items():
             if name in missing_since_added:

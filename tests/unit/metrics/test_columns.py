@@ -62,7 +62,7 @@ def test_a_run_without_own_arrays_has_no_trace_of_them(tmp_path):
     write(path, written_runs.header(), 2, written_runs.table)
     run = metrics.read(path)
     assert ATTRIBUTE not in run.attributes
-    assert not len(run.columns)
+    assert not run.columns
     assert set(run.arrays) == {*(scale.name for scale in metrics.SCALES), *metrics.DIMENSIONS}
 
 
