@@ -101,7 +101,7 @@ class Predictions:
 
 
 def find(path: Path, participants: int, finished: int) -> tuple[Predictions | None, str]:
-    """Return the predictions of a run with so many participants and finished rounds, and a problem of the file.
+    """Return the predictions of a run with P participants after its finished rounds, and a problem of the file.
 
     Predictions of fewer rounds are those of a run that was extended later, and do not count.
     """
