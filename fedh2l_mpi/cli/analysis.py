@@ -261,7 +261,7 @@ COMMANDS = (
         name="export",
         arguments="RUN... --to FORMAT",
         summary="write csv, parquet, netcdf or tensorboard",
-        meaning="Write runs as long, tidy tables for R, pandas and other programs, or for TensorBoard.",
+        meaning="Write runs as tidy tables for R and pandas, as netCDF, or for TensorBoard.",
         examples=(
             ("Write a folder of CSV tables", "{program} export runs/a --to csv"),
             ("Write all runs in a folder for TensorBoard", "{program} export runs --to tensorboard --out logs"),

@@ -53,7 +53,8 @@ def _add_options(made: Parser) -> None:
         nargs="+",
         default=[],
         metavar="GROUP",
-        help="groups that come first, in this order; also a value, such as a method (default: as a sweep lists them)",
+        help="groups that come first, in this order; also a value, such as a method (default: as a sweep lists them); "
+        "name the runs before this option",
     )
     made.add_argument(
         "--names",
@@ -61,7 +62,7 @@ def _add_options(made: Parser) -> None:
         nargs="+",
         default=[],
         metavar="OLD=NEW",
-        help="other names for groups, or parts of their names, such as fedh2l=FedH2L",
+        help="other names for groups, or parts of their names, such as fedh2l=FedH2L; name the runs before this option",
     )
     made.add_argument("--percent", action="store_true", help="write accuracies in per cent")
     made.add_argument(
@@ -137,7 +138,7 @@ COMMAND = Command(
     meaning="Group runs by the keys in which their configs differ. Print the mean and spread\n"
     "over seeds, and paired differences with confidence intervals.",
     examples=(
-        ("Compare all runs in a folder", "{program} compare runs"),
+        ("Make a table for a paper", "{program} compare runs --names fedh2l=FedH2L --format latex"),
         (
             "Compare methods, and draw their curves",
             "{program} compare runs/a runs/b --by method.name --plot methods.png",
