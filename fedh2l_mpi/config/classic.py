@@ -103,6 +103,9 @@ ADDED: dict[str, Any] = {
     "seed_set.view_noise": None,
     "seed_set.view_dropout": None,
     "data.partition.min_per_class": None,
+    "data.partition.quantity_alpha": None,
+    "data.partition.classes_per_participant": None,
+    "data.partition.path": None,
     "data.partition.shift": None,
     "evaluation.calibration": "none",
     "run.early_stop.measure": "accuracy_validation",
@@ -120,6 +123,8 @@ ADDED: dict[str, Any] = {
 OF_KINDS: dict[str, dict[str, Any]] = {
     "data.partition.alpha": {"dirichlet": 0.5, "quantity": 1.0},
     "data.partition.shards_per_participant": {"shards": 2},
+    "data.partition.classes_per_participant": {"pathological": 2},
+    "data.partition.path": {"file": ...},
     "data.test_share": {"pack": 0.2},
     "seed_set.mixup_alpha": {"mixup": 0.4, "both": 0.4},
     "seed_set.view_noise": {"jitter": 0.1, "auto": 0.1},

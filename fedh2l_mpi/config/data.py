@@ -48,8 +48,8 @@ class PartitionConfig(KindSection):
 
     kind: str = Field(
         "domains",
-        description="domains: equal IID shares, and participant i holds domain i mod D; dirichlet, shards: skewed "
-        "labels; quantity: unequal sizes; iid: equal shares of every domain",
+        description="domains: equal IID shares, and participant i holds domain i mod D; dirichlet, shards, "
+        "pathological: skewed labels; quantity: unequal sizes; iid: equal shares of every domain; file: as a file says",
     )
     domains: Count | None = Field(
         DOMAINS,
@@ -68,7 +68,8 @@ class PartitionConfig(KindSection):
     )
     samples_per_participant: Count | None = Field(
         None,
-        description="training samples of each participant, its part of the seed set included; quantity: their mean; "
+        description="training samples of each participant, its part of the seed set included; quantity, dirichlet "
+        "with quantity_alpha: their mean; "
         "null: all samples are dealt",
     )
     min_per_class: Count | None = Field(
@@ -140,15 +141,28 @@ class DomainPartition(PartitionConfig, kind="domains"):
 
 
 class DirichletPartition(PartitionConfig, kind="dirichlet"):
-    """Equal sizes; the class proportions of each participant are drawn."""
+    """The class proportions of each participant are drawn; equal sizes, or drawn, too."""
 
     alpha: Alpha = 0.5
+    quantity_alpha: Annotated[float, Field(gt=0.0, le=1e6), NO_SWITCH] | None = Field(
+        None,
+        description="concentration of the Dirichlet distribution of the participants' sizes; smaller is more skewed; "
+        "null: equal sizes",
+    )
 
 
 class ShardPartition(PartitionConfig, kind="shards"):
     """Shards of samples sorted by label, dealt at random."""
 
     shards_per_participant: Count = Field(2, description="label-sorted shards that each participant receives")
+
+
+class PathologicalPartition(PartitionConfig, kind="pathological"):
+    """Equal sizes; each participant holds samples of a few classes only."""
+
+    classes_per_participant: Count = Field(
+        2, description="classes of which each participant holds samples, about as many of each"
+    )
 
 
 class QuantityPartition(PartitionConfig, kind="quantity"):
@@ -159,6 +173,27 @@ class QuantityPartition(PartitionConfig, kind="quantity"):
 
 class IidPartition(PartitionConfig, kind="iid"):
     """Equal shares; each sample is seen in a random domain."""
+
+
+class FilePartition(PartitionConfig, kind="file"):
+    """A file says which participant holds which training rows."""
+
+    path: str = Field(
+        description="CSV file with the columns row,participant and, if wanted, part (private, seed, validation, test); "
+        "or an npz file with such arrays. Without part, rows are split by the shares of the config"
+    )
+
+    @model_validator(mode="after")
+    def _file_decides(self) -> "FilePartition":
+        given = {"samples_per_participant": self.samples_per_participant, "min_per_class": self.min_per_class}
+        problems = [
+            problem(key, value, f"got {value}, but the file says who holds which samples. Fix: set it to null.")
+            for key, value in given.items()
+            if value is not None
+        ]
+        if problems:
+            refuse(*problems)
+        return self
 
 
 class DataConfig(KindSection):

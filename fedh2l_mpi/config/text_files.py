@@ -1,4 +1,4 @@
-"""Read text files that a user names, without waiting and without end, and the fields of their lines."""
+"""Read files that a user names, without waiting and without end, and the fields of their lines."""
 
 import stat
 from pathlib import Path
@@ -17,11 +17,25 @@ def read_text(path: Path, most_bytes: int) -> str:
 
     Raises
     ------
+    OSError, ValueError
+        As `read_bytes`, or if it is not UTF-8 text.
+    """
+    try:
+        return read_bytes(path, most_bytes).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8 text") from None
+
+
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """Return the content of a file.
+
+    Raises
+    ------
     OSError
         If the system cannot read it.
     ValueError
-        If it is a pipe or a device, which may have no end, has more than `most_bytes`, or is not UTF-8 text. The
-        message continues a sentence that names the file.
+        If it is a pipe or a device, which may have no end, or has more than `most_bytes`. The message continues a
+        sentence that names the file.
     """
     kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
     if kind is not None:
@@ -30,10 +44,7 @@ def read_text(path: Path, most_bytes: int) -> str:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"it has more than {most_bytes} bytes")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8 text") from None
+    return content
 
 
 def fields_of(line: str) -> list[str]:

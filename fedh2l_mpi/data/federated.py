@@ -3,6 +3,7 @@
 Shape letters: N samples, T test samples of a domain, C classes, P participants, D domains, X the axes of one sample.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.config.data import FilePartition
 from fedh2l_mpi.config.shift import Shift
-from fedh2l_mpi.data import shifts, test_sets
+from fedh2l_mpi.data import partition_file, shifts, test_sets
 from fedh2l_mpi.data.augmentation import refuse_unfit
 from fedh2l_mpi.data.labelled import Labelled, Normalisation, memory_format
 from fedh2l_mpi.data.made_domains import MadeDomains, made_domains
@@ -94,7 +96,10 @@ class Plan:
         return any(len(share.local_test) for share in self.shares)
 
     def own_domain(self, participant: int) -> int:
-        """Return the participant's domain, or -1 if it holds a mix of all domains."""
+        """Return the participant's domain, or -1 if it holds a mix of domains."""
+        if isinstance(self.config.data.partition, FilePartition):
+            held = self.shares[participant].private.domains
+            return int(held[0]) if (held == held[0]).all() else -1
         return own_domain(participant, self.config.data.partition, self.domains)
 
     def unheld_domains(self) -> list[str]:
@@ -103,6 +108,15 @@ class Plan:
         for share in self.shares:
             held[share.private.domains] = True
         return [name for name, is_held in zip(self.domain_names, held, strict=True) if not is_held]
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of who holds which rows, in which domain and part."""
+        digest = hashlib.sha256()
+        for share in self.shares:
+            for part in share.parts:
+                digest.update(len(part).to_bytes(8, "little"))
+                digest.update(part.rows.tobytes() + part.domains.tobytes())
+        return digest.digest()
 
     def label_histogram(self) -> NDArray[np.int64]:
         """Count each participant's private training samples of each class, int64 (P, C)."""
@@ -133,9 +147,12 @@ def plan(config: Config, source: Source) -> Plan:
     refuse_unfit(config, source.form.kind)
     made = made_domains(config.data.partition, source)
     domains = 0 if made is None else len(made.names)
-    training, tests = test_sets.divide(config, source, domains)
+    given = partition_file.read(config, source)
+    training, tests = test_sets.divide(config, source, domains, None if given is None else given.of_part("test"))
 
     def shares_of(draw: Draw) -> list[Share]:
+        if given is not None:
+            return partition_file.shares(given, training, config, source, domains, draw)
         if natural is None:
             return partition(labels, training, config, domains, draw)
         return partition_natural(labels, training, natural, config, draw)

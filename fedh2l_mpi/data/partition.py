@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config, PartitionConfig
-from fedh2l_mpi.config.data import DirichletPartition, QuantityPartition, ShardPartition
+from fedh2l_mpi.config.data import DirichletPartition, PathologicalPartition, QuantityPartition, ShardPartition
 from fedh2l_mpi.data.sources import NaturalDomains
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
@@ -104,7 +104,7 @@ def partition(labels: Rows, rows: Rows, config: Config, domains: int, draw: Draw
         seen = (
             split.integers(domains, size=len(mine)) if part.kind == "iid" else np.full(len(mine), participant % domains)
         )
-        shares.append(_split(Samples(mine, seen.astype(np.int64)), participant, config))
+        shares.append(split_parts(Samples(mine, seen.astype(np.int64)), participant, config))
     _check_disjoint(shares)
     return shares
 
@@ -143,7 +143,7 @@ def partition_natural(labels: Rows, rows: Rows, domains: NaturalDomains, config:
     shares = []
     for participant in everyone:
         mine = draw.stream(Purpose.SPLIT, participant).permutation(held[participant])
-        shares.append(_split(Samples(mine, domains.of_row[mine]), participant, config))
+        shares.append(split_parts(Samples(mine, domains.of_row[mine]), participant, config))
     _check_disjoint(shares)
     return shares
 
@@ -153,7 +153,14 @@ def own_domain(participant: int, part: PartitionConfig, domains: int) -> int:
     return -1 if part.kind == "iid" and domains > 1 else participant % domains
 
 
-def _split(samples: Samples, participant: int, config: Config) -> Share:
+def split_parts(samples: Samples, participant: int, config: Config) -> Share:
+    """Split a participant's samples, in their order, into the parts that the config's shares give.
+
+    Raises
+    ------
+    UserError
+        If no private sample remains.
+    """
     seed = round(config.seed_set.share * len(samples))
     validation = round(config.evaluation.validation_share * (len(samples) - seed))
     local_share = config.evaluation.local_test_share
@@ -207,7 +214,9 @@ def _deal(
     if isinstance(part, ShardPartition):
         return _shards(labels, participants, each, part.shards_per_participant, draw)
     if isinstance(part, DirichletPartition):
-        return _dirichlet(labels, participants, each, part.alpha, draw)
+        return _dirichlet(labels, participants, each, part, draw)
+    if isinstance(part, PathologicalPartition):
+        return _pathological(labels, participants, part, draw, where)
     return _equal(labels, participants, each, draw)
 
 
@@ -219,14 +228,20 @@ def _equal(labels: Rows, participants: int, each: int, draw: np.random.Generator
 def _quantity(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
     """Draw IID shares whose sizes are Dirichlet(alpha) proportions of the whole.
 
-    Every participant has at least a tenth of the mean, rounded down, and at least one sample.
-
     Source: Li, Diao, Chen and He, "Federated learning on non-IID data silos", 2022, quantity skew.
+    """
+    sizes = _sizes(participants, each, alpha, draw)
+    return np.split(draw.permutation(len(labels))[: sizes.sum()], np.cumsum(sizes)[:-1])
+
+
+def _sizes(participants: int, each: int, alpha: float, draw: np.random.Generator) -> Rows:
+    """Draw sizes that are Dirichlet(alpha) proportions of participants x each, int64 (P,).
+
+    Every participant has at least a tenth of the mean, rounded down, and at least one sample.
     """
     floor = max(1, each // 10)
     spread = participants * (each - floor)
-    sizes = floor + np.floor(draw.dirichlet(np.full(participants, alpha)) * spread).astype(np.int64)
-    return np.split(draw.permutation(len(labels))[: sizes.sum()], np.cumsum(sizes)[:-1])
+    return floor + np.floor(draw.dirichlet(np.full(participants, alpha)) * spread).astype(np.int64)
 
 
 def _shards(labels: Rows, participants: int, each: int, shards: int, draw: np.random.Generator) -> list[Rows]:
@@ -246,19 +261,24 @@ def _shards(labels: Rows, participants: int, each: int, shards: int, draw: np.ra
     return [np.concatenate([pieces[piece] for piece in hand]) for hand in dealt]
 
 
-def _dirichlet(labels: Rows, participants: int, each: int, alpha: float, draw: np.random.Generator) -> list[Rows]:
-    """Draw equal shares without replacement; each participant's class proportions come from Dirichlet(alpha).
+def _dirichlet(
+    labels: Rows, participants: int, each: int, part: DirichletPartition, draw: np.random.Generator
+) -> list[Rows]:
+    """Draw shares without replacement; each participant's class proportions come from Dirichlet(alpha).
 
-    A class that has run out is replaced by the remaining classes, in the participant's own proportions.
+    Sizes are equal, or with `quantity_alpha` Dirichlet proportions, too. A class that has run out is replaced by the
+    remaining classes, in the participant's own proportions.
 
     Source: Hsu, Qi and Brown, "Measuring the effects of non-identical data distribution", 2019.
     """
     pools = [draw.permutation(np.flatnonzero(labels == label)) for label in range(int(labels.max()) + 1)]
+    sizes = [each] * participants
+    if part.quantity_alpha is not None:
+        sizes = _sizes(participants, each, part.quantity_alpha, draw).tolist()
     held = []
-    for _ in range(participants):
-        wish = draw.dirichlet(np.full(len(pools), alpha))
+    for missing in sizes:
+        wish = draw.dirichlet(np.full(len(pools), part.alpha))
         taken: list[Rows] = []
-        missing = each
         while missing:
             left = np.array([len(pool) for pool in pools])
             # The small constant lets a participant take any other class once all classes it wants have run out.
@@ -270,3 +290,59 @@ def _dirichlet(labels: Rows, participants: int, each: int, alpha: float, draw: n
             missing -= int(counts.sum())
         held.append(np.concatenate(taken))
     return held
+
+
+def _pathological(
+    labels: Rows, participants: int, part: PathologicalPartition, draw: np.random.Generator, where: str
+) -> list[Rows]:
+    """Draw equal shares of a few classes each, about as many samples of each class.
+
+    Each participant in turn gets the classes that the fewest participants hold so far, at random among equals. All
+    classes are held if participants x classes_per_participant reaches their number, and all by the same number of
+    participants, or by one more. Without samples_per_participant, shares are as large as the rarest class allows.
+
+    Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017, the
+    pathological non-IID partition, with exact numbers of classes as benchmarks use it: Li, Diao, Chen and He,
+    "Federated learning on non-IID data silos", 2022, `#C = k`.
+    """
+    wanted, asked = part.classes_per_participant, part.samples_per_participant
+    # Not by np.unique, which imports numpy.ma on every rank.
+    counted = np.bincount(labels)
+    present = np.flatnonzero(counted)
+    per_class = counted[present]
+    if wanted > len(present):
+        raise UserError(
+            f"data.partition.classes_per_participant: got {wanted}, but the training data{where} have {len(present)} "
+            "classes. Use fewer."
+        )
+    holders = np.zeros(len(present), dtype=np.int64)
+    chosen: list[list[int]] = []
+    for _ in range(participants):
+        fewest = np.lexsort((draw.random(len(present)), holders))[:wanted]
+        holders[fewest] += 1
+        chosen.append(sorted(fewest.tolist()))
+    held_by = holders > 0
+    most = int((per_class[held_by] // holders[held_by]).min()) * wanted
+    if (asked or 1) > most:
+        rarest = int(np.argmin(np.where(held_by, per_class / np.maximum(holders, 1), np.inf)))
+        key = "participants" if asked is None else "data.partition.samples_per_participant"
+        raise UserError(
+            f"{key}: got {participants if asked is None else asked}, but class {present[rarest]}{where} has only "
+            f"{per_class[rarest]} training samples for the {holders[rarest]} participants that hold it. "
+            f"Use {'fewer participants' if most == 0 else f'at most {most} samples per participant'}."
+        )
+    each = asked or most
+    if each < wanted:
+        raise UserError(
+            f"data.partition.samples_per_participant: got {each}, but each participant holds {wanted} classes. "
+            f"Use at least {wanted}."
+        )
+    pools = [draw.permutation(np.flatnonzero(labels == label)) for label in present]
+    dealt = []
+    for hand in chosen:
+        # The first classes have one sample more if the number of samples is no multiple of that of classes.
+        counts = [each // wanted + (place < each % wanted) for place in range(wanted)]
+        dealt.append(np.concatenate([pools[label][:count] for label, count in zip(hand, counts, strict=True)]))
+        for label, count in zip(hand, counts, strict=True):
+            pools[label] = pools[label][count:]
+    return dealt

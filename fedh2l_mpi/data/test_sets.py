@@ -12,16 +12,18 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
 
 
-def divide(config: Config, source: Source, made_domains: int) -> tuple[Rows, list[Samples]]:
+def divide(config: Config, source: Source, made_domains: int, given: Rows | None = None) -> tuple[Rows, list[Samples]]:
     """Return the rows of the training table that are for training, and each domain's test samples.
 
     The test samples are rows of the test table. If there is none, `data.test_share` of every class in every domain of
-    the training table is kept for testing.
+    the training table is kept for testing, or the rows that a partition file gives the part test.
 
     Parameters
     ----------
     made_domains : int
         Number of domains that are made of data without domains of their own; each has the same originals.
+    given : int64 or None
+        Rows of the training table that a partition file gives the part test; None if there is no file with parts.
 
     Raises
     ------
@@ -41,7 +43,10 @@ def divide(config: Config, source: Source, made_domains: int) -> tuple[Rows, lis
                 raise UserError(f"data.name: domain {name!r} has no test sample. Give it some, or remove the domain.")
     else:
         groups = natural or NaturalDomains(("all",), np.zeros(len(labels), dtype=np.int64))
-        rows_D = kept_for_testing(labels, groups, config.data.share_for_testing)
+        if given is None:
+            rows_D = kept_for_testing(labels, groups, config.data.share_for_testing)
+        else:
+            rows_D = _of_file(given, groups)
         training = np.setdiff1d(training, np.concatenate(rows_D))
         if natural is None:
             return training, _of_each_domain(_drawn(rows_D[0], config, ""), made_domains)
@@ -80,6 +85,18 @@ def kept_for_testing(labels: Rows, domains: NaturalDomains, share: float) -> lis
                 f"samples (it has {len(own)} in total). Add samples, or remove the domain from the data."
             )
     return kept
+
+
+def _of_file(given: Rows, domains: NaturalDomains) -> list[Rows]:
+    """Return each domain's rows among those that a partition file gives for testing."""
+    rows_D = [given[domains.of_row[given] == domain] for domain in range(len(domains.names))]
+    for name, rows in zip(domains.names, rows_D, strict=True):
+        if len(rows) == 0:
+            raise UserError(
+                f"data.partition.path: no row of domain {name!r} has the part test, and the data have no test part of "
+                "their own. Give some rows that part, or remove the column part."
+            )
+    return rows_D
 
 
 def _of_each_domain(rows: Rows, domains: int) -> list[Samples]:

@@ -20,7 +20,7 @@ log = logging.getLogger("fedh2l_mpi")
 # Facts in the manifest that must equal those of this process, and what each of them describes.
 MUST_AGREE = {
     "participants": "the number of participants",
-    "data_sha256": "the seed set or the labels of the private data",
+    "data_sha256": "the seed set, the labels of the private data or the partition file",
 }
 # Facts that may differ, with a warning, because they may change the last bits of the numbers.
 MAY_CHANGE_LAST_BITS = {

@@ -23,6 +23,7 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
     return {
         "data set": setup.plan.source.digest,
         "seed set": setup.federation.seed_set.digest(),
+        "partition": setup.plan.digest(),
         "graph": setup.topology.digest(),
         "config": hashlib.sha256(config.to_yaml().encode()).digest(),
         "exchanged array": repr(setup.array).encode(),
@@ -37,6 +38,9 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
     versions = provenance.versions(world.mpi_library)
     content = setup.federation.seed_set.digest() + setup.plan.label_histogram().tobytes() + setup.plan.source.digest
     data = hashlib.sha256(content)
+    if config.data.partition.kind == "file":
+        # The other kinds follow from settings that a checkpoint compares; older checkpoints have no more than these.
+        data.update(setup.plan.digest())
     return {
         "participants": config.size,
         "settings": comparison.unusual(config),

@@ -140,6 +140,17 @@ def test_a_recipe_by_model_ends_early_after_the_same_round_on_any_number_of_rank
         assert metrics.read(several).attributes["early_stop"] == ended.attributes["early_stop"]
 
 
+def test_a_partition_file_gives_the_same_bits_on_any_number_of_ranks(tmp_path):
+    words = np.resize(["private"] * 5 + ["seed", "validation", "test"], 500)
+    lines = [f"{row},{row % 7 % 5},{word}" for row, word in enumerate(words)]
+    (tmp_path / "who.csv").write_text("\n".join(["row,participant,part", *lines]))
+    settings = ["data.partition=file", f"data.partition.path={tmp_path / 'who.csv'}", "models=[mlp, lenet5]"]
+    arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]
+    alone = run(arguments, tmp_path / "alone")
+    for ranks in (2, 5):
+        assert_same(alone, run(arguments, tmp_path / f"ranks-{ranks}", ranks))
+
+
 def test_pooling_private_data_says_that_it_breaks_privacy(tmp_path):
     ended = launch(["--set", "method.name=pooled", "--set", "rounds=1", "--out", str(tmp_path / "run")])
     assert ended.code == 0, ended.err

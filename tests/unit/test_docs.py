@@ -35,6 +35,16 @@ def test_the_example_of_reading_runs_draws_and_compares(tmp_path):
     assert (tmp_path / "by_architecture.png").stat().st_size > 5_000
 
 
+def test_the_example_of_a_partition_file_is_checked(tmp_path):
+    section = (
+        (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("## Your own partition")[1].split("\n## ")[0]
+    )
+    code, command = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+    run_command([sys.executable, "-c", code], tmp_path)
+    arguments = command.removeprefix("python").split()
+    assert "4 domains, file" in run_command([sys.executable, *arguments], tmp_path)
+
+
 def test_the_recipe_of_the_method_page_is_a_config():
     (shown,) = [block.text for block in blocks(ROOT / "docs" / "method.md") if block.language == "yaml"]
     optimizer = fedh2l_mpi.load_config(yaml.safe_load(shown)).resolved(1, launched=False).optimizer

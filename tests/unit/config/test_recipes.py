@@ -35,8 +35,8 @@ def kinds(section: type[Section], prefix: str = "") -> list[list[str]]:
     return found
 
 
-KINDS = [settings for settings in kinds(Config) if settings[0] != "topology.kind=edge_list"]
-KINDS.append(["topology.kind=edge_list", "topology.path=a.txt"])
+# A path is no number.
+KINDS = [[setting.replace("path=1", "path=a.txt") for setting in settings] for settings in kinds(Config)]
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=lambda settings: settings[0])

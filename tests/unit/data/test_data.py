@@ -168,7 +168,7 @@ def test_a_path_that_leads_nowhere_is_the_users_to_mend(name, root, says, monkey
             open_source(DataConfig(name=name))
 
 
-@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "quantity", "iid"])
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "pathological", "quantity", "iid"])
 @pytest.mark.parametrize("participants", [1, 3, 7])
 def test_no_training_row_is_used_twice(kind, participants):
     plan = federated.plan(settings(f"data.partition.kind={kind}", f"participants={participants}"), digits())
@@ -181,7 +181,7 @@ def test_no_training_row_is_used_twice(kind, participants):
     assert plan.label_histogram().sum(axis=1).tolist() == [len(share.private) for share in plan.shares]
 
 
-@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "iid"])
+@pytest.mark.parametrize("kind", ["domains", "dirichlet", "shards", "pathological", "iid"])
 def test_shares_are_of_the_size_asked_for(kind):
     plan = federated.plan(
         settings(f"data.partition.kind={kind}", "data.partition.samples_per_participant=100"), digits()
@@ -289,6 +289,49 @@ def test_quantity_skew_gives_unlike_sizes_of_like_labels():
     assert sizes.max() > 2 * sizes.min()
 
 
+@pytest.mark.parametrize(
+    ("participants", "classes", "samples", "holders"),
+    [
+        (10, 2, "null", [2] * 10),
+        (5, 4, 101, [2] * 10),
+        # 7 x 3 = 21 hands: every class in two, and one in a third.
+        (7, 3, 30, [2] * 9 + [3]),
+        # Fewer hands than classes: nobody holds the others.
+        (3, 2, "null", [0] * 4 + [1] * 6),
+    ],
+)
+def test_a_pathological_partition_gives_each_participant_exactly_its_classes(participants, classes, samples, holders):
+    labels = digits().train.labels
+    keys = f"kind: pathological, classes_per_participant: {classes}, samples_per_participant: {samples}"
+    config = settings(f"participants={participants}", f"data.partition={{{keys}}}")
+    shares = federated.plan(config, digits()).shares
+    counts_PC = np.stack(
+        [np.bincount(labels[np.concatenate([part.rows for part in share.parts])], minlength=10) for share in shares]
+    )
+    assert (counts_PC > 0).sum(axis=1).tolist() == [classes] * participants
+    held_by_C = (counts_PC > 0).sum(axis=0)
+    assert sorted(held_by_C.tolist()) == holders
+    assert max(np.ptp(row[row > 0]) for row in counts_PC) <= 1
+    # The class with the fewest samples for each of its holders decides, unless the config does.
+    largest = classes * min(len(labels[labels == label]) // n for label, n in enumerate(held_by_C) if n)
+    assert counts_PC.sum(axis=1).tolist() == [largest if samples == "null" else samples] * participants
+
+
+def test_dirichlet_sizes_are_drawn_only_if_asked_for_and_have_the_mean_of_the_share():
+    keys = ["data.partition={kind: dirichlet, alpha: 100, samples_per_participant: 100}", "participants=10"]
+    equal, null, drawn = (
+        federated.plan(settings(*keys, *more), digits()).shares
+        for more in ([], ["data.partition.quantity_alpha=null"], ["data.partition.quantity_alpha=0.5"])
+    )
+    sizes = np.array([sum(map(len, share.parts)) for share in drawn])
+    assert sizes.min() >= 10
+    # Each is rounded down.
+    assert 1000 - 10 <= sizes.sum() <= 1000
+    assert sizes.max() > 2 * sizes.min()
+    for one, other in zip(equal, null, strict=True):
+        assert np.array_equal(one.private.rows, other.private.rows)
+
+
 def test_domains_are_dealt_in_turn_or_mixed():
     part = loading.load(None, ["data.partition.domains=3"]).data.partition
     assert [own_domain(index, part, 3) for index in range(5)] == [0, 1, 2, 0, 1]
@@ -317,6 +360,23 @@ def test_domains_are_dealt_in_turn_or_mixed():
         (
             ["data.partition.kind=shards", "participants=700", "data.partition.shards_per_participant=5"],
             "shards_per_participant: got 5, but a participant has only 2",
+        ),
+        (
+            ["data.partition={kind: pathological, classes_per_participant: 11}"],
+            "classes_per_participant: got 11, but the training data have 10 classes",
+        ),
+        (
+            ["data.partition={kind: pathological, samples_per_participant: 359}"],
+            r"samples_per_participant: got 359, but class \d has only 1\d\d training samples for the 1 participants .* "
+            r"Use at most 2\d\d samples per participant",
+        ),
+        (
+            ["data.partition={kind: pathological, samples_per_participant: 1}"],
+            "samples_per_participant: got 1, but each participant holds 2 classes. Use at least 2",
+        ),
+        (
+            ["data.partition={kind: pathological, classes_per_participant: 9}", "participants=200"],
+            r"participants: got 200, but class \d has only .* for the 180 participants .* Use fewer participants",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from helpers.same_runs import assert_same_run
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.config import loading
+from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.lifecycle import start
 from fedh2l_mpi.lifecycle.signals import StopRequest
@@ -76,6 +77,26 @@ def test_a_codec_moves_numbers_and_must_stay_and_the_deadline_need_not(tmp_path)
         assert all(override.partition("=")[0] in str(error.value) for override in change)
     assert run(tmp_path / "run", "exchange.deadline_s=77", "rounds=3", mode="auto") == StopRequest.NOTHING
     assert loading.load(tmp_path / "run" / "config.yaml").exchange.deadline_s == 77
+
+
+def test_a_partition_file_with_another_content_is_refused_even_if_it_has_the_same_labels(tmp_path):
+    zeros, path = np.flatnonzero(digits().train.labels == 0)[:24], tmp_path / "who.csv"
+    parts = np.repeat(["private", "seed", "validation", "test"], 6)
+
+    def write(rows: np.ndarray) -> None:
+        lines = [f"{row},{place % 2},{part}" for place, (row, part) in enumerate(zip(rows, parts, strict=True))]
+        path.write_text("\n".join(["row,participant,part", *lines]))
+
+    write(zeros)
+    settings = ["models=[mlp]", "participants=2", "data.partition=file", f"data.partition.path={path}"]
+    assert run(tmp_path / "run", *settings, "rounds=3", stop_after=1) == StopRequest.FILE_STOP
+    write(np.concatenate([zeros[1::-1], zeros[2:]]))
+    with pytest.raises(UserError, match="--resume: .* or the partition file differs from the checkpoint"):
+        run(tmp_path / "run", mode="require")
+    write(zeros)
+    assert run(tmp_path / "run", mode="require") == StopRequest.NOTHING
+    run(tmp_path / "unbroken", *settings, "rounds=3")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "run", rounds=3)
 
 
 def test_a_complete_run_is_done_and_more_rounds_make_it_the_longer_run(tmp_path):
