@@ -385,8 +385,17 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         return "+".join(f"{key}={_text(inner)}" for key, inner in value.items())
     if isinstance(value, list):
-        return "+".join(map(_text, value))
+        return "+".join(map(_item_text, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _item_text(item: Any) -> str:
+    """Return an item of a list: `mlp(hidden=16)` for a map with a name, `noise(step=0.1)` for one with a kind."""
+    head = item.get("name", item.get("kind")) if isinstance(item, dict) else None
+    if not isinstance(head, str):
+        return _text(item)
+    rest = [f"{key}={_text(inner)}" for key, inner in item.items() if key not in ("name", "kind")]
+    return f"{head}({','.join(rest)})" if rest else head
 
 
 def _listed(labels: Sequence[str], most: int = 3) -> str:

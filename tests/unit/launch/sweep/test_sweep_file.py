@@ -96,6 +96,22 @@ def test_a_text_for_a_section_is_its_kind_in_the_base_and_in_an_axis(write):
     assert [element.config.data.partition.kind for element in elements] == ["iid", "shards"]
 
 
+def test_models_with_arguments_and_shifts_have_short_names(write):
+    sweep = load(
+        write(
+            "axes:\n  models: [[{name: mlp, hidden: [16]}, cnn], [mlp]]\n"
+            "  data.partition.shift: [null, [{kind: noise, step: 0.1}, {kind: rotation, step: 9}]]"
+        )
+    )
+    assert sweep.rows == [
+        f"models={models}, data.partition.shift={shift}"
+        for models in ("mlp(hidden=16)+cnn", "mlp")
+        for shift in ("null", "noise(step=0.1)+rotation(step=9)")
+    ]
+    assert sweep.elements[1].config.models == ("mlp(hidden=[16])", "cnn")
+    assert [one.kind for one in sweep.elements[1].config.data.partition.shifts] == ["noise", "rotation"]
+
+
 def test_a_dotted_key_of_the_method_keeps_the_rest_of_it(write):
     sweep = load(write("base: base.yaml\naxes: {method.temperature: [1.0, 2.5]}"))
     assert labels(sweep) == ["method.temperature=1.0", "method.temperature=2.5"]
