@@ -172,7 +172,13 @@ def of_stored(root: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def complete(root: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the same as `of_stored`, with all keys of each kind written out, for a reader that checks no values."""
-    return dict(_fill(root, raw, lambda key, kind, field: classic.value(key, kind)))
+
+    def default(key: str, kind: str, field: FieldInfo) -> Any:
+        value = classic.value(key, kind)
+        # A list as YAML has it; otherwise an empty one would differ from the same one in a stored config.
+        return list(value) if isinstance(value, tuple) else value
+
+    return dict(_fill(root, raw, default))
 
 
 def as_before(root: type[Section], raw: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from helpers.launching import ROOT
+from helpers.pages import blocks
 
 from fedh2l_mpi.cli import commands, slurm
 from fedh2l_mpi.config import loading
@@ -45,6 +46,16 @@ def test_the_ready_jobs_are_those_that_the_readme_speaks_of():
         assert f"#SBATCH {words}\n" in (ROOT / "jobs" / "ring_16.sbatch").read_text()
     # An array of as many as the sweep has elements.
     assert "#SBATCH --array=0-9%4\n" in (ROOT / "jobs" / "sweep.sbatch").read_text()
+
+
+def test_every_job_that_the_page_makes_is_made(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = "".join(block.text for block in blocks(ROOT / "docs" / "cluster.md")).replace("\\\n", " ")
+    commands_of_page = re.findall(r"^python -m fedh2l_mpi slurm (.*)$", text, re.MULTILINE)
+    heads = [made(*shlex.split(line), "--elsewhere").partition("\n\n")[0] for line in commands_of_page]
+    assert len(heads) == 3
+    assert "#SBATCH --mail-type=END --mail-user=me@example.org" in heads[1]
+    assert "IMAGE, APPTAINER" in heads[2]
 
 
 @pytest.mark.parametrize("path", [*READY, ROOT / "jobs" / "env.sh.example"], ids=lambda path: path.name)
