@@ -53,7 +53,8 @@ class PartitionConfig(KindSection):
     )
     domains: Count | None = Field(
         DOMAINS,
-        description="D, number of domains made by rotation or shift; with 1, samples are unchanged; not for a pack",
+        description="D, number of domains made by rotation or shift; with 1, samples are unchanged; "
+        "null: one, or the data's own",
     )
     rotation_step_deg: Annotated[float, Field(ge=-180.0, le=180.0), NO_SWITCH] | None = Field(
         ROTATION_STEP_DEG,
@@ -285,7 +286,11 @@ class Pack(DataConfig, kind="pack"):
     root_is_content: ClassVar[bool] = True
 
     test_share: Number = Field(
-        TEST_SHARE, gt=0.0, lt=1.0, description="share of a pack's images kept for testing, the same for every seed"
+        TEST_SHARE,
+        gt=0.0,
+        lt=1.0,
+        description="share of a pack's samples kept for testing, the same for every seed; not for a pack with "
+        "a test part",
     )
 
     @property
@@ -294,19 +299,10 @@ class Pack(DataConfig, kind="pack"):
         return self.test_share
 
     @model_validator(mode="after")
-    def _brings_its_domains(self) -> "Pack":
-        given = {
-            key: getattr(self.partition, key) for key in (*ROTATION, "shift") if key in self.partition.model_fields_set
-        }
-        problems = [
-            problem(f"partition.{key}", value, f"got {value}, but a pack brings its own domains. Fix: set it to null.")
-            for key, value in given.items()
-            if value is not None
-        ]
-        if problems:
-            refuse(*problems)
+    def _domains_are_those_of_the_pack(self) -> "Pack":
+        given = self.partition.model_fields_set
         # A copy, because the section may be the default that all configs share.
-        partition = self.partition.model_copy(update=dict.fromkeys(ROTATION))
+        partition = self.partition.model_copy(update={key: None for key in ROTATION if key not in given})
         object.__setattr__(self, "partition", partition)
         return self
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi.data.photo_folder import Tree, counts
+from fedh2l_mpi.data.photo_folder import Tree, counts, pattern_of
 
 # Number of names that a line of the report lists; unreadable pictures are all in the file.
 LISTED = 5
@@ -41,6 +41,8 @@ class Packed:
         Those of them whose class differs from the earlier image's.
     notes : list of str
         Sentences about how the pack was made.
+    tested : int
+        Images of the test part.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Packed:
     disputed: int
     digest: str
     notes: list[str]
+    tested: int = 0
 
     def report(self) -> str:
         """Summarise the pack in a few lines."""
@@ -78,15 +81,18 @@ class Packed:
             f"pack: {self.path}",
             f"{count:,} images of {channels} x {side} x {side}, {len(self.classes)} classes, "
             f"{self.path.stat().st_size:,} bytes, digest {self.digest[:16]}",
-            f"{len(domains)} domains: {listed(domains, DOMAINS_LISTED)}",
         ]
+        if self.tree.has_domains:
+            lines.append(f"{len(domains)} domains: {listed(domains, DOMAINS_LISTED)}")
+        if self.tested:
+            lines.append(f"{count - self.tested:,} images for training, {self.tested:,} for testing")
         suffixes = Counter(Path(picture.source).suffix.lower() for picture in self.tree.pictures)
         if len(suffixes) > 1:
             lines.append(f"pictures: {counts(suffixes, len(suffixes))}")
         if len(self.classes) == 1:
-            lines.append(f"only one class, {self.classes[0]}: check that ROOT holds <domain>/<class>/<picture>")
+            lines.append(f"only one class, {self.classes[0]}: check that ROOT holds {pattern_of(self.tree.layout)}")
         elif len(domains) > 1 and len(self.counts) == len(self.classes):
-            lines.append("no class is in two domains: check that ROOT holds <domain>/<class>/<picture>")
+            lines.append(f"no class is in two domains: check that ROOT holds {pattern_of(self.tree.layout)}")
         if (lacking := len(domains) * len(self.classes) - len(self.counts)) > 0:
             lines.append(f"{lacking:,} pairs of a domain and a class have no image")
         for group in self.tree.similar_classes()[:LISTED]:

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 from fedh2l_mpi.data import pack_reader as packs
 from fedh2l_mpi.data import photo_decoding
 from fedh2l_mpi.data.pack_report import Packed, encoded, name_empty, name_similar
-from fedh2l_mpi.data.photo_folder import Picture, Tree, scan
+from fedh2l_mpi.data.photo_folder import LAYOUTS, PARTS, Picture, Tree, scan
 from fedh2l_mpi.data.photo_pixels import BACKGROUNDS, Findings
 from fedh2l_mpi.data.sources import LARGEST_SIDE
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.runtime import atomic_files, hdf5_files, libraries, paths
 
-LAYOUTS = ("domains",)
 # Most bytes that a picture's row needs in addition to its pixels: labels, digests and a long path.
 EXTRA = 1024
 
@@ -43,7 +42,7 @@ Progress = Callable[[int, int], None]
 def pack(
     root: Path,
     out: Path,
-    layout: str = "domains",
+    layout: str | None = None,
     side: int = 224,
     grey: bool = False,
     workers: int | None = None,
@@ -56,11 +55,11 @@ def pack(
     Parameters
     ----------
     root : Path
-        Folder of the layout `<domain>/<class>/<picture>`.
+        Folder of pictures.
     out : Path
         File to make; must not exist.
-    layout : str
-        `domains`, the only layout.
+    layout : str or None
+        One of `photo_folder.LAYOUTS`; None: `domains`, unless its folders are named like parts.
     side : int
         Side S of the images [pixels]; a picture's middle square is resized to it.
     grey : bool
@@ -82,16 +81,19 @@ def pack(
     """
     if importlib.util.find_spec("PIL") is None:
         raise UserError(f"pack: Pillow is not installed. Fix: {libraries.fix('PIL')}.")
-    if layout not in LAYOUTS:
-        raise UserError(f"--layout: got {layout!r}. Known: {', '.join(LAYOUTS)}.")
+    if layout is not None and layout not in LAYOUTS:
+        known = [*LAYOUTS, "arrays"]
+        raise UserError(f"--layout: got {layout!r}{did_you_mean(layout, known)}. Known: {', '.join(known)}.")
     if not 1 <= side <= LARGEST_SIDE:
         raise UserError(f"--side: got {side}. Allowed: 1 to {LARGEST_SIDE} pixels.")
     if workers is not None and workers < 1:
         raise UserError(f"--workers: got {workers}. Use 1 or more.")
     if background not in BACKGROUNDS:
         raise UserError(f"--background: got {background!r}. Known: {', '.join(BACKGROUNDS)}.")
-    _check_out(out)
-    tree = scan(root)
+    check_out(out)
+    tree = scan(root, layout or "domains")
+    if layout is None:
+        _refuse_parts_as_domains(tree)
     if strict:
         _refuse_doubtful(tree)
     shape = (len(tree.pictures), 1 if grey else 3, side, side)
@@ -102,7 +104,7 @@ def pack(
         decode = functools.partial(photo_decoding.decoded, tree, shape, workers or _cpus(), BACKGROUNDS[background])
         written = _write_images(partial, spare, tree, shape, decode, strict, progress or _ignore)
         packed = _describe(partial, out, tree, written, side, background)
-        _publish(partial, out)
+        publish(partial, out)
     except (OSError, RuntimeError) as error:
         why = hdf5_files.reason(error)
         if why == os.strerror(errno.ENOSPC):
@@ -128,6 +130,15 @@ class _Written:
     skipped: list[tuple[str, str]]
     findings: list[Findings]
     notes: list[str]
+
+
+def _refuse_parts_as_domains(tree: Tree) -> None:
+    """Raise UserError if all domains are named like parts of a data set, such as train and test."""
+    if len(tree.domains) > 1 and all(name.casefold() in PARTS for name in tree.domains):
+        raise UserError(
+            f"{tree.root}: its folders {', '.join(tree.domains)} are named like parts of a data set, not like domains. "
+            "Use --layout train_test, or --layout domains if they are domains."
+        )
 
 
 def _refuse_doubtful(tree: Tree) -> None:
@@ -183,10 +194,15 @@ def _write_images(
             progress(done, len(tree.pictures))
     written = _Written(kept, source_sha256, image_sha256, skipped, findings, notes)
     if empty := sorted(set(range(len(tree.domains))) - {picture.domain for picture in kept}):
-        source, reason = next(one for one in skipped if one[0].startswith(tree.domains[empty[0]] + "/"))
-        raise UserError(
-            f"{tree.root / tree.domains[empty[0]]}: no picture can be read. The first is {source}: {reason}."
-        )
+        folder = tree.root / tree.domains[empty[0]] if tree.has_domains else tree.root
+        inside = f"{tree.domains[empty[0]]}/" if tree.has_domains else ""
+        source, reason = next(one for one in skipped if one[0].startswith(inside))
+        raise UserError(f"{folder}: no picture can be read. The first is {source}: {reason}.")
+    for is_test in (False, True) if tree.has_test_part else ():
+        for index, name in enumerate(tree.domains):
+            if not any(picture.domain == index and picture.is_test == is_test for picture in kept):
+                part = "test" if is_test else "train"
+                raise UserError(f"{tree.root}: no picture of {name!r} for {part} can be read.")
     if skipped:
         # A contiguous array cannot shrink, and the number of readable pictures is known only now.
         _shorten(partial, spare, len(kept))
@@ -214,23 +230,26 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
     domains = np.array([picture.domain for picture in kept], dtype=np.int64)
     arrays: dict[str, NDArray[Any]] = {
         "label": labels,
-        "domain": domains,
-        "class_name": _texts(classes),
-        "domain_name": _texts(tree.domains),
-        "source": _texts([picture.source for picture in kept]),
-        "source_sha256": _texts(written.source_sha256),
-        "image_sha256": _texts(written.image_sha256),
-        "skipped": _texts([source for source, _ in skipped]),
-        "skipped_reason": _texts([reason for _, reason in skipped]),
+        **({"domain": domains} if tree.has_domains else {}),
+        "class_name": texts(classes),
+        **({"domain_name": texts(tree.domains)} if tree.has_domains else {}),
+        "source": texts([picture.source for picture in kept]),
+        "source_sha256": texts(written.source_sha256),
+        "image_sha256": texts(written.image_sha256),
+        "skipped": texts([source for source, _ in skipped]),
+        "skipped_reason": texts([reason for _, reason in skipped]),
     }
+    if tree.has_test_part:
+        arrays["part"] = np.array([picture.is_test for picture in kept], dtype=np.uint8)
     with hdf5_files.writing(partial, "r+") as file:
         # The handles are kept, because h5py reports no failed write of a dataset whose last handle is dropped.
         datasets = {"image": file["image"]}
         datasets |= {name: file.create_dataset(name, data=values) for name, values in arrays.items()}
-        for name, meaning in packs.ARRAYS.items():
-            datasets[name].attrs["units"] = np.bytes_(b"1")
-            datasets[name].attrs["long_name"] = np.bytes_(meaning.encode())
-        shape, digest = file["image"].shape, packs.digest(file)
+        for name, dataset in datasets.items():
+            describe(name, dataset)
+        shape, facts = file["image"].shape, {} if tree.has_domains and not tree.has_test_part else _facts(file["image"])
+        write_attributes(file, facts)
+        digest = packs.digest(file, packs.facts_of(file.attrs) if facts else ())
         packed = Packed(
             path=out,
             tree=tree,
@@ -246,11 +265,33 @@ def _describe(partial: Path, out: Path, tree: Tree, written: _Written, side: int
             flat=[picture.source for picture, one in zip(kept, findings, strict=True) if one.flat],
             digest=digest,
             notes=written.notes,
+            tested=sum(picture.is_test for picture in kept),
             **_repeated(written.image_sha256, labels.tolist()),
         )
-        for name, value in _attributes(packed, side, len(kept)).items():
-            file.attrs[name] = np.bytes_(encoded(value)) if isinstance(value, str) else np.int64(value)
+        schema = packs.SCHEMA_OF_ANY if facts else packs.SCHEMA_VERSION
+        write_attributes(file, {**_attributes(packed, side, len(kept)), "schema_version": schema})
     return packed
+
+
+def describe(name: str, dataset: h5py.Dataset) -> None:
+    """Give an array of a pack its unit and its meaning as attributes."""
+    dataset.attrs["units"] = np.bytes_(b"1")
+    dataset.attrs["long_name"] = np.bytes_(packs.MEANINGS[name].encode())
+
+
+def write_attributes(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+    """Write attributes of a pack: texts of a fixed length, int64 and float64."""
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            file.attrs[name] = np.bytes_(encoded(value))
+        else:
+            file.attrs[name] = np.int64(value) if isinstance(value, int) else np.asarray(value, dtype=np.float64)
+
+
+def _facts(image: h5py.Dataset) -> dict[str, Any]:
+    """Return the attributes that a pack of schema 2 has in addition."""
+    mean, std = packs.NORMALISATION[image.shape[1]]
+    return {"kind": "image", "vocabulary": 0, "full_scale": 255.0, "mean": mean, "std": std}
 
 
 def _attributes(packed: Packed, side: int, images: int) -> dict[str, str | int]:
@@ -260,7 +301,7 @@ def _attributes(packed: Packed, side: int, images: int) -> dict[str, str | int]:
     return {
         "format": packs.FORMAT,
         "schema_version": packs.SCHEMA_VERSION,
-        "layout": "domains",
+        "layout": packed.tree.layout,
         "side": side,
         "channels": packed.shape[1],
         "images": images,
@@ -292,7 +333,7 @@ def _repeated(image_sha256: list[str], labels: list[int]) -> dict[str, int]:
     return {"repeated": len(classes) - len(first), "disputed": sum(one != other for one, other in classes)}
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     if os.path.lexists(out):
         raise UserError(f"{out}: exists already. Give a different name, or remove it.")
     if not paths.is_folder("pack", out.parent):
@@ -312,9 +353,9 @@ def _needed(shape: tuple[int, int, int, int]) -> str:
     return f"about {shape[0] * (int(np.prod(shape[1:])) + EXTRA):,} bytes"
 
 
-def _publish(partial: Path, out: Path) -> None:
+def publish(partial: Path, out: Path) -> None:
     """Rename the complete file, which is on the disk, to its final name."""
-    _check_out(out)
+    check_out(out)
     atomic_files.move(partial, out)
 
 
@@ -323,13 +364,13 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _texts(values: Sequence[str]) -> NDArray[np.bytes_]:
+def texts(values: Sequence[str]) -> NDArray[np.bytes_]:
     """Encode texts as UTF-8 of a fixed length that fits the longest."""
     return np.array([encoded(value) for value in values], dtype=np.bytes_)
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
+def progress_bar(quiet: bool, noun: str = "pictures") -> Iterator[Progress]:
     """Show a progress bar if standard output is a terminal."""
     if quiet or not sys.stdout.isatty():
         yield _ignore
@@ -337,7 +378,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    with Bar(MofNCompleteColumn(), TextColumn("pictures"), BarColumn(), TimeRemainingColumn()) as bar:
+    with Bar(MofNCompleteColumn(), TextColumn(noun), BarColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

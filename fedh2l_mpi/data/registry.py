@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
+from fedh2l_mpi.config.data import TEST_SHARE, Pack
 from fedh2l_mpi.config.data_files import Npz
 from fedh2l_mpi.config.data_sets import ImageFolder, OwnData
 from fedh2l_mpi.data import sources
@@ -21,7 +22,9 @@ def open_source(data: DataConfig) -> Source:
         If a file is missing or damaged, or the data do not fit the section.
     """
     source = _open(data)
-    share = data.test_share if isinstance(data, BroughtData) else None
+    share = data.test_share if isinstance(data, BroughtData | Pack) else None
+    # The default of a pack is a number, which stored configs have.
+    share = None if isinstance(data, Pack) and share == TEST_SHARE else share
     if share is not None and source.test is not None:
         raise UserError(
             f"data.test_share: got {share}, but {source.name} has its own test part of {len(source.test.labels)} "

@@ -106,7 +106,7 @@ def test_small_classes_are_on_both_sides_and_a_lone_image_is_for_training(tmp_pa
             ["participants=8", "data.partition.samples_per_participant=9"],
             "2 participants with 9 samples each need 18, but the training data of domain 'sketch' have 16",
         ),
-        (["data.partition.domains=2"], "data.partition.domains: got 2, but a pack brings its own domains"),
+        (["data.partition.domains=2"], "data.partition.domains: got 2, but the data have domains of their own"),
     ],
 )
 def test_a_pack_that_does_not_suffice_is_refused_by_the_domain(packed, overrides, says):

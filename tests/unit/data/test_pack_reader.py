@@ -63,7 +63,9 @@ def test_a_foreign_or_damaged_file_is_refused(packed, tmp_path):
     assert "its format is 'fedh2l_mpi metrics'" in says(
         lambda file: file.attrs.create("format", np.bytes_(metrics.FORMAT.encode()))
     )
-    assert "has schema 2, but this version reads schema 1" in says(lambda file: file.attrs.modify("schema_version", 2))
+    assert "has schema 3, but this version reads schema 1 and 2" in says(
+        lambda file: file.attrs.modify("schema_version", 3)
+    )
     assert "the pack is damaged: it has no label" in says(lambda file: file.pop("label"))
     assert "its digest does not match" in says(lambda file: file["label"].write_direct(np.full(110, 2)))
     assert "incomplete or damaged" in says(lambda file: file.attrs.pop("digest"))
