@@ -122,3 +122,10 @@ def _parameters(function: Callable[..., Any], skips: int) -> Asked:
         tuple(parameter.name for parameter in named if parameter.default is inspect.Parameter.empty),
         any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found),
     )
+
+
+def check_widths(**widths: object) -> None:
+    """Raise ValueError if an argument of a built-in model is no whole number of 1 or more."""
+    for key, width in widths.items():
+        if type(width) is not int or width < 1:
+            raise ValueError(f"{key} must be a whole number >= 1, got {width!r}")

@@ -121,7 +121,7 @@ def _check_output(name: str, model: nn.Module, form: SampleForm, classes: int) -
         raise UserError(
             f"models: {name!r} returns a tensor that its next pass changes. Fix: return a new one in every pass."
         )
-    # Unseeded random numbers, or a memory of earlier images, would make results depend on which participants share a
+    # Unseeded random numbers, or a memory of earlier inputs, would make results depend on which participants share a
     # rank.
     if not torch.allclose(again, first, rtol=0.0, atol=0.0, equal_nan=True):
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedh2l_mpi.models.attention import Block
+from fedh2l_mpi.models.constructor import check_widths
 from fedh2l_mpi.sample_form import PADDING
 
 
@@ -30,6 +31,7 @@ class Cnn1d(nn.Module):
 
     def __init__(self, shape: tuple[int, int], classes: int, width: int = 32) -> None:
         super().__init__()
+        check_widths(width=width)
         self.layers = nn.Sequential(
             nn.Conv1d(shape[0], width, 5, padding=2, bias=False),
             nn.BatchNorm1d(width),
@@ -61,6 +63,7 @@ class Gru(nn.Module):
         self, shape: tuple[int, ...], classes: int, vocabulary: int = 0, hidden: int = 64, embedding: int = 32
     ) -> None:
         super().__init__()
+        check_widths(hidden=hidden, embedding=embedding)
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PADDING) if vocabulary else None
         self.cell = nn.GRUCell(embedding if vocabulary else shape[0], hidden)
         self.head = nn.Linear(hidden, classes)
@@ -94,6 +97,7 @@ class TextTransformer(nn.Module):
         self, shape: tuple[int], classes: int, vocabulary: int, width: int = 64, heads: int = 4, blocks: int = 2
     ) -> None:
         super().__init__()
+        check_widths(width=width, heads=heads, blocks=blocks)
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of heads {heads}")
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=PADDING)

@@ -11,6 +11,7 @@ from itertools import islice, pairwise
 from torch import Tensor, nn
 
 from fedh2l_mpi.models import wide_layout
+from fedh2l_mpi.models.constructor import check_widths
 from fedh2l_mpi.models.mobilenet import MobileNet
 from fedh2l_mpi.models.resnet import ResNet8, ResNet18
 from fedh2l_mpi.models.sequence import Cnn1d, Gru, TextTransformer, TokenMean
@@ -34,6 +35,9 @@ class Mlp(nn.Module):
         self, shape: tuple[int, ...], classes: int, vocabulary: int = 0, hidden: Sequence[int] = (128, 64)
     ) -> None:
         super().__init__()
+        if not isinstance(hidden, list | tuple):
+            raise ValueError(f"hidden must be a list of widths, such as [128, 64], got {hidden!r}")
+        check_widths(**{f"hidden.{place}": width for place, width in enumerate(hidden)})
         first = TokenMean(vocabulary, self.EMBEDDING) if vocabulary else nn.Flatten()
         widths = (self.EMBEDDING if vocabulary else math.prod(shape), *hidden)
         layers = [part for one, two in pairwise(widths) for part in (nn.Linear(one, two), nn.ReLU(inplace=True))]

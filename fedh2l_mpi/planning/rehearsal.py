@@ -1,6 +1,6 @@
 """Rehearse a run with a user's own model or method, before it is planned, submitted or started.
 
-The rehearsal does, on a few random images, all that a run will do: it stores the parameters in one vector, takes steps
+The rehearsal does, on a few random samples, all that a run will do: it stores the parameters in one vector, takes steps
 in training, publishes, evaluates, and writes and restores a checkpoint. What a run would find in round 0, or at its
 first checkpoint, is found here. So is what would make its numbers depend on the number of ranks, or on a restart.
 """
@@ -203,7 +203,7 @@ class Rehearsal:
         held = [buffer.detach().clone() for buffer in model.buffers()]
         for count in (2, 1) if self._sizes.evaluates_one else (2,):
             some = self._part(count).inputs()
-            with self._doing(f"evaluated on images of shape {tuple(some.shape)}"):
+            with self._doing(f"evaluated on inputs of shape {tuple(some.shape)}"):
                 logits = participant.logits(some)
             models.check_logits(self._name, logits, tuple(some.shape), (count, self._classes), " in evaluation")
         for (key, now), then in zip(model.named_buffers(), held, strict=True):

@@ -100,6 +100,14 @@ def test_arguments_size_the_models():
     assert build("text_transformer(blocks=3,heads=2,width=8)", tokens, 4, seed=0).positions.shape == (1, 5, 8)
     assert build("gru(embedding=6,hidden=7)", tokens, 4, seed=0).cell.weight_ih.shape == (21, 6)
     assert build("cnn1d(width=3)", series, 4, seed=0).head.weight.shape == (4, 6)
-    with pytest.raises(UserError, match="width 10 must be a multiple of heads 4"):
-        build("text_transformer(width=10)", tokens, 4, seed=0)
+    for name, form, says in (
+        ("text_transformer(width=10)", tokens, "width 10 must be a multiple of heads 4"),
+        ("text_transformer(blocks=0)", tokens, "blocks must be a whole number >= 1, got 0"),
+        ("gru(hidden=2.5)", series, "hidden must be a whole number >= 1, got 2.5"),
+        ("cnn1d(width=true)", series, "width must be a whole number >= 1, got True"),
+        ("mlp(hidden=64)", series, r"hidden must be a list of widths, such as \[128, 64\], got 64"),
+        ("mlp(hidden=[64,0])", series, "hidden.1 must be a whole number >= 1, got 0"),
+    ):
+        with pytest.raises(UserError, match=f"models: .*cannot be built for .*: ValueError: {says}"):
+            build(name, form, 4, seed=0)
     assert TextTransformer((5,), 4, 9)(torch.ones(2, 5, dtype=torch.int64)).shape == (2, 4)
