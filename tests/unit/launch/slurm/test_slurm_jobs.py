@@ -403,6 +403,21 @@ def test_a_run_in_a_container_sees_the_paths_that_it_needs_and_no_others(run_job
     assert "Apptainer binds no path with a comma or colon" in refused.text
 
 
+def test_an_element_of_a_sweep_is_prepared_and_run_in_the_container(run_job, tmp_path):
+    (tmp_path / "sweep.yaml").write_text("axes: {seed: [0, 1]}\n")
+    (tmp_path / "image.sif").touch()
+    (tmp_path / "apptainer").write_text(f'#!/bin/bash\necho "$*" >"{tmp_path}/prepared"\necho out/an,element\n')
+    (tmp_path / "apptainer").chmod(0o755)
+    (tmp_path / "out").mkdir()
+    script = made(str(tmp_path / "sweep.yaml"), "--sweep", *SMALL[1:], "--container", "image.sif", "--run", "out")
+    done = run_job(script, STATE="complete", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")
+    assert done.code == 0, done.text
+    inside = f"exec --pwd {tmp_path} --bind {tmp_path} image.sif python -m fedh2l_mpi"
+    prepared = f"{inside} sweep {tmp_path}/sweep.yaml --out out --ranks 2 --index 1 --prepare\n"
+    assert (tmp_path / "prepared").read_text() == prepared
+    assert " ".join(done.arguments[3:]) == f"apptainer {inside} out/an,element.yaml --out out/an,element --resume auto"
+
+
 def test_an_image_must_be_there_unless_it_is_elsewhere(tmp_path):
     words = ["--container", str(tmp_path / "none.sif")]
     assert str(tmp_path) in made(*SMALL, *words)
