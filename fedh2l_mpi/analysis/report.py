@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 LISTED = 32
 QUANTILES = {"lowest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "highest": 1.0}
 DEFINITIONS = (
-    "Accuracies are on test data in the last evaluated round: own domain, mean over all domains, worst domain. "
-    "At best valid.: all-domain accuracy in the round with the best accuracy on held-back private data."
+    "Accuracies are on test data in the last evaluated round: own domain, mean over all domains, worst domain."
 )
+LOCAL = "Local: on test samples of the participant's own data, which have its own distribution."
 AS_PARAMETERS = "As params: traffic if participants exchanged models instead, one copy per edge and round."
 GAIN = "Gain: all-domain accuracy minus that of the same participant in {}."
 
@@ -39,12 +39,14 @@ def result_table(summary: Summary) -> Table:
         ("own\ndomain", "accuracy_own", fraction),
         ("all\ndomains", "accuracy_all", fraction),
         ("worst\ndomain", "accuracy_worst", fraction),
-        ("at best\nvalid.", "accuracy_all_at_best_validation", fraction),
         ("sent", "bytes_sent", size_of),
         ("as\nparams", "bytes_as_parameters", size_of),
     ]
     if summary.baseline is not None:
         columns.insert(3, ("gain", "gain", difference))
+    has_local = "accuracy_local" in named
+    if has_local:
+        columns.insert(1, ("local\ntest", "accuracy_local", fraction))
     count = len(named["parameters"])
     rows = []
     if count <= LISTED:
@@ -56,7 +58,7 @@ def result_table(summary: Summary) -> Table:
             rows.append([label, *(show(quantile(named[name], part)) for _, name, show in columns)])
     rows.append([f"mean of {count}", *(show(numbers.mean(named[name])) for _, name, show in columns)])
     title = f"after {summary.after} rounds; accuracies on test data" if summary.after else "not evaluated yet"
-    notes = [DEFINITIONS, AS_PARAMETERS]
+    notes = [DEFINITIONS, *([LOCAL] if has_local else []), AS_PARAMETERS]
     if summary.baseline is not None:
         notes.append(GAIN.format(summary.baseline))
     if count > LISTED:
@@ -83,6 +85,11 @@ def cost_table(summary: Summary) -> Table:
         ["distance from the neighbours, last round", _nats(summary.mean("loss_distillation"))],
         ["expected calibration error", fraction(summary.mean("calibration_error"))],
     ]
+    chosen = summary.mean("accuracy_all_at_best_validation")
+    if not math.isnan(chosen):
+        samples = summary.validation_samples
+        each = "" if math.isnan(samples) else f", by about {samples:.0f} samples each"
+        rows.append(["all domains, in the round that validation chooses", f"{fraction(chosen)}{each}"])
     fitted = summary.mean("temperature")
     if not math.isnan(fitted):
         rows.append(["temperature of the posteriors, fitted", f"{fitted:.3f}"])
@@ -117,6 +124,24 @@ def domain_table(summary: Summary) -> Table:
     return Table("accuracy by domain", ["domain", "mean", "lowest", "highest"], rows, "Over participants.")
 
 
+def class_table(summary: Summary) -> Table | None:
+    """Return the table of accuracies by class at the end, with the classes taken for others; None without any."""
+    found = summary.classes
+    if found is None:
+        return None
+    labels, architectures = found.shown(), summary.participants["architecture"]
+    rows = []
+    if len(architectures) <= LISTED:
+        for i, accuracy_C in enumerate(found.accuracy_PC):
+            rows.append([f"{i} {architectures[i]}", *(short(accuracy_C[label]) for label in labels)])
+    rows.append([f"mean of {len(architectures)}", *(short(found.mean_C[label]) for label in labels)])
+    least = "" if len(labels) == len(found.mean_C) else f" The {len(labels)} least accurate of {len(found.mean_C)}."
+    pairs = ", ".join(f"{label} as {predicted} ({share:.0%})" for label, predicted, share in found.pairs())
+    taken = f" Most often taken for another, share of a class's samples: {pairs}." if pairs else ""
+    caption = f"On the test sets of all domains.{least}{taken}"
+    return Table("accuracy by class, at the end", ["class", *map(str, labels)], rows, caption)
+
+
 def overview_table(summaries: Sequence[Summary]) -> Table:
     """Return the table of several runs, one row each."""
     rows = [
@@ -141,6 +166,8 @@ def tables_of(summary: Summary) -> Iterator[Table]:
     yield result_table(summary)
     if len(summary.domains) > 1:
         yield domain_table(summary)
+    if (by_class := class_table(summary)) is not None:
+        yield by_class
     yield cost_table(summary)
     yield phase_table(summary)
 
@@ -232,6 +259,11 @@ def whole(value: float) -> str:
 def fraction(value: float) -> str:
     """Format a number from 0 to 1, with three digits."""
     return _known("{:.3f}", value)
+
+
+def short(value: float) -> str:
+    """Format a number from 0 to 1, with two digits."""
+    return _known("{:.2f}", value)
 
 
 def difference(value: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import learning, optimizer_words
+from fedh2l_mpi.analysis.classes import ByClass, by_class
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
@@ -33,11 +34,12 @@ class Summary:
     after : int
         Number of rounds that had finished at the last evaluation; 0: there was none.
     participants : mapping of str to array (P,)
-        Values of each participant: `architecture` (text), and as numbers `parameters`, `own_domain`, `accuracy_own`,
-        `accuracy_all`, `accuracy_worst`, `accuracy_all_at_best_validation`, `calibration_error`, `temperature` (NaN if
-        none was fitted), `gain` (all-domain accuracy minus the baseline's), `bytes_sent`, `bytes_received`,
-        `bytes_as_parameters` (traffic if models were exchanged: one copy per edge and round), `conflict_rate` (mean
-        over rounds), `loss_private` and `loss_distillation` (last round, nats), and `seconds_*` of each phase.
+        Values of each participant: `architecture` (text), and as numbers `parameters`, `own_domain`, `accuracy_local`
+        (only if the run has local tests), `accuracy_own`, `accuracy_all`, `accuracy_worst`,
+        `accuracy_all_at_best_validation`, `calibration_error`, `temperature` (NaN if none was fitted), `gain`
+        (all-domain accuracy minus the baseline's), `bytes_sent`, `bytes_received`, `bytes_as_parameters` (traffic if
+        models were exchanged: one copy per edge and round), `conflict_rate` (mean over rounds), `loss_private` and
+        `loss_distillation` (last round, nats), and `seconds_*` of each phase.
     accuracy_PD : float64 (P, D)
         Accuracy at the last evaluation.
     seconds : float
@@ -48,6 +50,10 @@ class Summary:
         Damage of the file.
     baseline : str or None
         Name of the run that `gain` is measured against.
+    classes : ByClass or None
+        Results by class; None if the run has none.
+    validation_samples : float
+        Validation samples of a participant, mean, by the config's shares; NaN if they are unknown.
     """
 
     name: str
@@ -61,6 +67,8 @@ class Summary:
     warnings: Sequence[str]
     problems: Sequence[str]
     baseline: str | None = None
+    classes: ByClass | None = None
+    validation_samples: float = math.nan
 
     def __str__(self) -> str:
         """Return the table of results as plain text."""
@@ -131,6 +139,8 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
         warnings,
         list(run.problems),
         baseline.name if baseline is not None else None,
+        by_class(run),
+        _validation_samples(run),
     )
 
 
@@ -150,11 +160,14 @@ def mean_over_rounds(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
 def accuracy_at_best_validation(
     validation_RP: NDArray[np.float64], everywhere_RP: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return all-domain accuracy (P,) in the round with the highest validation accuracy (the first of equals)."""
+    """Return all-domain accuracy (P,) in the round with the highest validation accuracy (the latest of equals).
+
+    Validation sets are small, so that many rounds are equal; the first of them has trained least.
+    """
     best = np.full(validation_RP.shape[1], np.nan)
     known = ~np.isnan(validation_RP).all(axis=0)
     if known.any():
-        chosen = np.nanargmax(validation_RP[:, known], axis=0)
+        chosen = len(validation_RP) - 1 - np.nanargmax(validation_RP[::-1, known], axis=0)
         best[known] = everywhere_RP[chosen, np.flatnonzero(known)]
     return best
 
@@ -169,10 +182,19 @@ def _last(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _last_evaluation(run: Run) -> dict[str, NDArray[np.float64]]:
-    names = ("accuracy_own", "accuracy_all", "accuracy_worst", "calibration_error", "temperature")
+    local = ("accuracy_local",) if "accuracy_local" in run.metrics.dimensions else ()
+    names = (*local, "accuracy_own", "accuracy_all", "accuracy_worst", "calibration_error", "temperature")
     if len(run.evaluated_E) == 0:
         return {name: np.full(run.participants, math.nan) for name in names}
     return {name: run.metrics[name][run.evaluated_E[-1]] for name in names}
+
+
+def _validation_samples(run: Run) -> float:
+    """Return the mean number of a participant's validation samples, from its private ones and the config's shares."""
+    share, local = run.key("evaluation.validation_share"), run.key("evaluation.local_test_share") or 0.0
+    if not isinstance(share, float) or not isinstance(local, float) or share + local >= 1:
+        return math.nan
+    return mean(run.metrics["private_samples"] * (share / (1 - share - local)))
 
 
 def _after(run: Run) -> int:
@@ -348,6 +370,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "waiting_share": _item(summary.waiting_share),
         "warnings": list(summary.warnings),
         "problems": list(summary.problems),
+        "accuracy_class": []
+        if summary.classes is None
+        else [[_item(value) for value in row] for row in summary.classes.accuracy_PC],
         "units": {field.name: field.units for field in ROW_FIELDS},
     }
 

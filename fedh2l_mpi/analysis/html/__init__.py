@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import fedh2l_mpi
 from fedh2l_mpi.analysis import figures, report
-from fedh2l_mpi.analysis.html import groups, matrix
+from fedh2l_mpi.analysis.html import classes, groups, matrix
 from fedh2l_mpi.analysis.html.matrix import Matrix, Scale
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.summary import Summary
@@ -48,11 +48,12 @@ TERMS = {
         "accuracy on the test set of the domain of the participant's private data (of all domains, if they are a mix)",
     ),
     "all": ("all-domain accuracy", "mean accuracy over every domain's test set: the aim of learning together"),
+    "local": ("local accuracy", "accuracy on test samples of the participant's own data, its own distribution"),
     "worst": ("worst-domain accuracy", "accuracy on the domain on which the participant is least accurate"),
     "gain": ("gain", "all-domain accuracy minus that of the same participant in the baseline run"),
     "validation": (
         "at best validation",
-        "all-domain accuracy in the round with the best accuracy on held-back private data; test data choose nothing",
+        "all-domain accuracy in the round with the best accuracy on held-back private data (the latest of equals)",
     ),
     "calibration": (
         "calibration error",
@@ -134,6 +135,7 @@ def render(runs: Sequence[Run], summaries: Sequence[Summary]) -> str:
                 "facts": _facts(run, summary),
                 "participants": _participants(summary),
                 "baseline": summary.baseline,
+                "classes": classes.section(summary.classes, _names(summary)),
                 "matrix": _matrix(run, summary, accuracies, scale),
                 "plots": [(title, caption, Markup(svg)) for title, caption, svg in plots],
                 "missing": missing,
@@ -239,9 +241,15 @@ def _why(run: Run, summary: Summary, name: str) -> str:
     return {"gain": "unknown for the baseline", "conflict_rate": "no step had two gradients"}.get(name, "unknown")
 
 
-def _measures(has_gain: bool) -> list[Measure]:
+def _names(summary: Summary) -> list[str]:
+    return [f"{i} {architecture}" for i, architecture in enumerate(summary.participants["architecture"])]
+
+
+def _measures(has_gain: bool, has_local: bool) -> list[Measure]:
+    local = [Measure("accuracy_local", "local", _fraction, "local")] if has_local else []
     gain = [Measure("gain", "gain", _difference, "gain")] if has_gain else []
     return [
+        *local,
         Measure("accuracy_own", "own domain", _fraction, "own"),
         Measure("accuracy_all", "all domains", _fraction, "all"),
         Measure("accuracy_worst", "worst domain", _fraction, "worst"),
@@ -256,7 +264,8 @@ def _measures(has_gain: bool) -> list[Measure]:
 
 def _comparison(summaries: Sequence[Summary]) -> dict[str, Any]:
     """Return the table of several runs, one row of means each."""
-    measures = _measures(any(summary.baseline is not None for summary in summaries))
+    has_local = all("accuracy_local" in summary.participants for summary in summaries)
+    measures = _measures(any(summary.baseline is not None for summary in summaries), has_local)
     return {
         "measures": measures,
         "rows": [
@@ -273,7 +282,10 @@ def _comparison(summaries: Sequence[Summary]) -> dict[str, Any]:
 def _participants(summary: Summary) -> dict[str, Any]:
     """Return the table of participants: groups of rows, each with or without a heading, and the row of means."""
     named, count = summary.participants, len(summary.participants["parameters"])
-    measures = [Measure("parameters", "parameters", _whole), *_measures(summary.baseline is not None)]
+    measures = [
+        Measure("parameters", "parameters", _whole),
+        *_measures(summary.baseline is not None, "accuracy_local" in named),
+    ]
 
     def row(i: int) -> tuple[str, str, str, list[str]]:
         own = int(named["own_domain"][i])

@@ -65,11 +65,11 @@ def test_a_summary_says_what_the_optimiser_does_more_than_steps(tmp_path):
     )
 
 
-def test_the_round_that_validation_chooses_is_the_best_or_the_first_of_equals():
+def test_the_round_that_validation_chooses_is_the_best_or_the_latest_of_equals():
     validation = np.array([[NAN] * 3, [0.9, 0.5, NAN], [NAN] * 3, [0.8, 0.5, NAN]])
     everywhere = np.array([[NAN] * 3, [0.8, 0.5, 0.5], [NAN] * 3, [0.7, 0.6, 0.5]])
     chosen = summary.accuracy_at_best_validation(validation, everywhere)
-    assert chosen[:2].tolist() == [0.8, 0.5]
+    assert chosen[:2].tolist() == [0.8, 0.6]
     assert np.isnan(chosen[2]), "without validation data no round is chosen"
 
 
