@@ -91,7 +91,8 @@ def _plot_options(made: Parser) -> None:
         dest="figures",
         action="append",
         metavar="NAME",
-        help="overview (default), curves, domains, bytes, graph, phases, conflict, reliability, or all; repeatable",
+        help="overview (default), curves, domains, bytes, graph, phases, conflict, reliability, partition, or all; "
+        "repeatable",
     )
     made.add_argument(
         "--format", choices=["png", "svg", "pdf"], help="format of the file (default: the ending of --out, or png)"

@@ -125,6 +125,17 @@ class Plan:
             [np.bincount(labels[share.private.rows], minlength=self.classes) for share in self.shares]
         ).astype(np.int64)
 
+    def domain_histogram(self) -> NDArray[np.int64]:
+        """Count each participant's private training samples in each domain, int64 (P, D)."""
+        return np.stack([np.bincount(share.private.domains, minlength=self.domains) for share in self.shares]).astype(
+            np.int64
+        )
+
+    def rare_classes(self) -> Rows:
+        """Return the classes of which one participant alone has private samples; none if there is one participant."""
+        holders_C = (self.label_histogram() > 0).sum(axis=0)
+        return np.flatnonzero((holders_C == 1) & (len(self.shares) > 1))
+
     def absent_classes(self) -> dict[str, Rows]:
         """Return the classes of which there are no samples, by part: `private training`, `seed`."""
         counts = class_counts(self.source, self.shares, self.seed)

@@ -187,18 +187,27 @@ def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]
     if unheld := plan.unheld_domains():
         log.warning(
             f"{len(unheld)} of {plan.domains} domains are held by nobody, but count in all-domain accuracy: "
-            f"{', '.join(unheld[:LISTED])}. More participants would hold them."
+            f"{', '.join(unheld[:LISTED])}. More participants would hold them"
+            f"{', and so would a smaller data.partition.domains' if part.domains is not None else ''}."
+        )
+    rare = plan.rare_classes()
+    if len(rare):
+        log.warning(
+            f"{len(rare)} of {plan.classes} classes {'is' if len(rare) == 1 else 'are'} held by one participant only, "
+            f"the first is class {rare[0]}: the others learn it from the seed set and from posteriors alone."
         )
     if part.min_per_class is not None:
         log.info(
             f"draw {plan.draws} of the partition has data.partition.min_per_class={part.min_per_class} of every class"
         )
+    mend = "data.partition.min_per_class=1 draws the partition until every class has some."
+    if part.kind == "file":
+        mend = "Give some rows of it to a participant in the partition file."
     for name, labels in plan.absent_classes().items():
         if len(labels):
             log.warning(
                 f"{len(labels)} of {plan.classes} classes {'has' if len(labels) == 1 else 'have'} no {name} samples, "
-                f"the first is class {labels[0]}. "
-                "data.partition.min_per_class=1 draws the partition until every class has some."
+                f"the first is class {labels[0]}. {mend}"
             )
 
 

@@ -93,6 +93,7 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
         },
         participants=setup.everyone,
         label_histogram=setup.plan.label_histogram(),
+        domain_histogram=setup.plan.domain_histogram(),
         domain_names=setup.plan.domain_names,
         columns=setup.columns,
         may_stop_early=config.run.early_stop.patience is not None,

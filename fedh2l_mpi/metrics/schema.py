@@ -69,6 +69,7 @@ PARTICIPANT_FIELDS = (
 )
 DOMAIN_NAME = Field("domain_name", "S", "1", "what the domain is")
 LABEL_HISTOGRAM = Field("label_histogram", "i8", "1", "private training samples of each class")
+DOMAIN_HISTOGRAM = Field("domain_histogram", "i8", "1", "private training samples in each domain")
 GRAPH_EDGES = Field("graph_edges", "i4", "1", "the two participants that an edge joins")
 GRAPH_SINCE = Field("graph_since_round", "i8", "1", "first round of the graph that an edge belongs to")
 SCALES = (
@@ -101,6 +102,7 @@ DIMENSIONS = {
     **{field.name: ("round", "participant", "bin") for field in BIN_FIELDS},
     **{field.name: ("participant",) for field in PARTICIPANT_FIELDS},
     "label_histogram": ("participant", "class"),
+    "domain_histogram": ("participant", "domain"),
     "domain_name": ("domain",),
     "graph_edges": ("edge", "endpoint"),
     "graph_since_round": ("edge",),
@@ -113,6 +115,7 @@ FIELDS = {
         *BIN_FIELDS,
         *PARTICIPANT_FIELDS,
         LABEL_HISTOGRAM,
+        DOMAIN_HISTOGRAM,
         DOMAIN_NAME,
         GRAPH_EDGES,
         GRAPH_SINCE,
@@ -123,7 +126,7 @@ ROUNDS_DONE = Field("rounds_done", "i8", "1", "rounds done")
 # Names that datasets and tables of runs use for something else than an array of the file.
 RESERVED = (ROUNDS_DONE.name, "run", "seed", "state", "sample", "label", "logits", "predicted")
 # Arrays that the first files of this schema did not have yet.
-ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin", "temperature"}
+ADDED = {"calibration_error", *(field.name for field in BIN_FIELDS), "bin", "temperature", "domain_histogram"}
 # Arrays of rows that are newer than the first checkpoints, whose digests of rows do not contain them.
 NEWER = ("temperature",)
 # Arrays over rounds and edges grow by chunks of about 256 KiB, at most 256 rows. Their scales grow by more rows.

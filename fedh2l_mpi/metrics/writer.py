@@ -33,6 +33,7 @@ from fedh2l_mpi.metrics.schema import (
     BIN_FIELDS,
     CONFIDENCE_BINS,
     DOMAIN_FIELDS,
+    DOMAIN_HISTOGRAM,
     DOMAIN_NAME,
     FORMAT,
     GRAPH_EDGES,
@@ -72,6 +73,8 @@ class RunHeader:
         The run's own arrays.
     may_stop_early : bool
         True if the run has a rule `run.early_stop`.
+    domain_histogram : int64 (P, D) or None
+        None: the file has none, like the first files of this schema.
     """
 
     attributes: Mapping[str, str | int]
@@ -80,6 +83,7 @@ class RunHeader:
     domain_names: Sequence[str]
     columns: Columns = NO_COLUMNS
     may_stop_early: bool = False
+    domain_histogram: NDArray[np.int64] | None = None
 
 
 class _Growing:
@@ -180,6 +184,8 @@ class MetricsWriter:
             values = _texts(given) if field.dtype.startswith("S") else np.array(given, dtype=field.dtype)
             self._array(field, values)
         self._array(LABEL_HISTOGRAM, header.label_histogram)
+        if header.domain_histogram is not None:
+            self._array(DOMAIN_HISTOGRAM, header.domain_histogram)
         self._array(DOMAIN_NAME, _texts(header.domain_names))
         for name in header.columns.at_end:
             field, dims = AT_END[name]

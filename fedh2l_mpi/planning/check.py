@@ -1,5 +1,6 @@
 """`--check`: report everything about a run that is known without training and without MPI."""
 
+import numpy as np
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -16,6 +17,9 @@ from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
 from fedh2l_mpi.sample_form import SampleKind
 from fedh2l_mpi.topology import Topology
+
+# Largest number of classes in a remark.
+LISTED = 8
 
 
 def check(config: Config) -> RenderableType:
@@ -52,6 +56,7 @@ def check(config: Config) -> RenderableType:
         "data": f"{source.name}, {source.form}, {source.classes} classes, "
         f"{plan.domains} domains, {config.data.partition.kind}" + (f" in draw {plan.draws}" if plan.draws > 1 else ""),
         "domains": ", ".join(plan.domain_names) + _unheld(plan),
+        "classes": _classes(plan),
         "private samples": f"{_range(min(private), max(private))} per participant",
         "seed set": f"{len(plan.seed)} samples, {plan.seed_samples_per_round} per round"
         + (f" in {config.seed_set.views_per_sample} views each" if config.seed_set.views_per_sample > 1 else "")
@@ -90,9 +95,22 @@ def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], 
 
 
 def _unheld(plan: federated.Plan) -> str:
-    """Return a remark on domains of which no participant has samples; empty if there are none."""
+    """Return a remark on domains of which no participant has samples, and how to mend it; empty if there are none."""
     unheld = plan.unheld_domains()
-    return f"; held by nobody, but tested: {', '.join(unheld)}" if unheld else ""
+    fewer = " or a smaller data.partition.domains" if plan.config.data.partition.domains is not None else ""
+    return f"; held by nobody, but tested: {', '.join(unheld)} (mend: more participants{fewer})" if unheld else ""
+
+
+def _classes(plan: federated.Plan) -> str:
+    """Return how many participants hold the classes, as far as few of them hold one."""
+    holders_C = (plan.label_histogram() > 0).sum(axis=0)
+    nobody, one = np.flatnonzero(holders_C == 0).tolist(), plan.rare_classes().tolist()
+    remarks = [
+        f"held by {whom}: {', '.join(map(str, labels[:LISTED]))}{', ...' if len(labels) > LISTED else ''}"
+        for whom, labels in (("nobody", nobody), ("one participant only", one))
+        if labels
+    ]
+    return "; ".join(remarks) or f"each is held by {_range(int(holders_C.min()), int(holders_C.max()))} participants"
 
 
 def _views(config: Config, kind: SampleKind) -> str:

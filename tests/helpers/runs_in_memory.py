@@ -27,6 +27,8 @@ def made(folder, participants=3, domain_names=(b"art & <b>", b"a$x$b"), **given)
         "bytes_sent": np.full((4, participants), 1024),
         "degree": np.full((4, participants), 2),
         "parameter_bytes": np.full(participants, 8192),
+        "label_histogram": np.arange(10 * participants).reshape(participants, 10) % 7,
+        "domain_histogram": np.eye(participants, len(domain_names), dtype=np.int64) * 30,
     }
     for name in ("accuracy", "loss", "accuracy_own", "accuracy_all", "accuracy_worst"):
         arrays[name][[0, 2]] = NAN

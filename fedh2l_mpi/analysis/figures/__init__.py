@@ -14,6 +14,7 @@ from fedh2l_mpi.analysis.figures.graph import GRAPH
 from fedh2l_mpi.analysis.figures.output import ENDINGS, checked_ending, inline_svg, save
 from fedh2l_mpi.analysis.figures.overlay import Curve, draw_overlay, plot_overlay
 from fedh2l_mpi.analysis.figures.overview import OVERVIEW
+from fedh2l_mpi.analysis.figures.partition import PARTITION
 from fedh2l_mpi.analysis.figures.phases import PHASES_KIND
 from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
 from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, check_width, house_style
@@ -41,7 +42,10 @@ __all__ = [
 ]
 
 FIGURES: Mapping[str, FigureKind] = MappingProxyType(
-    {kind.name: kind for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY)}
+    {
+        kind.name: kind
+        for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY, PARTITION)
+    }
 )
 ALL = "all"
 

@@ -26,6 +26,7 @@ from fedh2l_mpi.config import Config, loading
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.lifecycle import progress, status
+from fedh2l_mpi.planning import check
 from fedh2l_mpi.runtime import units
 from fedh2l_mpi.runtime.world import World
 
@@ -142,6 +143,27 @@ def test_many_participants_are_in_the_log_file_only_and_domains_of_nobody_are_na
     held_by_nobody = [message for message in caplog.messages if "held by nobody" in message]
     assert len(held_by_nobody) == bool(unheld)
     assert all(unheld in message for message in held_by_nobody)
+
+
+def test_classes_of_one_participant_only_are_named_at_the_start_and_by_check(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedh2l_mpi"), "propagate", True)
+    # 6 hands of 10 classes: 6 are held once and 4 by nobody.
+    config = loading.load(None, ["participants=3", "data.partition=pathological", "models=[mlp]"])
+    config = config.resolved(1, launched=False)
+    plan = federated.plan(config, digits())
+    assert len(plan.rare_classes()) == 6
+    row = {"architecture": "mlp", "parameters": 1, "rank": 0, "host": "h", "pid": 1, "device": "cpu"}
+    with caplog.at_level(logging.INFO, "fedh2l_mpi"):
+        progress.log_start(config, World(None), [{**row, "own_domain": 0, "private_samples": 1}] * 3, plan)
+    assert sum("6 of 10 classes are held by one participant only" in message for message in caplog.messages) == 1
+    written = io.StringIO()
+    Console(file=written, width=200).print(check.check(config))
+    shown = written.getvalue()
+    rare = ", ".join(map(str, plan.rare_classes()))
+    assert f"held by one participant only: {rare}" in shown
+    assert (
+        "held by nobody, but tested: rotated 60 deg (mend: more participants or a smaller data.partition.dom" in shown
+    )
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,9 @@ def test_rows_of_data_with_domains_keep_their_own_and_a_mix_has_none(packed, tmp
     keys = ["participants=2", "data.partition=file", f"data.partition.path={path}"]
     plan = federated.plan(of_pack(packed, *keys), source)
     assert [plan.own_domain(0), plan.own_domain(1)] == [1, -1]
+    held_PD = plan.domain_histogram()
+    assert held_PD.sum(axis=1).tolist() == plan.label_histogram().sum(axis=1).tolist()
+    assert (held_PD > 0).tolist() == [[False, True, False, False], [True, False, True, True]]
     rows = np.concatenate([part.rows for share in plan.shares for part in share.parts])
     # Rows that are kept for testing are in no share, whatever the file says.
     kept = np.concatenate([test.rows for test in plan.tests])

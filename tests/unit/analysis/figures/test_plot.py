@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from helpers.four_rounds import THREE, write
 from helpers.launching import ROOT
 from helpers.runs_in_memory import made
 from matplotlib.collections import LineCollection
@@ -16,9 +17,9 @@ from matplotlib.text import Text
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import figures
-from fedh2l_mpi.analysis.figures import domains, graph, overlay, phases, reliability, style, traffic
+from fedh2l_mpi.analysis.figures import domains, graph, overlay, partition, phases, reliability, style, traffic
 from fedh2l_mpi.analysis.outcome import Outcome
-from fedh2l_mpi.analysis.run import Run
+from fedh2l_mpi.analysis.run import Run, load_run
 from fedh2l_mpi.cli import commands
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime.world import World
@@ -279,16 +280,17 @@ def test_what_a_run_has_nothing_for_is_told(run, name, fields, reason):
         figures.draw(unknown(run, *fields), name)
 
 
-def test_a_run_that_has_not_finished_a_round_has_no_figure_but_its_graph(run, tmp_path):
+def test_a_run_that_has_not_finished_a_round_has_no_figure_but_its_graph_and_who_holds_what(run, tmp_path):
     begun = {
         name: values[:0] if metrics.DIMENSIONS.get(name, (name,))[0] == "round" else values
         for name, values in run.metrics.arrays.items()
     }
     plotted = figures.plot(with_arrays(run, **begun), ["all"], tmp_path)
-    assert [path.name for path in plotted.files] == ["graph.png"]
+    assert [path.name for path in plotted.files] == ["graph.png", "partition.png"]
     alone = with_arrays(run, **{**begun, "participant": np.arange(1)})
     with pytest.raises(UserError, match="no round has been evaluated yet"):
-        figures.plot(alone, ["all"], tmp_path)
+        figures.plot(alone, ["curves"], tmp_path)
+    assert [path.name for path in figures.plot(alone, ["all"], tmp_path).files] == ["partition.png"]
 
 
 def test_what_cannot_be_asked_for_is_told(run, tmp_path):
@@ -346,3 +348,28 @@ def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_headi
 def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match="cannot write the figure"):
         figures.plot_overlay([curve("a", [outcome(0, [0.5])])], "", tmp_path / "nowhere" / "curves.png")
+
+
+def test_the_area_of_a_bubble_is_the_number_of_samples(tmp_path):
+    run = made(
+        tmp_path, label_histogram=[[40, 10, 0], [0, 20, 0], [0, 0, 5]], domain_histogram=[[50, 0], [0, 20], [5, 0]]
+    )
+    figure = figures.draw(run, "partition")
+    classes, held_domains = (axes.collections[0] for axes in figure.axes)
+    assert classes.get_offsets().tolist() == [[0, 0], [1, 0], [1, 1], [2, 2]]
+    sizes = classes.get_sizes()
+    assert (sizes / sizes[0]).tolist() == pytest.approx([1, 10 / 40, 20 / 40, 5 / 40])
+    assert held_domains.get_offsets().tolist() == [[0, 0], [1, 1], [0, 2]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["40", "10", "20", "5"]
+
+
+def test_a_file_without_the_samples_by_domain_shows_those_of_participants_with_an_own_domain(tmp_path):
+    # Files that were written before have no array `domain_histogram`.
+    write(tmp_path / "old", THREE)
+    run = load_run(tmp_path / "old")
+    own_P, samples_P = run.metrics["own_domain"], run.metrics["private_samples"]
+    samples_PD = partition.domain_samples(run)
+    assert samples_PD is not None
+    assert samples_PD[np.arange(len(own_P)), own_P].tolist() == samples_P.tolist()
+    assert samples_PD.sum() == samples_P.sum()
+    assert partition.domain_samples(with_arrays(made(tmp_path), own_domain=[0, -1, 0])) is not None
