@@ -118,6 +118,13 @@ ADDED: dict[str, Any] = {
     "data.size": None,
     "data.grey": False,
     "evaluation.predictions": False,
+    "data.label": "label",
+    "data.domain": None,
+    "data.missing": "refuse",
+    "data.drop": (),
+    "data.text": "text",
+    "data.vocabulary": 5000,
+    "data.length": 64,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {

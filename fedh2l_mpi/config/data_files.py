@@ -1,10 +1,13 @@
 """Data sets in files of common kinds, and small ones that need no file: one class of options for each."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedh2l_mpi.config.data_sets import BroughtData
+from fedh2l_mpi.config.section import Count
+
+Column = Annotated[str, Field(min_length=1)]
 
 
 class Npz(BroughtData, kind="npz"):
@@ -19,4 +22,34 @@ class Npz(BroughtData, kind="npz"):
         None,
         description="which axis of an npz file's images or series has the channels; null: the first, unless only "
         "an image's last axis has 1, 3 or 4 entries",
+    )
+
+
+class Columns(BroughtData):
+    """Group of the data sets in files with named columns."""
+
+    label: Column = Field("label", description="column of the classes")
+    domain: Column | None = Field(None, description="column of the domains; null: the data have none of their own")
+
+
+class Csv(Columns, kind="csv"):
+    """A table: one CSV file with a header, or a folder with train.csv and test.csv."""
+
+    missing: Literal["refuse", "mean", "zero"] = Field(
+        "refuse",
+        description="empty cells of features: refuse them, or fill numbers with the mean of the training rows or with "
+        "0; an empty category is then none of the known ones",
+    )
+    drop: tuple[Column, ...] = Field((), description="columns of a table that are not used, such as an identifier")
+
+
+class Text(Columns, kind="text"):
+    """Texts: one CSV or JSON Lines file, or a folder with train and test files."""
+
+    text: Column = Field("text", description="column of the texts")
+    vocabulary: Count = Field(
+        5000, description="number of words that have an id: the most frequent ones of the training texts [words]"
+    )
+    length: Annotated[Count, Field(le=1 << 16)] = Field(
+        64, description="tokens of a text; a longer text is cut, a shorter one filled up with id 0 [tokens]"
     )

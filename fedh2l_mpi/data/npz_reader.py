@@ -217,6 +217,7 @@ def open_npz(data: Npz) -> Source:
         domains=natural,
         is_compact=is_compact,
         class_names=labels.class_names,
+        details=(("file", str(path)),),
     )
 
 

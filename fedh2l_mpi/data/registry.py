@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
 from fedh2l_mpi.config.data import TEST_SHARE, Pack
-from fedh2l_mpi.config.data_files import Npz
+from fedh2l_mpi.config.data_files import Csv, Npz, Text
 from fedh2l_mpi.config.data_sets import ImageFolder, OwnData
 from fedh2l_mpi.data import sources
 from fedh2l_mpi.data.content_digest import with_digest
@@ -57,4 +57,12 @@ def _open(data: DataConfig) -> Source:
         from fedh2l_mpi.data.own_data import open_own
 
         return open_own("data.name", data.name, data.options, data.share_for_testing)
+    if isinstance(data, Csv):
+        from fedh2l_mpi.data.csv_reader import open_csv
+
+        return open_csv(data)
+    if isinstance(data, Text):
+        from fedh2l_mpi.data.text_reader import open_text
+
+        return open_text(data)
     return sources.digits() if data.name == "digits" else sources.idx(data.name, data.root)

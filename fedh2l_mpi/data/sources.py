@@ -84,6 +84,8 @@ class Source:
     digest : bytes
         SHA-256 of the content, which all ranks and all resumes compare; empty for data of which the seed set and the
         label counts are compared only.
+    details : tuple of (str, str)
+        More about the data for `--check`, such as the file and the columns used, each with a name.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Source:
     is_compact: bool = False
     class_names: tuple[str, ...] = ()
     digest: bytes = b""
+    details: tuple[tuple[str, str], ...] = ()
 
     @property
     def tables(self) -> list[Table]:

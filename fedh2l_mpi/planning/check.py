@@ -57,6 +57,7 @@ def check(config: Config) -> RenderableType:
         f"{plan.domains} domains, {config.data.partition.kind}" + (f" in draw {plan.draws}" if plan.draws > 1 else ""),
         "domains": ", ".join(plan.domain_names) + _unheld(plan),
         "classes": _classes(plan),
+        **dict(source.details),
         "private samples": f"{_range(min(private), max(private))} per participant",
         "seed set": f"{len(plan.seed)} samples, {plan.seed_samples_per_round} per round"
         + (f" in {config.seed_set.views_per_sample} views each" if config.seed_set.views_per_sample > 1 else "")
