@@ -200,14 +200,14 @@ def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]
         log.info(
             f"draw {plan.draws} of the partition has data.partition.min_per_class={part.min_per_class} of every class"
         )
-    mend = "data.partition.min_per_class=1 draws the partition until every class has some."
+    fix = "data.partition.min_per_class=1 draws the partition until every class has some."
     if part.kind == "file":
-        mend = "Give some rows of it to a participant in the partition file."
+        fix = "Give some rows of it to a participant in the partition file."
     for name, labels in plan.absent_classes().items():
         if len(labels):
             log.warning(
                 f"{len(labels)} of {plan.classes} classes {'has' if len(labels) == 1 else 'have'} no {name} samples, "
-                f"the first is class {labels[0]}. {mend}"
+                f"the first is class {labels[0]}. {fix}"
             )
 
 

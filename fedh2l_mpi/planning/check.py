@@ -96,10 +96,10 @@ def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], 
 
 
 def _unheld(plan: federated.Plan) -> str:
-    """Return a remark on domains of which no participant has samples, and how to mend it; empty if there are none."""
+    """Return a remark on domains of which no participant has samples, and the way out; empty if there are none."""
     unheld = plan.unheld_domains()
     fewer = " or a smaller data.partition.domains" if plan.config.data.partition.domains is not None else ""
-    return f"; held by nobody, but tested: {', '.join(unheld)} (mend: more participants{fewer})" if unheld else ""
+    return f"; held by nobody, but tested: {', '.join(unheld)} (fix: more participants{fewer})" if unheld else ""
 
 
 def _classes(plan: federated.Plan) -> str:

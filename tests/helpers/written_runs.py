@@ -54,7 +54,9 @@ def header(participants=3, domains=2, rounds=12, seed=0, overrides=(), config=No
         for i in range(participants)
     ]
     names = [f'turned <{d}>, "é"' for d in range(domains)]
-    return metrics.RunHeader(given, described, np.full((participants, 10), 3), names)
+    held_PD = np.zeros((participants, domains), dtype=np.int64)
+    held_PD[np.arange(participants), np.arange(participants) % domains] = 30
+    return metrics.RunHeader(given, described, np.full((participants, 10), 3), names, domain_histogram=held_PD)
 
 
 def table(round_index, participants=3, domains=2, rounds=12, seed=0):

@@ -56,15 +56,24 @@ def check_participants(run: Run, config: Config | None, report: Report) -> None:
     domains = len(metrics["domain"])
     wrong = []
     limits = {"own_domain": (-1, domains - 1), "rank": (0, _number(run, "ranks", metrics["participant"].size) - 1)}
-    for name in ("parameters", "parameter_bytes", "private_samples", "own_domain", "rank", "label_histogram"):
+    for name in (
+        "parameters",
+        "parameter_bytes",
+        "private_samples",
+        "own_domain",
+        "rank",
+        "label_histogram",
+        "domain_histogram",
+    ):
         if not metrics.is_whole(name):
             continue
         low, high = limits.get(name, (0, np.inf))
         wrong += _first_wrong(name, metrics[name], low, high)
-    if metrics.is_whole("label_histogram") and metrics.is_whole("private_samples"):
-        sums_P, samples_P = metrics["label_histogram"].sum(axis=1), metrics["private_samples"]
-        for i in np.flatnonzero(sums_P != samples_P)[:1]:
-            wrong.append(f"label_histogram of participant {i}: got {sums_P[i]} samples, must be {samples_P[i]}")
+    for name in ("label_histogram", "domain_histogram"):
+        if metrics.is_whole(name) and metrics.is_whole("private_samples"):
+            sums_P, samples_P = metrics[name].sum(axis=1), metrics["private_samples"]
+            for i in np.flatnonzero(sums_P != samples_P)[:1]:
+                wrong.append(f"{name} of participant {i}: got {sums_P[i]} samples, must be {samples_P[i]}")
     if config is not None and metrics.is_whole("architecture"):
         for i, name in enumerate(metrics.texts("architecture")):
             try:

@@ -44,7 +44,7 @@ def test_a_sound_run_passes_every_check(run_path):
     for part in (
         "a metrics file of fedh2l_mpi, schema 1",
         "the run is complete, 12 rounds",
-        "43 arrays with their dimensions and units",
+        "44 arrays with their dimensions and units",
         "config.yaml next to the file is the same",
         "12 of 12 rounds, without a gap",
         "3 edges, 1 graph",
@@ -155,6 +155,7 @@ def replace(name, values):
         (put("temperature", np.nan, (7, 0)), "temperature of round 7, participant 0: got nan, must be a number in a"),
         (put("temperature", 0.01, (7, 0)), "temperature of round 7, participant 0: got 0.01, must be from 0.05 to 20"),
         (put("label_histogram", 4, (1, 9)), "label_histogram of participant 1: got 31 samples, must be 30"),
+        (put("domain_histogram", 31, (1, 1)), "domain_histogram of participant 1: got 31 samples, must be 30"),
         (put("own_domain", 2, 1), "own_domain of participant 1: got 2, must be from -1 to 1"),
         (put("architecture", b"vit", 1), "architecture of participant 1: got 'vit', must be 'mlp' by the config"),
         (put("graph_edges", [1, 3], 2), "edge 2: got [1, 3], must be participants from 0 to 2"),

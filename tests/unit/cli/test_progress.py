@@ -161,9 +161,7 @@ def test_classes_of_one_participant_only_are_named_at_the_start_and_by_check(cap
     shown = written.getvalue()
     rare = ", ".join(map(str, plan.rare_classes()))
     assert f"held by one participant only: {rare}" in shown
-    assert (
-        "held by nobody, but tested: rotated 60 deg (mend: more participants or a smaller data.partition.dom" in shown
-    )
+    assert "held by nobody, but tested: rotated 60 deg (fix: more participants or a smaller data.partition.dom" in shown
 
 
 @pytest.mark.parametrize(
