@@ -12,6 +12,7 @@ from fedh2l_mpi import evaluation, methods, models
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.registry import open_source
+from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import batched
 from fedh2l_mpi.metrics import NO_COLUMNS, Columns
@@ -84,8 +85,19 @@ def build_rank(config: Config, world: World) -> RankSetup:
     """
     device = torch.device(assign_device(world, config.devices))
     setup = world.together(lambda: _build(config, world, device))
+    _refuse_other_data(config, world.collect(setup.plan.source.digest))
     everyone = [row for rows in world.collect(_describe(world, setup)) for row in rows]
     return replace(setup, everyone=everyone)
+
+
+def _refuse_other_data(config: Config, digests: list[bytes]) -> None:
+    """Raise UserError on every rank if a rank has read other data than rank 0."""
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise UserError(
+                f"data.name: {config.data.name!r} gives rank {rank} other data than rank 0. Fix: all ranks must read "
+                "the same files, and a function must seed every generator of random numbers that it makes."
+            )
 
 
 def _build(config: Config, world: World, device: torch.device) -> RankSetup:
