@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedh2l_mpi.config.data_sets import BroughtData
-from fedh2l_mpi.config.section import Count
+from fedh2l_mpi.config.section import Count, problem, refuse
 
 Column = Annotated[str, Field(min_length=1)]
 
@@ -53,3 +53,38 @@ class Text(Columns, kind="text"):
     length: Annotated[Count, Field(le=1 << 16)] = Field(
         64, description="tokens of a text; a longer text is cut, a shorter one filled up with id 0 [tokens]"
     )
+
+
+class Cifar10(BroughtData, kind="cifar10"):
+    """CIFAR-10, 32 x 32 pixels, in the files for Python."""
+
+
+class Cifar100(BroughtData, kind="cifar100"):
+    """CIFAR-100, 32 x 32 pixels, in the files for Python."""
+
+
+class Bundled(BroughtData):
+    """Group of the data sets that need no file of the user."""
+
+    @model_validator(mode="after")
+    def _needs_no_files(self) -> "Bundled":
+        if self.root is not None:
+            text = f"got {self.root!r}, but {self.name} needs no file. Fix: set it to null."
+            refuse(problem("root", self.root, text))
+        return self
+
+
+class BreastCancer(Bundled, kind="breast_cancer"):
+    """569 vectors of 30 measurements of cell nuclei, in 2 classes; they ship with scikit-learn."""
+
+
+class Wine(Bundled, kind="wine"):
+    """178 vectors of 13 chemical measurements of wines, in 3 classes; they ship with scikit-learn."""
+
+
+class DigitsSeries(Bundled, kind="digits_series"):
+    """The digits of scikit-learn as series: the 8 rows of pixels are 8 channels of length 8."""
+
+
+class GrammarText(Bundled, kind="grammar_text"):
+    """2,400 made sentences on 4 topics in 4 dialects."""

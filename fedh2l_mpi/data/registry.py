@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fedh2l_mpi.config import BroughtData, DataConfig
 from fedh2l_mpi.config.data import TEST_SHARE, Pack
-from fedh2l_mpi.config.data_files import Csv, Npz, Text
+from fedh2l_mpi.config.data_files import Bundled, Cifar10, Cifar100, Csv, Npz, Text
 from fedh2l_mpi.config.data_sets import ImageFolder, OwnData
 from fedh2l_mpi.data import sources
 from fedh2l_mpi.data.content_digest import with_digest
@@ -65,4 +65,12 @@ def _open(data: DataConfig) -> Source:
         from fedh2l_mpi.data.text_reader import open_text
 
         return open_text(data)
+    if isinstance(data, Cifar10 | Cifar100):
+        from fedh2l_mpi.data.cifar_reader import open_cifar
+
+        return open_cifar(data.name, data.root)
+    if isinstance(data, Bundled):
+        from fedh2l_mpi.data.bundled import open_bundled
+
+        return open_bundled(data)
     return sources.digits() if data.name == "digits" else sources.idx(data.name, data.root)
