@@ -3,10 +3,10 @@
     python -m benchmarks.start_up [--ranks 16] [--repeats 3] [--mpirun mpirun ...]
 
 It starts three jobs one after the other, REPEATS times: RANKS processes under mpirun that import torch, h5py and
-mpi4py; RANKS ranks of a tiny run; and the same with `--share-imports`. Wall seconds end when every process is ready: it
-has met the others after the imports, or begins round 0. CPU seconds cover the whole life of every process of the job.
-Memory is the sum of the proportional set sizes (PSS) of all processes when all are ready. The processes then wait until
-they may continue, so that nothing else is measured.
+mpi4py; RANKS ranks of a tiny run that import for themselves; and the same with `--share-imports`. Wall seconds end when
+every process is ready: it has met the others after the imports, or begins round 0. CPU seconds cover the whole life of
+every process of the job. Memory is the sum of the proportional set sizes (PSS) of all processes when all are ready. The
+processes then wait until they may continue, so that nothing else is measured.
 
 This process becomes the parent of every orphan (PR_SET_CHILD_SUBREAPER) and waits for each descendant, so it counts the
 CPU seconds of all of them.
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 PR_SET_CHILD_SUBREAPER = 36
 PATIENCE_S = 300.0
 # The jobs.
-IMPORTS_ONLY, RUN, SHARED = "imports only", "a run", "a run with --share-imports"
+IMPORTS_ONLY, RUN, SHARED = "imports only", "a run with --share-imports never", "a run with --share-imports"
 # Each process reports that it is ready, and waits until it may continue.
 WAITING = """
 import os, pathlib, time
@@ -129,7 +129,11 @@ def measure_all(mpirun: Sequence[str], ranks: int, repeats: int) -> dict[str, li
     settings = ["--set", f"participants={ranks}", "--set", "models=[waiting_rounds:Model]", "--set", "rounds=1"]
     settings += ["--set", "data.partition.samples_per_participant=40", "--set", "exchange.deadline_s=600"]
     run = [*launcher, "-m", "fedh2l_mpi", *settings, "--quiet", "--out", "{folder}/run"]
-    jobs = {IMPORTS_ONLY: [*launcher, "-c", IMPORTS], RUN: run, SHARED: [*run, "--share-imports"]}
+    jobs = {
+        IMPORTS_ONLY: [*launcher, "-c", IMPORTS],
+        RUN: [*run, "--share-imports=never"],
+        SHARED: [*run, "--share-imports"],
+    }
     costs: dict[str, list[Cost]] = {name: [] for name in jobs}
     control = ctypes.CDLL(None).prctl
     control(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

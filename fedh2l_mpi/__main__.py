@@ -1,4 +1,4 @@
-"""`python -m fedh2l_mpi`: share imports if the user asked for it, then run the main program."""
+"""`python -m fedh2l_mpi`: share the imports of a node's ranks where it pays, then run the main program."""
 
 import os
 import sys
@@ -10,10 +10,18 @@ def main() -> None:
     """Run the command line of this process and exit."""
     _open_closed_streams()
     # Sharing begins before the shared modules are imported. The main program parses the command line later.
-    parent = shared_imports.begin(_is_run) if shared_imports.OPTION in sys.argv[1:] else None
+    mode = shared_imports.mode_of(sys.argv[1:], os.environ)
+    parent = shared_imports.begin(_is_run, mode) if mode in (shared_imports.AUTO, shared_imports.ALWAYS) else None
     from fedh2l_mpi.cli import main as program
 
-    program.main(parent)
+    try:
+        program.main(parent)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int):
+            raise
+        from fedh2l_mpi.runtime import processes
+
+        processes.end(ended.code)
 
 
 def _open_closed_streams() -> None:

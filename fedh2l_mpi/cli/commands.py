@@ -10,6 +10,7 @@ from fedh2l_mpi.cli.command import Command, Context, program
 from fedh2l_mpi.cli.options import Parser, new_parser
 from fedh2l_mpi.errors import UserError, did_you_mean
 from fedh2l_mpi.lifecycle.signals import Signals
+from fedh2l_mpi.runtime import shared_imports
 from fedh2l_mpi.runtime.world import World
 
 # In the order of the main help.
@@ -54,7 +55,7 @@ def parse(arguments: Sequence[str], speaks: bool = True) -> Request:
         hint = did_you_mean(words[0], [*COMMANDS]) or f". Commands: {', '.join(COMMANDS)}"
         raise UserError(f"{words[0]}: neither a command nor a config file{hint}")
     else:
-        command = run.COMMAND
+        command, words = run.COMMAND, tuple(shared_imports.with_value(words))
     options = parser(command, speaks).parse_args(list(words))
     command.check(options)
     return Request(command, options, words)

@@ -11,7 +11,7 @@ from fedh2l_mpi.cli import completion
 from fedh2l_mpi.cli.command import SCRIPT, Command, Context
 from fedh2l_mpi.cli.options import Parser, add_set
 from fedh2l_mpi.config import Config, keys
-from fedh2l_mpi.errors import EXIT_INTERRUPTED, UserError
+from fedh2l_mpi.errors import EXIT_INTERRUPTED, UserError, shown
 from fedh2l_mpi.lifecycle import run_config, status
 from fedh2l_mpi.lifecycle.run_config import MODES
 from fedh2l_mpi.lifecycle.signals import Signals, StopRequest
@@ -79,9 +79,10 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument(
         shared_imports.OPTION,
-        action="store_true",
+        choices=shared_imports.MODES,
         help="import torch and other libraries once per node instead of once per rank, for a faster start with less "
-        "memory",
+        "memory; auto (the default, or $FEDH2L_SHARE_IMPORTS): if more than two ranks are on a node, and the launcher "
+        "is known to allow it; without a value: always",
     )
     parser.add_argument(
         "--print-completion",
@@ -104,6 +105,9 @@ def _other_work(options: argparse.Namespace) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
+    asked = os.environ.get(shared_imports.VARIABLE, shared_imports.AUTO)
+    if asked not in shared_imports.MODES:
+        raise UserError(f"{shared_imports.VARIABLE}: got {shown(asked)}. Allowed: {', '.join(shared_imports.MODES)}.")
     if options.resume != "never" and options.out is None:
         raise UserError(f"--resume {options.resume}: needs the directory of the run to resume. Fix: give --out DIR.")
     if options.trace is not None and (other := _other_work(options)):
@@ -162,11 +166,19 @@ def _run(options: argparse.Namespace, world: World, signals: Signals | None) -> 
         signals=signals,
         shows_progress=not options.quiet,
         prints=not options.quiet,
-        note=str(signals.parent) if options.share_imports and signals is not None else "",
+        note=_note_on_imports(options, signals),
     )
     if world.rank == 0 and not options.quiet:
         _print_end(ended, config.rounds, options.trace)
     return EXIT_INTERRUPTED if ended.request == StopRequest.INTERRUPT else 0
+
+
+def _note_on_imports(options: argparse.Namespace, signals: Signals | None) -> str:
+    """Return a line for the log on whether this rank shares its imports, if it does or was to."""
+    asked = options.share_imports or os.environ.get(shared_imports.VARIABLE)
+    if signals is None or not (signals.parent.proxy or asked == shared_imports.ALWAYS):
+        return ""
+    return str(signals.parent)
 
 
 def _print_end(ended: "Ended", rounds: int, trace: Path | None) -> None:

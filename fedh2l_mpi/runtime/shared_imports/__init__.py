@@ -10,17 +10,47 @@ These modules import little, and only from the standard library, because every p
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from fedh2l_mpi.runtime.shared_imports import process_state, proxy, rendezvous, server
 from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 
-OPTION = "--share-imports"
+OPTION, VARIABLE = "--share-imports", "FEDH2L_SHARE_IMPORTS"
+# auto: where it saves something and is known to work, and without a word elsewhere.
+AUTO, ALWAYS, NEVER = MODES = ("auto", "always", "never")
+# Two ranks start as quickly without a server.
+FEW_RANKS = 2
 # A server may end before it answers, because its last rank has just ended or it was killed. Then try again.
 ATTEMPTS = 3
 
 
-def begin(is_run: Callable[[], bool]) -> ParentProcess:
+def with_value(words: Sequence[str]) -> list[str]:
+    """Return command-line words in which the option without a value has the value that this means, `always`.
+
+    Otherwise the word after it, such as the path of a config, could be taken for its value.
+    """
+    joined, rest = [], iter(words)
+    for word in rest:
+        following = next(rest, None) if word == OPTION else None
+        if word != OPTION:
+            joined.append(word)
+        elif following in MODES:
+            joined.append(f"{OPTION}={following}")
+        else:
+            joined += [f"{OPTION}={ALWAYS}", *([following] if following is not None else [])]
+    return joined
+
+
+def mode_of(words: Sequence[str], environ: Mapping[str, str]) -> str:
+    """Return the mode that the command line asks for, or else the environment; `auto` if neither does.
+
+    A value that is no mode is returned as it is; the command line's parser refuses it.
+    """
+    given = [word.partition("=")[2] for word in with_value(words) if word.startswith(f"{OPTION}=")]
+    return given[-1] if given else environ.get(VARIABLE, AUTO)
+
+
+def begin(is_run: Callable[[], bool], mode: str = ALWAYS) -> ParentProcess:
     """Share the imports of this node if possible, and return the parent of this process.
 
     It returns in ranks only. A process of the launcher that becomes a proxy never returns.
@@ -29,6 +59,8 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
     ----------
     is_run : callable
         Returns True if the command line asks for a run, and not for a command of a single process.
+    mode : {"auto", "always"}
+        With `auto`, imports are shared only where this saves something and is known to work.
     """
     if not sys.platform.startswith("linux"):
         return ParentProcess(refused="this needs Linux")
@@ -37,6 +69,8 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
         known = ", ".join(rendezvous.KNOWN_BY)
         return ParentProcess(refused=f"the environment does not say how many ranks are on this node ({known})")
     if ranks == 1:
+        return ParentProcess()
+    if mode == AUTO and (ranks <= FEW_RANKS or not rendezvous.is_known_to_work(os.environ)):
         return ParentProcess()
     if rendezvous.long_addresses_are_cut(os.environ):
         return ParentProcess(
@@ -66,4 +100,4 @@ def begin(is_run: Callable[[], bool]) -> ParentProcess:
     return ParentProcess(refused="the import server of this node ended before it answered")
 
 
-__all__ = ["OPTION", "ParentProcess", "begin"]
+__all__ = ["ALWAYS", "AUTO", "MODES", "NEVER", "OPTION", "VARIABLE", "ParentProcess", "begin", "mode_of", "with_value"]

@@ -72,6 +72,16 @@ def long_addresses_are_cut(environ: Mapping[str, str]) -> bool:
     return by_slurm and environ.get("SLURM_STEP_NUM_NODES", "1") != "1"
 
 
+def is_known_to_work(environ: Mapping[str, str]) -> bool:
+    """Return True if tests cover this launcher: the mpirun of MPICH or of Open MPI, or srun with PMI on one node.
+
+    Open MPI's ranks under srun have crashed in rare cases, when PMIx found its fixed addresses taken.
+    """
+    by_mpirun = "MPI_LOCALNRANKS" in environ or "OMPI_COMM_WORLD_LOCAL_SIZE" in environ
+    by_srun = "SLURM_STEP_TASKS_PER_NODE" in environ and "PMIX_RANK" not in environ
+    return by_mpirun or (by_srun and environ.get("SLURM_STEP_NUM_NODES", "1") == "1")
+
+
 def parent_is_a_rank(environ: Mapping[str, str]) -> bool:
     """Return True if the launcher started this process's parent, such as a script.
 

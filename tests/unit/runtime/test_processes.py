@@ -30,6 +30,24 @@ linux = pytest.mark.skipif(
 
 
 @linux
+def test_a_process_ends_with_its_threads_handlers_and_texts_but_without_the_interpreters_clean_up():
+    code = (
+        "import atexit, logging, sys, threading, time\n"
+        "from fedh2l_mpi.runtime import processes\n"
+        "class Cleaned:\n"
+        "    def __del__(self): print('cleaned', flush=True)\n"
+        "kept = Cleaned()\n"
+        "atexit.register(print, 'handled')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('worked'))).start()\n"
+        "if len(sys.argv) > 1: sys.modules['coverage'] = sys\n"
+        "processes.end(7)\n"
+    )
+    quick = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (quick.returncode, quick.stdout, quick.stderr) == (7, "worked\nhandled\n", "")
+    measured = subprocess.run([sys.executable, "-c", code, "measured"], capture_output=True, text=True, timeout=60)
+    assert (measured.returncode, measured.stdout) == (7, "worked\nhandled\ncleaned\n")
+
+
 def test_long_turns_are_taken_and_leave_policy_and_niceness_as_they_are():
     taken, error, policy, nice, runtime_ns = subprocess.check_output([sys.executable, "-c", ASK], text=True).split()
     if int(error) == errno.EPERM:

@@ -38,6 +38,47 @@ def test_launchers_tell_how_many_ranks_are_on_a_node(environ, ranks):
     assert rendezvous.ranks_on_node(environ) == ranks
 
 
+@pytest.mark.parametrize(
+    ("environ", "works"),
+    [
+        ({"MPI_LOCALNRANKS": "3"}, True),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "3", "PMIX_RANK": "0"}, True),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3"}, True),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3", "PMIX_RANK": "0"}, False),
+        ({"SLURM_STEP_TASKS_PER_NODE": "3(x2)", "SLURM_STEP_NUM_NODES": "2"}, False),
+        ({"MV2_COMM_WORLD_LOCAL_SIZE": "3"}, False),
+    ],
+)
+def test_imports_are_shared_unasked_where_the_launcher_is_known_to_allow_it(environ, works):
+    assert rendezvous.is_known_to_work(environ) == works
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "mode", "rest"),
+    [
+        ([], "", "auto", []),
+        ([], "never", "never", []),
+        (["--share-imports"], "never", "always", ["--share-imports=always"]),
+        (["--share-imports", "c.yaml"], "", "always", ["--share-imports=always", "c.yaml"]),
+        (["--share-imports", "never", "c.yaml"], "", "never", ["--share-imports=never", "c.yaml"]),
+        (["--share-imports=auto", "--quiet"], "always", "auto", ["--share-imports=auto", "--quiet"]),
+        (["--share-imports=perhaps"], "", "perhaps", ["--share-imports=perhaps"]),
+    ],
+)
+def test_the_option_counts_before_the_environment_and_means_always_without_a_value(words, environ, mode, rest):
+    assert shared_imports.mode_of(words, {"FEDH2L_SHARE_IMPORTS": environ} if environ else {}) == mode
+    assert shared_imports.with_value(words) == rest
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_two_ranks_import_for_themselves_unasked(monkeypatch, ranks):
+    monkeypatch.setenv("MPI_LOCALNRANKS", str(ranks))
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    # The third reason, which comes later, shows that three would share.
+    refused = shared_imports.begin(lambda: True, "auto").refused
+    assert refused.startswith("OMP_PROC_BIND is set") == (ranks == 3)
+
+
 def test_ranks_of_mpich_share_nothing_where_slurm_would_cut_what_they_publish():
     by_srun = {"PMI_FD": "11", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
     assert rendezvous.long_addresses_are_cut(by_srun)
