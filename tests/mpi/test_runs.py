@@ -151,6 +151,30 @@ def test_a_partition_file_gives_the_same_bits_on_any_number_of_ranks(tmp_path):
         assert_same(alone, run(arguments, tmp_path / f"ranks-{ranks}", ranks))
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (
+            "series",
+            [
+                "models=[cnn1d, gru, {name: mlp, hidden: [16]}]",
+                "data.partition.shift=[{kind: time_warp, step: 0.2}, {kind: noise, step: 0.1}]",
+            ],
+        ),
+        ("tokens", ["models=[text_transformer, gru, mlp]", "data.augmentation=word_dropout"]),
+    ],
+)
+def test_series_and_texts_give_the_same_bits_on_any_number_of_ranks(tmp_path, kind, settings):
+    draw, labels = np.random.default_rng(0), np.arange(400) % 3
+    series = (draw.normal(size=(400, 2, 9)) + labels[:, None, None]).astype(np.float32)
+    ids = draw.integers(0, 20, (400, 7))
+    np.savez(tmp_path / "own.npz", x=series if kind == "series" else ids, y=labels)
+    data = ["data.name=npz", f"data.root={tmp_path / 'own.npz'}", f"data.samples={kind}"]
+    arguments = [*SHORT, *(word for setting in [*data, *settings] for word in ("--set", setting))]
+    alone = run(arguments, tmp_path / "alone")
+    assert_same(alone, run(arguments, tmp_path / "ranks-3", 3))
+
+
 def test_pooling_private_data_says_that_it_breaks_privacy(tmp_path):
     ended = launch(["--set", "method.name=pooled", "--set", "rounds=1", "--out", str(tmp_path / "run")])
     assert ended.code == 0, ended.err
