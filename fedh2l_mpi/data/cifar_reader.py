@@ -184,7 +184,8 @@ def _table(folder: Path, files: tuple[str, ...], layout: Layout) -> CifarTable:
     labels = []
     for path in (folder / file for file in files):
         content = _load(path)
-        values, rows = content.get(layout.label_key), len(_pixels(path, content))
+        values: Any = content.get(layout.label_key)
+        rows = len(_pixels(path, content))
         in_range = isinstance(values, list) and all(type(one) is int and 0 <= one < layout.classes for one in values)
         if not in_range or len(values) != rows or rows == 0:
             raise UserError(
