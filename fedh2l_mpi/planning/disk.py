@@ -48,6 +48,8 @@ class Files:
         Size of one checkpoint of all ranks, and of its largest rank's file.
     checkpoints : int
         Number of checkpoints that are kept.
+    predictions_bytes : int
+        Size of predictions.h5; 0: the run writes none.
     count : int
         Number of files in the run directory. Logs and checkpoints have one file per rank.
     """
@@ -57,6 +59,7 @@ class Files:
     rank_checkpoint_bytes: int
     checkpoints: int
     count: int
+    predictions_bytes: int = 0
 
     @property
     def kept_bytes(self) -> int:
@@ -101,7 +104,11 @@ def files(
     manifest = MANIFEST_BYTES + MANIFEST_LINE_BYTES * hosting.ranks
     # The first three files are metrics.h5, config.yaml and status.
     count = 3 + hosting.ranks + kept * (hosting.ranks + 1)
-    return Files(metrics_bytes, int(per_rank.sum()) + manifest, int(per_rank.max()), kept, count)
+    predictions = 0
+    if config.evaluation.predictions:
+        samples, count = sum(counts.tests), count + 1
+        predictions = 4 * hosting.participants * samples * counts.classes + 24 * samples + HDF5_CHUNK_BYTES * 500
+    return Files(metrics_bytes, int(per_rank.sum()) + manifest, int(per_rank.max()), kept, count, predictions)
 
 
 def metrics_file_bytes(

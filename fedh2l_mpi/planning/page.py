@@ -166,6 +166,8 @@ def _files(plan: RunPlan) -> RenderableType:
     files = plan.files
     table = _table("files at the end", "")
     table.add_row("  metrics.h5", size(files.metrics_bytes))
+    if files.predictions_bytes:
+        table.add_row("  predictions.h5", size(files.predictions_bytes))
     table.add_row(f"  a checkpoint, {plan.hosting.ranks + 1:,} files", size(files.checkpoint_bytes))
     table.add_row("    the largest rank's file of it", size(files.rank_checkpoint_bytes))
     table.add_row(f"  checkpoints that are kept, {files.checkpoints}", size(files.kept_bytes))

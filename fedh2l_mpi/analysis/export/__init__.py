@@ -29,11 +29,11 @@ def export(runs: Mapping[str, Run], to: str, out: Path | None = None) -> list[Pa
     """Write runs in another format, and return the files that were written.
 
     CSV and Parquet are a folder with one table for each kind of observation: `rounds`, `domains`, `participants`,
-    `labels`, `calibration` and `edges`. Its `about.json` has the runs' attributes, and units and meaning of every
-    column. A row without any known value is left out, such as a round without evaluation in `domains`. An unknown
-    value is an empty cell, or a null in Parquet. Numbers are exact. In CSV, a text that a spreadsheet would run as a
-    formula has an apostrophe in front. Tables of several runs begin with the run's name and the config keys in which
-    the runs differ.
+    `labels`, `calibration`, `edges` and, at the end of a run, `classes` and `confusion`. Its `about.json` has the runs'
+    attributes, and units and meaning of every column. A row without any known value is left out, such as a round
+    without evaluation in `domains`. An unknown value is an empty cell, or a null in Parquet. Numbers are exact. In CSV,
+    a text that a spreadsheet would run as a formula has an apostrophe in front. Tables of several runs begin with the
+    run's name and the config keys in which the runs differ.
 
     netCDF is one file of one run, as `open_run` shows it. TensorBoard gets a folder for each run in `out`, which may
     have other runs already.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.dataset import differing_keys
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import BIN_FIELDS, DOMAIN_FIELDS, FIELDS, PARTICIPANT_FIELDS, ROW_FIELDS, Field
+from fedh2l_mpi.metrics.schema import PREDICTED
 
 # Rows of a table in memory at a time; one round of many participants and domains may have more.
 BLOCK_ROWS = 2**16
@@ -69,7 +70,34 @@ def tables_of(run: Run) -> list[Table]:
             lambda: _long(run, BIN_FIELDS),
         ),
         Table("edges", "an edge of a graph", edges, lambda: _edges(run)),
+        *_at_end(run),
     ]
+
+
+def _at_end(run: Run) -> list[Table]:
+    """Return the tables of the end of a run, of those arrays that it has."""
+    label = Field("class", "i8", "1", "class label")
+    tables = []
+    if "accuracy_class" in run.metrics.dimensions:
+        accuracy = run.metrics.fields["accuracy_class"]
+        meaning = "a participant on the test samples of a class, of all domains, at the end"
+        fields = (PARTICIPANT, label, accuracy)
+        tables.append(Table("classes", meaning, fields, lambda: _cells(run, "accuracy_class")))
+    if "confusion" in run.metrics.dimensions:
+        samples = _named(run.metrics.fields["confusion"], "samples")
+        meaning = "a participant's predictions of one class for the test samples of a class, at the end"
+        confused = (PARTICIPANT, label, PREDICTED, samples)
+        tables.append(Table("confusion", meaning, confused, lambda: _cells(run, "confusion")))
+    return tables
+
+
+def _cells(run: Run, name: str) -> Iterator[Block]:
+    """Yield the known cells of an array (participant, class, ...), one row for each."""
+    for participant, values in enumerate(run.metrics[name]):
+        index = np.indices(values.shape).reshape(values.ndim, -1)
+        flat = values.ravel()
+        known = ~np.isnan(flat) if flat.dtype.kind == "f" else flat >= 0
+        yield [np.full(int(known.sum()), participant), *index[:, known], flat[known]]
 
 
 def _named(field: Field, name: str) -> Field:
@@ -139,11 +167,14 @@ def joined(runs: Mapping[str, Run]) -> list[Table]:
     """
     keys = differing_keys(list(runs.values()))
     labels = [RUN, *(Field(key, _kind(values), "1", f"config key {key}") for key, values in keys.items())]
-    by_run = [tables_of(run) for run in runs.values()]
+    by_run = [{table.name: table for table in tables_of(run)} for run in runs.values()]
 
-    def blocks(number: int, fields: Sequence[Field]) -> Iterator[Block]:
+    def blocks(kind: str, fields: Sequence[Field]) -> Iterator[Block]:
         for i, (name, run) in enumerate(runs.items()):
-            own = by_run[i][number]
+            own = by_run[i].get(kind)
+            if own is None:
+                # An older version did not record this.
+                continue
             of_run = [name, *(values[i] for values in keys.values())]
             # One file is open at a time, because systems limit their number.
             with run.metrics.opened():
@@ -155,14 +186,15 @@ def joined(runs: Mapping[str, Run]) -> list[Table]:
                     yield [*first, *(columns.get(field.name, unknown) for field in fields)]
 
     found = []
-    for number, table in enumerate(by_run[0]):
-        fields = list({field.name: field for tables in by_run for field in tables[number].fields}.values())
+    for kind, table in {kind: table for tables in reversed(by_run) for kind, table in tables.items()}.items():
+        same = [tables[kind] for tables in by_run if kind in tables]
+        fields = list({field.name: field for own in same for field in own.fields}.values())
         found.append(
             Table(
                 table.name,
                 f"{table.meaning} of a run",
                 (*labels, *fields),
-                lambda number=number, fields=fields: blocks(number, fields),  # type: ignore[misc]
+                lambda kind=kind, fields=fields: blocks(kind, fields),  # type: ignore[misc]
             )
         )
     return found

@@ -35,6 +35,9 @@ RANGES = {
     "conflict_rate": (0.0, 1.0),
     "gradient_cosine": (-1.0, 1.0),
     "temperature": TEMPERATURES,
+    "accuracy_local": (0.0, 1.0),
+    **dict.fromkeys(("balanced_accuracy", "macro_f1", "auroc"), (0.0, 1.0)),
+    "nll": (0.0, np.inf),
 }
 Rows = Mapping[str, NDArray[Any]]
 
@@ -197,6 +200,7 @@ def check_values(run: Run, config: Config | None, graphs: _Graphs | None, report
         "accuracy_own": _Tally("accuracy_own is the accuracy on the own domain"),
         "calibration_share": _Tally("calibration_share adds up to 1"),
         "calibration_error": _Tally("calibration_error agrees with the bins"),
+        "accuracy_class": _Tally("accuracy_class follows from the confusion matrices"),
         "bytes_received": _Tally("as many bytes received as sent in every round"),
         "degree": _Tally("degree agrees with the round's graph"),
     }
@@ -205,10 +209,32 @@ def check_values(run: Run, config: Config | None, graphs: _Graphs | None, report
         _check_ranges(rounds_R, rows, ranges)
         for name, got, expected in _derived(run, graphs, rounds_R, rows):
             _check_derived(name, rounds_R, got, expected, consistent[name])
+    _check_end(run, consistent["accuracy_class"])
     known.close("values", report)
     ranges.close("values", report)
     for tally in consistent.values():
         tally.close("consistency", report)
+
+
+def _check_end(run: Run, tally: _Tally) -> None:
+    """Check that accuracies by class are those of the confusion matrices, of a run that has them."""
+    metrics = run.metrics
+    if not all(name in metrics.dimensions and metrics.is_whole(name) for name in ("accuracy_class", "confusion")):
+        return
+    accuracy_PC, counts_PCC = metrics["accuracy_class"], metrics["confusion"]
+    if (counts_PCC == -1).all() and np.isnan(accuracy_PC).all():
+        return
+    samples_PC = counts_PCC.sum(axis=2, dtype=np.int64)
+    hits_PC = np.diagonal(counts_PCC, axis1=1, axis2=2)
+    expected_PC = np.where(samples_PC > 0, hits_PC / np.maximum(samples_PC, 1), np.nan)
+
+    def describe(i: int, label: int) -> str:
+        where = f"participant {i}, class {label}"
+        return f"accuracy_class of {where}: got {accuracy_PC[i, label]}, must be {expected_PC[i, label]}"
+
+    known_PC = ~np.isnan(accuracy_PC)
+    near_PC = np.abs(accuracy_PC - expected_PC) <= TOLERANCE
+    tally.add((known_PC != (samples_PC > 0)) | (known_PC & ~near_PC) | (counts_PCC < 0).any(axis=2), describe)
 
 
 def _blocks(run: Run) -> Iterator[tuple[NDArray[np.int64], Rows]]:
@@ -242,15 +268,17 @@ def _check_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], r
     if "accuracy_all" in rows:
         # A run that was extended keeps the evaluation of its former last round.
         is_evaluated_R |= ~np.isnan(rows["accuracy_all"]).any(axis=1)
-    for name in EVALUATED:
+    columns = run.metrics.columns
+    own = [field.name for field in columns.by_domain]
+    for name in (*EVALUATED, *own, "accuracy_local"):
         if name not in rows:
             continue
         values = rows[name]
         evaluated = is_evaluated_R.reshape(-1, *[1] * (values.ndim - 1))
         tally.add(~np.isnan(values) & ~evaluated, describe("NaN in a round without evaluation"))
         may_be_nan: Any = False
-        if name == "accuracy_validation":
-            # A participant without validation samples has no validation accuracy.
+        if name in ("accuracy_validation", "accuracy_local", *own):
+            # A participant without such samples has no accuracy on them, and a metric may be unknown.
             may_be_nan = True
         elif name == "temperature":
             may_be_nan = config.evaluation.calibration == "none"

@@ -1,5 +1,6 @@
 """Results by class: means and shares by hand, the table of the report and the heat maps of a page."""
 
+import h5py
 import numpy as np
 import pytest
 from helpers import written_runs
@@ -7,9 +8,11 @@ from helpers import written_runs
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import report
 from fedh2l_mpi.analysis.classes import ByClass, by_class
+from fedh2l_mpi.analysis.export import export
 from fedh2l_mpi.analysis.html import classes as heat_maps
 from fedh2l_mpi.analysis.run import load_run
 from fedh2l_mpi.analysis.summary import summarise
+from fedh2l_mpi.analysis.validation import validate
 from fedh2l_mpi.metrics.columns import Columns
 
 P, C = 3, 10
@@ -73,6 +76,36 @@ def test_of_many_classes_the_least_accurate_have_a_table_and_all_a_picture():
     assert found.shown() == list(range(90, 100))
     maps = heat_maps.section(found, ["0 mlp"])["maps"]
     assert [one["picture"][:22] for one in maps] == ["data:image/png;base64,"] * 2
+
+
+def test_the_export_has_a_row_for_each_known_cell(run, tmp_path):
+    export({"a": run}, "csv", tmp_path / "tables")
+    _, *classes = (tmp_path / "tables" / "classes.csv").read_text().splitlines()
+    assert len(classes) == P * (C - 1)
+    assert "2,3,0.7" in classes
+    head, *cells = (tmp_path / "tables" / "confusion.csv").read_text().splitlines()
+    assert head == "participant,class,predicted,samples"
+    assert len(cells) == P * C * C
+    assert {"2,3,7,0", "2,3,8,3"} <= set(cells)
+
+
+def test_runs_with_and_without_an_end_have_one_table(run, tmp_path):
+    older = load_run(written_runs.write(tmp_path / "older", rounds=4))
+    for pair in ({"a": older, "b": run}, {"b": run, "a": older}):
+        out = tmp_path / "-".join(pair)
+        export(pair, "csv", out)
+        _, *classes = (out / "classes.csv").read_text().splitlines()
+        assert len(classes) == P * (C - 1)
+        assert {line.split(",")[0] for line in classes} == {"b"}
+        assert {line.split(",")[0] for line in (out / "rounds.csv").read_text().splitlines()[1:]} == {"a", "b"}
+
+
+def test_a_wrong_accuracy_of_a_class_is_an_error(run):
+    assert not [one for one in validate(run.file, programs=False) if "of participant 1, class 3" in one.what]
+    with h5py.File(run.file, "r+") as file:
+        file["accuracy_class"][1, 3] = 0.9
+    wrong = [one.what for one in validate(run.file, programs=False) if one.level == "error"]
+    assert "accuracy_class of participant 1, class 3: got 0.9, must be 0.8" in wrong
 
 
 def test_a_run_without_an_end_has_none(tmp_path):
