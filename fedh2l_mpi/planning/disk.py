@@ -12,6 +12,7 @@ from fedh2l_mpi.metrics.schema import (
     AT_END,
     BIN_FIELDS,
     CONFIDENCE_BINS,
+    DIMENSIONS,
     DOMAIN_FIELDS,
     GRAPH_EDGES,
     GRAPH_SINCE,
@@ -26,7 +27,9 @@ from fedh2l_mpi.planning.traffic import first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 
 # Object headers, attributes and the tables of chunks of an HDF5 file of this schema; measured.
-HDF5_FIXED_BYTES, HDF5_CHUNK_BYTES = 37_600, 16
+HDF5_FIXED_BYTES, HDF5_CHUNK_BYTES = 42_500, 16
+# Object header and attributes of an array of the run's own; measured.
+HDF5_ARRAY_BYTES = 900
 # Size of an empty torch.save file; of one participant's names, generators and positions; of one tensor's name, shape
 # and zip entries.
 FILE_BYTES, PARTICIPANT_BYTES, TENSOR_BYTES = 2_000, 1_500, 450
@@ -145,6 +148,7 @@ def metrics_file_bytes(
     numbers = 8 * sum(field.dtype != "S" for field in PARTICIPANT_FIELDS)
     fixed = 8 * sum(sizes.get(scale.name, 0) for scale in SCALES)
     fixed += participants * (numbers + texts + 8 * classes) + 16 * domains + config_bytes
+    fixed += HDF5_ARRAY_BYTES * (len(columns.dimensions) - len(DIMENSIONS) + len(columns.scales) - len(SCALES))
     return total + fixed + HDF5_FIXED_BYTES + HDF5_CHUNK_BYTES * chunks
 
 

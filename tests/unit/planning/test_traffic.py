@@ -89,5 +89,5 @@ def test_traffic_and_the_metrics_file_are_those_of_the_run(tmp_path, overrides):
     sent = int(metrics.read(directory.metrics)["bytes_sent"].sum())
     assert sent == (schedule.edge_bytes(needs.message) if needs.message is not None else 0)
     assert (sent > 0) == (config.method.name != "independent")
-    told = disk.files(config, hosting, needs.counts, needs.models, schedule.edges)
+    told = disk.files(config, hosting, needs.counts, needs.models, schedule.edges, columns=needs.columns)
     assert told.metrics_bytes == pytest.approx(directory.metrics.stat().st_size, rel=0.01)
