@@ -131,7 +131,8 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
         device=device,
         hosting=hosting,
         topology=topology,
-        plan=plan,
+        # What a user's function has returned would stay in memory next to the participants' own samples.
+        plan=replace(plan, source=plan.source.without_samples()),
         method=method,
         federation=federation,
         columns=evaluation.columns_of(

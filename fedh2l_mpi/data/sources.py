@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -102,6 +102,11 @@ class Source:
     digest: bytes = b""
     details: tuple[tuple[str, str], ...] = ()
 
+    def without_samples(self) -> "Source":
+        """Return the data set with its labels only, so that arrays in memory can be freed once they are read."""
+        test = None if self.test is None else LabelTable(self.test.labels)
+        return replace(self, train=LabelTable(self.train.labels), test=test)
+
     @property
     def tables(self) -> list[Table]:
         """The training table, and the test table if there is one."""
@@ -111,6 +116,20 @@ class Source:
     def sample_bytes(self) -> int:
         """Size of one sample in memory [bytes]: uint8 if compact, else as a model's input."""
         return self.form.numbers if self.is_compact else self.form.input_bytes
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A table whose samples have been read."""
+
+    labels: NDArray[np.int64]
+    reads_pieces = True
+
+    def samples(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        raise RuntimeError("the samples of this table have been read already")
+
+    def verify(self) -> None:
+        """Do nothing: there are no samples."""
 
 
 @dataclass(frozen=True)

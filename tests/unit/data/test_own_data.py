@@ -1,5 +1,7 @@
 """Data of a user's own function: what becomes of them, and every mistake in one line."""
 
+import gc
+import importlib
 import re
 import textwrap
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from fedh2l_mpi import DataSet
+from fedh2l_mpi.build import build_rank
 from fedh2l_mpi.config.loading import load
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.content_digest import with_digest
@@ -15,6 +18,7 @@ from fedh2l_mpi.data.own_data import as_source
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime.plugins import Plugin
+from fedh2l_mpi.runtime.world import World
 
 PLUGIN = Plugin("data.name", "mine:load")
 N = 40
@@ -261,3 +265,18 @@ def test_a_module_that_is_missing_and_a_test_share_of_data_with_a_test_part_are_
     )
     with pytest.raises(UserError, match=re.escape("data.test_share: got 0.3, but brought_test:load has its own test")):
         open_source(load({"data": {"name": "brought_test:load", "test_share": 0.3}}).data)
+
+
+def test_a_rank_lets_go_of_the_array_that_the_function_returned(tmp_path, monkeypatch):
+    (tmp_path / "brought_once.py").write_text(
+        "import weakref, numpy as np, fedh2l_mpi as fh\nreturned = []\ndef load():\n"
+        "    x = np.random.rand(200, 1, 8, 8)\n    returned.append(weakref.ref(x))\n"
+        "    return fh.DataSet(x, np.arange(200) % 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load({"data": {"name": "brought_once:load"}, "participants": 2, "models": ["mlp"]})
+    setup = build_rank(config.resolved(1, launched=False), World(None))
+    (returned,) = importlib.import_module("brought_once").returned
+    gc.collect()
+    assert returned() is None
+    assert len(setup.plan.source.train.labels) == 200
