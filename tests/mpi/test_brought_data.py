@@ -76,6 +76,25 @@ def test_functions_packs_and_pictures_give_the_same_bits_on_any_number_of_ranks(
         assert "MiB of memory" in RunDirectory(folder / "pack-3").log(rank).read_text()
 
 
+def test_tables_compressed_arrays_and_texts_give_the_same_bits_on_any_number_of_ranks(tmp_path):
+    draw, labels = np.random.default_rng(0), np.arange(150) % 3
+    lines = [f"{label},{draw.normal() + label},{'uv'[row % 2]},s{row % 3}" for row, label in enumerate(labels)]
+    (tmp_path / "table.csv").write_text("\n".join(["label,a,b,site", *lines]))
+    images = draw.integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "images.npz", x=images, y=labels, domain=labels % 2)
+    sets = {
+        "csv": ["--set", "data.root=table.csv", "--set", "data.domain=site"],
+        "npz": ["--set", "data.root=images.npz"],
+        "grammar_text": [],
+    }
+    for name, settings in sets.items():
+        for ranks in (None, 3):
+            words = [*SHORT, "--set", f"data.name={name}", *settings, "--quiet", "--out", f"{name}-{ranks}"]
+            ended = launch(words, ranks, cwd=tmp_path)
+            assert ended.code == 0, ended.err
+        assert_same(tmp_path / f"{name}-None" / "metrics.h5", tmp_path / f"{name}-3" / "metrics.h5")
+
+
 def test_a_function_that_gives_ranks_other_data_is_refused(folder):
     words = [*SHORT, *SETS["function"], "--set", "data.options.other_on_each_rank=true"]
     ended = launch([*words, "--quiet", "--out", "differs"], 2, environ=path_of(folder), cwd=folder)
