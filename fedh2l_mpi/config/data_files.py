@@ -1,6 +1,6 @@
 """Data sets in files of common kinds, and small ones that need no file: one class of options for each."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -58,9 +58,13 @@ class Text(Columns, kind="text"):
 class Cifar10(BroughtData, kind="cifar10"):
     """CIFAR-10, 32 x 32 pixels, in the files for Python."""
 
+    are_images: ClassVar[bool] = True
+
 
 class Cifar100(BroughtData, kind="cifar100"):
     """CIFAR-100, 32 x 32 pixels, in the files for Python."""
+
+    are_images: ClassVar[bool] = True
 
 
 class Bundled(BroughtData):

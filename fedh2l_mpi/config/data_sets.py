@@ -15,6 +15,8 @@ class BroughtData(DataConfig):
     """
 
     root_is_content: ClassVar[bool] = True
+    # True if the samples are images whatever the files contain.
+    are_images: ClassVar[bool] = False
 
     test_share: Number | None = Field(
         None,
@@ -50,6 +52,8 @@ Size = Annotated[
 
 class ImageFolder(BroughtData, kind="image_folder"):
     """Pictures in folders of classes, which are decoded when they are read."""
+
+    are_images: ClassVar[bool] = True
 
     size: Size | None = Field(
         None,

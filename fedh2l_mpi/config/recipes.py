@@ -51,6 +51,17 @@ def _codec(value: Lookup) -> str:
     return "uint8" if posteriors and value("exchange.skip_below") is None else "float32"
 
 
+def _takes_any(value: Lookup) -> bool:
+    """Return True if only the file of the data says of what kind their samples are."""
+    data = DataConfig.class_of(value("data.name"))
+    return data is not None and issubclass(data, BroughtData) and not data.are_images
+
+
+def _models(value: Lookup) -> tuple[str, ...]:
+    # One architecture takes any samples.
+    return ("mlp",) if _takes_any(value) else ("lenet5", "mlp", "cnn")
+
+
 def _views(value: Lookup) -> str:
     data = DataConfig.class_of(value("data.name"))
     # Only their files say of what kind these samples are.
@@ -114,6 +125,7 @@ def _calibration(value: Lookup) -> str:
 # Rules of the standard recipe by dotted keys. A rule sees the values of the rules before it.
 STANDARD: dict[str, Rule] = {
     "exchange.codec": Rule("uint8 for posteriors without skip_below, else float32", _codec),
+    "models": Rule('["lenet5", "mlp", "cnn"]; ["mlp"] for data that may be no images', _models),
     "seed_set.views": Rule("affine; auto for data that may be other than images", _views),
     "seed_set.views_per_sample": Rule("2; 1 with views none", _views_per_sample),
     "seed_set.view_rotation_deg": _by_length(15.0, 30.0),
@@ -149,7 +161,7 @@ def with_defaults(root: type[Section], raw: Any) -> Any:
         return raw
     recipe = raw.get("recipe", "standard")
     if recipe == "classic":
-        return _fill(root, _with_views_that_fit(root, raw), _classic_if_it_differs)
+        return _fill(root, _with_what_fits(root, raw), _classic_if_it_differs)
     for key, rule in STANDARD.items() if recipe == "standard" else ():
         # Each rule in turn, because the next one may look at this one's value.
         found = rule.value(lambda other, keys=raw: _look_up(root, keys, other))  # type: ignore[misc]
@@ -157,12 +169,12 @@ def with_defaults(root: type[Section], raw: Any) -> Any:
     return raw
 
 
-def _with_views_that_fit(root: type[Section], raw: Mapping[str, Any]) -> Any:
-    """Return what a config gives, with views that fit any samples for data that the first revisions did not have."""
-    data = DataConfig.class_of(_look_up(root, raw, "data.name"))
-    if data is None or not issubclass(data, BroughtData):
+def _with_what_fits(root: type[Section], raw: Mapping[str, Any]) -> Any:
+    """Return what a config gives, with models and views that fit any samples for data that are younger than classic."""
+    if not _takes_any(lambda key: _look_up(root, raw, key)):
         return raw
-    return _fill(root, raw, lambda key, kind, field: "auto" if key == "seed_set.views" else ...)
+    fits: dict[str, Any] = {"models": ("mlp",), "seed_set.views": "auto"}
+    return _fill(root, raw, lambda key, kind, field: fits.get(key, ...))
 
 
 def of_stored(root: type[Section], raw: Mapping[str, Any]) -> dict[str, Any]:

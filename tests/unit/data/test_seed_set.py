@@ -282,7 +282,7 @@ def test_views_and_augmentations_that_do_not_fit_the_samples_are_refused_with_th
         refuse_unfit(loading.load({**base, **settings}), kind)
 
 
-def test_what_says_nothing_about_views_fits_any_samples():
+def test_what_says_nothing_about_views_and_models_fits_any_samples():
     class Brought(BroughtData):
         """Some data of a user's own."""
 
@@ -293,6 +293,7 @@ def test_what_says_nothing_about_views_fits_any_samples():
             for kind in ("image", "series", "vector", "tokens"):
                 refuse_unfit(config, kind)
             assert loading.load(config) == config
+            assert config.models == (("mlp",) if name == "brought" else ("lenet5", "mlp", "cnn"))
     finally:
         del DataConfig.kinds["brought"]
     for name, recipe in (("digits", "standard"), ("digits", "classic"), ("pack", "classic")):

@@ -171,5 +171,3 @@ def test_a_stored_config_keeps_its_shifts(recipe):
     assert config.data.partition.shifts == (Shift("noise", 0.5), Shift("rotation", 15.0))
     assert config.data.partition.rotation_step_deg is None
     assert loading.load(config) == config
-    with pytest.raises(UserError, match="partition.shift: got .*, but a pack brings its own domains"):
-        loading.load({"data": {"name": "pack", "partition": {"shift": entries}}})
