@@ -124,6 +124,18 @@ def domain_table(summary: Summary) -> Table:
     return Table("accuracy by domain", ["domain", "mean", "lowest", "highest"], rows, "Over participants.")
 
 
+def own_table(summary: Summary) -> Table | None:
+    """Return the table of the run's own arrays at its end; None if it has none."""
+    if not summary.own_arrays:
+        return None
+    rows = []
+    for name, values_P in summary.own_arrays.items():
+        values = (numbers.mean(values_P), quantile(values_P, 0.0), quantile(values_P, 1.0))
+        rows.append([name, *("-" if math.isnan(value) else f"{value:.3g}" for value in values)])
+    caption = "Over participants. Metrics: last evaluated round, mean over domains. Notes: last round."
+    return Table("metrics and notes", ["", "mean", "lowest", "highest"], rows, caption)
+
+
 def class_table(summary: Summary) -> Table | None:
     """Return the table of accuracies by class at the end, with the classes taken for others; None without any."""
     found = summary.classes
@@ -166,6 +178,8 @@ def tables_of(summary: Summary) -> Iterator[Table]:
     yield result_table(summary)
     if len(summary.domains) > 1:
         yield domain_table(summary)
+    if (own := own_table(summary)) is not None:
+        yield own
     if (by_class := class_table(summary)) is not None:
         yield by_class
     yield cost_table(summary)

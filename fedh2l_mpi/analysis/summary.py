@@ -6,7 +6,7 @@ Shape letters: R rounds, P participants, D domains, E evaluated rounds.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,9 @@ class Summary:
         Results by class; None if the run has none.
     validation_samples : float
         Validation samples of a participant, mean, by the config's shares; NaN if they are unknown.
+    own_arrays : mapping
+        From the run's own arrays, notes of its method and metrics of its config, to each participant's value (P,) in
+        the last round, or in the last evaluation; the mean over domains.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Summary:
     baseline: str | None = None
     classes: ByClass | None = None
     validation_samples: float = math.nan
+    own_arrays: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return the table of results as plain text."""
@@ -141,6 +145,7 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
         baseline.name if baseline is not None else None,
         by_class(run),
         _validation_samples(run),
+        _own_arrays(run),
     )
 
 
@@ -148,6 +153,19 @@ def mean(values: NDArray[Any]) -> float:
     """Return the mean of the known values, or NaN if there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
+
+
+def _own_arrays(run: Run) -> dict[str, NDArray[np.float64]]:
+    """Return each participant's last value (P,) of the arrays that the schema does not have."""
+    measured, found = run.metrics, {}
+    for array in measured.columns.by_participant:
+        if measured.rounds and array.name != "accuracy_local":
+            found[array.name] = measured.read_row(array.name, measured.rounds - 1)
+    for array in measured.columns.by_domain:
+        if len(run.evaluated_E):
+            values_PD = measured.read_row(array.name, run.evaluated_E[-1])
+            found[array.name] = np.array([mean(values_D) for values_D in values_PD])
+    return found
 
 
 def mean_over_rounds(values_RP: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -75,7 +75,7 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
 COMMAND = Command(
     name="pack",
     arguments="ROOT OUT",
-    summary="make one file from folders of photographs, or from arrays",
+    summary="make one file of pictures or of arrays",
     meaning=MEANING,
     examples=(
         ("Pack the folders PACS/photo/dog/, PACS/sketch/dog/ and so on", "{program} pack PACS pacs.h5"),

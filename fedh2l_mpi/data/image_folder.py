@@ -19,7 +19,7 @@ from fedh2l_mpi.data.pack_reader import NORMALISATION
 from fedh2l_mpi.data.photo_decoding import content
 from fedh2l_mpi.data.photo_folder import PARTS, Picture
 from fedh2l_mpi.data.sources import Source, located
-from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.errors import UserError, shown
 from fedh2l_mpi.runtime import libraries, paths
 from fedh2l_mpi.sample_form import SampleForm
 
@@ -90,6 +90,12 @@ def open_folder(data: ImageFolder) -> Source:
     train, test = tables
     if train is None:
         raise UserError(f"{where}: {root} has no training picture in train/<class>.")
+    if test is not None and (strange := sorted(set(test.labels) - set(train.labels))):
+        names = ", ".join(shown(tree.classes[label]) for label in strange[:4])
+        raise UserError(
+            f"{where}: {root} has test pictures of {names}, but no training picture of that class. "
+            "Fix: add some to train/, or remove the class from test/."
+        )
     mean, std = NORMALISATION[channels]
     return Source(
         "image_folder",

@@ -140,7 +140,8 @@ def scan(root: Path, layout: str = "domains", key: str = "pack", needs_test: boo
     pattern = pattern_of(layout)
     where = f"{root}: must be a folder of {pattern}, with pictures ending in {', '.join(SUFFIXES)}"
     if not paths.is_folder(key, root):
-        raise UserError(f"{where}. It {'is a file' if paths.is_file(key, root) else 'does not exist'}.")
+        arrays = " Arrays are packed with --layout arrays." if root.suffix in (".npz", ".npy") else ""
+        raise UserError(f"{where}. It {'is a file' if paths.is_file(key, root) else 'does not exist'}.{arrays}")
     ignored: Counter[str] = Counter()
     try:
         found, empty = _taken(root, "", LAYOUTS[layout], {}, ignored, pattern.removesuffix("/<picture>"))

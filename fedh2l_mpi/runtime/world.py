@@ -27,6 +27,8 @@ T = TypeVar("T")
 DEADLINE_S = 300.0
 # The end of a job that is aborted takes a moment.
 GRACE_S = 10.0
+# Time that a launcher gets to read what this rank printed.
+READING_S = 0.1
 
 # The tag of a message is its round number modulo TAGS. MPI guarantees 2**15 tags, and two rounds that are so far apart
 # are never in progress together.
@@ -281,6 +283,8 @@ class World:
             from mpi4py import MPI
 
             Timer(GRACE_S, lambda: os._exit(code))
+            # A launcher that ends a job may drop text that it has not read yet, such as the reason for this end.
+            time.sleep(READING_S)
             # Abort the whole job instead of our duplicate of its communicator only.
             _call_mpi("MPI_Abort", MPI._handleof(MPI.COMM_WORLD), code)
             MPI.COMM_WORLD.Abort(code)

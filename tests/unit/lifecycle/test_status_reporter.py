@@ -44,9 +44,9 @@ def test_a_run_that_fails_is_held_until_nothing_of_it_is_written_any_more(tmp_pa
         held["checkpoint"] = out.lock.exists()
         commit(*arguments)
 
-    def closing(self: metrics.MetricsWriter, state: str) -> None:
+    def closing(self: metrics.MetricsWriter, *arguments: str) -> None:
         held["metrics"] = out.lock.exists()
-        close(self, state)
+        close(self, *arguments)
 
     def follow(round_index: int, table: object) -> None:
         if begun.is_set():
