@@ -189,6 +189,8 @@ def test_ctrl_c_stops_a_run_in_order_and_a_second_one_ends_it_at_once(tmp_path):
     finish_and_compare(tmp_path, out, RING, ranks=None)
 
     process = begin(tmp_path / "slow", [*FAST, "models=[mlp]", "method.local_steps=100000000"], rounds=2, ranks=1)
+    # Until it is in the first round, which never ends; before that, one Ctrl-C ends it.
+    time.sleep(2.0)
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)

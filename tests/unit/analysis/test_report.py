@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from helpers import written_runs
+from helpers import compared_runs, written_runs
 from helpers.four_rounds import THREE, write
 from helpers.launching import launch
 from rich.console import Console
@@ -307,3 +308,9 @@ def test_folders_of_runs_are_searched_without_what_a_sweep_set_aside(tmp_path):
 def test_what_the_system_refuses_to_look_at_is_told_with_its_reason(of):
     with pytest.raises(UserError, match=r"^n{300}: cannot be read: File name too long.$"):
         of("n" * 300)
+
+
+def test_metrics_and_notes_are_shown_with_their_last_values(tmp_path):
+    text = shown([summarised(compared_runs.write(tmp_path / "run", trust=0.5))])
+    assert re.search(r"metrics and notes.*^ trust +0\.5 +0\.4 +0\.6 *$", text, re.MULTILINE | re.DOTALL)
+    assert "metrics and notes" not in shown([summarised(compared_runs.write(tmp_path / "plain"))])

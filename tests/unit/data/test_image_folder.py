@@ -93,3 +93,10 @@ def test_what_cannot_be_opened_is_refused_in_one_line(tmp_path, change, keys, me
     with pytest.raises(UserError, match=message) as caught:
         source_of(**{"root": tmp_path, **keys}).train.verify()
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_test_pictures_alone_is_refused(tmp_path):
+    fill(tmp_path, ["train", "test"])
+    (tmp_path / "test" / "bee").rename(tmp_path / "test" / "wasp")
+    with pytest.raises(UserError, match="has test pictures of 'wasp', but no training picture of that class"):
+        source_of(tmp_path)
