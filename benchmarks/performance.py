@@ -31,7 +31,7 @@ from benchmarks import start_up
 from benchmarks.measuring import Spent, seconds_by_rank, spent, spent_together, spread, waited_shares
 from fedh2l_mpi.lifecycle import provenance
 from fedh2l_mpi.runtime.processes import processor
-from fedh2l_mpi.runtime.shared_imports import OPTION
+from fedh2l_mpi.runtime.shared_imports import NEVER, OPTION
 
 PERFORMANCE = Path("benchmarks/results/performance.json")
 METHODS = {"dml": (), "gem": ("method.name=fedh2l", "method.local_steps=10")}
@@ -110,7 +110,8 @@ class Place:
         settings = [f"data.root={self.root}", f"rounds={rounds}", f"participants={participants}", *more]
         words = [word for setting in settings for word in ("--set", setting)]
         run = [sys.executable, "-m", "fedh2l_mpi", f"benchmarks/{config}", *words, "--out", str(self.folder / out)]
-        return [*mpirun(ranks), *run, "--quiet", *self.options]
+        # Ranks import for themselves, unless an option that is added asks for sharing.
+        return [*mpirun(ranks), *run, "--quiet", f"{OPTION}={NEVER}", *self.options]
 
     def bare_loop(self, case: Case, rounds: int, lean: bool = False) -> list[str]:
         words = ["--method", case.method, "--participants", str(case.participants), "--rounds", str(rounds)]

@@ -77,7 +77,7 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
         # Rounds without evaluation have no seconds of evaluation, so NaN counts as 0.
         values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     for name in run.columns.names:
-        values[name] = _mean(run.read_row(name, run.rounds - 1)) if run.rounds else math.nan
+        values[name] = known_mean(run.read_row(name, run.rounds - 1)) if run.rounds else math.nan
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
     training_s_RP = np.nansum([run[name] for name in TRAINING], axis=0)
@@ -101,13 +101,13 @@ def _curve(run: RunMetrics, name: str) -> NDArray[np.float64]:
         return np.full(run.rounds, np.nan)
     values_RP = run[name]
     if name in run.columns.names:
-        return np.array([_mean(values) for values in values_RP], dtype=np.float64)
+        return np.array([known_mean(values) for values in values_RP], dtype=np.float64)
     if units_of(name) not in ("byte", "s"):
         return np.asarray(values_RP.mean(axis=1), dtype=np.float64)
     return np.asarray(np.nancumsum(values_RP, axis=0).mean(axis=1), dtype=np.float64)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def known_mean(values: NDArray[Any]) -> float:
     """Return the mean of the known values; NaN if there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan

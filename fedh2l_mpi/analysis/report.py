@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import summary as numbers
 from fedh2l_mpi.analysis.csv_lines import CsvLines
+from fedh2l_mpi.analysis.outcome import known_mean
 from fedh2l_mpi.analysis.summary import PHASES, Summary
 from fedh2l_mpi.analysis.tables import NOTHING, Table, markdown
 from fedh2l_mpi.runtime.terminal import rich_text
@@ -56,7 +57,7 @@ def result_table(summary: Summary) -> Table:
     else:
         for label, part in QUANTILES.items():
             rows.append([label, *(show(quantile(named[name], part)) for _, name, show in columns)])
-    rows.append([f"mean of {count}", *(show(numbers.mean(named[name])) for _, name, show in columns)])
+    rows.append([f"mean of {count}", *(show(known_mean(named[name])) for _, name, show in columns)])
     title = f"after {summary.after} rounds; accuracies on test data" if summary.after else "not evaluated yet"
     notes = [DEFINITIONS, *([LOCAL] if has_local else []), AS_PARAMETERS]
     if summary.baseline is not None:
@@ -119,7 +120,7 @@ def domain_table(summary: Summary) -> Table:
     """Return the table of accuracies on each domain, over the participants."""
     rows = []
     for name, accuracy_P in zip(summary.domains, summary.accuracy_PD.T, strict=True):
-        values = (numbers.mean(accuracy_P), quantile(accuracy_P, 0.0), quantile(accuracy_P, 1.0))
+        values = (known_mean(accuracy_P), quantile(accuracy_P, 0.0), quantile(accuracy_P, 1.0))
         rows.append([name, *(fraction(value) for value in values)])
     return Table("accuracy by domain", ["domain", "mean", "lowest", "highest"], rows, "Over participants.")
 
@@ -130,7 +131,7 @@ def own_table(summary: Summary) -> Table | None:
         return None
     rows = []
     for name, values_P in summary.own_arrays.items():
-        values = (numbers.mean(values_P), quantile(values_P, 0.0), quantile(values_P, 1.0))
+        values = (known_mean(values_P), quantile(values_P, 0.0), quantile(values_P, 1.0))
         rows.append([name, *("-" if math.isnan(value) else f"{value:.3g}" for value in values)])
     caption = "Over participants. Metrics: last evaluated round, mean over domains. Notes: last round."
     return Table("metrics and notes", ["", "mean", "lowest", "highest"], rows, caption)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis import learning, optimizer_words
 from fedh2l_mpi.analysis.classes import ByClass, by_class
+from fedh2l_mpi.analysis.outcome import known_mean
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
@@ -82,7 +83,7 @@ class Summary:
 
     def mean(self, name: str) -> float:
         """Return the mean over the participants whose value is known."""
-        return mean(self.participants[name])
+        return known_mean(self.participants[name])
 
     @property
     def phase_seconds(self) -> dict[str, float]:
@@ -149,12 +150,6 @@ def summarise(run: Run, baseline: Run | None = None) -> Summary:
     )
 
 
-def mean(values: NDArray[Any]) -> float:
-    """Return the mean of the known values, or NaN if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
-
-
 def _own_arrays(run: Run) -> dict[str, NDArray[np.float64]]:
     """Return each participant's last value (P,) of the arrays that the schema does not have."""
     measured, found = run.metrics, {}
@@ -164,7 +159,7 @@ def _own_arrays(run: Run) -> dict[str, NDArray[np.float64]]:
     for array in measured.columns.by_domain:
         if len(run.evaluated_E):
             values_PD = measured.read_row(array.name, run.evaluated_E[-1])
-            found[array.name] = np.array([mean(values_D) for values_D in values_PD])
+            found[array.name] = np.array([known_mean(values_D) for values_D in values_PD])
     return found
 
 
@@ -212,7 +207,7 @@ def _validation_samples(run: Run) -> float:
     share, local = run.key("evaluation.validation_share"), run.key("evaluation.local_test_share") or 0.0
     if not isinstance(share, float) or not isinstance(local, float) or share + local >= 1:
         return math.nan
-    return mean(run.metrics["private_samples"] * (share / (1 - share - local)))
+    return known_mean(run.metrics["private_samples"] * (share / (1 - share - local)))
 
 
 def _after(run: Run) -> int:
@@ -269,7 +264,11 @@ def _graph(run: Run) -> str:
     kind, degree_RP = run.key("topology.kind", "graph"), run.metrics["degree"]
     graphs = len(np.unique(run.metrics["graph_since_round"]))
     redrawn = f", drawn {graphs} times" if graphs > 1 else ""
-    return f"{kind}, mean degree {mean(degree_RP.ravel().astype(float)):.3g}{redrawn}" if degree_RP.size else str(kind)
+    return (
+        f"{kind}, mean degree {known_mean(degree_RP.ravel().astype(float)):.3g}{redrawn}"
+        if degree_RP.size
+        else str(kind)
+    )
 
 
 def _hardware(run: Run) -> str:
@@ -339,7 +338,7 @@ def _compare(
             f"the baseline {baseline.name} has {baseline.participants} participants, this run {run.participants}, so "
             "gains are measured against the baseline's mean"
         )
-        return participants["accuracy_all"] - mean(theirs["accuracy_all"]), warnings
+        return participants["accuracy_all"] - known_mean(theirs["accuracy_all"]), warnings
     for name, meaning in (("accuracy_all", "all-domain"), ("accuracy_own", "own-domain")):
         gain_P = participants[name] - theirs[name]
         losing = np.flatnonzero(gain_P < -TRANSFER_MARGIN)

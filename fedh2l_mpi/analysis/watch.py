@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.analysis import summary as numbers
+from fedh2l_mpi.analysis.outcome import known_mean
 from fedh2l_mpi.analysis.run import Run, load_run, readable
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import TIMINGS, RunMetrics, RunState, slowest_rank_seconds
@@ -101,12 +101,12 @@ class WatchedRun:
         if new:
             accuracy_RP = new["accuracy_all"]
             for accuracy_P in accuracy_RP[~np.isnan(accuracy_RP).all(axis=1)]:
-                self.accuracy_E.append(numbers.mean(accuracy_P))
+                self.accuracy_E.append(known_mean(accuracy_P))
                 self.lowest, self.highest = float(np.nanmin(accuracy_P)), float(np.nanmax(accuracy_P))
             self.sent += float(np.nansum(new["bytes_sent"], dtype=float)) / run.participants
             self.round_seconds += slowest_rank_seconds([new[name] for name in TIMINGS], new["rank"]).tolist()
-            self.seconds = {name.removeprefix("seconds_"): numbers.mean(new[name][-1]) for name in TIMINGS}
-            self.losses = {name: numbers.mean(new[name][-1]) for name in LOSSES}
+            self.seconds = {name.removeprefix("seconds_"): known_mean(new[name][-1]) for name in TIMINGS}
+            self.losses = {name: known_mean(new[name][-1]) for name in LOSSES}
         self.rows = run.metrics.rounds
         self.state = state
         self.problems = list(run.problems)

@@ -117,9 +117,7 @@ class Config(Section):
     @field_validator("weights", mode="before")
     @classmethod
     def _by_label(cls, weights: object) -> object:
-        if not isinstance(weights, Mapping):
-            return weights
-        return {architecture.canonical(key) if isinstance(key, str) else key: weights[key] for key in weights}
+        return architecture.by_label(weights)
 
     @model_validator(mode="after")
     def _calibrates_on_labels(self) -> "Config":

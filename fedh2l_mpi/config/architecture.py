@@ -99,6 +99,13 @@ def canonical(label: str) -> str:
         return label
 
 
+def by_label(values: object) -> object:
+    """Return a map with the canonical labels of its keys; anything else is returned as it is."""
+    if not isinstance(values, Mapping):
+        return values
+    return {canonical(key) if isinstance(key, str) else key: value for key, value in values.items()}
+
+
 def name_of(label: str) -> str:
     """Return the name in a label, without arguments."""
     return label.partition("(")[0].strip()

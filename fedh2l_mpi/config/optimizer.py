@@ -1,7 +1,6 @@
 """Optimiser with its schedule and the average of the weights, and evaluation."""
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
@@ -52,9 +51,7 @@ class OptimizerConfig(UpdateConfig):
     @field_validator("per_model", mode="before")
     @classmethod
     def _by_label(cls, models: object) -> object:
-        if not isinstance(models, Mapping):
-            return models
-        return {architecture.canonical(key) if isinstance(key, str) else key: models[key] for key in models}
+        return architecture.by_label(models)
 
     @model_validator(mode="after")
     def _keys_with_a_meaning(self) -> "OptimizerConfig":

@@ -3,11 +3,8 @@
 Shape letters: N rows, training rows first, X the axes of one sample.
 """
 
-import contextlib
 import datetime
-import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from fedh2l_mpi.config.data_files import Npz
 from fedh2l_mpi.data import pack_reader as packs
 from fedh2l_mpi.data.npz_reader import open_npz
 from fedh2l_mpi.data.own_data import open_own
-from fedh2l_mpi.data.pack_writer import check_out, describe, publish, texts, write_attributes
+from fedh2l_mpi.data.pack_writer import check_out, describe, published, texts, write_attributes
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import hdf5_files
@@ -79,20 +76,8 @@ def pack_arrays(root: str, out: Path, progress: Callable[[int, int], None]) -> P
     needed = sum(counts) * (source.form.numbers * np.dtype(item).itemsize + EXTRA)
     if shutil.disk_usage(out.parent).free < needed:
         raise UserError(f"{out}: the pack needs about {needed:,} bytes, which its disk does not have.")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
+    with published(out, f"about {needed:,} bytes") as partial:
         digest = _write(partial, source, root, np.dtype(item), progress)
-        publish(partial, out)
-    except (OSError, RuntimeError) as error:
-        why = hdf5_files.reason(error)
-        if why == os.strerror(errno.ENOSPC):
-            raise UserError(f"{out}: no space left on the disk. The pack needs about {needed:,} bytes.") from None
-        if why:
-            raise UserError(f"{out}: cannot be written: {why}.") from None
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return PackedArrays(out, source, digest)
 
 

@@ -104,10 +104,8 @@ class Plan:
 
     def unheld_domains(self) -> list[str]:
         """Return the names of the domains of which no participant has private samples; they are tested all the same."""
-        held = np.zeros(self.domains, dtype=bool)
-        for share in self.shares:
-            held[share.private.domains] = True
-        return [name for name, is_held in zip(self.domain_names, held, strict=True) if not is_held]
+        held_D = self.domain_histogram().sum(axis=0)
+        return [name for name, samples in zip(self.domain_names, held_D, strict=True) if not samples]
 
     def digest(self) -> bytes:
         """Return the SHA-256 of who holds which rows, in which domain and part."""

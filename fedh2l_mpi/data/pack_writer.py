@@ -98,26 +98,14 @@ def pack(
         _refuse_doubtful(tree)
     shape = (len(tree.pictures), 1 if grey else 3, side, side)
     _check_space(out, shape)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    spare = partial.with_name(partial.name + "-spare")
-    try:
-        decode = functools.partial(photo_decoding.decoded, tree, shape, workers or _cpus(), BACKGROUNDS[background])
-        written = _write_images(partial, spare, tree, shape, decode, strict, progress or _ignore)
-        packed = _describe(partial, out, tree, written, side, background)
-        publish(partial, out)
-    except (OSError, RuntimeError) as error:
-        why = hdf5_files.reason(error)
-        if why == os.strerror(errno.ENOSPC):
-            raise UserError(f"{out}: no space left on the disk. The pack needs {_needed(shape)}.") from None
-        if why:
-            raise UserError(f"{out}: cannot be written: {why}.") from None
-        raise
-    finally:
-        for path in (partial, spare):
-            # A failure to remove a file, such as one with a name that is too long, would hide the original error.
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-    return packed
+    decode = functools.partial(photo_decoding.decoded, tree, shape, workers or _cpus(), BACKGROUNDS[background])
+    with published(out, _needed(shape)) as partial:
+        spare = partial.with_name(partial.name + "-spare")
+        try:
+            written = _write_images(partial, spare, tree, shape, decode, strict, progress or _ignore)
+            return _describe(partial, out, tree, written, side, background)
+        finally:
+            _remove(spare)
 
 
 @dataclass(frozen=True)
@@ -353,10 +341,42 @@ def _needed(shape: tuple[int, int, int, int]) -> str:
     return f"about {shape[0] * (int(np.prod(shape[1:])) + EXTRA):,} bytes"
 
 
-def publish(partial: Path, out: Path) -> None:
-    """Rename the complete file, which is on the disk, to its final name."""
-    check_out(out)
-    atomic_files.move(partial, out)
+@contextlib.contextmanager
+def published(out: Path, needed: str) -> Iterator[Path]:
+    """Give the path of an unfinished file, and rename the complete one, which is on the disk, to its final name.
+
+    Parameters
+    ----------
+    out : Path
+        The final name, which nothing has yet.
+    needed : str
+        Size of the file, for a message.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be written; then no file remains.
+    """
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        check_out(out)
+        atomic_files.move(partial, out)
+    except (OSError, RuntimeError) as error:
+        why = hdf5_files.reason(error)
+        if why == os.strerror(errno.ENOSPC):
+            raise UserError(f"{out}: no space left on the disk. The pack needs {needed}.") from None
+        if why:
+            raise UserError(f"{out}: cannot be written: {why}.") from None
+        raise
+    finally:
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    # A failure to remove a file, such as one with a name that is too long, would hide the original error.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _cpus() -> int:

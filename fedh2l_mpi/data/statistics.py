@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedh2l_mpi.data.sources import NaturalDomains, Table
-from fedh2l_mpi.data.test_sets import kept_for_testing
+from fedh2l_mpi.data.test_sets import kept_for_testing, one_domain
 from fedh2l_mpi.sample_form import SampleForm
 
 # Values in memory at a time. The pieces decide the rounding, so they must not depend on the machine.
@@ -29,8 +29,7 @@ def training_rows(labels: NDArray[np.int64], domains: NaturalDomains | None, sha
     rows = np.arange(len(labels))
     if share is None:
         return rows
-    groups = domains or NaturalDomains(("all",), np.zeros(len(labels), dtype=np.int64))
-    return np.setdiff1d(rows, np.concatenate(kept_for_testing(labels, groups, share)))
+    return np.setdiff1d(rows, np.concatenate(kept_for_testing(labels, domains or one_domain(len(labels)), share)))
 
 
 def of_rows(table: Table, rows: NDArray[np.int64], form: SampleForm, full_scale: float = 1.0) -> Statistics:

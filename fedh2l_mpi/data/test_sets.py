@@ -42,7 +42,7 @@ def divide(config: Config, source: Source, made_domains: int, given: Rows | None
             if len(rows) == 0:
                 raise UserError(f"data.name: domain {name!r} has no test sample. Give it some, or remove the domain.")
     else:
-        groups = natural or NaturalDomains(("all",), np.zeros(len(labels), dtype=np.int64))
+        groups = natural or one_domain(len(labels))
         if given is None:
             rows_D = kept_for_testing(labels, groups, config.data.share_for_testing)
         else:
@@ -55,6 +55,11 @@ def divide(config: Config, source: Source, made_domains: int, given: Rows | None
         chosen = _drawn(rows, config, natural.names[domain], domain)
         tests.append(Samples(chosen, np.full(len(chosen), domain)))
     return training, tests
+
+
+def one_domain(rows: int) -> NaturalDomains:
+    """Return one domain of all rows of a table."""
+    return NaturalDomains(("all",), np.zeros(rows, dtype=np.int64))
 
 
 def kept_for_testing(labels: Rows, domains: NaturalDomains, share: float) -> list[Rows]:

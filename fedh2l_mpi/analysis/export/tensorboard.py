@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedh2l_mpi.analysis.outcome import known_mean
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.metrics import DOMAIN_FIELDS, ROW_FIELDS, TIMINGS, slowest_rank_seconds
 from fedh2l_mpi.runtime.libraries import require
@@ -51,12 +52,12 @@ def scalars(run: Run, row: int) -> Iterator[tuple[str, float]]:
     metrics = run.metrics
     for field in (*ROW_FIELDS, *metrics.columns.by_participant):
         values_P = np.asarray(metrics.read_row(field.name, row), dtype=np.float64)
-        yield from _known({f"{field.name}/mean": _mean(values_P)})
+        yield from _known({f"{field.name}/mean": known_mean(values_P)})
         yield from _known({f"{field.name}/participant_{i}": value for i, value in enumerate(values_P.tolist())})
     names_D = metrics.texts("domain_name")
     for field in (*DOMAIN_FIELDS, *metrics.columns.by_domain):
         values_PD = np.asarray(metrics.read_row(field.name, row), dtype=np.float64)
-        means_D = (_mean(values_P) for values_P in values_PD.T)
+        means_D = (known_mean(values_P) for values_P in values_PD.T)
         yield from _known(
             {f"{field.name}_by_domain/{name}": value for name, value in zip(names_D, means_D, strict=True)}
         )
@@ -64,12 +65,6 @@ def scalars(run: Run, row: int) -> Iterator[tuple[str, float]]:
 
 def _known(values: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     return ((tag, value) for tag, value in values.items() if not np.isnan(value))
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Return the mean of the known values; NaN if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
 
 
 def _wall_times(run: Run) -> NDArray[np.float64]:
