@@ -22,7 +22,7 @@ from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.planning import memory_check
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.rng import Purpose, torch_seed
-from fedh2l_mpi.runtime.devices import assign_device
+from fedh2l_mpi.runtime.devices import AssignedDevice, assign_device
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Topology
@@ -83,8 +83,8 @@ def build_rank(config: Config, world: World) -> RankSetup:
     UserError
         On every rank alike, if data, models, graph or devices do not fit the config, or a device is too small.
     """
-    device = torch.device(assign_device(world, config.devices))
-    setup = world.together(lambda: _build(config, world, device))
+    assigned = assign_device(world, config.devices)
+    setup = world.together(lambda: _build(config, world, assigned))
     _refuse_other_data(config, world.collect(setup.plan.source.digest))
     everyone = [row for rows in world.collect(_describe(world, setup)) for row in rows]
     return replace(setup, everyone=everyone)
@@ -100,8 +100,9 @@ def _refuse_other_data(config: Config, digests: list[bytes]) -> None:
             )
 
 
-def _build(config: Config, world: World, device: torch.device) -> RankSetup:
+def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
     refuse_too_many(config)
+    device = torch.device(assigned.name)
     if config.optimizer.precision == "bfloat16":
         mixed_precision.refuse_without_hardware(device)
     models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
@@ -111,7 +112,7 @@ def _build(config: Config, world: World, device: torch.device) -> RankSetup:
     plan = federated.plan(config, open_source(config.data))
     begin_alike = method.shares_parameters
     built = _first_models(config, plan, here, begin_alike)
-    memory_check.check_memory(config, plan, method, topology, world, device, built)
+    memory_check.check_memory(config, plan, method, topology, world, assigned, built)
     federation = federated.load(plan, here, device, method.pools_private_data)
     participants = [
         _participant(

@@ -2,10 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from fedh2l_mpi.config import Config
@@ -15,7 +13,7 @@ from fedh2l_mpi.methods import Method
 from fedh2l_mpi.planning.memory import RankMemory
 from fedh2l_mpi.planning.requirements import compute, count_samples
 from fedh2l_mpi.planning.traffic import links
-from fedh2l_mpi.runtime.devices import choose_device
+from fedh2l_mpi.runtime.devices import AssignedDevice
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size as readable
 from fedh2l_mpi.runtime.world import World
@@ -24,30 +22,18 @@ from fedh2l_mpi.topology import Topology
 log = logging.getLogger("fedh2l_mpi")
 
 
-@dataclass(frozen=True)
-class DeviceMemory:
-    """Memory of a device, and the ranks that use it.
-
-    Attributes
-    ----------
-    rank : int
-    device : str
-        Name, such as `cuda:0`.
-    free_bytes, total_bytes : int
-        Free and total memory of the device before this rank allocates anything.
-    sharers : int
-        Number of ranks that use the device, including this one.
-    """
-
-    rank: int
-    device: str
-    free_bytes: int
-    total_bytes: int
-    sharers: int = 1
+# Memory of a process on a GPU outside PyTorch's allocator: its context, and the kernels and workspaces that cuBLAS and
+# cuDNN load later. Users report 256 to 400 MB for a context of CUDA 11.7 or later, which loads kernels lazily, and
+# 300 to 600 MB in all, depending on the card. These values were not measured here; `benchmarks.gpu` measures them.
+# Source: issues 107667 and 109888 of github.com/pytorch/pytorch.
+CONTEXT_BYTES = 384 * 2**20
+LIBRARIES_BYTES = 128 * 2**20
+# Kinds of memory that are on the device, by their names in `RankMemory`.
+ON_DEVICE = ("data", "models", "optimisers", "step")
 
 
-def refuse_if_too_large(gpu: DeviceMemory, parts: dict[str, int], needed_bytes: int) -> None:
-    """Raise if the ranks that use a device need more memory than it has.
+def refuse_if_too_large(rank: int, gpu: AssignedDevice, parts: dict[str, int], needed_bytes: int) -> None:
+    """Raise if the ranks that use a device need more memory than is free there.
 
     Parameters
     ----------
@@ -61,16 +47,16 @@ def refuse_if_too_large(gpu: DeviceMemory, parts: dict[str, int], needed_bytes: 
     UserError
         States both numbers and how to reduce the memory.
     """
-    # Other ranks may already have allocated memory on a shared device, so compare with the total.
-    available, word = (gpu.free_bytes, "free") if gpu.sharers == 1 else (gpu.total_bytes, "installed")
-    if needed_bytes <= available:
+    if needed_bytes <= gpu.free_bytes:
         return
     listed = ", ".join(f"{kind} {readable(count)}" for kind, count in parts.items() if count)
-    who = f"rank {gpu.rank} needs" if gpu.sharers == 1 else f"{gpu.sharers} ranks need"
+    count = len(gpu.sharers)
+    who = f"rank {rank} needs" if count == 1 else f"{count} ranks need"
     raise UserError(
-        f"devices: {who} an estimated {readable(needed_bytes)} on {gpu.device}, where {readable(available)} are "
-        f"{word} (rank {gpu.rank} needs: {listed}). Host fewer participants per rank (more ranks on other devices), or "
-        "reduce optimizer.batch_size, optimizer.seed_batch_size or evaluation.batch_size."
+        f"devices: {who} an estimated {readable(needed_bytes)} on {gpu.name}, where {readable(gpu.free_bytes)} of "
+        f"{readable(gpu.total_bytes)} are free (rank {rank} needs: {listed}). Host fewer participants per rank (more "
+        "ranks on other devices), or reduce optimizer.batch_size, optimizer.seed_batch_size, evaluation.batch_size or "
+        "seed_set.samples_per_round."
     )
 
 
@@ -80,15 +66,16 @@ def check_memory(
     method: Method,
     topology: Topology,
     world: World,
-    device: torch.device,
+    assigned: AssignedDevice,
     built: Mapping[int, nn.Module] | None = None,
 ) -> RankMemory | None:
     """Compare the memory that this rank needs with the free memory of its device. On a CPU, only warn.
 
     This is called before data and models are loaded. Activations are those that autograd keeps of the largest
     minibatch, plus the largest tensor for the backward pass; or those of an evaluation's forward pass. The number of
-    gradient vectors was measured with every method. Workspaces of CUDA's libraries and memory that its allocator wastes
-    are not counted, so a run that only just fits may still fail.
+    gradient vectors was measured with every method. The ranks that share a GPU are added up, with CUDA's libraries of
+    each; their contexts exist already, so the free memory does not contain them. Memory that the allocator wastes
+    by rounding and fragmentation is not counted, so a run that only just fits may still fail.
 
     Parameters
     ----------
@@ -105,32 +92,21 @@ def check_memory(
     UserError
         If the ranks do not fit on a CUDA device.
     """
-    node = world.ranks_here
-    if device.type != "cuda" and world.rank != node[0]:
+    node, on_host = world.ranks_here, assigned.name == "cpu"
+    if on_host and world.rank != node[0]:
         return None
     hosting = Hosting(config.size, world.size)
     by_architecture = {config.architecture(index): model for index, model in (built or {}).items()}
     run = compute(config, plan.source, method, count_samples(plan), by_architecture)
-    memory = run.memory(hosting, links(topology.graph(0).edges, hosting), on_host=device.type != "cuda")
-    if device.type != "cuda":
+    memory = run.memory(hosting, links(topology.graph(0).edges, hosting), on_host=on_host)
+    if on_host:
         warn_if_node_too_small(world.host, node, memory, available_bytes())
         return memory
-    free, total = torch.cuda.mem_get_info(device)
-    sharers = _sharers(config, node, str(device)) if config.devices.share else [world.rank]
-    gpu = DeviceMemory(world.rank, str(device), free, total, len(sharers))
-    device_parts = {kind: memory.parts(world.rank)[kind] for kind in ("data", "models", "optimisers", "step")}
-    refuse_if_too_large(gpu, device_parts, int(memory.on_device[sharers].sum()))
+    parts = {kind: memory.parts(world.rank)[kind] for kind in ON_DEVICE} | {"CUDA's libraries": LIBRARIES_BYTES}
+    sharers = list(assigned.sharers)
+    needed = int(memory.on_device[sharers].sum()) + LIBRARIES_BYTES * len(sharers)
+    refuse_if_too_large(world.rank, assigned, parts, needed)
     return memory
-
-
-def _sharers(config: Config, node: list[int], device: str) -> list[int]:
-    """Return the ranks of this node that use a device."""
-    visible = torch.cuda.device_count()
-    return [
-        rank
-        for local_rank, rank in enumerate(node)
-        if choose_device(config.devices, local_rank, len(node), visible) == device
-    ]
 
 
 def warn_if_node_too_small(host: str, ranks: Iterable[int], memory: RankMemory, available: int | None) -> None:

@@ -54,6 +54,28 @@ class RankSlot:
         return self.node.index(self.rank)
 
 
+@dataclass(frozen=True)
+class AssignedDevice:
+    """A rank's device, and the ranks that use the same one.
+
+    Attributes
+    ----------
+    name : str
+        Name of the torch device, such as `cuda:0`.
+    sharers : tuple of int
+        Ranks of this node that use the same physical device, including this rank, in ascending order. On a CPU, this
+        rank alone. GPUs are compared by what `identity_of` returns, because every isolated rank calls its own `cuda:0`.
+    free_bytes, total_bytes : int
+        Free and installed memory of a GPU; of a MIG slice, those of the slice. 0 on a CPU. The free memory is what is
+        left when every sharer has a CUDA context, and none of them has allocated anything.
+    """
+
+    name: str
+    sharers: tuple[int, ...] = (0,)
+    free_bytes: int = 0
+    total_bytes: int = 0
+
+
 def collect_slots(world: World, visible: int, environ: Mapping[str, str]) -> list[RankSlot]:
     """Return the slots of all ranks, in the order of ranks, on every rank. **Collective.**"""
     granted = environ.get("CUDA_VISIBLE_DEVICES", "") if "SLURM_JOB_ID" in environ else ""
@@ -202,8 +224,11 @@ def unused_grants(config: DevicesConfig, slots: Sequence[RankSlot]) -> str:
     )
 
 
-def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str] = os.environ) -> str:
+def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str] = os.environ) -> AssignedDevice:
     """Choose this rank's torch device, and check it against the devices of the other ranks. **Collective.**
+
+    The free memory of a GPU is measured between two steps that all ranks take together: after the first one, every
+    rank has its CUDA context; before the second one, none of them allocates anything.
 
     Raises
     ------
@@ -214,25 +239,52 @@ def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str
 
     slots = collect_slots(world, torch.cuda.device_count(), environ)
     device = world.together(lambda: choose_devices(config, slots))[world.rank]
-    uuids = world.collect(select_device(device))
+    uuids = world.collect(select_device(device, environ))
+    free_bytes, total_bytes = (0, 0) if device == "cpu" else torch.cuda.mem_get_info(device)
     world.together(lambda: check_nodes_apart(slots, uuids, config.share))
     if world.rank == 0:
         if isolated := find_isolated_hosts(slots, uuids):
             log.info(f"each rank sees only its own GPU (isolated by the scheduler) on {', '.join(isolated)}")
         if warning := unused_grants(config, slots):
             log.warning(warning)
-    return device
+    return AssignedDevice(device, find_sharers(slots, uuids, world.rank), free_bytes, total_bytes)
 
 
-def select_device(device: str) -> str:
-    """Select a torch device for this process, and return its UUID; empty for the CPU."""
+def find_sharers(slots: Sequence[RankSlot], uuids: Sequence[str], rank: int) -> tuple[int, ...]:
+    """Return the ranks of this rank's node that have the same device, including itself; only itself on a CPU."""
+    if not uuids[rank]:
+        return (rank,)
+    return tuple(other for other in slots[rank].node if uuids[other] == uuids[rank])
+
+
+def select_device(device: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Select a torch device for this process, open its CUDA context, and return its identity; empty for the CPU."""
     if device == "cpu":
         return ""
     import torch
 
     # Select the device before the first call that needs CUDA; otherwise every rank opens a context on device 0.
     torch.cuda.set_device(device)
-    return str(torch.cuda.get_device_properties(device).uuid)
+    # The driver opens a context before it can tell the free memory.
+    torch.cuda.mem_get_info(device)
+    return identity_of(str(torch.cuda.get_device_properties(device).uuid), environ)
+
+
+def identity_of(uuid: str, environ: Mapping[str, str]) -> str:
+    """Return what distinguishes a rank's GPU, or its slice of a GPU, from those of the other ranks of its node.
+
+    A process sees at most one MIG slice, the first one that CUDA_VISIBLE_DEVICES names. This name is used for a slice,
+    because some versions of CUDA may give the UUID of the whole GPU to each of its slices (not verified here).
+
+    Parameters
+    ----------
+    uuid : str
+        The UUID that PyTorch gives.
+
+    Source: NVIDIA, "Multi-Instance GPU user guide", section "CUDA device enumeration".
+    """
+    first = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    return first if first.startswith("MIG-") else uuid
 
 
 @contextmanager

@@ -19,14 +19,21 @@ def test_ranks_of_a_node_take_a_gpu_each_and_refuse_together(comm, monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", taken.append)
         properties = lambda device: type("Properties", (), {"uuid": uuid_of(device)})  # noqa: E731
         monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 8))
 
     machine(4, lambda device: f"GPU-{device}")
-    assert assign_device(world, DevicesConfig(), {}) == f"cuda:{world.rank}"
-    assert assign_device(world, DevicesConfig(map=(3, 2, 0)), {}) == f"cuda:{(3, 2, 0)[world.rank]}"
+    assert assign_device(world, DevicesConfig(), {}).name == f"cuda:{world.rank}"
+    assert assign_device(world, DevicesConfig(map=(3, 2, 0)), {}).name == f"cuda:{(3, 2, 0)[world.rank]}"
     # Each task isolated to one GPU of its own.
     machine(1, lambda device: f"GPU-of-rank-{world.rank}")
-    assert assign_device(world, DevicesConfig(), {"SLURM_PROCID": str(world.rank)}) == "cuda:0"
+    assert assign_device(world, DevicesConfig(), {"SLURM_PROCID": str(world.rank)}).name == "cuda:0"
     assert taken == [f"cuda:{world.rank}", f"cuda:{(3, 2, 0)[world.rank]}", "cuda:0"]
+
+    # The second and third ranks are isolated to one GPU.
+    machine(1, lambda device: "GPU-0" if world.rank else "GPU-1")
+    sharers = assign_device(world, DevicesConfig(share=True), {}).sharers
+    assert sharers == ((1, 2) if world.rank else (0,))
+    del taken[-1]
 
     # What one rank alone would find is raised on all of them, with the same words.
     machine(1, lambda device: "GPU-0" if world.rank else "GPU-1")
@@ -37,4 +44,4 @@ def test_ranks_of_a_node_take_a_gpu_each_and_refuse_together(comm, monkeypatch):
         assign_device(world, DevicesConfig(kind="cuda"), {})
     assert clash.value.agreed
     assert blind.value.agreed
-    assert assign_device(world, DevicesConfig(share=True, kind="cpu"), {}) == "cpu"
+    assert assign_device(world, DevicesConfig(share=True, kind="cpu"), {}).name == "cpu"

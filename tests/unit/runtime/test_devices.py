@@ -10,6 +10,7 @@ from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.runtime import devices
 from fedh2l_mpi.runtime.devices import (
+    AssignedDevice,
     RankSlot,
     assign_device,
     check_devices_apart,
@@ -210,21 +211,27 @@ class Machine:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.calls.append(f"set {device}"))
         monkeypatch.setattr(torch.cuda, "get_device_properties", self.properties)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", self.memory)
 
     def properties(self, device: str) -> object:
         self.calls.append(f"ask {device}")
         return type("Properties", (), {"uuid": f"GPU-{device}"})
 
+    def memory(self, device: str) -> tuple[int, int]:
+        self.calls.append(f"memory {device}")
+        return 70, 80
+
 
 def test_the_device_is_set_before_it_is_asked_anything(monkeypatch):
     machine = Machine(monkeypatch, 4)
-    assert assign_device(World(None), DevicesConfig(map=(2,)), {}) == "cuda:2"
-    assert machine.calls == ["set cuda:2", "ask cuda:2"]
+    assert assign_device(World(None), DevicesConfig(map=(2,)), {}).name == "cuda:2"
+    # The first question opens the context, and the second one finds the contexts of all.
+    assert machine.calls == ["set cuda:2", "memory cuda:2", "ask cuda:2", "memory cuda:2"]
 
 
 def test_cuda_is_not_touched_for_the_cpu(monkeypatch):
     machine = Machine(monkeypatch, 4)
-    assert assign_device(World(None), DevicesConfig(kind="cpu"), {}) == "cpu"
+    assert assign_device(World(None), DevicesConfig(kind="cpu"), {}).name == "cpu"
     assert machine.calls == []
 
 
@@ -233,12 +240,13 @@ class OneOf:
 
     def __init__(self, slots: list[RankSlot], uuids: list[str]) -> None:
         self.rank, self.host, self._others = 0, "n1", [slots, uuids]
-        self._node = list(slots[0].node)
+        self._node, self.collected = list(slots[0].node), []
 
     def node_ranks(self) -> list[int]:
         return self._node
 
     def collect(self, mine: object) -> list[object]:
+        self.collected.append(mine)
         held = self._others.pop(0)
         return [mine, *held[1:]]
 
@@ -256,10 +264,45 @@ def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
 def test_isolation_is_logged_in_one_line(monkeypatch, logged):
     Machine(monkeypatch, 1)
     world = OneOf(seated([2, 2], [1, 1]), ["", "GPU-1", "GPU-2", "GPU-3"])
-    assert assign_device(world, DevicesConfig(), {}) == "cuda:0"
+    assert assign_device(world, DevicesConfig(), {}).name == "cuda:0"
     assert [record.getMessage() for record in logged.records] == [
         "each rank sees only its own GPU (isolated by the scheduler) on n1, n2"
     ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids", "environ", "sharers"),
+    [
+        # Each of four ranks is isolated to a GPU of its own, which it calls cuda:0.
+        (1, ["", "GPU-1", "GPU-2", "GPU-3"], {}, (0,)),
+        # Two and two are isolated to the same ones, in an order that no numbering gives.
+        (1, ["", "GPU-1", "GPU-1", "GPU-cuda:0"], {}, (0, 3)),
+        # One GPU has another number for every rank.
+        (2, ["", "GPU-cuda:0", "GPU-1", "GPU-cuda:0"], {}, (0, 1, 3)),
+        # Two slices of a GPU, if both have the UUID of the whole.
+        (1, ["", "MIG-b", "MIG-a", "GPU-cuda:0"], {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-c"}, (0, 2)),
+    ],
+)
+def test_ranks_share_a_gpu_if_it_is_the_same_one_whatever_they_call_it(monkeypatch, visible, uuids, environ, sharers):
+    Machine(monkeypatch, visible)
+    got = assign_device(OneOf(seated([4], [visible]), uuids), DevicesConfig(share=True), environ)
+    assert got == AssignedDevice("cuda:0", sharers, 70, 80)
+
+
+def test_memory_is_read_when_every_rank_has_its_context_and_before_any_goes_on(monkeypatch):
+    machine, world = Machine(monkeypatch, 2), OneOf(seated([2], [2]), ["", "GPU-1"])
+    read = []
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (read.append((len(world.collected), device)), (7, 8))[1]
+    )
+    together, at = world.together, []
+    world.together = lambda action: (at.append(len(read)), together(action))[1]
+    assert assign_device(world, DevicesConfig(), {}).free_bytes == 7
+    # Once before the second collection, which waits for all ranks, and once after it.
+    assert read == [(1, "cuda:0"), (2, "cuda:0")]
+    # All ranks meet again before they go on.
+    assert at == [0, 2]
+    assert machine.calls == ["set cuda:0", "ask cuda:0"]
 
 
 def test_a_neighbour_on_the_same_gpu_stops_the_run(monkeypatch):
@@ -272,6 +315,6 @@ def test_a_neighbour_on_the_same_gpu_stops_the_run(monkeypatch):
 def test_gpus_that_torch_cannot_use_are_warned_of(monkeypatch, logged):
     Machine(monkeypatch, 0)
     slurm = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0,1"}
-    assert assign_device(World(None), DevicesConfig(), slurm) == "cpu"
+    assert assign_device(World(None), DevicesConfig(), slurm).name == "cpu"
     assert [record.levelname for record in logged.records] == ["WARNING"]
     assert "CUDA_VISIBLE_DEVICES=0,1" in logged.records[0].getMessage()
