@@ -16,6 +16,7 @@ Publish = Annotated[
     Literal["start", "after_local"],
     Field(description="start of a round's exchange: before the local phase, which then hides it, or after it"),
 ]
+WeightKd = Annotated[Weight, Field(description="w_kd, weight of the mutual distillation")]
 # Teachers that count where the seed label says so.
 CONDITIONAL = ("right", "better")
 WarmupRounds = Annotated[
@@ -111,12 +112,21 @@ class CombineOptions(LabelOptions, LocalLabelOptions):
         return self.combine == "joint"
 
 
-class DistillationOptions(MethodConfig):
-    """Group of the methods that publish posteriors and distil those of the neighbours."""
+class PublishOptions(MethodConfig):
+    """Group of the methods that distil what the neighbours publish before or after the local phase."""
 
     publish: Publish = "start"
+
+
+class PosteriorOptions(PublishOptions):
+    """Group of the methods that publish posteriors, so that `uint8` may encode them."""
+
+
+class DistillationOptions(PosteriorOptions):
+    """Group of the methods that publish posteriors and distil those of the neighbours."""
+
     temperature: Number = Field(1.0, ge=0.01, le=1000.0, description="T, softens the exchanged posteriors")
-    weight_kd: Weight = Field(1.0, description="w_kd, weight of the mutual distillation")
+    weight_kd: WeightKd = 1.0
 
 
 class IndependentOptions(MethodConfig, kind="independent"):
@@ -198,6 +208,12 @@ class FedProxOptions(FedAvgOptions, kind="fedprox"):
     """Options of `fedprox`."""
 
     proximal: Weight = Field(0.01, description="mu, weight of the pull towards the last average")
+
+
+class FdOptions(LocalLabelOptions, kind="fd"):
+    """Options of `fd`."""
+
+    weight_kd: WeightKd = 1.0
 
 
 def _all_options() -> tuple[type[MethodConfig], ...]:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from fedh2l_mpi.config import classic
 from fedh2l_mpi.config.data import DataConfig, Pack
 from fedh2l_mpi.config.data_sets import BroughtData
-from fedh2l_mpi.config.method import DistillationOptions, LabelOptions, MethodConfig, OwnMethodOptions
+from fedh2l_mpi.config.method import LabelOptions, MethodConfig, OwnMethodOptions, PosteriorOptions
 from fedh2l_mpi.config.section import KindSection, Section, allows_null, is_section, with_kind
 
 # The default of a field by its dotted key and its kind's name; `...` leaves the declared default.
@@ -46,7 +46,7 @@ class Rule(NamedTuple):
 def _codec(value: Lookup) -> str:
     method = MethodConfig.class_of(value("method.name"))
     # A method of the user's own may publish anything, and uint8 encodes nothing but posteriors.
-    posteriors = method is not None and method is not OwnMethodOptions and issubclass(method, DistillationOptions)
+    posteriors = method is not None and method is not OwnMethodOptions and issubclass(method, PosteriorOptions)
     # A step of uint8 is 6 % of a probability, so a threshold of skipped rows below that would mean nothing.
     return "uint8" if posteriors and value("exchange.skip_below") is None else "float32"
 

@@ -10,6 +10,7 @@ from fedh2l_mpi.methods.base import Method
 from fedh2l_mpi.methods.d_psgd import DPsgd
 from fedh2l_mpi.methods.distributed_distillation import DistributedDistillation
 from fedh2l_mpi.methods.dml import DeepMutualLearning
+from fedh2l_mpi.methods.fd import FederatedDistillation
 from fedh2l_mpi.methods.fedavg import FedAvg, FedProx
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.fedmd import FedMD
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
     "d_psgd": DPsgd,
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fd": FederatedDistillation,
 }
 
 
@@ -67,7 +69,8 @@ def build(config: Config) -> Method:
             "Fix: set topology.kind=complete, or use d_psgd, which averages over the neighbours of any graph."
         )
     exchanges = type(method).array is not Method.array
-    if config.exchange.skip_below is not None and exchanges and not method.shares_parameters:
+    rows_are_samples = exchanges and not (method.shares_parameters or method.publishes_classes)
+    if config.exchange.skip_below is not None and rows_are_samples:
         _check_rows_stay(config)
     return method
 

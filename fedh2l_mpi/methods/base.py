@@ -16,10 +16,10 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config import MethodConfig
 from fedh2l_mpi.config.method import (
     CombineOptions,
-    DistillationOptions,
     DPsgdOptions,
     LabelOptions,
     LocalLabelOptions,
+    PublishOptions,
 )
 from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.exchange import ArraySpec
@@ -74,6 +74,8 @@ class Method:
     averages_everyone = False
     # Every participant trains on the private data of all.
     pools_private_data = False
+    # A row of the published array belongs to a class instead of a seed sample.
+    publishes_classes = False
     # Some steps use seed minibatches, so a model that cannot train on one sample is refused if one has a single sample.
     trains_on_seed_set = False
     # Every participant keeps a copy of the array that it published; the memory estimate counts it.
@@ -129,7 +131,7 @@ class Method:
     @property
     def publishes_first(self) -> bool:
         """True if the exchange starts before the local phase, which then hides it; False if it starts after it."""
-        return not isinstance(self.config, DistillationOptions | DPsgdOptions) or self.config.publish == "start"
+        return not isinstance(self.config, PublishOptions | DPsgdOptions) or self.config.publish == "start"
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return the array for the neighbours, float32 (rows, columns) in host memory.
@@ -170,11 +172,7 @@ class Method:
         In both phases, `participant` may be a batch of participants (`TrainingUnit`) if `takes_batches` is True.
         """
         participant.begin(now.index, phase=0)
-        if not self.uses_local_labels:
-            self.private_steps(participant, self.config.local_steps)
-            return
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, self.config.local_steps):
-            self.paired_step(participant, now, rows_B, self.label_terms(participant, now, rows_B))
+        self.labelled_steps(participant, now, self.config.local_steps)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps with the neighbours' arrays.
@@ -291,6 +289,14 @@ class Method:
         """Take optimiser steps on private minibatches."""
         for _ in range(steps):
             participant.step(participant.gradient(self.private_loss(participant)))
+
+    def labelled_steps(self, participant: Participant, now: Round, steps: int) -> None:
+        """Take a round's first steps on private minibatches, and on seed labels if `method.local_labels` says so."""
+        if not self.uses_local_labels:
+            self.private_steps(participant, steps)
+            return
+        for rows_B in participant.seed_minibatches(len(now.seed), now.index, steps):
+            self.paired_step(participant, now, rows_B, self.label_terms(participant, now, rows_B))
 
     def paired_step(
         self, participant: Participant, now: Round, rows_B: Tensor, seed_terms: Callable[[Tensor], list[Tensor]]

@@ -77,6 +77,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         ["seed_set.labelled=false", "optimizer.average=none"],
         ["method.name=d_psgd", "method.publish=start", "models=[cnn]"],
         ["devices.batching=like", "models=[mlp, mlp, lenet5]", "topology.kind=star"],
+        ["method.name=fd", "method.local_labels=private_and_seed", "topology.kind=erdos_renyi"],
         ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
         [
             "data.partition.shift=[{kind: noise, step: 0.1}, {kind: blur, step: 0.4}, {kind: rotation, step: 10}]",
@@ -100,6 +101,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
         "no seed labels, no averaged weights",
         "d_psgd, start",
         "batching",
+        "fd, seed labels",
         "fedmd, bfloat16, float16",
         "shifts, jitter, a model's arguments",
         "top 2, skipped rows",

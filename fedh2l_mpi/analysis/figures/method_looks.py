@@ -13,16 +13,21 @@ from fedh2l_mpi.analysis.figures.style import BLUE, DOTS, GREEN, GREY, ORANGE, P
 # A line without gaps is for the method of the paper; gaps and markers distinguish the others in a grey print.
 SOLID, DASHED, DASH_DOT, DASH_DOTS = "-", (0, (4, 1.6)), (0, (4, 1.6, 1, 1.6)), (0, (4, 1.4, 1, 1.4, 1, 1.4))
 LINES: Sequence[Any] = (SOLID, DASHED, DASH_DOT, DOTS, DASH_DOTS)
-# Colours of Tol's muted scheme, for more methods than Okabe and Ito have colours for.
+# Colours of Tol's schemes, for more methods than Okabe and Ito have colours for.
 WINE, OLIVE, INDIGO, TEAL, ROSE, BROWN = "#882255", "#999933", "#332288", "#44AA99", "#CC6677", "#8C564B"
+FOREST, SAND, MAGENTA, MAROON = "#117733", "#DDCC77", "#AA4499", "#661100"
+STEEL, SILVER, RUST, LEAF = "#6699CC", "#BBBBBB", "#E8601C", "#4EB265"
 
 
 @dataclass(frozen=True)
 class Look:
-    """Look of a line: a colour as #rrggbb, a marker, a line style of matplotlib, and if markers are hollow."""
+    """Look of a line: a colour as #rrggbb, a marker and a line style of matplotlib, and if markers are hollow.
+
+    A marker is a letter, or a star with (points, 1, angle in degrees).
+    """
 
     colour: str
-    marker: str
+    marker: str | tuple[int, int, int]
     line: Any = SOLID
     is_hollow: bool = False
 
@@ -39,6 +44,7 @@ BUILT_IN: Mapping[str, Look] = MappingProxyType(
         "d_psgd": Look(WINE, "<", DOTS),
         "fedavg": Look(SKY, ">", DASH_DOTS),
         "fedprox": Look(OLIVE, "p", DASH_DOT),
+        "fd": Look(FOREST, "8", DOTS),
     }
 )
 # An own method gets one of these by its name, so it keeps its look whatever it is compared to.
@@ -72,7 +78,7 @@ def looks_of(methods: Sequence[str]) -> list[Look]:
         others = [look for look in BUILT_IN.values() if look.colour != first.colour]
         variants = [_variant(look, number, 0.0) for number in range(len(LINES)) for look in (first, *others)]
         return [variants[number % len(variants)] for number in range(len(methods))]
-    met: Counter[tuple[str, str]] = Counter()
+    met: Counter[tuple[str, object]] = Counter()
     looks = []
     for look in map(look_of, methods):
         number = met[look.colour, look.marker]

@@ -196,7 +196,8 @@ def test_an_unknown_recipe_is_refused(recipe):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_default_codec_encodes_what_the_method_publishes(name):
     config = loading.load({"method": {"name": name}})
-    expected = "uint8" if name in ("fedh2l", "dml", "distributed_distillation") else "float32"
+    posteriors = ("fedh2l", "dml", "distributed_distillation", "ds_fl", "kt_pfl")
+    expected = "uint8" if name in posteriors else "float32"
     assert config.exchange.codec == expected
     assert yaml.safe_load(config.to_yaml())["exchange"]["codec"] == expected
     kind = methods.METHODS.get(name)

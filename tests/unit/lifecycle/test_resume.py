@@ -45,6 +45,7 @@ CASES = {
         *("method.teachers=agreement", "method.local_labels=private_and_seed", "method.prior_correction=balanced"),
         *("models=[mlp, cnn]", "data.partition.kind=shards"),
     ],
+    "teachers of classes from the round before": ["method.name=fd", "models=[mlp, cnn]", "exchange.skip_below=0.05"],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [

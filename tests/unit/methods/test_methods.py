@@ -5,55 +5,21 @@ from typing import ClassVar
 
 import pytest
 import torch
+from helpers.learners import STAR, a_round, assert_equal, cross_entropy, gradient_of, learner, method, one_step, samples
 from helpers.rounds import a_round_of
 from torch import nn
 
 from fedh2l_mpi import methods
-from fedh2l_mpi.config import EvaluationConfig, MethodConfig, OptimizerConfig, loading
+from fedh2l_mpi.config import MethodConfig, loading
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError, UserError
-from fedh2l_mpi.methods import METHODS, Method, Round
+from fedh2l_mpi.methods import METHODS, Method
 from fedh2l_mpi.methods.d_psgd import metropolis_weight
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import Graph
-
-cross_entropy = nn.functional.cross_entropy
-STAR = Graph(4, [(0, 1), (0, 2), (0, 3)])
-
-
-def samples(count: int, seed: int = 0) -> Labelled:
-    draw = torch.Generator().manual_seed(seed)
-    return Labelled(torch.randn(count, 1, 8, 8, generator=draw), torch.randint(10, (count,), generator=draw))
-
-
-def learner(index: int = 0, architecture: str = "mlp", seed: int = 1, **average: object) -> Participant:
-    # Seed minibatches are smaller than the seed set; published and evaluated are the trained weights.
-    plain = {"name": "sgd", "lr": 0.1, "seed_batch_size": 32, "average": "none"}
-    return Participant(
-        index,
-        architecture,
-        build(architecture, SampleForm.image(1, 8), 10, seed=seed),
-        samples(64, seed=index),
-        samples(10, 1),
-        OptimizerConfig(**{**plain, **average}),
-        EvaluationConfig(),
-        seed=0,
-    )
-
-
-def a_round(index: int = 0, graph: Graph = STAR) -> Round:
-    some = samples(40, seed=2)
-    return a_round_of(some, graph, (64, 64, 128, 64), index)
-
-
-def method(name: str, labelled: bool = True, **keys: object) -> Method:
-    # One mutual step on losses that are not corrected, unless a test asks for more.
-    plain = {"local_steps": 0, "mutual_steps": 1, "prior_correction": "none"}
-    settings = MethodConfig(name=name, **{**plain, **keys})
-    return METHODS[name](settings, labelled)
 
 
 def test_every_method_of_the_config_exists_and_no_other():
@@ -75,32 +41,6 @@ def test_every_method_makes_the_same_number_of_optimiser_steps(name):
         learning.mutual_phase(participant, now, theirs)
         assert participant.optimizer.steps == 7 * (index + 1)
     assert torch.isfinite(participant.parameters.vector).all()
-
-
-def one_step(learning: Method, theirs: torch.Tensor) -> list[torch.Tensor]:
-    """The change of the weights by one mutual step of SGD at rate 0.1, as a gradient."""
-    participant = learner()
-    before = [parameter.detach().clone() for parameter in participant.model.parameters()]
-    learning.mutual_phase(participant, a_round(), theirs)
-    return [(b - p.detach()) / 0.1 for b, p in zip(before, participant.model.parameters(), strict=True)]
-
-
-def gradient_of(loss_of) -> list[torch.Tensor]:
-    """The gradient of `loss_of(model, private images, labels, seed images, labels, seed rows)` by autograd alone."""
-    participant, now = learner(), a_round()
-    model = build("mlp", SampleForm.image(1, 8), 10, seed=1).train()
-    (rows,) = participant.seed_minibatches(40, 0, 1)
-    private, private_rows = participant.private, participant.minibatches.next()
-    loss_of(
-        model, private.stored[private_rows], private.labels[private_rows], now.seed.inputs[rows],
-        now.seed.labels[rows], rows,
-    ).backward()  # fmt: skip
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-
-
-def assert_equal(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for one, other in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
 
 
 def kl(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -478,12 +418,14 @@ def test_methods_publish_and_are_evaluated_with_averaged_weights_unless_they_exc
     with learning.evaluating(participant), torch.no_grad():
         expected = with_average.eval()(now.seed.inputs)
         torch.testing.assert_close(participant.model.eval()(now.seed.inputs), expected, rtol=1e-5, atol=1e-5)
-    if learning.array(participant, 40, 10) is not None:
+    array = learning.array(participant, 40, 10)
+    # What is published by class is of the training steps themselves.
+    if array is not None and not learning.publishes_classes:
         published = learning.published(participant, now)
         if learning.shares_parameters:
             assert torch.equal(published[0], trained)
         else:
-            expected = expected if name == "fedmd" else expected.softmax(-1)
+            expected = expected if array.name == "logits" else expected.softmax(-1)
             torch.testing.assert_close(published, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(participant.shared_state.read(), trained)
 
