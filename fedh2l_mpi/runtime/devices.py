@@ -265,7 +265,7 @@ def select_device(device: str, environ: Mapping[str, str] = os.environ) -> str:
 
     # Select the device before the first call that needs CUDA; otherwise every rank opens a context on device 0.
     torch.cuda.set_device(device)
-    # The driver opens a context before it can tell the free memory.
+    # The driver can only report the free memory of a device that has a context, so this call opens one.
     torch.cuda.mem_get_info(device)
     return identity_of(str(torch.cuda.get_device_properties(device).uuid), environ)
 
