@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.launching import ROOT, Mpi, kill, mpich, openmpi, start
+from helpers.launching import ROOT, Mpi, hide_gpus, kill, mpich, openmpi, start
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 VERDICTS = "FEDH2L_TEST_VERDICTS"
+# Before any test, because PyTorch looks for GPUs once. What tests launch inherits it.
+hide_gpus(os.environ)
 
 
 @pytest.fixture

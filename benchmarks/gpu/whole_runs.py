@@ -259,12 +259,14 @@ def unit(report: Report) -> None:
 
 
 def seen(report: Report) -> None:
-    """Run some unit tests with the GPU visible, as `make test` would on such a machine."""
+    """Run some unit tests with the GPU visible, which tests hide unless they are asked not to."""
     if not ON_GPU:
         report.add("unit tests, the GPU visible", SKIP, "needs CUDA")
         return
     files = [path for name in GPU_TESTS for path in sorted((ROOT / "tests/unit").rglob(f"test_{name}.py"))]
-    _run_tests(report, "unit tests, the GPU visible", [str(path) for path in files], {}, required=False)
+    _run_tests(
+        report, "unit tests, the GPU visible", [str(path) for path in files], {"FEDH2L_TEST_GPU": "1"}, required=False
+    )
 
 
 def _run_tests(report: Report, finding: str, paths: list[str], environment: dict[str, str], required: bool) -> None:

@@ -4,6 +4,7 @@ A case's overrides stay as they are in the file; say in the commit why its numbe
 """
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,8 @@ def record(overrides: list[str], folder: Path) -> dict[str, object]:
 
 def main() -> None:
     """Record the cases named, or all."""
+    # The numbers are a CPU's.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     cases = json.loads(GOLDEN.read_text())
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(sys.argv[1:] or cases):

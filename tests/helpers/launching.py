@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ import pytest
 from fedh2l_mpi import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
+# Set to 1, it lets tests see this machine's GPUs.
+SEE_GPUS = "FEDH2L_TEST_GPU"
 # In the log of a rank that shares its imports.
 SHARES = "--share-imports: a copy of a process with all imports; the launcher knows it as pid "
 # Open MPI needs these as root and with more ranks than cores; MPICH needs nothing.
@@ -26,6 +28,15 @@ OPENMPI_ENVIRONMENT = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
 }
+
+
+def hide_gpus(environ: MutableMapping[str, str]) -> None:
+    """Hide this machine's GPUs, unless the environment asks for them.
+
+    Tests state what a CPU gives: the same bits on any number of ranks, and as many ranks as they like.
+    """
+    if environ.get(SEE_GPUS) != "1":
+        environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @dataclass(frozen=True)

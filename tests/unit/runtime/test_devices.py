@@ -1,10 +1,13 @@
 """Who gets which GPU: no MPI and no GPU needed, only counts and names as ranks would see them."""
 
 import logging
+import os
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers.launching import SEE_GPUS, hide_gpus, start
 
 from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
@@ -201,6 +204,17 @@ def test_granted_gpus_that_torch_does_not_see_are_told():
 )
 def test_only_what_slurm_granted_counts_as_granted(environ, granted):
     assert [slot.granted for slot in collect_slots(World(None), 0, environ)] == [granted]
+
+
+def test_tests_hide_gpus_from_themselves_and_from_what_they_launch_unless_asked():
+    assert os.environ.get(SEE_GPUS) == "1" or os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    hidden, seen = {"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "0,1", SEE_GPUS: "1"}
+    hide_gpus(hidden)
+    hide_gpus(seen)
+    assert (hidden["CUDA_VISIBLE_DEVICES"], seen["CUDA_VISIBLE_DEVICES"]) == ("", "0,1")
+    asks = "import os; print(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"
+    told, _ = start([sys.executable, "-c", asks]).communicate(timeout=30)
+    assert told.strip() == repr(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 class Machine:
