@@ -216,6 +216,33 @@ class FdOptions(LocalLabelOptions, kind="fd"):
     weight_kd: WeightKd = 1.0
 
 
+class FedAvgFinetunedOptions(FedAvgOptions, kind="fedavg_finetuned"):
+    """Options of `fedavg_finetuned`."""
+
+
+class DsFlOptions(PosteriorOptions, kind="ds_fl"):
+    """Options of `ds_fl`."""
+
+    publish: Publish = "after_local"
+    sharpening: Number = Field(
+        0.1, ge=0.01, le=1000.0, description="temperature of the softmax of the mean posterior; below 0.5, it is surer"
+    )
+
+
+class FedDFOptions(PublishOptions, kind="feddf"):
+    """Options of `feddf`."""
+
+    publish: Publish = "after_local"
+
+
+class KtPflOptions(PosteriorOptions, kind="kt_pfl"):
+    """Options of `kt_pfl`."""
+
+    publish: Publish = "after_local"
+    coefficient_rate: Weight = Field(0.1, description="step of gradient descent on the teachers' weights")
+    coefficient_pull: Weight = Field(0.7, description="rho, weight of the teachers' pull towards equal weights")
+
+
 def _all_options() -> tuple[type[MethodConfig], ...]:
     """Options of all methods as base classes, FedH2L's first: where defaults differ, its own win."""
     every: list[type[MethodConfig]] = list(dict.fromkeys([FedH2LOptions, *MethodConfig.kinds.values()]))

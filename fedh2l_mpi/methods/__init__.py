@@ -10,12 +10,16 @@ from fedh2l_mpi.methods.base import Method
 from fedh2l_mpi.methods.d_psgd import DPsgd
 from fedh2l_mpi.methods.distributed_distillation import DistributedDistillation
 from fedh2l_mpi.methods.dml import DeepMutualLearning
+from fedh2l_mpi.methods.ds_fl import DsFl
 from fedh2l_mpi.methods.fd import FederatedDistillation
 from fedh2l_mpi.methods.fedavg import FedAvg, FedProx
+from fedh2l_mpi.methods.fedavg_finetuned import FedAvgFinetuned
+from fedh2l_mpi.methods.feddf import FedDF
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.fedmd import FedMD
 from fedh2l_mpi.methods.gradients import COMBINERS
 from fedh2l_mpi.methods.independent import Independent
+from fedh2l_mpi.methods.kt_pfl import KtPfl
 from fedh2l_mpi.methods.pooled import Pooled
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
@@ -35,7 +39,11 @@ METHODS: dict[str, type[Method]] = {
     "d_psgd": DPsgd,
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "fedavg_finetuned": FedAvgFinetuned,
     "fd": FederatedDistillation,
+    "ds_fl": DsFl,
+    "feddf": FedDF,
+    "kt_pfl": KtPfl,
 }
 
 

@@ -44,7 +44,11 @@ BUILT_IN: Mapping[str, Look] = MappingProxyType(
         "d_psgd": Look(WINE, "<", DOTS),
         "fedavg": Look(SKY, ">", DASH_DOTS),
         "fedprox": Look(OLIVE, "p", DASH_DOT),
+        "fedavg_finetuned": Look(STEEL, (3, 1, 0), DASHED),
         "fd": Look(FOREST, "8", DOTS),
+        "ds_fl": Look(RUST, (4, 1, 0), DASH_DOT),
+        "feddf": Look(MAGENTA, (4, 1, 45), DASHED),
+        "kt_pfl": Look(LEAF, (6, 1, 0), DASH_DOTS),
     }
 )
 # An own method gets one of these by its name, so it keeps its look whatever it is compared to.

@@ -104,7 +104,11 @@ def test_the_schema_accepts_what_loads(config):
             *("number from 0.01 to 1000", ("fedh2l", "dml", "distributed_distillation")),
         ),
         ("method.warmup_rounds", "0; fedmd: 5", "whole number >= 0", ("fedh2l", "fedmd")),
-        ("method.publish", '"start"; d_psgd: "after_local"', "start, after_local", None),
+        (
+            "method.publish",
+            '"after_local"; fedh2l: "start"; dml: "start"; distributed_distillation: "start"',
+            *("start, after_local", None),
+        ),
         ("method.weight_kd", 1.0, "number from 0 to 1000000", None),
         ("method.options", {}, "map", ("package.module:Class",)),
         ("data.partition.alpha", "0.5; quantity: 1.0", "number > 0 and <= 1000000", ("dirichlet", "quantity")),

@@ -46,6 +46,12 @@ CASES = {
         *("models=[mlp, cnn]", "data.partition.kind=shards"),
     ],
     "teachers of classes from the round before": ["method.name=fd", "models=[mlp, cnn]", "exchange.skip_below=0.05"],
+    "an average to begin from": [
+        *("method.name=fedavg_finetuned", "models=[cnn]", "topology.kind=complete", "participants=2"),
+    ],
+    "weights of teachers, redrawn graph": [
+        *("method.name=kt_pfl", "models=[mlp, cnn]", "topology.kind=erdos_renyi", "topology.redraw_every=2"),
+    ],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [
