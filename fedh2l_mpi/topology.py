@@ -4,6 +4,7 @@ networkx is imported where a graph is drawn, because reading a config and a ring
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +19,15 @@ from fedh2l_mpi.config.topology import (
     Complete,
     EdgeList,
     ErdosRenyi,
+    Exponential,
+    Hypercube,
+    OnePeerExponential,
     RandomGraph,
     RandomRegular,
     Ring,
     SmallWorld,
     Star,
+    StarOfStars,
 )
 from fedh2l_mpi.errors import UserError, shown
 from fedh2l_mpi.rng import Purpose, generator
@@ -65,7 +70,7 @@ class Graph:
 
 
 class Topology:
-    """The graph of every round: drawn once, or redrawn every `redraw_every` rounds from the seed.
+    """The graph of every round: drawn once, redrawn every `redraw_every` rounds from the seed, or the next of a period.
 
     Every graph of the run is drawn once at the start, so a draw that fails does so before the first round.
 
@@ -76,11 +81,14 @@ class Topology:
     """
 
     def __init__(self, config: TopologyConfig, participants: int, seed: int, rounds: int) -> None:
-        self._every = config.redraw_every or rounds
+        self._every = config.changes_every or rounds
+        drawings = -(-rounds // self._every)
+        self._period = period(config, participants) or drawings
         # Two graphs are cached because rank 0 may still be writing the round before a redraw.
-        self._drawing = lru_cache(maxsize=2)(lambda drawing: draw(config, participants, seed, drawing))
+        kept = max(2, period(config, participants) or 0)
+        self._drawing = lru_cache(maxsize=kept)(lambda drawing: draw(config, participants, seed, drawing))
         # Drawing backwards leaves the first graphs in the cache.
-        digests = [self._drawing(drawing).digest() for drawing in reversed(range(-(-rounds // self._every)))]
+        digests = [self._drawing(drawing).digest() for drawing in reversed(range(min(drawings, self._period)))]
         self._digest = hashlib.sha256(b"".join(digests)).digest()
 
     def digest(self) -> bytes:
@@ -89,7 +97,7 @@ class Topology:
 
     def graph(self, round_index: int) -> Graph:
         """Return the graph of a round."""
-        return self._drawing(round_index // self._every)
+        return self._drawing(round_index // self._every % self._period)
 
     def is_redrawn(self, round_index: int) -> bool:
         """Return True if this round is the first with its graph."""
@@ -112,7 +120,7 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
         return Graph(participants, ((i, (i + 1) % participants) for i in range(participants)))
     check_fits(config, participants)
     if not isinstance(config, RandomGraph):
-        return Graph(participants, _fixed(config, participants).edges)
+        return Graph(participants, _fixed(config, participants, drawing))
     for attempt in range(config.tries):
         graph = _random(config, participants, generator(seed, Purpose.TOPOLOGY, drawing, attempt))
         if not config.connected or _connected(graph):
@@ -123,6 +131,48 @@ def draw(config: TopologyConfig, participants: int, seed: int, drawing: int) -> 
     )
 
 
+def period(config: TopologyConfig, participants: int) -> int | None:
+    """Return after how many graphs the first one returns, in a kind whose graphs take turns; None for other kinds."""
+    return max(1, _digits(participants)) if isinstance(config, OnePeerExponential) else None
+
+
+def graphs_of_a_period(config: TopologyConfig, participants: int, seed: int) -> list[Graph]:
+    """Return the graphs that take turns; the first graph alone in a kind without a period."""
+    return [draw(config, participants, seed, drawing) for drawing in range(period(config, participants) or 1)]
+
+
+def _digits(participants: int) -> int:
+    """Return the binary digits of the largest participant's number: log2 of the participants, rounded up."""
+    return (participants - 1).bit_length()
+
+
+def _distances(participants: int) -> list[int]:
+    """Return the distances around the ring between neighbours of the exponential graph, each once.
+
+    A distance of more than half of the ring is that of the other way round.
+
+    Source: Ying et al., "Exponential graph is provably efficient for decentralized deep training", 2021. Its edges have
+    a direction, from i to i + 2^k; here each joins both participants.
+    """
+    return sorted({min(1 << k, participants - (1 << k)) for k in range(_digits(participants))})
+
+
+def _differing_in(digit: int, participants: int) -> Iterable[Edge]:
+    """Return the pairs whose numbers differ in one binary digit alone.
+
+    Without a power of two of participants, some have no pair in some rounds; all pairs of a period are connected.
+
+    Source: Ying et al., 2021, for one peer a round. There, i sends to i + 2^k and receives from i - 2^k; here the two
+    of a pair send to each other. If the participants are a power of two, a period still gives all the exact mean.
+    """
+    return ((i, i | 1 << digit) for i in range(participants) if not i >> digit & 1 and i | 1 << digit < participants)
+
+
+def _two_levels(hubs: int, participants: int) -> Iterable[Edge]:
+    """Return the edges of a star of stars: participant 0 to the hubs 1 to H, and every other one to the next hub."""
+    return ((0 if i <= hubs else 1 + (i - 1) % hubs, i) for i in range(1, participants))
+
+
 def least_edges(config: TopologyConfig, participants: int) -> float:
     """Return a lower bound of the number of edges without drawing the graph; the mean if the number is random."""
     pairs = participants * (participants - 1) / 2
@@ -130,23 +180,45 @@ def least_edges(config: TopologyConfig, participants: int) -> float:
         return pairs
     if isinstance(config, ErdosRenyi):
         return config.probability * pairs
+    if isinstance(config, Exponential):
+        return sum(participants / (2 if 2 * distance == participants else 1) for distance in _distances(participants))
+    if isinstance(config, OnePeerExponential):
+        return participants // 2
+    if isinstance(config, Hypercube):
+        return participants / 2 * _digits(participants)
     if isinstance(config, RandomRegular | SmallWorld):
         return min(config.degree * participants / 2, pairs)
-    # A ring and a torus have at least as many edges as a star.
+    # Trees have as many edges as a star; a ring and a torus have at least as many edges as a star.
     return 0.0 if isinstance(config, EdgeList) else participants - 1.0
 
 
-def _fixed(config: TopologyConfig, participants: int) -> "networkx.Graph":
+def _fixed(config: TopologyConfig, participants: int, drawing: int) -> Iterable[Edge]:
+    """Return the edges of a kind that is not random; `drawing` matters if the graphs of this kind take turns."""
+    digits = _digits(participants)
+    if isinstance(config, Exponential):
+        return ((i, (i + d) % participants) for d in _distances(participants) for i in range(participants))
+    if isinstance(config, OnePeerExponential):
+        return _differing_in(drawing % digits, participants)
+    if isinstance(config, Hypercube):
+        return (edge for digit in range(digits) for edge in _differing_in(digit, participants))
+    if isinstance(config, StarOfStars):
+        return _two_levels(config.hubs, participants)
+    if isinstance(config, Star):
+        return ((0, i) for i in range(1, participants))
+    if isinstance(config, Complete):
+        return itertools.combinations(range(participants), 2)
+    return _torus(participants)
+
+
+def _torus(participants: int) -> Iterable[Edge]:
+    """Return the edges of the grid with the most equal sides that is closed in both directions."""
     import networkx
 
-    if isinstance(config, Complete):
-        return networkx.complete_graph(participants)
-    if isinstance(config, Star):
-        return networkx.star_graph(participants - 1)
     rows = max(side for side in range(1, int(participants**0.5) + 1) if participants % side == 0)
     grid = networkx.grid_2d_graph(rows, participants // rows, periodic=True)
     grid.remove_edges_from(list(networkx.selfloop_edges(grid)))
-    return networkx.relabel_nodes(grid, {node: number for number, node in enumerate(sorted(grid))})
+    numbers = {node: number for number, node in enumerate(sorted(grid))}
+    return [(numbers[a], numbers[b]) for a, b in grid.edges]
 
 
 def _random(config: RandomGraph, participants: int, generator: np.random.Generator) -> "networkx.Graph":
@@ -181,6 +253,16 @@ def _connected(graph: "networkx.Graph") -> bool:
 
 def check_fits(config: TopologyConfig, participants: int) -> None:
     """Raise `UserError` if a graph of this kind does not exist for this number of participants."""
+    if isinstance(config, Hypercube) and participants.bit_count() != 1:
+        below = 1 << participants.bit_length() - 1
+        raise UserError(
+            f"topology.kind: got 'hypercube' for {participants} participants. It exists for a power of two only. "
+            f"Fix: use {below} or {2 * below} participants, or topology.kind=exponential, which exists for any number."
+        )
+    if isinstance(config, StarOfStars) and config.hubs >= participants:
+        raise UserError(
+            f"topology.hubs: got {config.hubs}. It must be less than the number of participants, {participants}."
+        )
     if not isinstance(config, RandomRegular | SmallWorld):
         return
     degree = config.degree

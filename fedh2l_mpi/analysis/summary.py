@@ -263,9 +263,13 @@ _METHOD_WORDS = {
 def _graph(run: Run) -> str:
     kind, degree_RP = run.key("topology.kind", "graph"), run.metrics["degree"]
     graphs = len(np.unique(run.metrics["graph_since_round"]))
-    redrawn = f", drawn {graphs} times" if graphs > 1 else ""
+    word = "drawn" if run.key("topology.redraw_every") else "changed"
+    redrawn = f", {word} {graphs if word == 'drawn' else graphs - 1} times" if graphs > 1 else ""
+    attributes = run.metrics.attributes
+    gap = f", spectral gap {attributes['spectral_gap']}" if "spectral_gap" in attributes else ""
+    gap += f" ({attributes['spectral_gap_of']})" if attributes.get("spectral_gap_of", "graph") != "graph" else ""
     return (
-        f"{kind}, mean degree {known_mean(degree_RP.ravel().astype(float)):.3g}{redrawn}"
+        f"{kind}, mean degree {known_mean(degree_RP.ravel().astype(float)):.3g}{redrawn}{gap}"
         if degree_RP.size
         else str(kind)
     )

@@ -128,6 +128,7 @@ ADDED: dict[str, Any] = {
     "data.text": "text",
     "data.vocabulary": 5000,
     "data.length": 64,
+    "topology.hubs": None,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {
@@ -140,6 +141,7 @@ OF_KINDS: dict[str, dict[str, Any]] = {
     "seed_set.view_noise": {"jitter": 0.1, "auto": 0.1},
     "seed_set.view_dropout": {"word_dropout": 0.1, "auto": 0.1},
     "topology.degree": {"random_regular": 3, "small_world": 4},
+    "topology.hubs": {"star_of_stars": 2},
     "topology.path": {"edge_list": ...},
     "topology.probability": {"small_world": 0.1, "erdos_renyi": 0.5},
     "method.publish": {name: "after_local" for name in ("d_psgd", "ds_fl", "feddf", "kt_pfl")},

@@ -19,7 +19,11 @@ Probability = Annotated[
 class TopologyConfig(KindSection):
     """Section `topology`: the graph that says who is whose neighbour."""
 
-    kind: str = Field("ring", description="family of graphs; in a star, participant 0 is the hub")
+    kind: str = Field(
+        "ring",
+        description="family of graphs; in a star, participant 0 is the hub; the pairs of one_peer_exponential "
+        "change with every round",
+    )
     redraw_every: Count | None = Field(
         None, description="a random graph is drawn again, from the seed, after this many rounds [rounds]; null: never"
     )
@@ -35,6 +39,11 @@ class TopologyConfig(KindSection):
             text = f"got {self.redraw_every}, but kind {self.kind!r} is not random (random: {random})"
             refuse(problem("redraw_every", self.redraw_every, f"{text}. Fix: set it to null."))
         return self
+
+    @property
+    def changes_every(self) -> int | None:
+        """Rounds after which another graph takes the place of the last; None: the graph never changes."""
+        return self.redraw_every
 
 
 class Ring(TopologyConfig, kind="ring"):
@@ -74,6 +83,32 @@ class ErdosRenyi(RandomGraph, kind="erdos_renyi"):
 
 class Torus(TopologyConfig, kind="torus"):
     """Grid that is closed in both directions."""
+
+
+class Exponential(TopologyConfig, kind="exponential"):
+    """Participants are neighbours if the distance between their numbers, around the ring, is 1, 2, 4, 8 and so on."""
+
+
+class OnePeerExponential(TopologyConfig, kind="one_peer_exponential"):
+    """Pairs that change with every round: participants whose numbers differ in one binary digit, the next each round.
+
+    The graph of a round is a set of pairs, so `connected` holds for all graphs of a period together.
+    """
+
+    @property
+    def changes_every(self) -> int | None:
+        """One round."""
+        return 1
+
+
+class Hypercube(TopologyConfig, kind="hypercube"):
+    """Participants are neighbours if their numbers differ in one binary digit; there must be 2, 4, 8, ... of them."""
+
+
+class StarOfStars(TopologyConfig, kind="star_of_stars"):
+    """Tree of two levels: hubs are the neighbours of participant 0, everyone else is the neighbour of one hub."""
+
+    hubs: Count = Field(2, description="neighbours of participant 0; the other participants are their leaves, in turns")
 
 
 class EdgeList(TopologyConfig, kind="edge_list"):

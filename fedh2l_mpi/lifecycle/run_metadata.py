@@ -14,6 +14,7 @@ from fedh2l_mpi.build import RankSetup
 from fedh2l_mpi.config import Config, comparison
 from fedh2l_mpi.data.federated import Plan
 from fedh2l_mpi.lifecycle import provenance, run_config
+from fedh2l_mpi.methods import mixing
 from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.world import World
 
@@ -69,6 +70,7 @@ def _test_samples(plan: Plan) -> tuple[int, int]:
 def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
     """Return the header of the metrics file, which describes the run before its first round."""
     seed_set = setup.federation.seed_set
+    gap = mixing.spectral_gap_of(config)
     most_frequent, samples = _test_samples(setup.plan)
     return metrics.RunHeader(
         attributes={
@@ -90,6 +92,7 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
             "seed_set_samples_per_round": seed_set.samples_per_round,
             "test_samples_of_a_class": most_frequent,
             "test_samples": samples,
+            **({"spectral_gap": f"{gap[0]:.6g}", "spectral_gap_of": gap[1]} if gap is not None else {}),
         },
         participants=setup.everyone,
         label_histogram=setup.plan.label_histogram(),

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
+from fedh2l_mpi.methods.mixing import metropolis_weight
 from fedh2l_mpi.methods.parameter_method import ParameterMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.topology import Graph
 
 
 class DPsgd(ParameterMethod):
@@ -37,11 +37,3 @@ class DPsgd(ParameterMethod):
             weight = metropolis_weight(now.graph, participant.index, neighbour)
             state[:averaged] += weight * (parameters[0].to(participant.device) - published)[:averaged]
         participant.shared_state.write(state)
-
-
-def metropolis_weight(graph: Graph, i: int, j: int) -> float:
-    """Return 1 / (1 + the larger degree of two neighbours).
-
-    These weights are symmetric. They are doubly stochastic if each participant's own weight completes its sum to 1.
-    """
-    return 1 / (1 + max(len(graph.neighbours[i]), len(graph.neighbours[j])))

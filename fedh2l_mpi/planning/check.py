@@ -10,13 +10,14 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.augmentation import AUTO
 from fedh2l_mpi.data.registry import open_source
-from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.methods import mixing
+from fedh2l_mpi.planning import graph_schedule, requirements
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.planning.traffic import links
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
 from fedh2l_mpi.sample_form import SampleKind
-from fedh2l_mpi.topology import Topology
+from fedh2l_mpi.topology import Topology, period
 
 # Largest number of classes in a remark.
 LISTED = 8
@@ -46,7 +47,8 @@ def check(config: Config) -> RenderableType:
     degrees, message = topology.graph(0).degrees(), run.message
     private = [len(share.private) for share in plan.shares]
     a_round = alone.edge_bytes(message) if message is not None else 0.0
-    exchanges = sum(map(method.exchanges_in, range(config.rounds)))
+    schedule = graph_schedule.draw_schedule(config, Hosting(config.size, 1), method.exchanges_in)
+    total = schedule.edge_bytes(message) if message is not None else 0.0
     sharing = run.sharing_bytes(alone)
     tests = run.counts.tests
     rows = {
@@ -65,11 +67,10 @@ def check(config: Config) -> RenderableType:
         + f"{size(len(plan.seed) * run.counts.stored_bytes)} once",
         "test samples": f"{_range(min(tests), max(tests))} in each domain",
         "graph": f"{config.topology.kind}, {int(degrees.sum()) // 2} edges, "
-        f"degree {_range(degrees.min(), degrees.max())}"
-        + (f", redrawn every {config.topology.redraw_every} rounds" if config.topology.redraw_every else ""),
+        f"degree {_range(degrees.min(), degrees.max())}" + _changes(config) + _gap(config),
         "traffic": ("at most " if config.exchange.skip_below is not None else "")
         + f"{size(message.edge_bytes)} per edge and direction; {size(a_round)} per round, "
-        f"{size(a_round * exchanges)} in {exchanges} rounds"
+        f"{size(total)} in {schedule.exchanges} rounds"
         + (f", as {config.exchange.codec}" if config.exchange.codec != "float32" else "")
         if message is not None
         else f"none: method {config.method.name} exchanges nothing",
@@ -118,6 +119,22 @@ def _views(config: Config, kind: SampleKind) -> str:
     """Return the views of the seed set, those that `auto` chooses included."""
     views = config.seed_set.views
     return f"views auto: {AUTO[kind]}" if views == "auto" else f"views {views}"
+
+
+def _changes(config: Config) -> str:
+    """Return how often the graph changes; empty if it never does."""
+    if config.topology.redraw_every:
+        return f", redrawn every {config.topology.redraw_every} rounds"
+    turns = period(config.topology, config.size)
+    return f", {turns} graphs take turns round by round" if turns is not None and turns > 1 else ""
+
+
+def _gap(config: Config) -> str:
+    """Return the spectral gap of the graph, such as `; spectral gap 0.333`; empty with too many participants."""
+    gap = mixing.spectral_gap_of(config)
+    if gap is None:
+        return ""
+    return f"; spectral gap {gap[0]:.3g}" + (f" ({gap[1]})" if gap[1] != "graph" else "")
 
 
 def _range(low: int, high: int) -> str:

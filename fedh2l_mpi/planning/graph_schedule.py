@@ -7,7 +7,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.topology import ErdosRenyi, RandomRegular
 from fedh2l_mpi.planning.traffic import Links, MessageSize, expected_links, links
 from fedh2l_mpi.runtime.hosting import Hosting
-from fedh2l_mpi.topology import check_fits, draw
+from fedh2l_mpi.topology import check_fits, draw, period
 
 # Drawing handles 50,000 edges per second of a random regular graph, and some million pairs of erdos_renyi. The limits
 # apply to all redraws together.
@@ -71,7 +71,7 @@ def draw_schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int]
     UserError
         If such a graph does not exist for this number of participants.
     """
-    every = config.topology.redraw_every or config.rounds
+    every = config.topology.changes_every or config.rounds
     starts = range(0, config.rounds, every)
     exchanges = [sum(map(exchanges_in, range(at, min(at + every, config.rounds)))) for at in starts]
     expected = _expected(config, hosting)
@@ -81,7 +81,11 @@ def draw_schedule(config: Config, hosting: Hosting, exchanges_in: Callable[[int]
     def drawn(drawing: int) -> Links:
         return links(draw(config.topology, config.size, config.seed, drawing).edges, hosting)
 
-    first = drawn(0)
+    first, turns = drawn(0), period(config.topology, config.size)
+    if turns is not None:
+        graphs = [first, *(drawn(drawing) for drawing in range(1, min(turns, len(starts))))]
+        taken = [graphs[drawing % turns] for drawing in range(len(starts))]
+        return GraphSchedule(list(zip(taken, exchanges, strict=True)), len(starts))
     pairs = config.size**2 if config.topology.kind == "erdos_renyi" else 0
     if len(starts) * first.edges > DRAWN_EDGES or len(starts) * pairs > DRAWN_PAIRS:
         return GraphSchedule([(first, sum(exchanges))], len(starts))

@@ -302,7 +302,7 @@ def _step_bytes(
         Number of participants of an architecture that step together; 0 if the rank hosts none.
     """
     degree_R = np.ceil(links.degree_max_R).astype(np.int64)
-    if config.topology.redraw_every is not None:
+    if config.topology.changes_every is not None:
         # In a later graph, any participant may have the most neighbours.
         degree_R[:] = degree_R.max()
     combine = config.method.combine if isinstance(config.method, CombineOptions) else None

@@ -61,7 +61,9 @@ def _overview(plan: RunPlan) -> RenderableType:
     config, first, counts = plan.config, plan.schedule.first, plan.required.counts
     hosted = [len(plan.hosting.participants_of(rank)) for rank in (plan.hosting.ranks - 1, 0)]
     models = ", ".join(f"{count:,} x {name}" for name, count in requirements.architectures(config).items())
-    again = f", redrawn {plan.schedule.count - 1:,} times" if plan.schedule.count > 1 else ""
+    changes = plan.schedule.count - 1
+    drawn = "redrawn" if config.topology.redraw_every else "changed"
+    again = f", {drawn} {changes:,} times" if changes else ""
     rows = {
         "participants": f"{models}; {_range(*hosted)} per rank",
         "parameters": ", ".join(f"{name} {model.parameters:,}" for name, model in plan.required.models.items()),

@@ -7,9 +7,10 @@ import pytest
 from fedh2l_mpi.config import TopologyConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose, generator
-from fedh2l_mpi.topology import Graph, Topology, draw, least_edges
+from fedh2l_mpi.topology import Graph, Topology, draw, graphs_of_a_period, least_edges
 
 KINDS = ["ring", "complete", "star", "random_regular", "erdos_renyi", "small_world", "torus"]
+KINDS += ["exponential", "one_peer_exponential", "star_of_stars"]
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,10 @@ KINDS = ["ring", "complete", "star", "random_regular", "erdos_renyi", "small_wor
         ("star", [5, 1, 1, 1, 1, 1]),
         ("random_regular", [3] * 6),
         ("torus", [3] * 6),
+        # Distances 1 and 2, and 4, which is 2 the other way round.
+        ("exponential", [4] * 6),
+        ("one_peer_exponential", [1] * 6),
+        ("star_of_stars", [2, 3, 2, 1, 1, 1]),
     ],
 )
 def test_degrees_of_six_participants(kind, degrees):
@@ -28,6 +33,56 @@ def test_degrees_of_six_participants(kind, degrees):
 
 def test_a_torus_of_sixteen_has_four_neighbours_each():
     assert draw(TopologyConfig(kind="torus"), 16, 0, 0).degrees().tolist() == [4] * 16
+
+
+@pytest.mark.parametrize("dimensions", range(2, 6))
+def test_a_hypercube_is_that_of_networkx(dimensions):
+    theirs = networkx.hypercube_graph(dimensions)
+    numbers = {corner: sum(bit << place for place, bit in enumerate(corner)) for corner in theirs}
+    edges = [(numbers[a], numbers[b]) for a, b in theirs.edges]
+    config = TopologyConfig(kind="hypercube")
+    assert draw(config, 2**dimensions, 0, 0).edges == Graph(2**dimensions, edges).edges
+    assert least_edges(config, 2**dimensions) == len(edges)
+
+
+@pytest.mark.parametrize("participants", [2, 3, 5, 8, 12, 31])
+def test_an_exponential_graph_joins_distances_of_powers_of_two_in_both_directions(participants):
+    graph = draw(TopologyConfig(kind="exponential"), participants, 0, 0)
+    powers = {2**k for k in range(20) if 2**k < participants}
+    for i, near in enumerate(graph.neighbours):
+        assert set(near) == {(i + sign * d) % participants for d in powers for sign in (1, -1)}
+    assert least_edges(TopologyConfig(kind="exponential"), participants) == len(graph.edges)
+
+
+@pytest.mark.parametrize("participants", [2, 4, 16])
+def test_the_pairs_of_a_period_give_everyone_the_exact_mean(participants):
+    topology = Topology(TopologyConfig(kind="one_peer_exponential"), participants, 0, rounds=9)
+    values_P, turns = np.random.default_rng(0).random(participants), participants.bit_length() - 1
+    averaged_P = values_P
+    for index in range(turns):
+        assert topology.is_redrawn(index)
+        averaged_P = np.array(
+            [averaged_P[[i, *near]].mean() for i, near in enumerate(topology.graph(index).neighbours)]
+        )
+    assert averaged_P == pytest.approx(np.full(participants, values_P.mean()))
+    assert [topology.graph(r).edges for r in range(9)] == [topology.graph(r % turns).edges for r in range(9)]
+
+
+@pytest.mark.parametrize("participants", [3, 6, 11, 24])
+def test_pairs_of_any_number_of_participants_are_connected_over_a_period(participants):
+    graphs = graphs_of_a_period(TopologyConfig(kind="one_peer_exponential"), participants, 0)
+    assert all(graph.degrees().max() == 1 for graph in graphs)
+    assert networkx.is_connected(networkx.Graph([edge for graph in graphs for edge in graph.edges]))
+
+
+@pytest.mark.parametrize(("participants", "hubs"), [(7, 2), (12, 3), (5, 4), (2, 1)])
+def test_a_star_of_stars_is_a_tree_whose_leaves_are_spread_over_its_hubs(participants, hubs):
+    graph = draw(TopologyConfig(kind="star_of_stars", hubs=hubs), participants, 0, 0)
+    assert networkx.is_tree(networkx.Graph(graph.edges))
+    assert graph.neighbours[0] == tuple(range(1, hubs + 1))
+    leaves = [len(graph.neighbours[hub]) - 1 for hub in range(1, hubs + 1)]
+    assert max(leaves) - min(leaves) <= 1
+    assert sum(leaves) == participants - 1 - hubs
 
 
 @pytest.mark.parametrize(("participants", "degree"), [(30, 26), (48, 45), (64, 60), (64, 63), (100, 90)])
@@ -58,7 +113,11 @@ def test_neighbours_are_mutual_sorted_and_never_oneself(kind, participants):
 
 @pytest.mark.parametrize(
     ("kind", "least"),
-    [("ring", 11), ("complete", 66), ("star", 11), ("random_regular", 18), ("small_world", 24), ("torus", 11)],
+    [
+        *(("ring", 11), ("complete", 66), ("star", 11), ("random_regular", 18), ("small_world", 24), ("torus", 11)),
+        # Distances 1, 2 and 4; pairs of the first round; a tree.
+        *(("exponential", 36), ("one_peer_exponential", 6), ("star_of_stars", 11)),
+    ],
 )
 def test_edges_are_counted_from_below_without_drawing_the_graph(kind, least):
     assert least_edges(TopologyConfig(kind=kind), 12) == least <= len(draw(TopologyConfig(kind=kind), 12, 0, 0).edges)
@@ -116,6 +175,8 @@ def test_a_graph_that_is_hardly_ever_connected_is_refused_after_its_tries():
         ({"kind": "random_regular", "degree": 0}, 4, "cannot be connected"),
         ({"kind": "small_world", "degree": 3}, 9, "must be even and at least 2"),
         ({"kind": "small_world", "degree": 9}, 9, "must be less than"),
+        ({"kind": "hypercube"}, 6, "got 'hypercube' for 6 participants.* a power of two.* use 4 or 8 participants"),
+        ({"kind": "star_of_stars", "hubs": 6}, 6, r"topology.hubs: got 6\. It must be less than .* 6"),
     ],
 )
 def test_a_graph_that_cannot_exist_is_refused(config, participants, says):

@@ -117,18 +117,18 @@ class _Graphs:
     ----------
     since_E : int64 (E,), ascending
     ends_E2 : int32 (E, 2)
-    redraw_every : int or None
-        Rounds between redraws, from which graphs without edges are known.
+    changes_every : int or None
+        Rounds between changes, from which graphs without edges are known.
     """
 
     since_E: NDArray[np.int64]
     ends_E2: NDArray[np.int32]
-    redraw_every: int | None
+    changes_every: int | None
 
     def degrees(self, round_index: int, participants: int) -> NDArray[np.int64]:
         """Return the degrees in the graph of a round, int64 (P,)."""
-        if self.redraw_every is not None:
-            since = round_index // self.redraw_every * self.redraw_every
+        if self.changes_every is not None:
+            since = round_index // self.changes_every * self.changes_every
         else:
             at = int(np.searchsorted(self.since_E, round_index, side="right"))
             since = int(self.since_E[at - 1]) if at else 0
@@ -161,7 +161,7 @@ def check_graphs(run: Run, config: Config | None, report: Report) -> _Graphs | N
             wrong.append(f"the graph since round {since}: the edge {a}, {b} occurs twice")
     graphs = len(np.unique(since_E))
     report.verdict("graph", wrong, f"{len(since_E)} edges, {graphs} graph{'' if graphs == 1 else 's'}")
-    return None if wrong else _Graphs(since_E, ends_E2, config.topology.redraw_every if config is not None else None)
+    return None if wrong else _Graphs(since_E, ends_E2, config.topology.changes_every if config is not None else None)
 
 
 class _Tally:

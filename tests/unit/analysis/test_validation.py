@@ -57,9 +57,16 @@ def test_a_sound_run_passes_every_check(run_path):
     assert validation.text(run_path, findings, quiet=True) == f"{run_path}: valid\n"
 
 
-def test_a_real_run_whose_graph_is_redrawn_is_valid(tmp_path):
+@pytest.mark.parametrize(
+    "graph",
+    [
+        ["topology.kind=random_regular", "topology.degree=2", "topology.redraw_every=2"],
+        # In the third round, two of three have no neighbour.
+        ["topology=one_peer_exponential", "participants=3"],
+    ],
+)
+def test_a_real_run_whose_graph_changes_is_valid(tmp_path, graph):
     overrides = ["participants=4", "rounds=4", "evaluation.every=2", "method.local_steps=2", "method.mutual_steps=2"]
-    graph = ["topology.kind=random_regular", "topology.degree=2", "topology.redraw_every=2"]
     config = loading.load(None, [*overrides, *graph]).resolved(1, launched=False)
     api.assemble(config, World(None), RunReservation(RunDirectory(tmp_path / "run"))).run()
     assert errors(tmp_path / "run") == []

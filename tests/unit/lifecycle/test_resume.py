@@ -52,6 +52,9 @@ CASES = {
     "weights of teachers, redrawn graph": [
         *("method.name=kt_pfl", "models=[mlp, cnn]", "topology.kind=erdos_renyi", "topology.redraw_every=2"),
     ],
+    "pairs that change with every round": [
+        *("models=[mlp]", "topology=one_peer_exponential", "participants=6", "method.name=d_psgd"),
+    ],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [

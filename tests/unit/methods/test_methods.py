@@ -14,8 +14,8 @@ from fedh2l_mpi.config import MethodConfig, loading
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import DivergedError, UserError
 from fedh2l_mpi.methods import METHODS, Method
-from fedh2l_mpi.methods.d_psgd import metropolis_weight
 from fedh2l_mpi.methods.fedh2l import FedH2L
+from fedh2l_mpi.methods.mixing import metropolis_weight
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.sample_form import SampleForm

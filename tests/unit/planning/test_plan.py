@@ -73,6 +73,28 @@ def test_where_rows_are_skipped_traffic_is_an_upper_bound_and_says_so(capsys):
     assert "at most 11.3 KiB per edge and direction" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("graph", "line"),
+    [
+        ("ring", "ring, 8 edges, degree 2; spectral gap 0.195"),
+        ("hypercube", "hypercube, 12 edges, degree 3; spectral gap 0.5"),
+        (
+            "one_peer_exponential",
+            "one_peer_exponential, 4 edges, degree 1, 3 graphs take turns round by round; spectral gap 0.333 "
+            "(mean of a period of 3 graphs)",
+        ),
+        (
+            "{kind: random_regular, degree: 7, redraw_every: 2}",
+            "random_regular, 28 edges, degree 7, redrawn every 2 rounds; spectral gap 1 (first graph)",
+        ),
+    ],
+)
+def test_a_check_has_the_spectral_gap_of_the_graph(capsys, graph, line):
+    words = ["--check", "--set", "participants=8", "--set", f"topology={graph}"]
+    assert commands.execute(commands.parse(words), World(None)) == 0
+    assert line in " ".join(capsys.readouterr().out.split())
+
+
 def test_participants_are_as_many_as_ranks_where_the_config_leaves_it_open(capsys):
     assert told(capsys, "--ranks", "6")["participants"] == 6
     assert told(capsys, "--ranks", "3", "--set", "participants=9")["participants"] == 9

@@ -69,6 +69,8 @@ REDRAWN = ["topology.kind=erdos_renyi", "topology.redraw_every=2", "topology.pro
     "overrides",
     [
         REDRAWN,
+        # Two, two and one pairs in turns.
+        ["topology=one_peer_exponential"],
         ["method.name=d_psgd", "models=[mlp]"],
         ["method.name=fedmd", "method.warmup_rounds=2"],
         ["method.name=independent"],
