@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.four_rounds import THREE, write
 
 from benchmarks import checkpoints, injected_errors, measuring, overlap, performance, scaling
-from benchmarks.gpu import check
+from benchmarks.gpu import bare, check, ratios
+from fedh2l_mpi.methods.gradients import InnerProducts, gem
 from fedh2l_mpi.planning.overhead import Loads
 
 GIVEN = Path("elsewhere")
@@ -30,6 +33,85 @@ def test_the_gpu_check_runs_on_a_cpu(tmp_path):
     assert {row["part"] for row in findings} == {"facts", "levers", "syncs"}
     assert {row["finding"] for row in findings} > {"mlp x 4, eager", "mlp x 4, vmap", "mlp x 4, batched"}
     assert "FAIL" not in {row["verdict"] for row in findings}
+
+
+def test_every_ratio_to_the_bare_loop_is_measured_on_a_cpu_too(tmp_path):
+    words = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path / "ratios.json")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "no GPU\n")
+    assert not list(tmp_path.iterdir())
+    words += ["--device", "cpu", "--tiny"]
+    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = json.loads((tmp_path / "ratios.json").read_text())["rows"]
+    assert [(row["case"], row["way"]) for row in rows] == [
+        (case.name, way) for case in ratios.cases(tiny=True) for way in (ratios.BARE, *case.ways)
+    ]
+    assert all(row["steps_per_s"] > 0 and row["over_bare"] > 0 for row in rows)
+    assert [row["over_alone"] for row in rows if row["way"] == ratios.ALONE] == [1.0] * len(ratios.cases(tiny=True))
+    # What a CPU cannot say is left out, and targets of a GPU are not judged.
+    assert {row["busy"] for row in rows} == {None}
+    assert "reached" not in ended.stdout
+    assert "MISSED" not in ended.stdout
+
+
+def test_a_ratio_is_judged_by_its_targets():
+    def row(way: str, steps_per_s: float, *targets: ratios.Target, busy: float = math.nan) -> ratios.Row:
+        return ratios.Row("16 mlp", way, {}, steps_per_s, busy, targets)
+
+    fast = ratios.Target(10, ratios.ALONE)
+    rows = [
+        row(ratios.BARE, 200.0),
+        row(ratios.ALONE, 100.0, ratios.Target(0.5, ratios.BARE)),
+        row("graphs", 990.0, fast, ratios.Target(0.85, "busy"), busy=0.9),
+        row("together", 1000.0, fast, ratios.Target(0.85, "busy")),
+        ratios.Row("16 mlp", "together, graphs", {}, targets=(fast,), failure="UserError: no"),
+        ratios.Row("another case", "graphs", {}, 5.0, targets=(fast,)),
+    ]
+    judged = [[], [True], [False, True], [True, None], [None], [None]]
+    assert [ratios.verdicts(one, rows) for one in rows] == judged
+    lines = ratios.lines(rows, judges=True)
+    assert lines[3].split()[:6] == ["16", "mlp", "graphs", "990.0", "4.95", "9.90"]
+    assert lines[3].endswith(">= 10 x one by one: MISSED; busy >= 85%: reached")
+    assert lines[5].endswith("FAILED: UserError: no")
+
+
+def test_a_gpu_is_busy_while_any_of_its_kernels_runs():
+    assert ratios.covered([(5, 6), (0, 2), (1, 3), (1, 2), (3, 3.5)]) == 4.5
+    assert ratios.covered([]) == 0
+
+
+def test_the_bare_loop_of_a_gpu_takes_the_steps_of_the_methods():
+    work = bare.Workload("mlp", 1, 8, participants=3, private=32, seed_samples=32, steps=0, method="fedavg")
+    loop = bare.BareLoop(work, "cpu")
+    weights = [torch.nn.utils.parameters_to_vector(learner.model.parameters()) for learner in loop.learners]
+    loop.round()
+    for learner in loop.learners:
+        after = torch.nn.utils.parameters_to_vector(learner.model.parameters())
+        torch.testing.assert_close(after, torch.stack(weights).mean(dim=0))
+    first = loop.learners[0]
+    parameters = list(first.model.parameters())
+    for _ in range(100):
+        # A small private gradient, which other labels oppose.
+        first.private_step()
+    # A minibatch is the whole of 32 samples, so both gradients are those of all samples, in any order.
+    for theirs_NBC in (torch.full((1, 32, 10), 0.1), torch.empty(0)):
+        seed_logits_BC = first.model(loop.seed_images)
+        seed_loss = torch.nn.functional.cross_entropy(seed_logits_BC, 9 - loop.seed_labels)
+        if len(theirs_NBC):
+            # Source: KL(uniform || p) = -log C - mean over classes of log p.
+            seed_loss = seed_loss - math.log(10) - seed_logits_BC.log_softmax(1).mean()
+        private_loss = torch.nn.functional.cross_entropy(first.model(first.images), first.labels)
+        both = [
+            torch.nn.utils.parameters_to_vector(torch.autograd.grad(loss, parameters, retain_graph=True))
+            for loss in (private_loss, seed_loss)
+        ]
+        a, b = gem(InnerProducts.of(*both))
+        assert float(a) > 1
+        first.mutual_step(loop.seed_images, 9 - loop.seed_labels, theirs_NBC)
+        step = torch.nn.utils.parameters_to_vector([parameter.grad for parameter in parameters])
+        torch.testing.assert_close(step, a * both[0] + b * both[1], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc builds the library that lets calls fail")
