@@ -77,7 +77,8 @@ CONFIG: dict[str, Any] = {
     "devices.kind": "auto",
     "devices.threads": 1,
     "devices.batching": "off",
-    "devices.share": False,
+    # False until null was added, which refuses less. Devices never change what a run is.
+    "devices.share": None,
     "devices.map": None,
 }
 # Keys that came later, with the value that gives the numbers of the time before.

@@ -80,10 +80,19 @@ class DevicesConfig(Section):
         description="like: participants of a rank whose models are equal chains of linear layers train as one batch, "
         "which gives the same numbers in less time",
     )
-    share: Switch = Field(False, description="let several ranks of a node use one GPU")
+    share: Switch | None = Field(
+        None,
+        description="let several ranks of a node use one GPU; null: where a node has fewer GPUs than ranks, with kind "
+        "auto, but not with kind cuda",
+    )
     map: tuple[Natural, ...] | None = Field(
         None, description="GPU of each rank of a node, by node-local rank; null: 0, 1, 2, ..."
     )
+
+    @property
+    def may_share(self) -> bool:
+        """True if several ranks of a node may use one GPU."""
+        return self.kind == "auto" if self.share is None else self.share
 
     @field_validator("batching", mode="before")
     @classmethod

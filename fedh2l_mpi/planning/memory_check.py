@@ -52,11 +52,13 @@ def refuse_if_too_large(rank: int, gpu: AssignedDevice, parts: dict[str, int], n
     listed = ", ".join(f"{kind} {readable(count)}" for kind, count in parts.items() if count)
     count = len(gpu.sharers)
     who = f"rank {rank} needs" if count == 1 else f"{count} ranks need"
+    fix = "Host fewer participants per rank (more ranks on other devices)"
+    if count > 1:
+        fix = "Start as many ranks as GPUs, or more ranks on other nodes, set devices.kind=cpu"
     raise UserError(
         f"devices: {who} an estimated {readable(needed_bytes)} on {gpu.name}, where {readable(gpu.free_bytes)} of "
-        f"{readable(gpu.total_bytes)} are free (rank {rank} needs: {listed}). Host fewer participants per rank (more "
-        "ranks on other devices), or reduce optimizer.batch_size, optimizer.seed_batch_size, evaluation.batch_size or "
-        "seed_set.samples_per_round."
+        f"{readable(gpu.total_bytes)} are free (rank {rank} needs: {listed}). {fix}, or reduce "
+        "optimizer.batch_size, optimizer.seed_batch_size, evaluation.batch_size or seed_set.samples_per_round."
     )
 
 

@@ -18,6 +18,10 @@ log = logging.getLogger("fedh2l_mpi")
 
 # Values of CUDA_VISIBLE_DEVICES if Slurm grants no GPU; they depend on its version.
 NOTHING_GRANTED = ("", "NoDevFiles", "-1")
+# Beginning of the name of a slice of a GPU in CUDA_VISIBLE_DEVICES.
+SLICE = "MIG-"
+# Hosts that a line names.
+NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class RankSlot:
         SLURM_GPUS_PER_TASK; empty if the job did not request it.
     task : str
         SLURM_PROCID: the Slurm task that is this rank, or that started it.
+    slices : int
+        Number of MIG slices that CUDA_VISIBLE_DEVICES names, of which CUDA shows the first one only.
     """
 
     rank: int
@@ -47,6 +53,7 @@ class RankSlot:
     granted: str = ""
     gpus_per_task: str = ""
     task: str = ""
+    slices: int = 0
 
     @property
     def local_rank(self) -> int:
@@ -78,7 +85,8 @@ class AssignedDevice:
 
 def collect_slots(world: World, visible: int, environ: Mapping[str, str]) -> list[RankSlot]:
     """Return the slots of all ranks, in the order of ranks, on every rank. **Collective.**"""
-    granted = environ.get("CUDA_VISIBLE_DEVICES", "") if "SLURM_JOB_ID" in environ else ""
+    named = environ.get("CUDA_VISIBLE_DEVICES", "")
+    granted = named if "SLURM_JOB_ID" in environ else ""
     return world.collect(
         RankSlot(
             world.rank,
@@ -88,6 +96,7 @@ def collect_slots(world: World, visible: int, environ: Mapping[str, str]) -> lis
             granted="" if granted in NOTHING_GRANTED else granted,
             gpus_per_task=environ.get("SLURM_GPUS_PER_TASK", ""),
             task=environ.get("SLURM_PROCID", ""),
+            slices=sum(name.strip().startswith(SLICE) for name in named.split(",")),
         )
     )
 
@@ -106,7 +115,7 @@ def choose_device(config: DevicesConfig, local_rank: int, local_size: int, visib
     ------
     UserError
         If CUDA is requested but no device is visible, if the map does not fit, or if ranks would share a device
-        without `devices.share`.
+        that `devices.share` does not allow to be shared.
     """
     if config.kind == "cpu" or (config.kind == "auto" and visible == 0):
         return "cpu"
@@ -123,7 +132,7 @@ def choose_device(config: DevicesConfig, local_rank: int, local_size: int, visib
     # of UUIDs distinguishes the two.
     if visible >= local_size or visible == 1:
         return f"cuda:{local_rank if visible >= local_size else 0}"
-    if not config.share:
+    if not config.may_share:
         raise UserError(
             f"devices.share: there are {local_size} ranks on a node but {visible} GPUs. Start {visible} ranks per node "
             "(each hosts several participants), or set devices.share=true."
@@ -241,10 +250,12 @@ def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str
     device = world.together(lambda: choose_devices(config, slots))[world.rank]
     uuids = world.collect(select_device(device, environ))
     free_bytes, total_bytes = (0, 0) if device == "cpu" else torch.cuda.mem_get_info(device)
-    world.together(lambda: check_nodes_apart(slots, uuids, config.share))
+    world.together(lambda: check_nodes_apart(slots, uuids, config.may_share))
     if world.rank == 0:
         if isolated := find_isolated_hosts(slots, uuids):
             log.info(f"each rank sees only its own GPU (isolated by the scheduler) on {', '.join(isolated)}")
+        if note := sharing_note(config, slots, uuids):
+            log.info(note)
         if warning := unused_grants(config, slots):
             log.warning(warning)
     return AssignedDevice(device, find_sharers(slots, uuids, world.rank), free_bytes, total_bytes)
@@ -255,6 +266,27 @@ def find_sharers(slots: Sequence[RankSlot], uuids: Sequence[str], rank: int) -> 
     if not uuids[rank]:
         return (rank,)
     return tuple(other for other in slots[rank].node if uuids[other] == uuids[rank])
+
+
+def sharing_note(config: DevicesConfig, slots: Sequence[RankSlot], uuids: Sequence[str]) -> str:
+    """Return a line about the nodes whose ranks share GPUs without having been asked to; empty if there are none."""
+    if config.share is not None:
+        return ""
+    hosts: dict[str, list[str]] = {}
+    slices = 0
+    for slot in (slot for slot in slots if slot.local_rank == 0):
+        here = [uuids[rank] for rank in slot.node if uuids[rank]]
+        if len(set(here)) < len(here):
+            gpus = "1 GPU" if len(set(here)) == 1 else f"{len(set(here))} GPUs"
+            hosts.setdefault(f"{len(here)} ranks share {gpus}", []).append(slot.host)
+            slices = max(slices, slot.slices)
+    if not hosts:
+        return ""
+    listed = "; ".join(f"{what} on {_some(names)}" for what, names in hosts.items())
+    one_each = "start as many ranks as GPUs"
+    if slices > 1:
+        one_each = f"start each rank with one of the {slices} MIG slices alone, because CUDA shows only the first"
+    return f"{listed}. For a GPU each, {one_each}; devices.kind=cpu takes the CPU, and devices.share=false refuses this"
 
 
 def select_device(device: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -284,7 +316,13 @@ def identity_of(uuid: str, environ: Mapping[str, str]) -> str:
     Source: NVIDIA, "Multi-Instance GPU user guide", section "CUDA device enumeration".
     """
     first = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    return first if first.startswith("MIG-") else uuid
+    return first if first.startswith(SLICE) else uuid
+
+
+def _some(hosts: Sequence[str]) -> str:
+    """Return the names of the first hosts, and the number of the others."""
+    more = f" and {len(hosts) - NAMED} more nodes" if len(hosts) > NAMED else ""
+    return ", ".join(hosts[:NAMED]) + more
 
 
 @contextmanager

@@ -31,14 +31,14 @@ def test_ranks_of_a_node_take_a_gpu_each_and_refuse_together(comm, monkeypatch):
 
     # The second and third ranks are isolated to one GPU.
     machine(1, lambda device: "GPU-0" if world.rank else "GPU-1")
-    sharers = assign_device(world, DevicesConfig(share=True), {}).sharers
+    sharers = assign_device(world, DevicesConfig(), {}).sharers
     assert sharers == ((1, 2) if world.rank else (0,))
     del taken[-1]
 
     # What one rank alone would find is raised on all of them, with the same words.
     machine(1, lambda device: "GPU-0" if world.rank else "GPU-1")
     with pytest.raises(UserError, match="ranks 1 and 2 of a node both have GPU GPU-0") as clash:
-        assign_device(world, DevicesConfig(), {})
+        assign_device(world, DevicesConfig(share=False), {})
     machine(0 if world.rank == 2 else 3, lambda device: f"GPU-{device}")
     with pytest.raises(UserError, match="no CUDA device is visible") as blind:
         assign_device(world, DevicesConfig(kind="cuda"), {})

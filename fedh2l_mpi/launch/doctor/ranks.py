@@ -168,9 +168,11 @@ def gpu_use(
     uuids = [own.uuid for own in resources]
     lines = []
     try:
-        devices.check_nodes_apart(slots, uuids, config.share)
+        devices.check_nodes_apart(slots, uuids, config.may_share)
     except UserError as error:
         lines.append(refused("GPUs", error))
+    if note := devices.sharing_note(config, slots, uuids):
+        lines.append(fact("GPUs", note))
     if unused := devices.unused_grants(config, slots):
         lines.append(Finding("GPUs", unused, Level.WARNING))
     if not any(uuids):

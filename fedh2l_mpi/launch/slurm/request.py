@@ -120,8 +120,8 @@ def _run(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Run, 
     # The job resumes a run that is in its directory.
     mode: Mode = "never" if options.elsewhere else "auto"
     config = run_config.load(options.config, options.overrides, options.run, mode)
-    config, idle = _resolve(config, options, ranks_per_node)
-    _warn_of_idle_gpus({idle}, options.gpus_per_node)
+    config, note = _resolve(config, options, ranks_per_node)
+    _tell({note})
     pack = None
     if options.scratch:
         if config.data.name != "pack" or config.data.root is None:
@@ -150,8 +150,7 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Swe
         raise UserError("--scratch: this option works for a run only. Leave it out for a sweep.")
     path = Path(options.config)
     loaded = sweep.load(path, options.overrides, options.nodes * ranks_per_node)
-    idle = {_resolve(element.config, options, ranks_per_node)[1] for element in loaded.elements}
-    _warn_of_idle_gpus(idle, options.gpus_per_node)
+    _tell({_resolve(element.config, options, ranks_per_node)[1] for element in loaded.elements})
     if not options.elsewhere:
         check_fit(loaded.elements, path, jobs=1)
     out = options.run or f"runs/{path.stem}"
@@ -160,13 +159,13 @@ def _sweep(options: argparse.Namespace, ranks_per_node: int) -> tuple[script.Swe
     return work, max(element.config.devices.threads for element in loaded.elements), tuple(sorted(paths))
 
 
-def _resolve(config: Config, options: argparse.Namespace, ranks_per_node: int) -> tuple[Config, int]:
-    """Check ranks and GPUs; return the config as the job's ranks resolve it, and the number of idle GPUs per node.
+def _resolve(config: Config, options: argparse.Namespace, ranks_per_node: int) -> tuple[Config, str]:
+    """Check ranks and GPUs; return the config as the job's ranks resolve it, and a note on idle or shared GPUs.
 
     Raises
     ------
     UserError
-        If there are more ranks than participants, or ranks would share a GPU although `devices.share` is false.
+        If there are more ranks than participants, or ranks would share a GPU although `devices` does not allow it.
     """
     ranks = options.nodes * ranks_per_node
     if config.participants is not None and ranks > config.participants:
@@ -176,18 +175,21 @@ def _resolve(config: Config, options: argparse.Namespace, ranks_per_node: int) -
         )
     gpus = options.gpus_per_node
     devices = [choose_device(config.devices, rank, ranks_per_node, gpus) for rank in range(ranks_per_node)]
-    check_devices_apart([device if device != "cpu" else "" for device in devices], config.devices.share)
-    return config.resolved(ranks, launched=True), gpus - len(set(devices) - {"cpu"})
+    check_devices_apart([device if device != "cpu" else "" for device in devices], config.devices.may_share)
+    used, note = len(set(devices) - {"cpu"}), ""
+    if used < gpus:
+        note = f"{gpus - used} of {gpus} GPUs of each node would be idle. To use them, change --ranks-per-node or the "
+        note += "config's devices."
+    elif 0 < used < ranks_per_node and config.devices.share is None:
+        note = f"the {ranks_per_node} ranks of each node would share its GPUs ({used}). For a GPU each, use "
+        note += f"--gpus-per-node {ranks_per_node} or --ranks-per-node {used}."
+    return config.resolved(ranks, launched=True), note
 
 
-def _warn_of_idle_gpus(idle: Collection[int], gpus: int) -> None:
-    for number in sorted(idle):
-        if number:
-            print(
-                f"fedh2l_mpi: {number} of {gpus} GPUs of each node would be idle. To use them, change --ranks-per-node "
-                "or the config's devices.",
-                file=sys.stderr,
-            )
+def _tell(notes: Collection[str]) -> None:
+    for note in sorted(notes):
+        if note:
+            print(f"fedh2l_mpi: {note}", file=sys.stderr)
 
 
 def _check_texts(options: argparse.Namespace) -> None:

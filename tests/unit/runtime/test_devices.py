@@ -22,6 +22,7 @@ from fedh2l_mpi.runtime.devices import (
     choose_devices,
     collect_slots,
     find_isolated_hosts,
+    sharing_note,
     unused_grants,
 )
 from fedh2l_mpi.runtime.world import World
@@ -71,10 +72,14 @@ def test_a_map_may_put_an_isolated_task_on_its_only_gpu_and_nowhere_else():
         chosen(2, 1, map=(0, 1))
 
 
-def test_fewer_gpus_than_ranks_are_shared_only_if_asked():
+@pytest.mark.parametrize("refuses", [{"share": False}, {"kind": "cuda"}, {"kind": "cuda", "share": False}])
+def test_fewer_gpus_than_ranks_are_shared_unless_each_rank_is_to_have_its_own(refuses):
     with pytest.raises(UserError, match="4 ranks on a node but 3 GPUs. Start 3 ranks per node .*devices.share=true"):
-        chosen(4, 3)
-    assert chosen(4, 3, share=True) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+        chosen(4, 3, **refuses)
+    for shares in ({}, {"share": True}, {"kind": "cuda", "share": True}):
+        assert chosen(4, 3, **shares) == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    # A machine with one GPU looks like isolated tasks here; UUIDs tell them apart.
+    assert chosen(4, 1, **refuses) == ["cuda:0"] * 4
     assert chosen(5, 2, share=True) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
 
 
@@ -150,10 +155,10 @@ def test_gpus_dealt_out_three_and_one_are_refused_for_two_ranks_and_two():
 
 def test_the_node_that_has_too_few_gpus_is_named():
     with pytest.raises(UserError, match=r"3 ranks on a node but 2 GPUs. Start 2 ranks per node .* Host: n2\."):
-        choose_devices(DevicesConfig(), seated([3, 3], [4, 2]))
+        choose_devices(DevicesConfig(share=False), seated([3, 3], [4, 2]))
     # On a single host, its name would say nothing.
     with pytest.raises(UserError, match=r"devices.share=true\.$"):
-        choose_devices(DevicesConfig(), seated([3], [2]))
+        choose_devices(DevicesConfig(share=False), seated([3], [2]))
 
 
 def test_a_node_without_gpus_stops_a_run_that_demands_them():
@@ -321,9 +326,40 @@ def test_memory_is_read_when_every_rank_has_its_context_and_before_any_goes_on(m
 
 def test_a_neighbour_on_the_same_gpu_stops_the_run(monkeypatch):
     Machine(monkeypatch, 1)
-    world = OneOf(seated([2], [1]), ["", "GPU-cuda:0"])
-    with pytest.raises(UserError, match="both have GPU GPU-cuda:0"):
-        assign_device(world, DevicesConfig(), {})
+    for refuses in ({"share": False}, {"kind": "cuda"}):
+        with pytest.raises(UserError, match="both have GPU GPU-cuda:0"):
+            assign_device(OneOf(seated([2], [1]), ["", "GPU-cuda:0"]), DevicesConfig(**refuses), {})
+
+
+def test_ranks_that_share_gpus_unasked_are_told_of_in_one_line(monkeypatch, logged):
+    Machine(monkeypatch, 1)
+    four = ["", *["GPU-cuda:0"] * 3]
+    got = assign_device(OneOf(seated([4], [1]), four), DevicesConfig(), {})
+    assert (got.name, got.sharers) == ("cuda:0", (0, 1, 2, 3))
+    assert [(record.levelname, record.getMessage()) for record in logged.records] == [
+        (
+            "INFO",
+            "4 ranks share 1 GPU on n1. For a GPU each, start as many ranks as GPUs; devices.kind=cpu takes the CPU, "
+            "and devices.share=false refuses this",
+        )
+    ]
+    logged.clear()
+    assign_device(OneOf(seated([4], [1]), four), DevicesConfig(share=True), {})
+    assert not logged.records
+    # Two slices are at hand, and all ranks have the first of them.
+    sliced = {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}
+    assign_device(OneOf(seated([2], [1]), ["", "MIG-a"]), DevicesConfig(), sliced)
+    assert "start each rank with one of the 2 MIG slices alone" in logged.records[0].getMessage()
+
+
+def test_nodes_that_share_alike_are_listed_together():
+    uuids = ["a", "a", "b", "a", "a", "a", "b", "c", "", "", *["a"] * 10]
+    slots = seated([3, 2, 3, 2, *[2] * 5], [2, 1, 3, 0, *[1] * 5])
+    note = sharing_note(DevicesConfig(), slots, uuids)
+    assert note.startswith(
+        "3 ranks share 2 GPUs on n1; 2 ranks share 1 GPU on n2, n5, n6, n7 and 2 more nodes. For a GPU each, "
+    )
+    assert sharing_note(DevicesConfig(), seated([2, 1], [2, 1]), ["a", "b", "a"]) == ""
 
 
 def test_gpus_that_torch_cannot_use_are_warned_of(monkeypatch, logged):

@@ -104,10 +104,14 @@ def test_isolated_tasks_are_named_as_such():
 def test_a_shared_gpu_is_a_failure_unless_allowed():
     slots = seated([2], visible=1)
     resources = [RankResources(frozenset({0}), "A100", "uuid")] * 2
-    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, resources)
+    told = ranks.gpu_use(DevicesConfig(share=False), slots, ["cuda:0"] * 2, resources)
     assert told[0].level is Level.FAILURE
     assert "ranks 0 and 1 of a node both have GPU uuid. Request GPUs per node" in told[0].text
-    assert Level.FAILURE not in levels(ranks.gpu_use(DevicesConfig(share=True), slots, ["cuda:0"] * 2, resources))
+    assert levels(ranks.gpu_use(DevicesConfig(share=True), slots, ["cuda:0"] * 2, resources)) == [Level.GOOD]
+    # What nobody asked for is told.
+    told = ranks.gpu_use(DevicesConfig(), slots, ["cuda:0"] * 2, resources)
+    assert levels(told) == [Level.FACT, Level.GOOD]
+    assert told[0].text.startswith("2 ranks share 1 GPU on n1.")
 
 
 def test_a_gpu_that_cannot_be_used_is_a_failure():

@@ -107,8 +107,17 @@ def test_times_are_written_as_slurm_reads_them(seconds, text):
             "3 x 2 are 6 ranks, but there are 4 participants. Use at most that many ranks",
         ),
         (["--set", "topology.kind=rign"], "topology.kind: got 'rign'"),
-        (["--gpus-per-node", "3", "--ranks-per-node", "4", "--set", "participants=4"], "4 ranks on a node but 3 GPUs"),
-        (["--gpus-per-node", "1"], "ranks 0 and 1 of a node both have GPU cuda:0"),
+        (
+            [
+                *("--gpus-per-node", "3", "--ranks-per-node", "4"),
+                "--set",
+                "participants=4",
+                "--set",
+                "devices.share=false",
+            ],
+            "4 ranks on a node but 3 GPUs",
+        ),
+        (["--gpus-per-node", "1", "--set", "devices.kind=cuda"], "ranks 0 and 1 of a node both have GPU cuda:0"),
         (["--set", "devices.kind=cuda"], "devices.kind: got 'cuda', but no CUDA device"),
         (["--gpus-per-node", "2", "--set", "devices.map=[0, 2]"], "devices.map: got [0, 2]"),
         (["--time", "3m"], "--time: got 00:03:00, must be more than 00:03:00. The run stops 120 s before"),
@@ -182,6 +191,15 @@ def test_data_and_graph_are_checked_as_by_a_run_unless_they_are_elsewhere(tmp_pa
 def test_gpus_that_would_be_idle_are_told_of(capsys):
     made(*SMALL, "--gpus-per-node", "4")
     assert "2 of 4 GPUs of each node would be idle" in capsys.readouterr().err
+
+
+def test_gpus_that_ranks_would_share_are_told_of_unless_asked_for(capsys):
+    made(*SMALL, "--gpus-per-node", "1")
+    told = "the 2 ranks of each node would share its GPUs (1). For a GPU each, use --gpus-per-node 2 or --ranks"
+    assert told in capsys.readouterr().err
+    made(*SMALL, "--gpus-per-node", "1", "--set", "devices.share=true")
+    made(*SMALL, "--gpus-per-node", "0")
+    assert "GPU" not in capsys.readouterr().err
 
 
 def test_gpus_that_would_be_idle_for_many_elements_are_told_of_once(tmp_path, capsys):
