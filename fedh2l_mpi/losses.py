@@ -188,3 +188,22 @@ def logit_distance(own_logits_BC: Tensor, consensus_BC: Tensor) -> Tensor:
     Source: Li and Wang, "FedMD: heterogenous federated learning via model distillation", 2019.
     """
     return functional.l1_loss(own_logits_BC, consensus_BC.detach())
+
+
+def prototype_distance(embeddings_BK: Tensor, prototypes_BK: Tensor, is_known_B: Tensor) -> Tensor:
+    """Return the mean over samples and numbers of (embedding - prototype)^2; a sample without a prototype counts as 0.
+
+    Parameters
+    ----------
+    embeddings_BK : float tensor (B, K)
+        Gradients flow through these only.
+    prototypes_BK : float tensor (B, K)
+        The prototype of each sample's class.
+    is_known_B : float tensor (B,)
+        1 if there is such a prototype, else 0.
+
+    Source: Tan et al., "FedProto: federated prototype learning across heterogeneous clients", 2022, the distance
+    between local and global prototypes, for each sample instead of the mean of its class, as in the authors' code.
+    """
+    squared_BK = (embeddings_BK - prototypes_BK.detach()) ** 2
+    return (is_known_B[:, None] * squared_BK).mean()

@@ -101,6 +101,8 @@ ADDED: dict[str, Any] = {
     "method.backoff": False,
     "method.local_labels": "private",
     "method.sharpening": 0.1,
+    "method.weight_prototypes": 1.0,
+    "method.prototype_size": 64,
     "method.coefficient_rate": 0.1,
     "method.coefficient_pull": 0.7,
     "seed_set.views_per_sample": 1,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedh2l_mpi.config.section import NO_SWITCH, KindSection, Natural, Number, Switch, problem, refuse
+from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Natural, Number, Switch, problem, refuse
 from fedh2l_mpi.errors import did_you_mean, shown
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6), NO_SWITCH]
@@ -218,6 +218,15 @@ class FdOptions(LocalLabelOptions, kind="fd"):
 
 class FedAvgFinetunedOptions(FedAvgOptions, kind="fedavg_finetuned"):
     """Options of `fedavg_finetuned`."""
+
+
+class FedProtoOptions(LocalLabelOptions, kind="fedproto"):
+    """Options of `fedproto`."""
+
+    weight_prototypes: Weight = Field(1.0, description="lambda, weight of the distance from the prototypes")
+    prototype_size: Count = Field(
+        64, description="numbers of a prototype; wider or narrower embeddings are projected to as many"
+    )
 
 
 class DsFlOptions(PosteriorOptions, kind="ds_fl"):

@@ -17,6 +17,7 @@ from fedh2l_mpi.methods.fedavg_finetuned import FedAvgFinetuned
 from fedh2l_mpi.methods.feddf import FedDF
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.fedmd import FedMD
+from fedh2l_mpi.methods.fedproto import FedProto
 from fedh2l_mpi.methods.gradients import COMBINERS
 from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.methods.kt_pfl import KtPfl
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "fedprox": FedProx,
     "fedavg_finetuned": FedAvgFinetuned,
     "fd": FederatedDistillation,
+    "fedproto": FedProto,
     "ds_fl": DsFl,
     "feddf": FedDF,
     "kt_pfl": KtPfl,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.config import MethodConfig
@@ -111,6 +111,9 @@ class Method:
                 "method.local_labels: got 'private_and_seed', but seed_set.labelled is false. Fix: set it to true, or "
                 "method.local_labels to private."
             )
+
+    def check_model(self, architecture: str, model: nn.Module, classes: int) -> None:
+        """Raise `UserError` if participants with this model could not learn by the method; any model can by default."""
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec | None:
         """Return the name and shape of the array that a participant publishes, or None if nothing is ever exchanged.

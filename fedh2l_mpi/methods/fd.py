@@ -3,22 +3,17 @@
 Shape letters: B minibatch, C classes, N neighbours.
 """
 
-import torch
 from torch import Tensor
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import FdOptions
-from fedh2l_mpi.exchange import ArraySpec, host_memory
+from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods import class_means
-from fedh2l_mpi.methods.base import Method
-from fedh2l_mpi.methods.round import Round
+from fedh2l_mpi.methods.by_class_method import ByClassMethod
 from fedh2l_mpi.participant import Participant
 
-# Keys under which a participant keeps the sums of this round's posteriors, and the teacher of the next round's steps.
-SUMS, TEACHER = "class_sums", "class_teacher"
 
-
-class FederatedDistillation(Method):
+class FederatedDistillation(ByClassMethod):
     """Participants take E + M steps on private data, and publish the mean posterior of the samples of each class.
 
     The posteriors are those of the round's own steps. In the next round, the loss on a sample of class y is
@@ -32,44 +27,22 @@ class FederatedDistillation(Method):
     """
 
     config: FdOptions
-    keeps_published = True
-    publishes_classes = True
-    all_steps_in = "local"
 
     @property
-    def publishes_first(self) -> bool:
-        return False
+    def weight(self) -> float:
+        return self.config.weight_kd
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("class posteriors", classes, classes + 1)
 
-    def publish(self, participant: Participant, now: Round) -> Tensor:
-        """Return the mean posterior of each class and the number of its samples, float32 (C, C + 1) in host memory."""
-        return host_memory.to_host(class_means.means(participant.kept.pop(SUMS)))
+    def vectors(self, participant: Participant, own_logits_BC: Tensor) -> Tensor:
+        """Return the posteriors of a minibatch, (B, C)."""
+        return losses.posteriors(own_logits_BC)
 
-    def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E + M steps on private minibatches, and on seed labels too if `method.local_labels` says so."""
-        participant.begin(now.index, phase=0)
-        classes = now.seed_set.classes
-        participant.kept[SUMS] = torch.zeros(classes, classes + 1, device=participant.device)
-        self.labelled_steps(participant, now, self.config.local_steps + self.config.mutual_steps)
+    def combined(self, own_CK: Tensor, theirs_NCK: Tensor) -> Tensor | None:
+        """Return the mean of the neighbours' means; the own one is left out, as in the paper."""
+        return class_means.mean_of_means(theirs_NCK) if len(theirs_NCK) else None
 
-    def private_loss_of(self, participant: Participant, own_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """Return CE + w_kd KL(teacher of the class || own) on a private minibatch, in nats; add up the posteriors."""
-        loss = super().private_loss_of(participant, own_logits_BC, labels_B)
-        kept, classes = participant.kept, own_logits_BC.shape[-1]
-        if SUMS in kept:
-            kept[SUMS] += class_means.sums(losses.posteriors(own_logits_BC), labels_B, classes)
-        if TEACHER not in kept:
-            return loss
-        teacher_B = kept[TEACHER][labels_B]
-        is_known_B = (teacher_B[:, -1] > 0).to(teacher_B.dtype)
-        distillation = losses.mutual_distillation(own_logits_BC, teacher_B[None, :, :-1], weights_NB=is_known_B[None])
-        participant.note("loss_distillation", distillation)
-        return loss + self.config.weight_kd * distillation
-
-    def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
-        """Keep the mean of the neighbours' means for the next round; nothing without neighbours."""
-        participant.kept.pop(TEACHER, None)
-        if len(theirs):
-            participant.kept[TEACHER] = class_means.mean_of_means(theirs).to(participant.device)
+    def pull(self, own_logits_BC: Tensor, vectors_BK: Tensor, teacher_BK: Tensor, is_known_B: Tensor) -> Tensor:
+        """Return the mean of KL(teacher of the class || own), in nats."""
+        return losses.mutual_distillation(own_logits_BC, teacher_BK[None], weights_NB=is_known_B[None])

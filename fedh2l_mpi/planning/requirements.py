@@ -146,10 +146,12 @@ def compute(
     Raises
     ------
     UserError
-        If a model is unknown or does not fit the data, if a rehearsal with a user's own model or method or with a
-        minibatch of one sample fails, or if the codec does not fit the exchanged arrays.
+        If a model is unknown or does not fit the data or the method, if a rehearsal with a user's own model or method
+        or with a minibatch of one sample fails, or if the codec does not fit the exchanged arrays.
     """
     built = build_models(config, source, built)
+    for name, model in built.items():
+        method.check_model(name, model, source.classes)
     metrics, has_local_test = evaluation.chosen_metrics(config.evaluation, source.classes), np.any(counts.local_test_P)
     columns = evaluation.columns_of(
         config.method.name, method.notes, bool(has_local_test), metrics, config.size, source.classes

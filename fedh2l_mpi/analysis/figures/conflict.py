@@ -31,6 +31,7 @@ GRADIENTS = {
     "conflict_rate": ("share of steps in conflict", VERMILION, "-"),
     "gradient_cosine": ("gradient cosine", BLUE, "--"),
 }
+DISTANCES = {"fedmd": "distance of logits", "fedproto": "distance of embeddings"}
 LOSSES = {
     "loss_private": ("private", GREY, "-"),
     "loss_seed": ("seed set", GREEN, "--"),
@@ -54,8 +55,8 @@ def drawn(run: Run, width_mm: float) -> "Figure":
     every = figure.subplots(*grid, squeeze=False, sharex=True).ravel()
     for axes, (title, looks) in zip(every, panels, strict=True):
         for name, (label, colour, style) in looks.items():
-            if name == "loss_distillation" and run.key("method.name") == "fedmd":
-                label = "distance of logits"
+            if name == "loss_distillation":
+                label = DISTANCES.get(run.key("method.name"), label)
             spread_on(axes, rounds_R, run.metrics[name], colour, style, label)
         if looks.keys() & GRADIENTS.keys():
             axes.axhline(0.0, color="black", linewidth=0.6)

@@ -46,6 +46,7 @@ BUILT_IN: Mapping[str, Look] = MappingProxyType(
         "fedprox": Look(OLIVE, "p", DASH_DOT),
         "fedavg_finetuned": Look(STEEL, (3, 1, 0), DASHED),
         "fd": Look(FOREST, "8", DOTS),
+        "fedproto": Look(SAND, (8, 1, 0), DASH_DOTS),
         "ds_fl": Look(RUST, (4, 1, 0), DASH_DOT),
         "feddf": Look(MAGENTA, (4, 1, 45), DASHED),
         "kt_pfl": Look(LEAF, (6, 1, 0), DASH_DOTS),

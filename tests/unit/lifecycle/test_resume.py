@@ -55,6 +55,7 @@ CASES = {
     "pairs that change with every round": [
         *("models=[mlp]", "topology=one_peer_exponential", "participants=6", "method.name=d_psgd"),
     ],
+    "prototypes of embeddings": ["method.name=fedproto", "models=[mlp, cnn]", "method.prototype_size=32"],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.learners import a_round, assert_equal, cross_entropy, learner, method
 
+from fedh2l_mpi.methods.by_class_method import SUMS
 from fedh2l_mpi.models import build
 from fedh2l_mpi.sample_form import SampleForm
 
@@ -28,6 +29,7 @@ def test_fd_publishes_the_mean_posterior_of_each_class_over_the_rounds_own_steps
         own = of_class.get(label, [])
         expected = torch.stack(own).mean(0) if own else torch.zeros(10)
         torch.testing.assert_close(published[label], torch.cat([expected, torch.tensor([float(len(own))])]))
+    learning.mutual_phase(participant, now, torch.empty(0, 10, 11))
     assert not participant.kept, "checkpoints would contain it"
 
 
@@ -40,6 +42,7 @@ def test_fd_pulls_each_sample_towards_the_mean_of_the_neighbours_that_have_its_c
     teacher = theirs[..., :10].sum(0) / theirs[..., 10].sum(0).clamp(min=1)[:, None]
     learning = method("fd", local_steps=1, mutual_steps=0, weight_kd=3.0, local_labels=local_labels)
     participant, now = learner(), a_round()
+    participant.kept[SUMS] = torch.zeros(10, 11)
     learning.mutual_phase(participant, now, theirs)
     before = [parameter.detach().clone() for parameter in participant.model.parameters()]
     learning.local_phase(participant, now)
