@@ -8,7 +8,7 @@ import resource
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,6 +23,8 @@ LOOK_S = 0.25
 COMMAND_S = 10.0
 # Longer than filling the caches takes, and shorter than a round.
 TURN_S = 0.05
+# Variables that load a library into every program: the dynamic loader's, and CUDA's for profilers.
+WORK_AT_EXIT = ("LD_PRELOAD", "LD_AUDIT", "CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH")
 # The system call's number, because C libraries before glibc 2.41 have no function for it.
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "ppc64le": 355}
 # struct sched_attr: size, policy, flags, nice, priority, runtime [ns], deadline, period.
@@ -50,8 +52,31 @@ def end(code: int) -> NoReturn:
         sys.exit(code)
     # C's `exit` instead of `os._exit`, because MPICH leaves the job in a handler of C's; otherwise its launcher takes
     # the process for a crashed one. PyDLL keeps the interpreter's lock, so no other thread runs Python meanwhile.
-    ctypes.PyDLL(None).exit(code)
+    library = ctypes.PyDLL(None)
+    # `leave_out_destructors` ends the process before C itself writes what its streams still hold.
+    library.fflush(None)
+    library.exit(code)
     os._exit(code)
+
+
+def leave_out_destructors(environ: Mapping[str, str] = os.environ) -> bool:
+    """Let the exit of this process leave out the handlers of C that the libraries loaded so far have registered.
+
+    PyTorch's destroy its table of operators, object by object. In a forked process, this copies every page of them.
+    Handlers that are registered later, such as MPI's, still run.
+
+    Returns
+    -------
+    bool
+        False where the C library has no `on_exit` (only glibc has it), or where a library that the user preloads or
+        injects, such as a profiler, may write its results at the end. Then nothing is changed.
+
+    Source: on_exit(3). Handlers run in the reverse order of their registration, and `_exit` runs no further ones.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "on_exit") or any(environ.get(name) for name in WORK_AT_EXIT):
+        return False
+    return library.on_exit(ctypes.cast(library._exit, ctypes.c_void_p), None) == 0
 
 
 def stat_fields(pid: int) -> list[str]:

@@ -10,6 +10,7 @@ import socket
 import traceback
 from collections.abc import Callable
 
+from fedh2l_mpi.runtime import processes
 from fedh2l_mpi.runtime.shared_imports import process_state, protocol, rendezvous
 from fedh2l_mpi.runtime.shared_imports.parent import ParentProcess
 from fedh2l_mpi.runtime.shared_imports.process_state import ProcessState
@@ -255,6 +256,8 @@ def _become(rank: tuple[ProcessState, list[int]], name: str) -> ParentProcess:
     process_state.restore(facts, received)
     for variable, value in WITHOUT_FIXED_ADDRESSES.items():
         os.environ.setdefault(variable, value)
+    # The destructors of what the server has loaded would copy most of the pages that ranks share.
+    processes.leave_out_destructors()
     return ParentProcess(facts["proxy"], facts["launcher"])
 
 

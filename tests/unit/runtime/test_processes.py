@@ -48,6 +48,34 @@ def test_a_process_ends_with_its_threads_handlers_and_texts_but_without_the_inte
     assert (measured.returncode, measured.stdout) == (7, "worked\nhandled\ncleaned\n")
 
 
+# Handlers of C from before and after the call. They get the exit status 1, and so write to file 1, unbuffered.
+HANDLERS = """
+import ctypes, sys
+from fedh2l_mpi.runtime import processes
+library = ctypes.PyDLL(None)
+def handler(text):
+    assert library.on_exit(ctypes.cast(library.dprintf, ctypes.c_void_p), ctypes.c_char_p(text)) == 0
+handler(b"earlier ")
+print(processes.leave_out_destructors(), flush=True)
+handler(b"later ")
+library.printf(b"held ")
+sys.exit(1) if len(sys.argv) > 1 else processes.end(1)
+"""
+
+
+@pytest.mark.parametrize("preloaded", ["", "libc.so.6"])
+@pytest.mark.parametrize("ends_quickly", [True, False])
+def test_handlers_of_libraries_loaded_before_are_left_out_unless_one_is_preloaded(preloaded, ends_quickly):
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc has on_exit")
+    command = [sys.executable, "-c", HANDLERS, *([] if ends_quickly else ["sys.exit"])]
+    environ = {**os.environ, "LD_PRELOAD": preloaded}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ)
+    expected = f"{not preloaded}\nheld later {'earlier ' if preloaded else ''}"
+    assert (ended.returncode, ended.stderr, ended.stdout) == (1, "", expected)
+
+
+@linux
 def test_long_turns_are_taken_and_leave_policy_and_niceness_as_they_are():
     taken, error, policy, nice, runtime_ns = subprocess.check_output([sys.executable, "-c", ASK], text=True).split()
     if int(error) == errno.EPERM:
