@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fedh2l_mpi.errors import LateRankError, UserError
-from fedh2l_mpi.runtime import libraries
+from fedh2l_mpi.runtime import libraries, shared_memory
 from fedh2l_mpi.runtime.clocks import Patience, Timer
 from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
@@ -330,6 +330,9 @@ def connect(environ: Mapping[str, str] = os.environ) -> World:
             f"the job has {launch.size} tasks (SLURM_NTASKS), but this process was started without a launcher. "
             "Start it with srun or mpirun."
         )
+    if caution := shared_memory.caution(environ):
+        with contextlib.suppress(OSError, ValueError):
+            print(f"fedh2l_mpi: warning: {caution}", file=sys.stderr, flush=True)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

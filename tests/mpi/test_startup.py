@@ -125,6 +125,28 @@ def test_signals_to_the_launcher_reach_the_ranks(tmp_path, any_mpi, number):
         assert said.state in ("failed", "stopped")
 
 
+# Docker's default. 16 ranks of MPICH take 82 MiB, and die in most attempts; 4 ranks take 21 MiB.
+SMALL_SHM = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"'
+
+
+@pytest.mark.parametrize("ranks", [4, 16])
+def test_too_little_shared_memory_for_mpi_is_told_before_mpi_dies_of_it(tmp_path, ranks):
+    mpi, alone = mpich(), ["unshare", "--mount", "sh", "-c"]
+    if mpi is None or subprocess.run([*alone, SMALL_SHM, "sh", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs mpirun, and root for a /dev/shm of its own")
+    run = ["-m", "fedh2l_mpi", "--share-imports", "--quiet", *SHORT, "--set", f"participants={ranks}"]
+    rank = [mpi.python, *run, "--set", "data.partition.samples_per_participant=80", "--out", str(tmp_path / "run")]
+    process = start([*alone, SMALL_SHM, "sh", mpi.mpirun, "-n", str(ranks), *rank])
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        kill(process)
+    warned = "/dev/shm has 64 MiB free on this node, but its 16 ranks take 83 MiB of it"
+    assert said.count(warned) == (ranks == 16)
+    assert process.returncode == 0 or warned in said
+    all_are_gone(tmp_path / "run")
+
+
 def test_ranks_whose_launcher_was_killed_stop_in_order(tmp_path):
     mpi, out = openmpi(), tmp_path / "run"
     if mpi is None:

@@ -3,19 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, failure, good, refused, spans, warning
-from fedh2l_mpi.runtime import devices
+from fedh2l_mpi.runtime import devices, shared_memory
 from fedh2l_mpi.runtime.devices import RankSlot
 from fedh2l_mpi.runtime.world import World
 
-# MPI's ranks of a node share memory in this folder. MPICH 5.0 takes 5.2 MiB of it for each rank, and a rank dies
-# without a message (SIGBUS) if it is full. Containers often have 64 MiB.
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_RANK_BYTES = 6 * 2**20
 # Further nodes are only counted, so that the page stays short.
 LISTED = 12
 
@@ -66,7 +61,7 @@ def visible_gpus() -> int:
 
 def claim_resources(device: str) -> RankResources:
     """Select `device` for this rank, as a run would, and return its cores and GPU."""
-    own = RankResources(usable_cores(), machine_cores=os.cpu_count() or 1, shared_bytes=shared_bytes())
+    own = RankResources(usable_cores(), machine_cores=os.cpu_count() or 1, shared_bytes=shared_memory.total_bytes())
     if device == "cpu":
         return own
     import torch
@@ -76,15 +71,6 @@ def claim_resources(device: str) -> RankResources:
         return replace(own, gpu=torch.cuda.get_device_name(device), uuid=uuid)
     except (RuntimeError, AssertionError) as error:
         return replace(own, trouble=f"{type(error).__name__}: {str(error).splitlines()[0]}")
-
-
-def shared_bytes() -> int | None:
-    """Return the size of the memory that the ranks of this machine can share; None if there is no such folder."""
-    try:
-        status = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    return status.f_blocks * status.f_frsize
 
 
 def examine(world: World, config: DevicesConfig, environ: Mapping[str, str]) -> list[Finding]:
@@ -103,23 +89,30 @@ def examine(world: World, config: DevicesConfig, environ: Mapping[str, str]) -> 
     if not lines:
         lines = gpu_use(config, slots, chosen, resources)
     lines += _visible_devices(slots, settings)
-    shared = [shared_memory(here, resources[here[0].rank]) for here in _nodes(slots)]
+    each_bytes = shared_memory.rank_bytes(environ) or shared_memory.MPICH_RANK_BYTES
+    shared = [shared_memory_use(here, resources[here[0].rank], each_bytes) for here in _nodes(slots)]
     return _in_short(cores) + _in_short([found for found in shared if found is not None]) + lines
 
 
-def shared_memory(here: Sequence[RankSlot], own: RankResources) -> Finding | None:
-    """Check that the ranks of a node, or one for each of its cores, fit into its shared memory; None if unknown."""
+def shared_memory_use(here: Sequence[RankSlot], own: RankResources, each_bytes: int) -> Finding | None:
+    """Check that the ranks of a node, or one for each of its cores, fit into its shared memory; None if unknown.
+
+    Parameters
+    ----------
+    each_bytes : int
+        What MPI takes there for a rank.
+    """
     if own.shared_bytes is None:
         return None
-    fits = max(1, own.shared_bytes // SHARED_RANK_BYTES)
-    text = f"{own.shared_bytes / 2**20:,.0f} MiB in {SHARED_MEMORY} are enough for MPI with {_count(fits, 'rank')}"
+    fits = max(1, own.shared_bytes // each_bytes)
+    size = f"{own.shared_bytes / shared_memory.MIB:,.0f} MiB in {shared_memory.FOLDER}"
+    text = f"{size} are enough for MPI with {_count(fits, 'rank')}"
     if fits >= max(len(here), len(own.cores)):
         return good(here[0].host, text)
     return warning(
         here[0].host,
-        f"{text}; more may be killed without a message (SIGBUS)",
-        f"start at most {_count(fits, 'rank')} a node (each can host several participants), or enlarge it "
-        "(docker run --shm-size=1g)",
+        f"{text}; more may be killed without a message (SIGBUS, SIGSEGV)",
+        f"start at most {_count(fits, 'rank')} a node (each can host several participants), or {shared_memory.LARGER}",
     )
 
 

@@ -9,6 +9,7 @@ from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.launch.doctor import ranks
 from fedh2l_mpi.launch.doctor.findings import Level, good, warning
 from fedh2l_mpi.launch.doctor.ranks import RankResources
+from fedh2l_mpi.runtime import shared_memory
 from fedh2l_mpi.runtime.devices import RankSlot
 from fedh2l_mpi.runtime.world import World
 
@@ -59,19 +60,20 @@ def test_more_threads_than_cores_are_warned_of_with_a_number_that_fits(cores, th
 
 
 @pytest.mark.parametrize(
-    ("mebibytes", "count", "says"),
+    ("mebibytes", "count", "each", "says"),
     [
-        (64, 10, "64 MiB in /dev/shm are enough for MPI with 10 ranks$"),
-        (64, 16, "10 ranks; more may be killed .* Fix: start at most 10 ranks a node .*--shm-size=1g"),
-        (1024, 16, "1,024 MiB .* with 170 ranks$"),
+        (64, 12, shared_memory.MPICH_RANK_BYTES, "64 MiB in /dev/shm are enough for MPI with 12 ranks$"),
+        (64, 16, shared_memory.MPICH_RANK_BYTES, "12 ranks; more may .* Fix: start at most 12 ranks .*--shm-size=1g"),
+        (64, 16, shared_memory.OPEN_MPI_RANK_BYTES, "64 MiB in /dev/shm are enough for MPI with 160 ranks$"),
+        (1024, 16, shared_memory.MPICH_RANK_BYTES, "1,024 MiB .* with 196 ranks$"),
     ],
 )
-def test_the_shared_memory_of_a_node_bounds_its_ranks(mebibytes, count, says):
+def test_the_shared_memory_of_a_node_bounds_its_ranks(mebibytes, count, each, says):
     own = RankResources(frozenset({0, 1}), shared_bytes=mebibytes * 2**20)
-    told = ranks.shared_memory(seated([count]), own)
+    told = ranks.shared_memory_use(seated([count]), own, each)
     assert re.search(says, told.text), told.text
     assert told.level is (Level.WARNING if "more may" in says else Level.GOOD)
-    assert ranks.shared_memory(seated([count]), RankResources(frozenset())) is None
+    assert ranks.shared_memory_use(seated([count]), RankResources(frozenset()), each) is None
 
 
 def test_who_gets_which_gpu_is_listed_by_node():
