@@ -67,8 +67,9 @@ def run(
 ) -> "Run":
     """Run a simulation and return its results. **Collective** under mpirun: every rank calls it, and gets the result.
 
-    It installs no signal handlers and changes no environment variables. The number of PyTorch's threads and the state
-    of its random generators are restored afterwards.
+    It installs no signal handlers. The number of PyTorch's threads, the state of its random generators and its flags
+    are restored afterwards. The one environment variable that it sets is CUBLAS_WORKSPACE_CONFIG, for a GPU, which a
+    process reads once.
 
     Parameters
     ----------
@@ -323,14 +324,16 @@ def _items(set: str | Sequence[str]) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _torch_as_it_was() -> Iterator[None]:
-    """Restore PyTorch's number of threads, and the random generators of PyTorch, NumPy and Python."""
+    """Restore PyTorch's number of threads and flags, and the random generators of PyTorch, NumPy and Python."""
     import torch
 
     from fedh2l_mpi.rng import restored_global_generators
+    from fedh2l_mpi.runtime import arithmetic
 
     threads = torch.get_num_threads()
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    with restored_global_generators(range(torch.cuda.device_count()) if cuda else ()):
+    generators = restored_global_generators(range(torch.cuda.device_count()) if cuda else ())
+    with arithmetic.restored(), generators:
         try:
             yield
         finally:

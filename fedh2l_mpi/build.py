@@ -22,6 +22,7 @@ from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.planning import memory_check
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.rng import Purpose, torch_seed
+from fedh2l_mpi.runtime import arithmetic
 from fedh2l_mpi.runtime.devices import AssignedDevice, assign_device
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
@@ -103,8 +104,8 @@ def _refuse_other_data(config: Config, digests: list[bytes]) -> None:
 def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
     refuse_too_many(config)
     device = torch.device(assigned.name)
-    if config.optimizer.precision == "bfloat16":
-        mixed_precision.refuse_without_hardware(device)
+    mixed_precision.refuse_without_hardware(device, config.optimizer.precision)
+    arithmetic.set_up(device, config.optimizer.precision)
     models.check_weights(config.weights, [config.architecture(index) for index in range(config.size)])
     hosting = Hosting(config.size, world.size)
     here, method = hosting.participants_of(world.rank), methods.build(config)

@@ -14,7 +14,7 @@ def in_words(key: Key) -> str:
     key : callable
         It returns the value of a dotted key of the config. A file of an earlier version, or a damaged one, has None.
     """
-    precision = ", bfloat16" if key("optimizer.precision") == "bfloat16" else ""
+    precision = f", {key('optimizer.precision')}" if key("optimizer.precision") in ("tf32", "bfloat16") else ""
     return (
         f"{key('optimizer.name')}, lr {key('optimizer.lr')}{_changes(key)}, minibatch {key('optimizer.batch_size')}"
         f"{precision}{_average(key)}"

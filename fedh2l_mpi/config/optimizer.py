@@ -42,10 +42,12 @@ class OptimizerConfig(UpdateConfig):
     )
     batch_size: Count = Field(32, description="size of a private minibatch [samples]")
     seed_batch_size: Count = Field(64, description="size of the seed minibatch of a mutual step [samples]")
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="number format of a model's matrix products and convolutions; bfloat16 is for GPUs and CPUs with "
-        "hardware for it: weights, losses and updates stay float32, and devices.batching has no effect",
+        description="number format of a model's matrix products and convolutions: IEEE float32; tf32: on a GPU with "
+        "hardware for it, float32 with 10 bits of fraction in the factors, and no effect on a CPU; bfloat16 is for "
+        "GPUs and CPUs with hardware for it: weights, losses and updates stay float32, and devices.batching has no "
+        "effect",
     )
 
     @field_validator("per_model", mode="before")

@@ -171,6 +171,8 @@ def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]
         f"{config.size} participants, {config.topology.kind}, {config.data.name} ({part.kind}, {plan.domains} "
         f"domains), {config.method.name}, {config.rounds} rounds, seed {config.seed}"
     )
+    if config.optimizer.precision == "tf32" and all(row["device"] == "cpu" for row in everyone):
+        log.info("optimizer.precision=tf32 has no effect on a CPU: the run computes in float32")
     for index, row in enumerate(everyone[:LISTED]):
         domain = f"domain {row['own_domain']}" if row["own_domain"] >= 0 else "all domains"
         log.info(

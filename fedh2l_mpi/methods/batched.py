@@ -93,7 +93,7 @@ def may_batch(config: Config, takes_batches: bool) -> bool:
 
     Models in bfloat16 step alone, because they do more than their layers say.
     """
-    return takes_batches and config.devices.batching == "like" and config.optimizer.precision == "float32"
+    return takes_batches and config.devices.batching == "like" and config.optimizer.precision != "bfloat16"
 
 
 def training_units(participants: Sequence[Participant]) -> list[TrainingUnit]:

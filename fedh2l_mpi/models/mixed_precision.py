@@ -7,18 +7,34 @@ from torch import Tensor, nn
 
 from fedh2l_mpi.errors import UserError
 
+# The first generation of GPUs that computes in TF32, Ampere, by its compute capability.
+FIRST_WITH_TF32 = (8, 0)
 
-def refuse_without_hardware(device: torch.device) -> None:
-    """Refuse a GPU that would emulate bfloat16, because it is faster in float32. CPUs are always accepted.
+
+def refuse_without_hardware(device: torch.device, precision: str) -> None:
+    """Refuse a GPU that has no arithmetic for a number format: it would emulate bfloat16, and leave out TF32.
+
+    CPUs are always accepted: all of them compute bfloat16, and tf32 is float32 there.
+
+    Parameters
+    ----------
+    precision : {"float32", "tf32", "bfloat16"}
+        `optimizer.precision`.
 
     Raises
     ------
     UserError
         If the device is such a GPU.
     """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type != "cuda" or precision == "float32":
+        return
+    if precision == "tf32":
+        has_it = torch.cuda.get_device_capability(device) >= FIRST_WITH_TF32
+    else:
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    if not has_it:
         raise UserError(
-            f"optimizer.precision: got 'bfloat16', but {device} ({torch.cuda.get_device_name(device)}) has no "
+            f"optimizer.precision: got {precision!r}, but {device} ({torch.cuda.get_device_name(device)}) has no "
             "arithmetic for it. Use float32."
         )
 

@@ -246,8 +246,15 @@ def assign_device(world: World, config: DevicesConfig, environ: Mapping[str, str
     """
     import torch
 
+    from fedh2l_mpi.runtime import arithmetic
+
     slots = collect_slots(world, torch.cuda.device_count(), environ)
     device = world.together(lambda: choose_devices(config, slots))[world.rank]
+    if device != "cpu" and not arithmetic.fix_workspace() and world.rank == 0:
+        log.warning(
+            f"CUDA was in use before this run without {arithmetic.WORKSPACE}, so the last bits may differ from run to "
+            f"run. Fix: set {arithmetic.WORKSPACE}={arithmetic.SIZES} before CUDA is first used."
+        )
     uuids = world.collect(select_device(device, environ))
     free_bytes, total_bytes = (0, 0) if device == "cpu" else torch.cuda.mem_get_info(device)
     world.together(lambda: check_nodes_apart(slots, uuids, config.may_share))

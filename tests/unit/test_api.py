@@ -14,6 +14,7 @@ from torch import nn
 import fedh2l_mpi as fh
 from fedh2l_mpi import evaluation
 from fedh2l_mpi.build import build_rank
+from fedh2l_mpi.runtime import arithmetic
 from fedh2l_mpi.runtime.world import World
 
 SMALL = {"participants": 3, "rounds": 3, "models": ["mlp", "cnn"], "evaluation": {"every": 2}}
@@ -101,15 +102,19 @@ def test_a_model_scores_what_the_run_recorded(ran, average, tmp_path):
         ran.model(3)
 
 
-def test_the_process_is_left_as_it_was_also_by_an_error(tmp_path):
+def test_the_process_is_left_as_it_was_also_by_an_error(tmp_path, monkeypatch):
     logger, threads = logging.getLogger("fedh2l_mpi"), torch.get_num_threads()
     before = (list(logger.handlers), logger.level, logger.propagate, signal.getsignal(signal.SIGTERM))
     torch.manual_seed(5)
     generator = torch.get_rng_state()
     rounds = []
+    # As on a GPU, whose flags PyTorch has here, too.
+    set_up = arithmetic.set_up
+    monkeypatch.setattr(arithmetic, "set_up", lambda device, precision: set_up(torch.device("cuda"), precision))
 
     def fail(index, arrays):
         rounds.append((index, arrays["accuracy_all"].shape, arrays["loss"].shape))
+        assert (torch.get_deterministic_debug_mode(), torch.backends.cudnn.allow_tf32) == (1, False)
         if index == 1:
             raise KeyError("mine")
 
@@ -119,8 +124,16 @@ def test_the_process_is_left_as_it_was_also_by_an_error(tmp_path):
     assert (list(logger.handlers), logger.level, logger.propagate, signal.getsignal(signal.SIGTERM)) == before
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), generator)
+    assert (torch.get_deterministic_debug_mode(), torch.backends.cudnn.allow_tf32) == (0, True)
     resumed = fh.run(SMALL, out=tmp_path / "run", resume="auto", quiet=True)
     assert resumed.state == "complete"
+
+
+def test_on_a_cpu_tf32_is_float32_and_the_log_says_so(tmp_path, ran):
+    tf32 = fh.run({**SMALL, "optimizer": {"precision": "tf32"}}, out=tmp_path / "run", quiet=True)
+    for name in ("loss", "accuracy", "loss_private", "loss_distillation"):
+        np.testing.assert_array_equal(tf32[name], ran[name])
+    assert "optimizer.precision=tf32 has no effect on a CPU" in (tf32.path / "log" / "rank-0000.log").read_text()
 
 
 @pytest.mark.parametrize(

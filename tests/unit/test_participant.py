@@ -280,13 +280,16 @@ def test_a_copy_of_a_model_in_bfloat16_has_weights_of_its_own(patched):
 
 
 @pytest.mark.parametrize("has_it", [False, True])
-def test_a_gpu_without_bfloat16_is_refused_by_name(monkeypatch, has_it):
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_gpu_without_a_number_format_is_refused_by_name(monkeypatch, has_it, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    # Turing, the last one without TF32, and Ampere.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if has_it else (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
-    mixed_precision.refuse_without_hardware(torch.device("cpu"))
-    says = r"optimizer.precision: got 'bfloat16', but cuda:1 \(Old GPU\) has no arithmetic for it\. Use float32"
-    with nullcontext() if has_it else pytest.raises(UserError, match=says):
-        mixed_precision.refuse_without_hardware(torch.device("cuda:1"))
+    mixed_precision.refuse_without_hardware(torch.device("cpu"), precision)
+    says = rf"optimizer.precision: got '{precision}', but cuda:1 \(Old GPU\) has no arithmetic for it\. Use float32"
+    with nullcontext() if has_it or precision == "float32" else pytest.raises(UserError, match=says):
+        mixed_precision.refuse_without_hardware(torch.device("cuda:1"), precision)
 
 
 def test_models_in_bfloat16_learn_and_are_not_stacked():

@@ -11,7 +11,7 @@ from helpers.launching import SEE_GPUS, hide_gpus, start
 
 from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime import devices
+from fedh2l_mpi.runtime import arithmetic, devices
 from fedh2l_mpi.runtime.devices import (
     AssignedDevice,
     RankSlot,
@@ -227,10 +227,18 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
         self.calls: list[str] = []
+        # Set first, so that it is gone after the test, too.
+        monkeypatch.setenv(arithmetic.WORKSPACE, "")
+        monkeypatch.delenv(arithmetic.WORKSPACE)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.calls.append(f"set {device}"))
+        monkeypatch.setattr(torch.cuda, "set_device", self.select)
         monkeypatch.setattr(torch.cuda, "get_device_properties", self.properties)
         monkeypatch.setattr(torch.cuda, "mem_get_info", self.memory)
+
+    def select(self, device: str) -> None:
+        # cuBLAS reads it at the first use of CUDA.
+        assert os.environ[arithmetic.WORKSPACE] == ":4096:8"
+        self.calls.append(f"set {device}")
 
     def properties(self, device: str) -> object:
         self.calls.append(f"ask {device}")
@@ -252,6 +260,19 @@ def test_cuda_is_not_touched_for_the_cpu(monkeypatch):
     machine = Machine(monkeypatch, 4)
     assert assign_device(World(None), DevicesConfig(kind="cpu"), {}).name == "cpu"
     assert machine.calls == []
+    assert arithmetic.WORKSPACE not in os.environ
+
+
+def test_a_process_that_used_cuda_before_the_run_is_warned(monkeypatch, logged):
+    Machine(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assign_device(World(None), DevicesConfig(), {})
+    assert [record.getMessage().partition(",")[0] for record in logged.records] == [
+        "CUDA was in use before this run without CUBLAS_WORKSPACE_CONFIG"
+    ]
+    # The next run in the same process finds what the first one has set.
+    assign_device(World(None), DevicesConfig(), {})
+    assert len(logged.records) == 1
 
 
 class OneOf:
