@@ -6,7 +6,7 @@ Shape letters: B minibatch, S seed samples, C classes, X the axes of one sample.
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,10 +17,13 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config import Config, EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS, Augmentation
 from fedh2l_mpi.data.labelled import Labelled
+from fedh2l_mpi.data.minibatches import Minibatches, PreparedMinibatches
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models import mixed_precision, optimizers, weight_average
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
 from fedh2l_mpi.rng import Purpose, generator, seed_global_generators, torch_seed
+from fedh2l_mpi.runtime import repetition
+from fedh2l_mpi.runtime.transfers import to_device
 
 REMEDY = "Fix: try a smaller optimizer.lr."
 
@@ -69,38 +72,17 @@ class TrainingUnit(Protocol):
     def step(self, gradient: Tensor) -> None:
         """Make one update."""
 
-    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples for each of the steps, int64."""
+    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Tensor:
+        """Return rows of the round's seed samples for each of the steps, int64 (steps, B)."""
+
+    def repeat(self, steps: int | Tensor, step: Callable[..., None], *reads: Any) -> None:
+        """Take steps of one kind: `step(rows_B, *reads)` for seed minibatches (steps, B), else `step(*reads)`."""
 
     def note(self, name: str, value: Tensor) -> None:
         """Record a scalar of this step."""
 
     def received(self, theirs: Mapping[int, Tensor]) -> Tensor | None:
         """Return the neighbours' published arrays; None if the members have to learn from them one by one."""
-
-
-class Minibatches:
-    """Endless sequence of minibatches. Every epoch draws a new order and cuts it into whole minibatches.
-
-    Minibatch k depends on (seed, participant, k) alone, so the position is the only state. Samples after an epoch's
-    last whole minibatch are dropped for that epoch. If there are fewer samples than a minibatch has, they form one.
-    """
-
-    def __init__(self, samples: int, batch_size: int, seed: int, participant: int) -> None:
-        self._samples, self.size = samples, min(batch_size, samples)
-        self._per_epoch = samples // self.size
-        self._seed, self._participant = seed, participant
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
-        self.position = 0
-
-    def next(self) -> Tensor:
-        """Return the rows of the next minibatch, int64 (B,), in host memory."""
-        epoch, within = divmod(self.position, self._per_epoch)
-        if self._order[0] != epoch:
-            draw = generator(self._seed, Purpose.PRIVATE_BATCHES, self._participant, epoch)
-            self._order = (epoch, torch.from_numpy(draw.permutation(self._samples)))
-        self.position += 1
-        return self._order[1][within * self.size : (within + 1) * self.size]
 
 
 class Participant:
@@ -123,7 +105,7 @@ class Participant:
         Section `optimizer` as it applies to the architecture.
     seed : int
         The run's seed.
-    augment : callable or None
+    augment : Augmentation or None
         Transformation of every private minibatch.
     round_steps : int
         E + M, optimiser steps of a round.
@@ -134,6 +116,8 @@ class Participant:
     ----------
     shared_state : SharedState
         The parameters and buffers that parameter-sharing methods exchange.
+    prepared : PreparedMinibatches
+        Rows and random draws of the private minibatches to come, on the device.
     kept : dict of str to Tensor
         Tensors that a method keeps for this participant between phases and rounds. Checkpoints contain them.
     label_smoothing : float
@@ -172,7 +156,9 @@ class Participant:
         self.average = weight_average.build(self.model, self.parameters, optimizer, average_follows)
         self._round_steps = round_steps
         self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
-        self._seed, self._seed_batch_size, self._augment = seed, optimizer.seed_batch_size, augment
+        self._augment, shape = augment, private.stored.shape[1:]
+        self.prepared = PreparedMinibatches(self.minibatches, augment, shape, self.device, seed, index)
+        self._seed, self._seed_batch_size = seed, optimizer.seed_batch_size
         self.label_smoothing = optimizer.label_smoothing
         self.forward_size = evaluation.batch_size
         self._noted: dict[str, list[Tensor]] = {}
@@ -288,12 +274,11 @@ class Participant:
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
         """Return the next private minibatch: a model's input (B, X) and labels (B,)."""
-        position = self.minibatches.position
-        rows = self.minibatches.next().to(self.device)
-        inputs = self.private.inputs(rows)
+        rows_B, *draws = self.prepared.next()
+        inputs = self.private.inputs(rows_B)
         if self._augment is not None:
-            inputs = self._augment(inputs, generator(self._seed, Purpose.AUGMENTATION, self.index, position))
-        return inputs, self.private.labels[rows]
+            inputs = self._augment.apply(inputs, draws)
+        return inputs, self.private.labels[rows_B]
 
     def log_prior(self, classes: int) -> Tensor:
         """Return the logarithm of the prior of the private training labels, float32 (C,) on the device."""
@@ -327,8 +312,8 @@ class Participant:
         """Return the arrays that this participant's neighbours have published, float32 (N, rows, columns)."""
         return theirs[self.index]
 
-    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples for each of the steps, int64 (B,).
+    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Tensor:
+        """Return rows of the round's seed samples for each of the steps, int64 (steps, B), on the device.
 
         They are drawn from (seed, participant, round). Set `after` to the number of the round's steps that used the
         first minibatches already.
@@ -338,7 +323,21 @@ class Participant:
         epochs = math.ceil((after + steps) / (samples // size)) if steps else 0
         orders = [draw.permutation(samples)[: samples // size * size] for _ in range(epochs)]
         rows = torch.from_numpy(np.concatenate(orders)) if orders else torch.empty(0, dtype=torch.int64)
-        return iter(rows.to(self.device).split(size)[after : after + steps])
+        return to_device(rows.view(-1, size)[after : after + steps], self.device)
+
+    def repeat(self, steps: int | Tensor, step: Callable[..., None], *reads: Any) -> None:
+        """Take steps of one kind, whose private minibatches go to the device together.
+
+        Parameters
+        ----------
+        steps : int or int64 tensor (steps, B)
+            Number of steps, or the rows of the seed minibatch of each, which `step` gets first.
+        step : callable
+            Takes one step: `step(*reads)`, or `step(rows_B, *reads)`.
+        reads : any
+            Tensors, numbers and other facts that may differ from one phase to the next.
+        """
+        repetition.take([self.prepared], steps, step, reads)
 
     @torch.no_grad()
     def logits(self, inputs_NX: Tensor) -> Tensor:
@@ -356,7 +355,7 @@ class Participant:
         ValueError
             If the value is not a scalar.
         """
-        scalar = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), device=self.device)
+        scalar = value.detach() if isinstance(value, Tensor) else torch.full((), float(value), device=self.device)
         if scalar.dim():
             raise ValueError(f"note({name!r}) got a tensor of shape {tuple(scalar.shape)}, must be a scalar")
         self._noted.setdefault(name, []).append(scalar)
@@ -379,8 +378,12 @@ class Participant:
         DivergedError
             If a mean is not finite, because a diverged participant would teach nothing to the others.
         """
-        means = {name: float(torch.stack(values).double().mean()) for name, values in self._noted.items()}
-        self._noted = {}
+        noted, self._noted = self._noted, {}
+        if not noted:
+            return {}
+        # All means come from the device together, because it works on while nobody asks for a number.
+        means_K = torch.stack([torch.stack(values).double().mean() for values in noted.values()])
+        means = dict(zip(noted, means_K.tolist(), strict=True))
         for name, mean in means.items():
             if not math.isfinite(mean):
                 raise DivergedError(f"participant {self.index} diverged: {name} is {mean}. {REMEDY}")

@@ -1,11 +1,13 @@
 """Random transformations of samples; all random numbers come from a generator that the caller passes.
 
-The same generator state gives the same samples on every rank. Shape letters: N samples, X the axes of one sample, K
-channels, H height, W width, L length.
+The same generator state gives the same samples on every rank. The draws depend on the shape of the samples alone, so
+those of many minibatches can be made ahead and go to the device together. Shape letters: N samples, X the axes of one
+sample, K channels, H height, W width, L length.
 """
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +21,30 @@ from fedh2l_mpi.data.labelled import memory_format
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.sample_form import PADDING, PLURAL, UNKNOWN, SampleKind
 
-Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
-
 IMAGES: tuple[SampleKind, ...] = ("image",)
 NUMBERS: tuple[SampleKind, ...] = ("image", "series", "vector")
 TOKENS: tuple[SampleKind, ...] = ("tokens",)
 
 
+class Augmentation(ABC):
+    """Random transformation of samples: draws on the host, and their use on the device."""
+
+    @abstractmethod
+    def draw(self, shape: Sequence[int], generator: np.random.Generator) -> list[Tensor]:
+        """Return the draws for samples of a shape (N, X), each with an axis of N samples first, in host memory."""
+
+    @abstractmethod
+    def apply(self, samples_NX: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Return new samples (N, X) by draws that are on their device."""
+
+    def __call__(self, samples_NX: Tensor, generator: np.random.Generator) -> Tensor:
+        """Return new samples (N, X); the draws do not depend on the values of the samples."""
+        draws = self.draw(samples_NX.shape, generator)
+        return self.apply(samples_NX, [draw.to(samples_NX.device) for draw in draws])
+
+
 @dataclass(frozen=True)
-class Affine:
+class Affine(Augmentation):
     """Shift, turn and resize each image a little; pixels from outside the image get its darkest value.
 
     Attributes
@@ -45,26 +62,30 @@ class Affine:
     scale: float = 0.1
     shift: float = 0.05
 
-    def __call__(self, images_NKHW: Tensor, draw: np.random.Generator) -> Tensor:
-        """Return new images (N, K, H, W); the draws do not depend on the images."""
-        count = len(images_NKHW)
-        angle = np.radians(draw.uniform(-self.rotation_deg, self.rotation_deg, count))
-        size = draw.uniform(1 - self.scale, 1 + self.scale, count)
+    def draw(self, shape: Sequence[int], generator: np.random.Generator) -> list[Tensor]:
+        """Return the affine map of each image, float32 (N, 2, 3)."""
+        count, _, height, width = shape
+        angle = np.radians(generator.uniform(-self.rotation_deg, self.rotation_deg, count))
+        size = generator.uniform(1 - self.scale, 1 + self.scale, count)
         # The grid spans -1 to 1, so a shift by the whole side is 2.
-        shift = 2 * draw.uniform(-self.shift, self.shift, (count, 2))
+        shift = 2 * generator.uniform(-self.shift, self.shift, (count, 2))
         cos, sin = np.cos(angle) / size, np.sin(angle) / size
         # A unit of the grid is longer along the longer axis.
-        tall = images_NKHW.shape[2] / images_NKHW.shape[3]
+        tall = height / width
         rows = np.stack(
             [np.stack([cos, -sin * tall, shift[:, 0]], axis=1), np.stack([sin / tall, cos, shift[:, 1]], axis=1)],
             axis=1,
         )
-        darkest = images_NKHW.amin(dim=(1, 2, 3), keepdim=True)
-        return _sampled(images_NKHW - darkest, rows, padding="zeros") + darkest
+        return [torch.from_numpy(rows).float()]
+
+    def apply(self, samples_NX: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Return new images (N, K, H, W)."""
+        darkest = samples_NX.amin(dim=(1, 2, 3), keepdim=True)
+        return _sampled(samples_NX - darkest, draws[0], padding="zeros") + darkest
 
 
 @dataclass(frozen=True)
-class Photo:
+class Photo(Augmentation):
     """Crop and resize each image at random, flip it horizontally and change its colour, as is usual for photographs.
 
     Colour changes apply to normalised values: brightness is added, contrast scales about the image's mean, saturation
@@ -84,24 +105,27 @@ class Photo:
     ratio: float = 4 / 3
     colour: float = 0.2
 
-    def __call__(self, images_NKHW: Tensor, draw: np.random.Generator) -> Tensor:
-        """Return new images (N, K, H, W); the draws do not depend on the images."""
-        count = len(images_NKHW)
-        side = np.sqrt(draw.uniform(self.area, 1.0, count))
-        stretch = np.exp(draw.uniform(-math.log(self.ratio), math.log(self.ratio), count) / 2)
+    def draw(self, shape: Sequence[int], generator: np.random.Generator) -> list[Tensor]:
+        """Return the affine map of each image, float32 (N, 2, 3), and its changes of colour, each (N, 1, 1, 1)."""
+        count = shape[0]
+        side = np.sqrt(generator.uniform(self.area, 1.0, count))
+        stretch = np.exp(generator.uniform(-math.log(self.ratio), math.log(self.ratio), count) / 2)
         width, height = np.minimum(side * stretch, 1.0), np.minimum(side / stretch, 1.0)
         # A crop of half the width has its centre within half the width of the grid's centre.
-        right = draw.uniform(-1, 1, count) * (1 - width)
-        down = draw.uniform(-1, 1, count) * (1 - height)
-        flip = np.where(draw.random(count) < 0.5, -1.0, 1.0)
+        right = generator.uniform(-1, 1, count) * (1 - width)
+        down = generator.uniform(-1, 1, count) * (1 - height)
+        flip = np.where(generator.random(count) < 0.5, -1.0, 1.0)
         nought = np.zeros(count)
         rows = np.stack(
             [np.stack([width * flip, nought, right], axis=1), np.stack([nought, height, down], axis=1)], axis=1
         )
-        images = _sampled(images_NKHW, rows, padding="border")
-        brightness, contrast, saturation = (
-            torch.from_numpy(draw.uniform(-self.colour, self.colour, (count, 1, 1, 1))).to(images) for _ in range(3)
-        )
+        colours = [generator.uniform(-self.colour, self.colour, (count, 1, 1, 1)) for _ in range(3)]
+        return [torch.from_numpy(values).float() for values in (rows, *colours)]
+
+    def apply(self, samples_NX: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Return new images (N, K, H, W)."""
+        maps, brightness, contrast, saturation = draws
+        images = _sampled(samples_NX, maps, padding="border")
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         images = (images - mean) * (1 + contrast) + mean + brightness
         grey = images.mean(dim=1, keepdim=True)
@@ -109,7 +133,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Jitter:
+class Jitter(Augmentation):
     """Add Gaussian noise to every number of a normalised sample: x + noise z, with z from the normal distribution.
 
     Attributes
@@ -120,15 +144,18 @@ class Jitter:
 
     noise: float = 0.1
 
-    def __call__(self, values_NX: Tensor, draw: np.random.Generator) -> Tensor:
-        """Return new samples (N, X); the draws do not depend on the samples."""
-        normals_NX = torch.from_numpy(draw.standard_normal(tuple(values_NX.shape), dtype=np.float32)).to(values_NX)
-        jittered = values_NX + self.noise * normals_NX
-        return jittered.contiguous(memory_format=memory_format(values_NX.dim()))
+    def draw(self, shape: Sequence[int], generator: np.random.Generator) -> list[Tensor]:
+        """Return z, float32 (N, X)."""
+        return [torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))]
+
+    def apply(self, samples_NX: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Return new samples (N, X)."""
+        jittered = samples_NX + self.noise * draws[0]
+        return jittered.contiguous(memory_format=memory_format(samples_NX.dim()))
 
 
 @dataclass(frozen=True)
-class WordDropout:
+class WordDropout(Augmentation):
     """Replace each word of a text by the unknown one with a probability; padding stays.
 
     Attributes
@@ -142,10 +169,13 @@ class WordDropout:
 
     probability: float = 0.1
 
-    def __call__(self, ids_NL: Tensor, draw: np.random.Generator) -> Tensor:
-        """Return new token ids (N, L); the draws do not depend on the ids."""
-        is_dropped_NL = torch.from_numpy(draw.random(tuple(ids_NL.shape)) < self.probability).to(ids_NL.device)
-        return ids_NL.masked_fill(is_dropped_NL & (ids_NL != PADDING), UNKNOWN)
+    def draw(self, shape: Sequence[int], generator: np.random.Generator) -> list[Tensor]:
+        """Return whether each word is replaced, bool (N, L)."""
+        return [torch.from_numpy(generator.random(tuple(shape)) < self.probability)]
+
+    def apply(self, samples_NX: Tensor, draws: Sequence[Tensor]) -> Tensor:
+        """Return new token ids (N, L)."""
+        return samples_NX.masked_fill(draws[0] & (samples_NX != PADDING), UNKNOWN)
 
 
 AUGMENTATIONS: dict[str, Augmentation | None] = {
@@ -205,9 +235,8 @@ def viewer(config: SeedSetConfig, kind: SampleKind) -> Augmentation | None:
     return Photo() if name == "photo" else None
 
 
-def _sampled(images_NKHW: Tensor, rows_N23: np.ndarray, padding: str) -> Tensor:
+def _sampled(images_NKHW: Tensor, maps_N23: Tensor, padding: str) -> Tensor:
     """Sample each image at the positions to which its affine map moves the result's pixels; return channels last."""
-    maps = torch.from_numpy(rows_N23).to(images_NKHW)
-    grid = affine_grid(maps, list(images_NKHW.shape), align_corners=False)
+    grid = affine_grid(maps_N23, list(images_NKHW.shape), align_corners=False)
     sampled = grid_sample(images_NKHW, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return sampled.contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ published array has rows and columns.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -220,8 +220,8 @@ class Method:
         """True if losses leave out the prior of the labels that they are computed on."""
         return self.config.prior_correction == "balanced"
 
-    def mutual_minibatches(self, participant: Participant, now: Round) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples, int64 (B,), for the M mutual steps.
+    def mutual_minibatches(self, participant: Participant, now: Round) -> Tensor:
+        """Return rows of the round's seed samples for each of the M mutual steps, int64 (M, B).
 
         If the E local steps use seed labels, they use the first minibatches of the round, and these are the next ones.
         """
@@ -290,16 +290,22 @@ class Method:
 
     def private_steps(self, participant: Participant, steps: int) -> None:
         """Take optimiser steps on private minibatches."""
-        for _ in range(steps):
-            participant.step(participant.gradient(self.private_loss(participant)))
+        participant.repeat(steps, lambda: participant.step(participant.gradient(self.private_loss(participant))))
 
     def labelled_steps(self, participant: Participant, now: Round, steps: int) -> None:
         """Take a round's first steps on private minibatches, and on seed labels if `method.local_labels` says so."""
         if not self.uses_local_labels:
             self.private_steps(participant, steps)
-            return
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, steps):
+        else:
+            self.label_steps(participant, now, participant.seed_minibatches(len(now.seed), now.index, steps))
+
+    def label_steps(self, participant: Participant, now: Round, rows_MB: Tensor) -> None:
+        """Take a step on private data and seed labels for each minibatch of the round's seed samples, int64 (M, B)."""
+
+        def step(rows_B: Tensor, now: Round) -> None:
             self.paired_step(participant, now, rows_B, self.label_terms(participant, now, rows_B))
+
+        participant.repeat(rows_MB, step, now)
 
     def paired_step(
         self, participant: Participant, now: Round, rows_B: Tensor, seed_terms: Callable[[Tensor], list[Tensor]]

@@ -3,7 +3,8 @@
 Shape letters: G members, B minibatch, N neighbours, S seed rows of the round, C classes, W weights of a model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.models import batched_linear, optimizers, weight_average
 from fedh2l_mpi.participant import Participant, TrainingUnit
+from fedh2l_mpi.runtime import repetition
 
 # More members gain nothing, because their gradients would leave the cache.
 MEMBERS = 16
@@ -72,10 +74,14 @@ class BatchedParticipants:
         if self.average is not None:
             self.average.after_step(self.optimizer.steps)
 
-    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Iterator[Tensor]:
-        """Yield rows of the round's seed samples for each of the steps, int64 (G, B)."""
+    def seed_minibatches(self, samples: int, round_index: int, steps: int, after: int = 0) -> Tensor:
+        """Return rows of the round's seed samples for each of the steps, int64 (steps, G, B)."""
         each = [member.seed_minibatches(samples, round_index, steps, after) for member in self.members]
-        return (torch.stack(rows) for rows in zip(*each, strict=True))
+        return torch.stack(each, dim=1)
+
+    def repeat(self, steps: int | Tensor, step: Callable[..., None], *reads: Any) -> None:
+        """Take steps of one kind, as a participant does; `step` gets rows (G, B)."""
+        repetition.take([member.prepared for member in self.members], steps, step, reads)
 
     def note(self, name: str, value: Tensor) -> None:
         """Record a number (G,) of this step with the members."""

@@ -8,7 +8,6 @@ Shape letters: B minibatch, C classes, K numbers of a vector, N neighbours.
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def sums(values_BK: Tensor, labels_B: Tensor, classes: int) -> Tensor:
@@ -16,7 +15,7 @@ def sums(values_BK: Tensor, labels_B: Tensor, classes: int) -> Tensor:
 
     It is a product with the one-hot labels, because an indexed sum adds in no fixed order on a GPU.
     """
-    is_of_CB = functional.one_hot(labels_B, classes).float().T
+    is_of_CB = (labels_B[:, None] == torch.arange(classes, device=labels_B.device)).float().T
     ones_B1 = torch.ones(len(labels_B), 1, device=values_BK.device)
     return is_of_CB @ torch.cat([values_BK.detach().float(), ones_B1], dim=1)
 

@@ -55,8 +55,11 @@ class ConsensusMethod(Method):
         participant.begin(now.index, phase=1)
         answers_NSC = torch.cat([participant.kept.pop(OWN)[None], theirs.to(participant.device)])
         teacher_1SC = self.teacher(participant, now, answers_NSC)[None]
-        for rows_B in self.mutual_minibatches(participant, now):
+
+        def step(rows_B: Tensor, now: Round, teacher_1SC: Tensor) -> None:
             own_logits_BC = participant.model(now.seed.inputs[rows_B])
             distillation = losses.mutual_distillation(own_logits_BC, teacher_1SC[:, rows_B])
             participant.note("loss_distillation", distillation)
             participant.step(participant.gradient(distillation))
+
+        participant.repeat(self.mutual_minibatches(participant, now), step, now, teacher_1SC)

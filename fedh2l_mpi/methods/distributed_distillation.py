@@ -25,11 +25,14 @@ class DistributedDistillation(PosteriorMethod):
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own); gradients are summed."""
         participant.begin(now.index, phase=1)
-        theirs_NSC = theirs.to(participant.device)
         scale = self.config.weight_kd * self.temperature**2
-        for rows_B in self.mutual_minibatches(participant, now):
+
+        def step(rows_B: Tensor, now: Round, theirs_NSC: Tensor, scale: float) -> None:
             g_private = participant.gradient(self.private_loss(participant))
             own_logits_BC = participant.model(now.seed.inputs[rows_B])
             distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
             participant.note("loss_distillation", distillation)
             self.combined_step(participant, g_private, participant.gradient(scale * distillation))
+
+        theirs_NSC = theirs.to(participant.device)
+        participant.repeat(self.mutual_minibatches(participant, now), step, now, theirs_NSC, scale)

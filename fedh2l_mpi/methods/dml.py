@@ -26,12 +26,14 @@ class DeepMutualLearning(PosteriorMethod):
         """Take M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
         participant.begin(now.index, phase=1)
         theirs_NSC = theirs.to(participant.device)
-        scale = self.config.weight_kd * self.temperature**2 * len(theirs_NSC)
-        for rows_B in self.mutual_minibatches(participant, now):
+
+        def step(rows_B: Tensor, now: Round, theirs_NSC: Tensor) -> None:
             own_logits_BC = participant.model(now.seed.inputs[rows_B])
             distillation = self.distillation(now, own_logits_BC, theirs_NSC[:, rows_B])
             participant.note("loss_distillation", distillation)
-            loss = scale * distillation
+            loss = self.config.weight_kd * self.temperature**2 * len(theirs_NSC) * distillation
             if self.labelled:
                 loss = loss + self.seed_loss(participant, now, own_logits_BC, rows_B)
             participant.step(participant.gradient(loss))
+
+        participant.repeat(self.mutual_minibatches(participant, now), step, now, theirs_NSC)

@@ -57,12 +57,11 @@ class FedProx(FedAvg):
     """
 
     config: FedProxOptions
+    needs_start = True
 
-    def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E + M steps like FedAvg's, with mu (w - w_0) added to each gradient."""
-        participant.begin(now.index, phase=0)
-        weights = participant.parameters.vector
-        last_average = weights.clone()
-        for loss in self.local_losses(participant, now):
-            gradient = participant.gradient(loss)
-            participant.step(gradient.add_(weights - last_average, alpha=self.config.proximal))
+    def local_step(self, participant: Participant, loss: Tensor, start: Tensor | None) -> None:
+        """Take a step like FedAvg's, with mu (w - w_0) added to the gradient."""
+        gradient = participant.gradient(loss)
+        if start is not None:
+            gradient.add_(participant.parameters.vector - start, alpha=self.config.proximal)
+        participant.step(gradient)

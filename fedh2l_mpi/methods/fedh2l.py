@@ -67,8 +67,13 @@ class FedH2L(PosteriorMethod):
         theirs_NSC = theirs.to(participant.device)
         own_SC = torch.stack(own).view(theirs_NSC.shape[1:]) if own and len(theirs_NSC) else None
         taught = teachers.choose(self.config.teachers, theirs_NSC, now.seed.labels, own_SC)
-        for rows_B in self.mutual_minibatches(participant, now):
-            self.paired_step(participant, now, rows_B, self._seed_terms(participant, now, rows_B, taught.on(rows_B)))
+
+        def step(rows_B: Tensor, now: Round, taught: Teachers, weight_kd: float) -> None:
+            terms = self._seed_terms(participant, now, rows_B, taught.on(rows_B), weight_kd)
+            self.paired_step(participant, now, rows_B, terms)
+
+        rows_MB = self.mutual_minibatches(participant, now)
+        participant.repeat(rows_MB, step, now, taught, self.weight_kd(now.index))
 
     def weight_kd(self, round_index: int) -> float:
         """Return w_kd of a round: 0 in the warm-up, then a linear rise to its value over the ramp."""
@@ -78,7 +83,7 @@ class FedH2L(PosteriorMethod):
         return self.config.weight_kd * min(1.0, (since + 1) / (self.config.ramp_rounds + 1))
 
     def _seed_terms(
-        self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers
+        self, participant: Participant, now: Round, rows_B: Tensor, taught: Teachers, weight_kd: float
     ) -> Callable[[Tensor], list[Tensor]]:
         """Return the function from logits to the terms of w_ce CE + w_kd T^2 mean over teachers of KL(teacher || own).
 
@@ -87,7 +92,6 @@ class FedH2L(PosteriorMethod):
 
         Source: Meng et al., "Conditional teacher-student learning", 2019, for back-off to the label.
         """
-        weight_kd = self.weight_kd(now.index)
         parts = taught.apart() if self.config.combine == "gem_neighbours" else [taught]
 
         def terms(own_logits_BC: Tensor) -> list[Tensor]:

@@ -53,15 +53,29 @@ class FedMD(Method):
         if self.exchanges_in(now.index):
             own_1SC = participant.kept["logits"][None]
             consensus_SC = torch.cat([own_1SC, theirs.to(participant.device)]).mean(dim=0)
-            for rows_B in self.mutual_minibatches(participant, now):
-                own_logits_BC = participant.model(now.seed.inputs[rows_B])
-                distance = losses.logit_distance(own_logits_BC, consensus_SC[rows_B])
-                participant.note("loss_distillation", distance)
-                participant.step(participant.gradient(distance))
+            self._digest(participant, now, consensus_SC)
         elif self.labelled:
-            for rows_B in self.mutual_minibatches(participant, now):
-                own_logits_BC = participant.model(now.seed.inputs[rows_B])
-                participant.step(participant.gradient(self.seed_loss(participant, now, own_logits_BC, rows_B)))
+            self._learn_labels(participant, now)
         else:
             self.private_steps(participant, self.config.mutual_steps)
         self.private_steps(participant, self.config.local_steps)
+
+    def _digest(self, participant: Participant, now: Round, consensus_SC: Tensor) -> None:
+        """Take M steps on the distance of the logits from the consensus."""
+
+        def step(rows_B: Tensor, now: Round, consensus_SC: Tensor) -> None:
+            own_logits_BC = participant.model(now.seed.inputs[rows_B])
+            distance = losses.logit_distance(own_logits_BC, consensus_SC[rows_B])
+            participant.note("loss_distillation", distance)
+            participant.step(participant.gradient(distance))
+
+        participant.repeat(self.mutual_minibatches(participant, now), step, now, consensus_SC)
+
+    def _learn_labels(self, participant: Participant, now: Round) -> None:
+        """Take M steps on the seed labels."""
+
+        def step(rows_B: Tensor, now: Round) -> None:
+            own_logits_BC = participant.model(now.seed.inputs[rows_B])
+            participant.step(participant.gradient(self.seed_loss(participant, now, own_logits_BC, rows_B)))
+
+        participant.repeat(self.mutual_minibatches(participant, now), step, now)

@@ -1,7 +1,5 @@
 """Base class of methods that exchange parameters. Shape letter: B minibatch."""
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 from fedh2l_mpi.exchange import ArraySpec, host_memory
@@ -18,6 +16,8 @@ class ParameterMethod(Method):
     """
 
     shares_parameters = True
+    # Local steps need the weights with which the local phase begins.
+    needs_start = False
     all_steps_in = "local"
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
@@ -30,18 +30,23 @@ class ParameterMethod(Method):
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Take E + M steps on private minibatches, and on seed labels too if `method.local_labels` says so."""
         participant.begin(now.index, phase=0)
-        for loss in self.local_losses(participant, now):
-            participant.step(participant.gradient(loss))
-
-    def local_losses(self, participant: Participant, now: Round) -> Iterator[Tensor]:
-        """Yield the loss of each of the E + M steps, in nats. The caller takes a step before it asks for the next one.
-
-        A seed minibatch shares the pass of the private one, because there are no rules for two gradients here.
-        """
+        start = participant.parameters.vector.clone() if self.needs_start else None
         steps = self.config.local_steps + self.config.mutual_steps
-        if not self.uses_local_labels:
-            for _ in range(steps):
-                yield self.private_loss(participant)
-            return
-        for rows_B in participant.seed_minibatches(len(now.seed), now.index, steps):
-            yield self.joint_loss(participant, now, rows_B, self.label_terms(participant, now, rows_B))
+
+        def step(start: Tensor | None) -> None:
+            self.local_step(participant, self.private_loss(participant), start)
+
+        def step_with_labels(rows_B: Tensor, now: Round, start: Tensor | None) -> None:
+            # Both minibatches share a pass, because there are no rules for two gradients here.
+            loss = self.joint_loss(participant, now, rows_B, self.label_terms(participant, now, rows_B))
+            self.local_step(participant, loss, start)
+
+        if self.uses_local_labels:
+            rows_MB = participant.seed_minibatches(len(now.seed), now.index, steps)
+            participant.repeat(rows_MB, step_with_labels, now, start)
+        else:
+            participant.repeat(steps, step, start)
+
+    def local_step(self, participant: Participant, loss: Tensor, start: Tensor | None) -> None:
+        """Take one of the E + M steps; `start` are the weights at their beginning (W,), if `needs_start`."""
+        participant.step(participant.gradient(loss))

@@ -30,5 +30,4 @@ class SeedSupervised(Method):
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps, each along a combination of the private and the seed gradient at the same weights."""
         participant.begin(now.index, phase=1)
-        for rows_B in self.mutual_minibatches(participant, now):
-            self.paired_step(participant, now, rows_B, self.label_terms(participant, now, rows_B))
+        self.label_steps(participant, now, self.mutual_minibatches(participant, now))
