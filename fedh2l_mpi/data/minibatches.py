@@ -82,7 +82,7 @@ class PreparedMinibatches:
         self._announced = 0
 
     def announce(self, steps: int) -> None:
-        """Let the rows and draws of so many minibatches go to the device when the first of them is asked for."""
+        """Let the rows and draws of this many minibatches go to the device when the first of them is asked for."""
         self._announced = self._order.position + steps
 
     def release(self) -> None:

@@ -10,7 +10,7 @@ class Prepared(Protocol):
     """A source of minibatches, which sends those of several steps to the device at once."""
 
     def announce(self, steps: int) -> None:
-        """Prepare for so many steps."""
+        """Prepare for this many steps."""
 
     def release(self) -> None:
         """Free what was prepared."""

@@ -79,9 +79,9 @@ class FarDevice(TorchFunctionMode):
         goes_far = any(_is_far_device(value) for value in (*args, *kwargs.values()))
         goes_near = name == "cpu" or any(_is_cpu(value) for value in (*args, *kwargs.values()))
         near = [tensor for tensor in tensors if not self.is_far(tensor)]
-        if name == "copy_" and bool(far) and bool(near) or (goes_far and (near or name in ("tensor", "as_tensor"))):
+        if (name == "copy_" and bool(far) and bool(near)) or (goes_far and (near or name in ("tensor", "as_tensor"))):
             self.copies["to the device"] += 1
-        elif far and name in WAITING or (far and goes_near):
+        elif (far and name in WAITING) or (far and goes_near):
             self.copies[name] += 1
         elif far and name not in NOT_MIXING and any(tensor.dim() for tensor in near):
             raise RuntimeError(f"{name}: tensors on two devices")

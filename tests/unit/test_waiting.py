@@ -9,7 +9,7 @@ from helpers.rounds import a_round_of
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.labelled import Labelled
-from fedh2l_mpi.methods import Method, Round, batched
+from fedh2l_mpi.methods import Method, Round
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.sample_form import SampleForm
