@@ -53,6 +53,7 @@ PARTS = {
     "repeat": Part("correctness", 90, after="facts"),
     "resume": Part("whole_runs", 140, after="facts"),
     "again": Part("whole_runs", 140, after="mpi"),
+    "stacked": Part("ways", 90, after="facts"),
     "vision": Part("whole_runs", 150, after="facts"),
     "memory": Part("machine", 90, after="vision"),
     "syncs": Part("machine", 60, after="facts"),

@@ -5,20 +5,23 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
+from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, PASS, SKIP, TINY, Report
-from benchmarks.gpu.runs import differences, has_torchvision, run_here
+from benchmarks.gpu.runs import has_torchvision, run_here
 from benchmarks.gpu.stopwatch import seconds_of
-from benchmarks.gpu.subjects import config_of, participant_of
+from benchmarks.gpu.subjects import arithmetic, config_of, mix_if, participant_of
 from fedh2l_mpi.sample_form import SampleForm
 
 # Architecture, channels and side of the images.
 MODELS = [("mlp", 1, 28), ("lenet5", 1, 28), ("cnn", 1, 28), ("resnet8", 1, 28), ("vit", 1, 28), ("mobilenet", 3, 64)]
 MODELS += [("resnet18", 3, 64 if TINY else 224)]
 VISION_MODELS = [("torchvision:alexnet", 3, 224), ("torchvision:mobilenet_v2", 3, 64 if TINY else 224)]
-# Arithmetic: TF32 in convolutions, bfloat16, and the largest relative error that a gradient may have.
-ARITHMETIC = {"ieee": (False, False, 1e-2), "default": (True, False, 0.1), "bfloat16": (True, True, 0.6)}
+# The largest relative error that a gradient may have, by `optimizer.precision`.
+ARITHMETIC = {"float32": 1e-2, "tf32": 0.1, "bfloat16": 0.6}
+# Two ways to IEEE's float32 add in other orders, and their errors differ by less than this factor; TF32's are larger
+# by a hundred and more.
+LIKE_IEEE = 5.0
 
 SHORT_RUNS = [
     (),
@@ -57,7 +60,6 @@ def agree(report: Report) -> None:
         "host copies": _check_host_copies,
         "minibatches keep channels last": _check_memory_format,
         "dropout repeats its draws": _check_dropout,
-        "batching=like, same bits": _check_batching,
     }
     for name, check in checks.items():
         with report.failure_of(name):
@@ -77,13 +79,20 @@ def _relative_error(value: Any, reference: Any) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
+def _gradient_error(precision: str, model: Any, images: Any, labels: Any, reference: Any) -> float:
+    """Return the relative error of the gradient that the device computes with the flags that are set."""
+    ours = copy.deepcopy(model).to(DEVICE)
+    mix_if(precision, ours)
+    return _relative_error(_gradient(ours, images.to(DEVICE), labels.to(DEVICE)), reference)
+
+
 def _check_gradients(report: Report) -> None:
-    """Compare every architecture's gradient with float64 on the CPU, by kind of arithmetic."""
+    """Compare every architecture's gradient with float64 on the CPU, by precision; float32 must be IEEE's."""
     import torch
 
-    from fedh2l_mpi.models import build, mixed_precision
+    from fedh2l_mpi.models import build
 
-    errors: dict[str, dict[str, float]] = {mode: {} for mode in ARITHMETIC}
+    errors: dict[str, dict[str, float]] = {precision: {} for precision in (*ARITHMETIC, "ieee")}
     for name, channels, side in MODELS:
         with report.failure_of(f"gradient of {name}"):
             draw = torch.Generator().manual_seed(1)
@@ -92,19 +101,20 @@ def _check_gradients(report: Report) -> None:
             images = images.contiguous(memory_format=torch.channels_last)
             labels = torch.randint(10, (batch,), generator=draw)
             model = build(name, SampleForm.image(channels, side), 10, 0).train()
-            reference = _gradient(copy.deepcopy(model).double(), images.double(), labels)
-            for mode, (is_tf32, is_mixed, _) in ARITHMETIC.items():
-                torch.backends.cudnn.allow_tf32 = is_tf32
-                ours = copy.deepcopy(model).to(DEVICE)
-                if is_mixed:
-                    mixed_precision.mix(ours)
-                gradient = _gradient(ours, images.to(DEVICE), labels.to(DEVICE))
-                errors[mode][name] = _relative_error(gradient, reference)
-    torch.backends.cudnn.allow_tf32 = True
-    for mode, (_, _, largest) in ARITHMETIC.items():
-        worst = max(errors[mode].values(), default=float("inf"))
-        detail = ", ".join(f"{name} {error:.0e}" for name, error in errors[mode].items())
-        report.check(f"gradients, {mode}, against float64", worst < largest, detail, worst=worst)
+            case = model, images, labels, _gradient(copy.deepcopy(model).double(), images.double(), labels)
+            for precision in ARITHMETIC:
+                with arithmetic(precision):
+                    errors[precision][name] = _gradient_error(precision, *case)
+            with bare.tf32(False):
+                errors["ieee"][name] = _gradient_error("float32", *case)
+    for precision, largest in ARITHMETIC.items():
+        worst = max(errors[precision].values(), default=float("inf"))
+        detail = ", ".join(f"{name} {error:.0e}" for name, error in errors[precision].items())
+        report.check(f"gradients, {precision}, against float64", worst < largest, detail, worst=worst)
+    ratios = {name: errors["float32"][name] / error for name, error in errors["ieee"].items()}
+    name = max(ratios, key=lambda name: ratios[name], default="")
+    detail = f"its error is at most {ratios[name]:.2f} times IEEE's ({name})" if name else "not measured"
+    report.check("float32 is IEEE's", bool(name) and ratios[name] < LIKE_IEEE, detail, ratios=ratios)
 
 
 def _check_optimizers(report: Report) -> None:
@@ -183,23 +193,6 @@ def _check_dropout(report: Report) -> None:
     report.check("dropout repeats its draws", repeats, "by participant, round and phase")
 
 
-def _check_batching(report: Report) -> None:
-    """Run like participants one by one and as one batch, and compare the runs."""
-    from fedh2l_mpi.models import batched_linear
-
-    keys = ("models=[mlp]", "participants=6", f"rounds={2 if TINY else 6}", "topology.kind=complete")
-    alone = run_here(*keys)
-    with mock.patch.object(batched_linear, "BatchedModel", wraps=batched_linear.BatchedModel) as batched:
-        together = run_here(*keys, "devices.batching=like")
-    if not batched.called:
-        report.add("batching=like, same bits", FAIL, "no batch was formed")
-        return
-    found = differences(alone, together)
-    # Only a CPU promises equal bits: batched products of CUDA may add in another order.
-    verdict = PASS if not found else INFO if ON_GPU else FAIL
-    report.add("batching=like, same bits", verdict, "; ".join(found[:3]) or "equal, bit for bit", differs=found)
-
-
 def methods(report: Report) -> None:
     """Run every method, view, codec and architecture for two rounds; nothing fails, and losses are finite."""
     import numpy as np
@@ -231,35 +224,42 @@ def methods(report: Report) -> None:
 
 
 def repeat(report: Report) -> None:
-    """Take one gradient many times, by default and with deterministic algorithms, and compare the bits."""
-    import torch
-
+    """Take one gradient many times: with the program's flags, the bits repeat. Report what the flags cost."""
     cases = MODELS + VISION_MODELS if has_torchvision() else MODELS
     if not has_torchvision():
         report.add("models of torchvision", FAIL if ON_GPU else SKIP, "torchvision is not installed")
-    for mode in ("default", "deterministic", "deterministic bfloat16"):
-        is_deterministic = mode != "default"
-        torch.backends.cudnn.deterministic = is_deterministic
-        torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
-        changing, seconds = [], {}
-        for name, channels, side in cases:
-            with report.failure_of(f"{mode} gradient of {name}"):
-                different, times, seconds[name] = _repeated(name, channels, side, is_mixed="bfloat16" in mode)
-                if different:
-                    changing.append(f"{name} {different}/{times}")
-        verdict = PASS if not changing else INFO if mode == "default" else FAIL
-        detail = f"different bits: {', '.join(changing)}" if changing else f"all of {len(seconds)}"
-        report.add(f"gradients repeat, {mode}", verdict, detail, seconds=seconds)
-    torch.backends.cudnn.deterministic = False
-    torch.use_deterministic_algorithms(False)
+    seconds: dict[str, dict[str, float]] = {}
+    for mode in ("float32", "bfloat16", "without the flags"):
+        precision = mode if mode in ARITHMETIC else "float32"
+        flags = bare.tf32(False) if mode == "without the flags" else arithmetic(precision)
+        changing, seconds[mode] = [], {}
+        with flags, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for name, channels, side in cases:
+                with report.failure_of(f"{mode}, gradient of {name}"):
+                    different, times, seconds[mode][name] = _repeated(name, channels, side, precision)
+                    if different:
+                        changing.append(f"{name} {different}/{times}")
+        verdict = PASS if not changing else INFO if mode == "without the flags" else FAIL
+        detail = f"different bits: {', '.join(changing)}" if changing else f"all of {len(seconds[mode])}"
+        report.add(f"gradients repeat, {mode}", verdict, detail, seconds=seconds[mode])
+        doubts = sorted({str(one.message).splitlines()[0] for one in caught if "determinis" in str(one.message)})
+        for doubt in doubts[:4]:
+            report.add(f"PyTorch's doubts, {mode}", INFO, doubt[:150])
+    costs = {
+        name: seconds["float32"][name] / plain_s
+        for name, plain_s in seconds["without the flags"].items()
+        if name in seconds["float32"]
+    }
+    report.add("cost of the flags", INFO, ", ".join(f"{name} {cost:.2f}" for name, cost in costs.items()), costs=costs)
 
 
-def _repeated(name: str, channels: int, side: int, is_mixed: bool) -> tuple[int, int, float]:
+def _repeated(name: str, channels: int, side: int, precision: str) -> tuple[int, int, float]:
     """Return how many repetitions of a gradient differ from the first, how many there were, and the seconds of one."""
     import torch
 
     from fedh2l_mpi import losses
-    from fedh2l_mpi.models import build, mixed_precision
+    from fedh2l_mpi.models import build
     from fedh2l_mpi.models.flat_parameters import FlatParameters
 
     batch, times = (2, 3) if TINY else (32, 25)
@@ -268,8 +268,7 @@ def _repeated(name: str, channels: int, side: int, is_mixed: bool) -> tuple[int,
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=draw).to(DEVICE)
     model = build(name, SampleForm.image(channels, side), 10, 0).train().to(DEVICE)
-    if is_mixed:
-        mixed_precision.mix(model)
+    mix_if(precision, model)
     flat = FlatParameters(model)
 
     def gradient() -> Any:

@@ -1,33 +1,28 @@
-"""Ways to make small models faster on a GPU: prototypes outside the program, all on one workload.
+"""Ways to make small models faster on a GPU: the program's own, and prototypes that say what is possible.
 
-G models of one architecture train on minibatches of 32 images of 28 x 28 by SGD with momentum, with their parameters in
-one flat vector each, as in the program. Every way makes the same steps; the weights are compared, too.
+The program's ways are runs (`ratios.py`). The prototypes train G models of one architecture on minibatches of 32
+images of 28 x 28, by SGD with momentum, with their parameters in one flat vector each, as in the program. Every
+prototype makes the same steps; the weights are compared, too.
 
-    eager        one model after the other, as the program does; row numbers come from the host
-    rows         the same, with row numbers already on the device: a step does not wait
-    graph        every model's step captured in a CUDA graph and replayed
-    graph, all   the steps of all models captured in one graph
-    streams      the models' graphs replayed on four streams
+    eager        one model after the other; row numbers lie on the device
+    graph, all   the steps of all models captured in one CUDA graph
     vmap         one step of all models by torch.func.vmap
     vmap, graph  that step captured in a graph
-    batched      the program's devices.batching=like, where it accepts the model
-    compiled     torch.compile; only with GPU_CHECK_COMPILE=1, because compiling takes long
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.gpu.findings import DEVICE, INFO, ON_GPU, SKIP, TINY, Report
+from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, SKIP, TINY, Report
 from benchmarks.gpu.stopwatch import seconds_of, short
-from benchmarks.gpu.subjects import config_of, forget_notes, participant_of
 from fedh2l_mpi.sample_form import SampleForm
 
 BATCH, SAMPLES, SIDE, CLASSES = 32, 1000, 28, 10
 LR, MOMENTUM = 0.01, 0.9
-STREAMS = 4
 # CUDA wants work to run a few times before it is captured.
 CAPTURE_WARM_UP = 3
+# Rounds of the program's runs; those of `python -m benchmarks.gpu` are longer.
+ROUNDS = 5
 
 
 class Fleet:
@@ -35,8 +30,8 @@ class Fleet:
 
     Attributes
     ----------
-    host_rows, rows : list of Tensor, Tensor
-        Every model's minibatch, int64 (G, B), in host memory and on the device.
+    rows : Tensor
+        Every model's minibatch, int64 (G, B), on the device.
     """
 
     def __init__(self, name: str, count: int) -> None:
@@ -49,8 +44,8 @@ class Fleet:
         self.count = count
         self.images = torch.randn(count, SAMPLES, 1, SIDE, SIDE, generator=draw).to(DEVICE)
         self.labels = torch.randint(CLASSES, (count, SAMPLES), generator=draw).to(DEVICE)
-        self.host_rows = [torch.randperm(SAMPLES, generator=draw)[:BATCH] for _ in range(count)]
-        self.rows = torch.stack(self.host_rows).to(DEVICE)
+        rows = [torch.randperm(SAMPLES, generator=draw)[:BATCH] for _ in range(count)]
+        self.rows = torch.stack(rows).to(DEVICE)
         self.models = [
             build(name, SampleForm.image(1, SIDE), CLASSES, seed).train().to(DEVICE) for seed in range(count)
         ]
@@ -71,13 +66,8 @@ class Fleet:
         velocity = self.velocities[index].mul_(MOMENTUM).add_(gradient)
         flat.vector.add_(velocity, alpha=-LR)
 
-    def step_all_from_host(self) -> None:
-        """Train every model, with row numbers from the host."""
-        for index in range(self.count):
-            self.step(index, self.host_rows[index].to(DEVICE))
-
     def step_all(self) -> None:
-        """Train every model, with row numbers on the device."""
+        """Train every model, one after the other."""
         for index in range(self.count):
             self.step(index, self.rows[index])
 
@@ -131,76 +121,45 @@ def vmap_step(fleet: Fleet) -> tuple[Callable[[], None], dict[str, Any]]:
     return step, weights
 
 
-def batched_step_seconds(name: str, count: int) -> float:
-    """Return the seconds of one model's step where the program trains like participants as one batch."""
-    from fedh2l_mpi import methods
-    from fedh2l_mpi.methods import batched
-
-    keys = ("optimizer.name=sgd", f"optimizer.momentum={MOMENTUM}", "devices.batching=like")
-    members = [participant_of(name, 1, SIDE, *keys, index=index, samples=SAMPLES) for index in range(count)]
-    (unit,) = batched.training_units(members)
-    method, steps = methods.build(config_of(*keys)), 2 if TINY else 10
-
-    def train() -> None:
-        method.private_steps(unit, steps)
-        for member in members:
-            forget_notes(member)
-
-    return seconds_of(train) / steps / count
-
-
 def levers(report: Report) -> None:
-    """Time one model's step in every way, and compare it with the program's way."""
+    """Time a model's step in the program's ways, in which it is compared with a bare loop, and in prototypes."""
+    from benchmarks.gpu import ratios
+
     count = 4 if TINY else 16
     for name in ("lenet5", "mlp"):
+        with report.failure_of(f"{name}, the program"):
+            _report_program(report, next(case for case in ratios.cases(TINY) if case.name.startswith(f"16 {name}")))
         seconds: dict[str, float] = {}
-        with report.failure_of(f"{name}, eager"):
+        with report.failure_of(f"{name}, prototypes"):
             fleet = Fleet(name, count)
-            seconds["eager"] = seconds_of(fleet.step_all_from_host) / count
-            seconds["rows"] = seconds_of(fleet.step_all) / count
+            seconds["eager"] = seconds_of(fleet.step_all) / count
             if ON_GPU:
-                with report.failure_of(f"{name}, graphs"):
-                    seconds |= _graph_seconds(fleet)
-                with report.failure_of(f"{name}, a graph's weights"):
+                with report.failure_of(f"{name}, a graph"):
+                    seconds["graph, all"] = seconds_of(captured(fleet.step_all).replay) / count
                     _check_graph(report, name)
             with report.failure_of(f"{name}, vmap"):
                 seconds |= _vmap_seconds(report, name, count)
-            if name == "mlp":
-                with report.failure_of(f"{name}, batched"):
-                    seconds["batched"] = batched_step_seconds(name, count)
-            if os.environ.get("GPU_CHECK_COMPILE") == "1":
-                with report.failure_of(f"{name}, compiled"):
-                    seconds["compiled"] = _compiled_seconds(name, count)
         for way, step_s in seconds.items():
             ratio = seconds["eager"] / step_s
             detail = f"{short(step_s)} a model's step, {ratio:.1f} times as fast as eager"
-            report.add(f"{name} x {count}, {way}", INFO, detail, seconds=step_s)
+            report.add(f"prototype, {name} x {count}, {way}", INFO, detail, seconds=step_s)
     if not ON_GPU:
-        report.add("graphs and streams", SKIP, "need CUDA")
+        report.add("prototypes of graphs", SKIP, "need CUDA")
 
 
-def _graph_seconds(fleet: Fleet) -> dict[str, float]:
-    import torch
+def _report_program(report: Report, case: Any) -> None:
+    from benchmarks.gpu import ratios
 
-    graphs = [captured(lambda i=index: fleet.step(i, fleet.rows[i])) for index in range(fleet.count)]
-    streams = [torch.cuda.Stream() for _ in range(STREAMS)]
-
-    def replay() -> None:
-        for graph in graphs:
-            graph.replay()
-
-    def replay_on_streams() -> None:
-        current = torch.cuda.current_stream()
-        for stream in streams:
-            stream.wait_stream(current)
-        for index, graph in enumerate(graphs):
-            with torch.cuda.stream(streams[index % STREAMS]):
-                graph.replay()
-        for stream in streams:
-            current.wait_stream(stream)
-
-    actions = {"graph": replay, "streams": replay_on_streams, "graph, all": captured(fleet.step_all).replay}
-    return {way: seconds_of(action) / fleet.count for way, action in actions.items()}
+    rows = ratios.measure(case, DEVICE, ROUNDS)
+    for row in rows:
+        if row.failure:
+            report.add(f"{case.name}, {row.way}", FAIL, row.failure)
+            continue
+        detail = f"{row.steps_per_s:.0f} steps/s, {ratios.over(row, ratios.BARE, rows):.2f} times the bare loop's"
+        if row.way not in (ratios.BARE, ratios.ALONE):
+            detail += f", {ratios.over(row, ratios.ALONE, rows):.1f} times those of one by one"
+        goals = ", ".join(map(str, row.targets))
+        report.add(f"{case.name}, {row.way}", INFO, f"{detail}{f' (target: {goals})' if goals else ''}")
 
 
 def _check_graph(report: Report, name: str) -> None:
@@ -230,11 +189,3 @@ def _vmap_seconds(report: Report, name: str, count: int) -> dict[str, float]:
     if ON_GPU:
         seconds["vmap, graph"] = seconds_of(captured(step).replay) / count
     return seconds
-
-
-def _compiled_seconds(name: str, count: int) -> float:
-    import torch
-
-    fleet = Fleet(name, count)
-    fleet.models = [torch.compile(model) for model in fleet.models]
-    return seconds_of(fleet.step_all) / count

@@ -42,10 +42,9 @@ class Ended:
         return lines[-1][:140] if lines else ""
 
 
-def command(arguments: Sequence[str], ranks: int | None = None, deterministic: bool = False) -> list[str]:
+def command(arguments: Sequence[str], ranks: int | None = None) -> list[str]:
     """Return the words that start the program, under mpirun if `ranks` are given."""
-    module = "benchmarks.gpu.deterministic" if deterministic else "fedh2l_mpi"
-    return [*([MPIRUN, "-n", str(ranks)] if ranks else []), sys.executable, "-m", module, *arguments]
+    return [*([MPIRUN, "-n", str(ranks)] if ranks else []), sys.executable, "-m", "fedh2l_mpi", *arguments]
 
 
 def start(words: Sequence[str], environment: Mapping[str, str] = {}) -> subprocess.Popen[str]:
@@ -102,7 +101,6 @@ def new_directory() -> Path:
 def whole_run(
     config: str = RING,
     ranks: int | None = None,
-    deterministic: bool = False,
     timeout_s: float = 90,
     options: Sequence[str] = (),
     **keys: Any,
@@ -110,7 +108,7 @@ def whole_run(
     """Run the program from start to end; return how it ended, and the run directory."""
     out = new_directory()
     words = [config, *settings(**keys), *options, "--out", str(out)]
-    return wait_for(command(words, ranks, deterministic), timeout_s), out
+    return wait_for(command(words, ranks), timeout_s), out
 
 
 def run_here(*overrides: str) -> Path:
@@ -181,7 +179,36 @@ def _checkpoint(out: Path) -> dict[str, bytes]:
     return leaves(states, "")
 
 
-def report_differences(report: Report, finding: str, one: Path, other: Path, required: bool) -> None:
+def relative_gap(one: Path, other: Path) -> float:
+    """Return the largest difference between two runs' losses and notes of a round, over the larger of the two values.
+
+    Small values count as 0.1, because accuracies of few samples and losses near 0 differ by more.
+    """
+    import numpy as np
+
+    from fedh2l_mpi import metrics
+    from fedh2l_mpi.metrics.schema import NOTED
+
+    first, second = (metrics.read(out / "metrics.h5") for out in (one, other))
+    gaps = [0.0]
+    for name in ("loss", *NOTED):
+        if name in ("gradient_cosine", "conflict_rate"):
+            # A product that is nearly 0 changes its sign by rounding.
+            continue
+        a, b = first[name], second[name]
+        known = ~(np.isnan(a) & np.isnan(b))
+        gaps += list((np.abs(a - b) / np.maximum(0.1, np.maximum(np.abs(a), np.abs(b))))[known])
+    return float(max(gaps))
+
+
+def log_lines(out: Path, *words: str) -> list[str]:
+    """Return the messages of rank 0's log that contain all words, without time and level."""
+    lines = (out / "log" / "rank-0000.log").read_text().splitlines()
+    messages = [line.split(maxsplit=3)[-1] for line in lines]
+    return [message for message in messages if all(word in message for word in words)]
+
+
+def report_differences(report: Report, finding: str, one: Path, other: Path, required: bool = True) -> None:
     """Report whether two runs are equal to the last bit; a difference fails only if equality is `required`."""
     found = differences(one, other)
     if not found:

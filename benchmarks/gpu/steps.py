@@ -4,38 +4,30 @@ import collections
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, INFO, ON_GPU, TINY, Report
 from benchmarks.gpu.stopwatch import seconds_of, short
-from benchmarks.gpu.subjects import config_of, participant_of, phases_of
+from benchmarks.gpu.subjects import arithmetic, config_of, participant_of, phases_of
 from fedh2l_mpi.sample_form import SampleForm
 
 PHOTO_SIDE = 64 if TINY else 224
 # Architecture, channels and side of the images.
 CASES = [("mlp", 1, 28), ("lenet5", 1, 28), ("cnn", 1, 28), ("resnet18", 3, 8 if TINY else 224)]
 BATCH = 32
+# A private step of this recipe is that of the bare loop: it has no seed labels and no averaged weights.
+CLASSIC = "recipe=classic"
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-def bare_step(name: str, channels: int, side: int, fused: bool = False) -> Callable[[], None]:
-    """Return one step of a plain PyTorch loop: default memory format, torch.optim, row numbers on the device."""
+def learner_of(name: str, channels: int, side: int, fused: bool = False) -> bare.Learner:
+    """Return a model of the bare loop, whose Adam may be PyTorch's fused one."""
     import torch
 
-    from fedh2l_mpi.models import build
-
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(1000 if side < 100 else 200, channels, side, side, generator=draw).to(DEVICE)
-    labels = torch.randint(10, (len(images),), generator=draw).to(DEVICE)
-    model = build(name, SampleForm.image(channels, side), 10, 0).train().to(DEVICE)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-    rows = torch.randperm(len(images), generator=draw)[:BATCH].to(DEVICE)
-
-    def step() -> None:
-        loss = torch.nn.functional.cross_entropy(model(images[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    samples = 1000 if side < 100 else 200
+    work = bare.Workload(name, channels, side, participants=1, private=samples, seed_samples=BATCH, steps=1)
+    learner = bare.Learner(work, DEVICE, seed=0)
+    learner.optimizer = torch.optim.Adam(learner.model.parameters(), lr=bare.LR, fused=fused)
+    return learner
 
 
 def profiled(action: Callable[[], None], steps: int) -> dict[str, float]:
@@ -62,19 +54,22 @@ def profiled(action: Callable[[], None], steps: int) -> dict[str, float]:
 def speed(report: Report) -> None:
     """Time the program's steps and the bare loop's; count the kernels of a step; report how busy the GPU is."""
     for name, channels, side in CASES:
-        with report.failure_of(f"{name} at {side}"):
+        with report.failure_of(f"{name} at {side}"), arithmetic("float32"):
             _report_speed(report, name, channels, side)
-    with report.failure_of("resnet18 in bfloat16"):
-        name, channels, side = CASES[-1]
-        phases = phases_of(name, channels, side, "optimizer.precision=bfloat16")
-        local_s, mutual_s = (seconds_of(action) / phases.steps for action in (phases.local, phases.mutual))
-        report.add(f"{name} at {side}, bfloat16", INFO, f"private {short(local_s)}, mutual {short(mutual_s)}")
+    name, channels, side = CASES[-1]
+    for precision in ("bfloat16",):
+        with report.failure_of(f"{name} in {precision}"), arithmetic(precision):
+            phases = phases_of(name, channels, side, CLASSIC, f"optimizer.precision={precision}")
+            local_s, mutual_s = (seconds_of(action) / phases.steps for action in (phases.local, phases.mutual))
+            report.add(f"{name} at {side}, {precision}", INFO, f"private {short(local_s)}, mutual {short(mutual_s)}")
+    with report.failure_of("evaluation"), arithmetic("float32"):
+        _report_evaluation(report)
 
 
 def _report_speed(report: Report, name: str, channels: int, side: int) -> None:
-    plain_s = seconds_of(bare_step(name, channels, side))
-    fused_s = seconds_of(bare_step(name, channels, side, fused=True))
-    phases = phases_of(name, channels, side)
+    with bare.tf32(False):
+        plain_s, fused_s = (seconds_of(learner_of(name, channels, side, fused).private_step) for fused in (False, True))
+    phases = phases_of(name, channels, side, CLASSIC)
     local_s, mutual_s = (seconds_of(action) / phases.steps for action in (phases.local, phases.mutual))
     report.add(
         f"{name} at {side}, private step",
@@ -95,6 +90,19 @@ def _report_speed(report: Report, name: str, channels: int, side: int) -> None:
         report.add(f"{name} at {side}, {kind}: launches", INFO, detail, **numbers)
 
 
+def _report_evaluation(report: Report) -> None:
+    """Time a forward pass over many samples, in parts of the default size and in larger ones."""
+    parts = (16, 32) if TINY else (128, 1024)
+    for name, channels, side in (("lenet5", 1, 28), ("resnet18", 3, 32)):
+        times = []
+        for size in parts:
+            keys = (f"evaluation.batch_size={size}",)
+            participant = participant_of(name, channels, side, *keys, samples=2 * parts[-1])
+            times.append(seconds_of(lambda p=participant: p.logits(p.private.stored), 0.3, 3))
+        detail = ", ".join(f"{short(time)} in parts of {size}" for size, time in zip(parts, times, strict=True))
+        report.add(f"{2 * parts[-1]} samples of {name}", INFO, f"{detail}: {times[0] / times[1]:.2f}", seconds=times)
+
+
 def layout(report: Report) -> None:
     """Time forward and backward passes in channels last and in the default order, by kind of arithmetic.
 
@@ -103,20 +111,17 @@ def layout(report: Report) -> None:
     import torch
 
     cases = [("lenet5", 1, 28), ("cnn", 1, 28), ("resnet8", 1, 28), ("mobilenet", 3, 64), ("resnet18", 3, PHOTO_SIDE)]
-    for arithmetic in ("TF32", "ieee", "bfloat16"):
-        torch.backends.cudnn.allow_tf32 = arithmetic == "TF32"
+    for precision in ("float32", "tf32", "bfloat16"):
         ratios, numbers = [], {}
         for name, channels, side in cases[:1] if TINY else cases:
-            with report.failure_of(f"layout of {name}, {arithmetic}"):
+            with report.failure_of(f"layout of {name}, {precision}"), arithmetic(precision):
                 orders = (torch.contiguous_format, torch.channels_last)
                 taken = [
-                    seconds_of(_pass(name, channels, side, order, arithmetic == "bfloat16"), 0.25, 3)
-                    for order in orders
+                    seconds_of(_pass(name, channels, side, order, precision == "bfloat16"), 0.25, 3) for order in orders
                 ]
                 ratios.append(f"{name} {taken[1] / taken[0]:.2f} ({short(taken[1])})")
                 numbers[name] = taken
-        report.add(f"channels last over default, {arithmetic}", INFO, ", ".join(ratios), seconds=numbers)
-    torch.backends.cudnn.allow_tf32 = True
+        report.add(f"channels last over default, {precision}", INFO, ", ".join(ratios), seconds=numbers)
 
 
 def _pass(name: str, channels: int, side: int, order: Any, is_mixed: bool) -> Callable[[], object]:

@@ -1,8 +1,11 @@
 """Parts of the program to measure: a participant on the device, with random images, and a round for it."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, TINY
 from fedh2l_mpi.sample_form import SampleForm
 
@@ -12,6 +15,21 @@ def config_of(*overrides: str) -> Any:
     from fedh2l_mpi.config import loading
 
     return loading.load(None, [f"devices.kind={DEVICE}", *overrides]).resolved(1, launched=False)
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Compute as a run with this `optimizer.precision` does, and restore PyTorch's settings afterwards."""
+    with bare.tf32(precision == "tf32"):
+        yield
+
+
+def mix_if(precision: str, model: Any) -> None:
+    """Let a model on the device compute as `optimizer.precision` asks, where that is the model's own matter."""
+    from fedh2l_mpi.models import mixed_precision
+
+    if precision == "bfloat16":
+        mixed_precision.mix(model)
 
 
 def participant_of(
@@ -62,8 +80,8 @@ def round_of(participant: Any, seed_samples: int, neighbours: int = 2) -> tuple[
 
 
 def forget_notes(participant: Any) -> None:
-    """Drop the losses that its steps noted, which a round would average and record."""
-    participant._noted.clear()
+    """Take the means of what its steps noted, as a round does, so that notes do not pile up."""
+    participant.noted_means()
 
 
 @dataclass(frozen=True)
@@ -97,13 +115,16 @@ class Phases:
         forget_notes(self.participant)
 
 
-def phases_of(architecture: str, channels: int, side: int, *overrides: str) -> Phases:
+def phases_of(
+    architecture: str, channels: int, side: int, *overrides: str, steps: int | None = None, augment: Any = None
+) -> Phases:
     """Return the phases of a participant on the device; photographs have fewer samples than digits."""
     from fedh2l_mpi import methods
 
-    steps = 2 if TINY else 10
+    steps = steps or (2 if TINY else 10)
     keys = (f"method.local_steps={steps}", f"method.mutual_steps={steps}", *overrides)
     is_small = side < 100
-    participant = participant_of(architecture, channels, side, *keys, samples=1000 if is_small else 200)
+    samples = 1000 if is_small else 200
+    participant = participant_of(architecture, channels, side, *keys, samples=samples, augment=augment)
     now, theirs = round_of(participant, 320 if is_small else 100)
     return Phases(methods.build(config_of(*keys)), participant, now, theirs, steps)

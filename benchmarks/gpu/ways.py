@@ -1,0 +1,85 @@
+"""Parts that compare the ways in which a run may take its steps: CUDA graphs, and like participants together.
+
+Both are other ways to the same numbers, up to rounding. Each case runs twice in this process, and the losses of all
+rounds are compared. Steps are those of SGD, because a rounding error in Adam's first steps may turn an entry's sign.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.gpu.findings import INFO, ON_GPU, TINY, Report
+from benchmarks.gpu.runs import log_lines, relative_gap, run_here
+from fedh2l_mpi import metrics
+
+STEPS = 3 if TINY else 10
+COMMON = (
+    "participants=3",
+    f"rounds={2 if TINY else 4}",
+    f"method.local_steps={STEPS}",
+    f"method.mutual_steps={STEPS}",
+    "optimizer.name=sgd",
+    "optimizer.momentum=0.9",
+)
+# A step that is lost or taken twice changes a loss by a hundredth or more.
+TOLERANCE = 1e-3
+# Adam turns rounding into whole steps where a gradient is nearly 0.
+TOLERANCE_ADAM = 3e-2
+# Settings in which a run differs from `COMMON`.
+GRAPH_CASES = {
+    "default": "",
+    "adam": "optimizer.name=adam optimizer.momentum=0.0",
+    "adamw, cosine, clipped": "optimizer.name=adamw optimizer.momentum=0.0 optimizer.schedule=cosine "
+    "optimizer.clip_norm=1.0",
+    "classic": "recipe=classic",
+    "affine augmentation": "data.augmentation=affine",
+    "mixup, ramp": "seed_set.views=mixup method.ramp_rounds=2",
+    "resnet8, mobilenet, vit": "models=[resnet8,mobilenet,vit]",
+    "dml": "method.name=dml",
+    "fedmd": "method.name=fedmd",
+    "distributed_distillation": "method.name=distributed_distillation",
+    "seed_supervised": "method.name=seed_supervised",
+    "fedavg": "method.name=fedavg models=[cnn] topology.kind=complete",
+    "fedprox": "method.name=fedprox models=[cnn] topology.kind=complete",
+    "d_psgd": "method.name=d_psgd models=[resnet8]",
+    "bfloat16": "optimizer.precision=bfloat16",
+    "together": "models=[lenet5] devices.batching=like",
+}
+ARCHITECTURES = ("mlp", "lenet5", "cnn", "resnet8", "resnet18", "mobilenet", "vit")
+
+
+def graphs(report: Report) -> None:
+    """Run methods and options with and without CUDA graphs, and report what fell back to single launches."""
+    names = list(GRAPH_CASES)[:: 6 if TINY else 1]
+    for name in names:
+        with report.failure_of(f"graphs, {name}"):
+            _compare(report, name, GRAPH_CASES[name].split(), "devices.graphs=auto", "graph")
+
+
+def stacked(report: Report) -> None:
+    """Run three participants of each architecture one by one and together, and report what steps alone."""
+    for name in ARCHITECTURES[:: 3 if TINY else 1]:
+        with report.failure_of(f"together, {name}"):
+            out = _compare(report, name, (f"models=[{name}]",), "devices.batching=like", "step one by one")
+            is_together = stepped_together(out)
+            # On a CPU, only chains of linear layers do.
+            expected = ON_GPU or name == "mlp"
+            detail = "as one batch" if is_together else "one by one"
+            report.check(f"{name}: how they step", is_together or not expected, detail)
+
+
+def stepped_together(out: Path) -> bool:
+    """Return True if all participants of a run stepped as one: then each is charged the same time."""
+    seconds_RP = metrics.read(out / "metrics.h5")["seconds_local"]
+    return bool((seconds_RP == seconds_RP[:, :1]).all())
+
+
+def _compare(report: Report, name: str, keys: Sequence[str], way: str, word: str) -> Path:
+    """Run a case with and without `way`; `word` marks the lines of the log that say what did not follow it."""
+    without, with_it = run_here(*COMMON, *keys), run_here(*COMMON, *keys, way)
+    gap = relative_gap(without, with_it)
+    tolerance = (TOLERANCE_ADAM if "adam" in name or "bfloat16" in name else TOLERANCE) if ON_GPU else 0.0
+    detail = "the same bits" if gap == 0 else f"losses differ by {gap:.1e}, relative"
+    report.check(f"{way}: {name}", gap <= tolerance, detail, gap=gap)
+    for line in log_lines(with_it, word)[:3]:
+        report.add(f"{name}, from the log", INFO, line[:200])
+    return with_it
