@@ -9,6 +9,7 @@ Shape letters: B minibatch, S seed samples, N neighbours, C classes.
 
 import contextlib
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from benchmarks.gpu.pictures import CLASSES
 from fedh2l_mpi.models import build
+from fedh2l_mpi.runtime import arithmetic
 from fedh2l_mpi.sample_form import SampleForm
 
 BATCH, LR = 32, 1e-3
@@ -63,14 +65,15 @@ def minibatches(samples: int, device: str) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Let matrix products and convolutions use TF32 or not; restore what was allowed before."""
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = allowed
-    try:
+    """Let a GPU's matrix products and convolutions use TF32 or not; restore PyTorch's flags afterwards."""
+    with arithmetic.restored():
+        with warnings.catch_warnings(action="ignore"):
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+        # New names of PyTorch 2.9, which must agree with the old ones.
+        cudnn: Any = torch.backends.cudnn
+        for owner in (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul) if hasattr(cudnn, "conv") else ():
+            owner.fp32_precision = "tf32" if allowed else "ieee"
         yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 class Learner:
@@ -137,7 +140,7 @@ class BareLoop:
 
     def round(self) -> None:
         """Run the phases of a round: publish, local, mutual."""
-        with tf32(self.work.precision == "tf32"):
+        with tf32(self.work.precision == "tf32") if self.device == "cuda" else contextlib.nullcontext():
             if self.work.method == "fedavg":
                 self._fedavg()
             else:

@@ -240,8 +240,11 @@ def run_part(name: str, findings: Path | None) -> None:
 
     from benchmarks.gpu import findings as settings
     from benchmarks.gpu import runs
+    from fedh2l_mpi.runtime import arithmetic
 
     settings.stop_children_on_term(runs.children)
+    # Parts use CUDA before a run could ask for this.
+    arithmetic.fix_workspace()
     # Other parts compute at the same time, and many threads slow down small work on a CPU.
     torch.set_num_threads(4 if settings.ON_GPU else 1)
     part = getattr(importlib.import_module(f"benchmarks.gpu.{PARTS[name].module}"), name)

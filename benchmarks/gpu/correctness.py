@@ -10,7 +10,7 @@ from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, PASS, SKIP, TINY, Report
 from benchmarks.gpu.runs import has_torchvision, run_here
 from benchmarks.gpu.stopwatch import seconds_of
-from benchmarks.gpu.subjects import arithmetic, config_of, mix_if, participant_of
+from benchmarks.gpu.subjects import computing_as, config_of, mix_if, participant_of
 from fedh2l_mpi.sample_form import SampleForm
 
 # Architecture, channels and side of the images.
@@ -103,7 +103,7 @@ def _check_gradients(report: Report) -> None:
             model = build(name, SampleForm.image(channels, side), 10, 0).train()
             case = model, images, labels, _gradient(copy.deepcopy(model).double(), images.double(), labels)
             for precision in ARITHMETIC:
-                with arithmetic(precision):
+                with computing_as(precision):
                     errors[precision][name] = _gradient_error(precision, *case)
             with bare.tf32(False):
                 errors["ieee"][name] = _gradient_error("float32", *case)
@@ -231,7 +231,7 @@ def repeat(report: Report) -> None:
     seconds: dict[str, dict[str, float]] = {}
     for mode in ("float32", "bfloat16", "without the flags"):
         precision = mode if mode in ARITHMETIC else "float32"
-        flags = bare.tf32(False) if mode == "without the flags" else arithmetic(precision)
+        flags = bare.tf32(False) if mode == "without the flags" else computing_as(precision)
         changing, seconds[mode] = [], {}
         with flags, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, FAIL, INFO, ON_GPU, PACK, SKIP, TINY, Report
 from benchmarks.gpu.runs import command, run_here, wait_for
 from benchmarks.gpu.stopwatch import seconds_of, short, synchronize
@@ -136,12 +137,11 @@ def _report_rates(report: Report) -> None:
         ("TF32", torch.float32, True),
         ("bfloat16", torch.bfloat16, False),
     ):
-        torch.backends.cuda.matmul.allow_tf32 = is_tf32
         matrix = torch.randn(side, side, device=DEVICE, dtype=dtype)
-        rate = 2 * side**3 / seconds_of(lambda x=matrix: x @ x, 0.3, warm_up=1) / 1e12
+        with bare.tf32(is_tf32):
+            rate = 2 * side**3 / seconds_of(lambda x=matrix: x @ x, 0.3, warm_up=1) / 1e12
         report.add(f"products in {name}", INFO, f"{rate:.4g} TFLOP/s at {side}", tflops=rate)
         del matrix
-    torch.backends.cuda.matmul.allow_tf32 = False
     numbers, rows = torch.zeros(8, device=DEVICE), torch.arange(32)
     launch_s = seconds_of(lambda: numbers.add_(1), 0.2)
     copy_s = seconds_of(lambda: rows.to(DEVICE), 0.2)

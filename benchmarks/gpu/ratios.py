@@ -92,14 +92,14 @@ def cases(tiny: bool) -> list[Case]:
     photo = Workload("resnet18", 3, 224, participants=1, private=140, seed_samples=32, steps=20)
     near_bare = (Target(0.95, BARE), Target(0.85, "busy"))
     found = []
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "tf32", "bfloat16"):
         goal = {"graphs": (Target(2.5, ALONE),)}
         found.append(Case(f"1 lenet5, {precision}", replace(digit, precision=precision), alone, goal))
     for name in ("lenet5", "mlp"):
         work = replace(digit, architecture=name, participants=16, steps=40)
         goal = {way: (Target(10, ALONE),) for way in ("together", "together, graphs")}
         found.append(Case(f"16 {name}, float32", work, both, goal))
-    for precision in ("float32", "bfloat16"):
+    for precision in ("float32", "tf32", "bfloat16"):
         goal = {way: near_bare for way in alone}
         work = replace(photo, precision=precision)
         found.append(Case(f"1 resnet18 at 224, {precision}", work, alone, goal, profiles=True))

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, INFO, ON_GPU, TINY, Report
 from benchmarks.gpu.stopwatch import seconds_of, short
-from benchmarks.gpu.subjects import arithmetic, config_of, participant_of, phases_of
+from benchmarks.gpu.subjects import computing_as, config_of, participant_of, phases_of
 from fedh2l_mpi.sample_form import SampleForm
 
 PHOTO_SIDE = 64 if TINY else 224
@@ -54,15 +54,15 @@ def profiled(action: Callable[[], None], steps: int) -> dict[str, float]:
 def speed(report: Report) -> None:
     """Time the program's steps and the bare loop's; count the kernels of a step; report how busy the GPU is."""
     for name, channels, side in CASES:
-        with report.failure_of(f"{name} at {side}"), arithmetic("float32"):
+        with report.failure_of(f"{name} at {side}"), computing_as("float32"):
             _report_speed(report, name, channels, side)
     name, channels, side = CASES[-1]
-    for precision in ("bfloat16",):
-        with report.failure_of(f"{name} in {precision}"), arithmetic(precision):
+    for precision in ("tf32", "bfloat16"):
+        with report.failure_of(f"{name} in {precision}"), computing_as(precision):
             phases = phases_of(name, channels, side, CLASSIC, f"optimizer.precision={precision}")
             local_s, mutual_s = (seconds_of(action) / phases.steps for action in (phases.local, phases.mutual))
             report.add(f"{name} at {side}, {precision}", INFO, f"private {short(local_s)}, mutual {short(mutual_s)}")
-    with report.failure_of("evaluation"), arithmetic("float32"):
+    with report.failure_of("evaluation"), computing_as("float32"):
         _report_evaluation(report)
 
 
@@ -114,7 +114,7 @@ def layout(report: Report) -> None:
     for precision in ("float32", "tf32", "bfloat16"):
         ratios, numbers = [], {}
         for name, channels, side in cases[:1] if TINY else cases:
-            with report.failure_of(f"layout of {name}, {precision}"), arithmetic(precision):
+            with report.failure_of(f"layout of {name}, {precision}"), computing_as(precision):
                 orders = (torch.contiguous_format, torch.channels_last)
                 taken = [
                     seconds_of(_pass(name, channels, side, order, precision == "bfloat16"), 0.25, 3) for order in orders

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.gpu import bare
 from benchmarks.gpu.findings import DEVICE, TINY
 from fedh2l_mpi.sample_form import SampleForm
 
@@ -18,9 +17,14 @@ def config_of(*overrides: str) -> Any:
 
 
 @contextlib.contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
+def computing_as(precision: str) -> Iterator[None]:
     """Compute as a run with this `optimizer.precision` does, and restore PyTorch's settings afterwards."""
-    with bare.tf32(precision == "tf32"):
+    import torch
+
+    from fedh2l_mpi.runtime import arithmetic
+
+    with arithmetic.restored():
+        arithmetic.set_up(torch.device(DEVICE), precision)
         yield
 
 
