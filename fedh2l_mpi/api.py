@@ -208,6 +208,7 @@ def execute(
         if trace is not None:
             path = trace
             world.from_first(lambda: check(path, requested, resumes=reservation.kind == "resume"))
+        config = _with_measured_speeds(config, world)
         shown = progress.Progress(config, shows_progress and world.rank == 0)
         simulation = assemble(config, world, reservation, signals, trace, _listener(shown, on_round))
         supervisor, setup = simulation.supervisor, simulation.setup
@@ -218,6 +219,19 @@ def execute(
             request = simulation.run()
         verdict = _verdict(supervisor.directory) if world.rank == 0 and not request.stops else ""
         return Ended(supervisor.directory, request, verdict=verdict)
+
+
+def _with_measured_speeds(config: Config, world: World) -> Config:
+    """Return the config of a new run with the speeds that rank 0 measures, if it asks for them. **Collective.**"""
+    from fedh2l_mpi.config.network import MEASURE, ClockedNetwork
+    from fedh2l_mpi.planning.timing import measured_speeds
+
+    network = config.network
+    if not isinstance(network, ClockedNetwork) or network.speed_steps_per_s != MEASURE:
+        return config
+    speeds = world.from_first(lambda: measured_speeds(config))
+    measured = network.model_copy(update={"speed_steps_per_s": speeds})
+    return config.model_copy(update={"network": measured})
 
 
 def _verdict(directory: "RunDirectory") -> str:
@@ -266,6 +280,7 @@ def assemble(
     from fedh2l_mpi.metrics import unpack_table
     from fedh2l_mpi.metrics.run_recorder import RunRecorder
     from fedh2l_mpi.metrics.trace import Trace
+    from fedh2l_mpi.network import SimulatedClock
     from fedh2l_mpi.simulation import Simulation
 
     torch.set_num_threads(config.devices.threads)
@@ -294,9 +309,12 @@ def assemble(
         so_far = world.from_first(lambda: early_stop.read(directory.metrics, rule, first))
         ending = early_stop.EarlyStop(world, config.size, rule, so_far, deadline_s)
     header = run_metadata.header(config, world, setup) if world.rank == 0 else None
-    domains, columns = setup.plan.domains, setup.columns
+    domains, columns, method = setup.plan.domains, setup.columns, setup.method
+    clock = None
+    if setup.network is not None:
+        clock = SimulatedClock(setup.network, method.phase_steps, method.publishes_first)
     recorder = RunRecorder(
-        world, hosting, topology, directory.metrics, header, domains, first, deadline_s, tracing, columns
+        world, hosting, topology, directory.metrics, header, domains, first, deadline_s, tracing, columns, clock
     )
 
     def listen(index: int, table: "NDArray[np.float64]") -> None:

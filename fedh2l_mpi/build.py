@@ -18,6 +18,7 @@ from fedh2l_mpi.methods import batched
 from fedh2l_mpi.metrics import NO_COLUMNS, Columns
 from fedh2l_mpi.models import mixed_precision
 from fedh2l_mpi.models.flat_parameters import shared_bytes
+from fedh2l_mpi.network import Network, build_network
 from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.planning import memory_check
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
@@ -55,6 +56,8 @@ class RankSetup:
         The metrics that the config asks for.
     everyone : list of dict
         Of each participant of the run, on any rank: the metrics file's fields of a participant, and the process's pid.
+    network : Network or None
+        The simulated network, equal on every rank; None: the run has no simulated seconds.
     """
 
     device: torch.device
@@ -69,6 +72,7 @@ class RankSetup:
     columns: Columns = NO_COLUMNS
     metrics: tuple[evaluation.Metric, ...] = ()
     everyone: list[dict[str, Any]] = field(default_factory=list)
+    network: Network | None = None
 
     @property
     def private_samples(self) -> tuple[int, ...]:
@@ -110,6 +114,7 @@ def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
     hosting = Hosting(config.size, world.size)
     here, method = hosting.participants_of(world.rank), methods.build(config)
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
+    network = build_network(config)
     plan = federated.plan(config, open_source(config.data))
     begin_alike = method.shares_parameters
     built = _first_models(config, plan, here, begin_alike)
@@ -138,8 +143,15 @@ def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
         method=method,
         federation=federation,
         columns=evaluation.columns_of(
-            config.method.name, method.notes, plan.has_local_test, metrics, config.size, plan.classes
+            config.method.name,
+            method.notes,
+            plan.has_local_test,
+            metrics,
+            config.size,
+            plan.classes,
+            network is not None,
         ),
+        network=network,
         metrics=metrics,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,

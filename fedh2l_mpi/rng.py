@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     METHOD = 13
     REDRAW = 14
     SHIFT_NOISE = 15
+    NETWORK = 16
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

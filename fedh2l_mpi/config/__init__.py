@@ -22,6 +22,7 @@ from fedh2l_mpi.config.execution import (
     parse_seconds,
 )
 from fedh2l_mpi.config.method import MethodConfig
+from fedh2l_mpi.config.network import NetworkConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.section import Count, Section, problem, refuse
 from fedh2l_mpi.config.topology import TopologyConfig
@@ -37,6 +38,7 @@ __all__ = [
     "EvaluationConfig",
     "ExchangeConfig",
     "MethodConfig",
+    "NetworkConfig",
     "OptimizerConfig",
     "PartitionConfig",
     "RunConfig",
@@ -84,6 +86,7 @@ class Config(Section):
         "state dict",
     )
     topology: TopologyConfig = TopologyConfig()
+    network: NetworkConfig = NetworkConfig()
     method: MethodConfig = MethodConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

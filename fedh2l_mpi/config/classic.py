@@ -132,6 +132,12 @@ ADDED: dict[str, Any] = {
     "data.vocabulary": 5000,
     "data.length": 64,
     "topology.hubs": None,
+    "network.kind": "none",
+    "network.latency_s": None,
+    "network.bandwidth_bytes_per_s": None,
+    "network.spread": 0.0,
+    "network.file": None,
+    "network.speed_steps_per_s": None,
 }
 # Kinds with a value of their own; `...`: it must be given.
 OF_KINDS: dict[str, dict[str, Any]] = {
@@ -145,6 +151,8 @@ OF_KINDS: dict[str, dict[str, Any]] = {
     "seed_set.view_dropout": {"word_dropout": 0.1, "auto": 0.1},
     "topology.degree": {"random_regular": 3, "small_world": 4},
     "topology.hubs": {"star_of_stars": 2},
+    "network.latency_s": {"lan": 0.0001, "wifi": 0.002, "lte": 0.035, "satellite": 0.239, "custom": ...},
+    "network.bandwidth_bytes_per_s": {"lan": 125e6, "wifi": 1.875e6, "lte": 1.5e6, "satellite": 375e3, "custom": ...},
     "topology.path": {"edge_list": ...},
     "topology.probability": {"small_world": 0.1, "erdos_renyi": 0.5},
     "method.publish": {name: "after_local" for name in ("d_psgd", "ds_fl", "feddf", "kt_pfl")},

@@ -52,9 +52,10 @@ def stored_config(out: str | None, mode: Mode) -> Path | None:
 def _as_started(config: Config, before: Config) -> Config:
     """Return the config with what the run to resume filled in when it started, where the config leaves that open.
 
-    It is the number of participants, which depends on the ranks, and keys of the optimiser, which depend on the number
-    of rounds: an extended run keeps them.
+    It is the number of participants, which depends on the ranks, keys of the optimiser, which depend on the number of
+    rounds, and speeds that were measured: an extended run keeps them.
     """
     participants = before.participants if config.participants is None else config.participants
     optimizer = config.optimizer.as_started(before.optimizer)
-    return config.model_copy(update={"participants": participants, "optimizer": optimizer})
+    network = config.network.as_started(before.network)
+    return config.model_copy(update={"participants": participants, "optimizer": optimizer, "network": network})

@@ -29,6 +29,7 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
         "config": hashlib.sha256(config.to_yaml().encode()).digest(),
         "exchanged array": repr(setup.array).encode(),
         "columns": setup.columns.to_text().encode(),
+        "network": setup.network.digest() if setup.network is not None else b"",
         "file of weights": models.weights_digest(config.weights),
         "code version": provenance.source_digest(),
     }
@@ -42,6 +43,8 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
     if config.data.partition.kind == "file":
         # The other kinds follow from settings that a checkpoint compares; older checkpoints have no more than these.
         data.update(setup.plan.digest())
+    if setup.network is not None:
+        data.update(setup.network.digest())
     return {
         "participants": config.size,
         "settings": comparison.unusual(config),

@@ -210,6 +210,14 @@ class Method:
         return isinstance(self.config, LocalLabelOptions) and self.config.local_labels == "private_and_seed"
 
     @property
+    def phase_steps(self) -> tuple[int, int]:
+        """Optimiser steps of a round in the local and in the mutual phase."""
+        local, mutual = self.config.local_steps, self.config.mutual_steps
+        if self.all_steps_in == "local":
+            return local + mutual, 0
+        return (0, local + mutual) if self.all_steps_in == "mutual" else (local, mutual)
+
+    @property
     def seed_steps(self) -> int:
         """Number of a round's steps that use a seed minibatch."""
         mutual = self.config.mutual_steps if self.trains_on_seed_set or self.uses_local_labels else 0

@@ -11,9 +11,12 @@ from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.metrics import predictions
 from fedh2l_mpi.metrics.collector import Collector
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
-from fedh2l_mpi.metrics.rows import pack_row, row_width
+from fedh2l_mpi.metrics.reader import look
+from fedh2l_mpi.metrics.rows import pack_row, row_width, unpack_table
+from fedh2l_mpi.metrics.schema import SIMULATED_SECONDS
 from fedh2l_mpi.metrics.trace import Trace, during
 from fedh2l_mpi.metrics.writer import MetricsWriter, RunHeader
+from fedh2l_mpi.network import SimulatedClock
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Graph, Topology
@@ -55,6 +58,8 @@ class RunRecorder:
         Longest wait for another rank [s].
     columns : Columns
         The run's own arrays by round, equal on every rank.
+    clock : SimulatedClock or None
+        The clock of the simulated network, which rank 0 advances with every round that it writes; None: there is none.
 
     Attributes
     ----------
@@ -75,7 +80,9 @@ class RunRecorder:
         deadline_s: float,
         trace: Trace | None = None,
         columns: Columns = NO_COLUMNS,
+        clock: SimulatedClock | None = None,
     ) -> None:
+        self._clock = clock
         self._topology, self._domains, self._trace, self._columns = topology, domains, trace, columns
         self.on_written: OnWritten = lambda index, table, digest: None
         self._path, self._participants = path, hosting.participants
@@ -84,6 +91,8 @@ class RunRecorder:
             self._writer = MetricsWriter(path, header, kept_rounds or None)
             for index in filter(topology.is_redrawn, range(kept_rounds)):
                 self._writer.add_graph(index, topology.graph(index).edges)
+            if clock is not None and kept_rounds:
+                clock.now_P = look(path).read_row(SIMULATED_SECONDS.name, kept_rounds - 1).astype(np.float64)
         self._collector = Collector(world, hosting, row_width(domains, columns), self._write, deadline_s)
 
     def record(
@@ -201,5 +210,9 @@ class RunRecorder:
         with during(self._trace, "write", index):
             if self._topology.is_redrawn(index):
                 self._writer.add_graph(index, self._topology.graph(index).edges)
+            if self._clock is not None:
+                arrays = unpack_table(table, self._domains, self._columns)
+                now_P = self._clock.advance(self._topology.graph(index).edges, arrays["bytes_sent"])
+                arrays[SIMULATED_SECONDS.name][:] = now_P
             digest = self._writer.append(index, table)
         self.on_written(index, table, digest)

@@ -42,6 +42,10 @@ ROW_FIELDS = (
 )
 # The fields that methods of this program note; a method of a user's own may note them, too.
 NOTED = ("loss_private", "loss_seed", "loss_distillation", "gradient_cosine", "conflict_rate")
+# (round, participant) of a run whose config has a network with a clock.
+SIMULATED_SECONDS = Field(
+    "simulated_seconds", "f8", "s", "simulated time at which the participant ended the round, since the run began"
+)
 # (round, participant, domain)
 DOMAIN_FIELDS = (
     Field("accuracy", "f8", "1", "accuracy on a domain's test set"),

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fedh2l_mpi import methods
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.methods import Method, Round
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning import requirements, sample_counts
 from fedh2l_mpi.planning.memory import SampleCounts
 from fedh2l_mpi.topology import Graph
 
@@ -98,6 +99,21 @@ def calibrate(config: Config, source: Source, counts: SampleCounts, degree: floa
         participant = requirements.stand_in_participant(config, source, model, _part(private, counts.input_bytes))
         phases[name], notes = _phases(config, participant, now, source, counts)
     return Calibration(phases, seed_round_s, neighbours, notes)
+
+
+def measured_speeds(config: Config) -> tuple[float, ...]:
+    """Return every participant's optimiser steps per second on this machine, which depend on its architecture.
+
+    Raises
+    ------
+    UserError
+        If data or models do not fit the config.
+    """
+    source = open_source(config.data)
+    counts, _ = sample_counts.count_or_assume(config, source)
+    phases = calibrate(config, source, counts, degree=1.0, held_bytes=0).phases
+    # More digits would only be noise.
+    return tuple(float(f"{1 / phases[config.architecture(index)].private_step:.4g}") for index in range(config.size))
 
 
 def _part(samples: int, sample_bytes: int) -> int:

@@ -65,6 +65,10 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
             *("method.name=fedprox", "models=[cnn]", "topology.kind=complete", "data.partition.kind=quantity"),
             *("method.local_labels=private_and_seed", "optimizer.schedule=cosine"),
         ],
+        [
+            *("network={kind: wifi, speed_steps_per_s: [5, 50], spread: 0.3}", "models=[mlp]", "seed_set.views=none"),
+            *("exchange.skip_below=0.05", "topology=one_peer_exponential"),
+        ],
         ["method.name=fedmd", "method.warmup_rounds=1", "seed_set.views=both", "data.augmentation=affine"],
         ["method.name=pooled", "seed_set.views=affine"],
         ["recipe=classic", "models=[resnet8, mlp, cnn]", "exchange.codec=float16"],
@@ -100,6 +104,7 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
     ids=[
         "d_psgd",
         "fedprox, seed labels, cosine",
+        "network with a clock, pairs, skipped rows",
         "fedmd, views, augmentation",
         "pooled",
         "classic, float16",

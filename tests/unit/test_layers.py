@@ -13,7 +13,7 @@ PACKAGE = Path(fedh2l_mpi.__file__).parent
 # From the top: a room may import only from rooms below it.
 ROOMS = (
     "__main__, __init__ > cli > api > simulation, launch > lifecycle > build > planning, analysis > evaluation"
-    " > metrics, methods > exchange, participant > models, data, topology, run_directory > runtime > config"
+    " > metrics, methods > exchange, participant > models, data, topology, network, run_directory > runtime > config"
     " > losses, rng, sample_form, errors"
 )
 ENTRIES, MODULE_LINES = 28, 420

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.config import Config, MethodConfig
-from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS, TEMPERATURES
+from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS, SIMULATED_SECONDS, TEMPERATURES
 
 # Largest size of a block of rounds, all its arrays together.
 BLOCK_BYTES = 2**25
@@ -25,7 +25,7 @@ EVALUATED = (
     "temperature",
 )
 # Known in every round, whatever the method does.
-ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual")
+ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual", SIMULATED_SECONDS.name)
 # Lowest and highest value; bytes, seconds and losses have no upper limit.
 RANGES = {
     **{each.name: (0.0, np.inf) for each in (*ROW_FIELDS, *DOMAIN_FIELDS)},
@@ -37,7 +37,7 @@ RANGES = {
     "temperature": TEMPERATURES,
     "accuracy_local": (0.0, 1.0),
     **dict.fromkeys(("balanced_accuracy", "macro_f1", "auroc"), (0.0, 1.0)),
-    "nll": (0.0, np.inf),
+    **dict.fromkeys(("nll", SIMULATED_SECONDS.name), (0.0, np.inf)),
 }
 Rows = Mapping[str, NDArray[Any]]
 

@@ -56,6 +56,9 @@ CASES = {
         *("models=[mlp]", "topology=one_peer_exponential", "participants=6", "method.name=d_psgd"),
     ],
     "prototypes of embeddings": ["method.name=fedproto", "models=[mlp, cnn]", "method.prototype_size=32"],
+    "a network with a clock": [
+        *("models=[mlp]", "topology=star", "network={kind: lte, speed_steps_per_s: [5, 50], spread: 0.3}"),
+    ],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [
