@@ -1,5 +1,6 @@
 """Imports at start-up: what a rank loads, and `--share-imports`, one import on a node for all its ranks."""
 
+import json
 import os
 import re
 import signal
@@ -162,25 +163,52 @@ def test_ranks_whose_launcher_was_killed_stop_in_order(tmp_path):
     assert (said.state, said.reason) == ("stopped", "launcher gone")
 
 
-def test_a_rank_that_sees_other_gpus_imports_for_itself_and_says_why(tmp_path):
-    mpi, out = mpich(), tmp_path / "run"
-    if mpi is None:
-        pytest.skip("no mpirun on this machine")
-    rank = [mpi.python, "-m", "fedh2l_mpi", "--share-imports", "--quiet", *SHORT, "--out", str(out)]
-    each = [["-n", "1", "-env", "CUDA_VISIBLE_DEVICES", number, *rank] for number in "010"]
-    process = start([mpi.mpirun, *each[0], ":", *each[1], ":", *each[2]])
+# As a user's wrapper does: it gives each rank another GPU, other CPU settings, and becomes the rank.
+WRAPPER = """#!/bin/sh
+local=${OMPI_COMM_WORLD_LOCAL_RANK:-$MPI_LOCALRANKID}
+export CUDA_VISIBLE_DEVICES=$((local + 4)) CUDA_MPS_PIPE_DIRECTORY=/mps-$local SLURM_LOCALID=$local OWN=$local
+[ "$local" = 1 ] || export ONLY_OTHERS=yes
+exec "$@"
+"""
+# A user's model. It writes what PyTorch, the C library (of which CUDA's driver asks) and Python tell this rank.
+LOOKS = """
+import ctypes, json, os, torch
+from torch import nn
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+class Model(nn.Sequential):
+    def __init__(self, channels, side, classes):
+        super().__init__(nn.Flatten(), nn.Linear(channels * side * side, classes))
+        names = ["CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY", "SLURM_LOCALID", "ONLY_OTHERS"]
+        seen = {
+            "torch": torch.cuda._parse_visible_devices(),
+            "count": [torch.cuda._cached_device_count, torch.cuda.is_initialized(), torch.cuda._is_in_bad_fork()],
+            "C": [(getenv(name.encode()) or b"").decode() for name in names],
+            "python": [os.environ.get(name, "") for name in names],
+        }
+        with open(f"seen-{os.environ['OWN']}.json", "w") as file:
+            json.dump(seen, file)
+"""
+
+
+def test_ranks_that_see_other_gpus_share_imports_and_each_has_its_own_environment(tmp_path, any_mpi):
+    (tmp_path / "looks.py").write_text(LOOKS)
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(WRAPPER)
+    wrapper.chmod(0o755)
+    run = ["-m", "fedh2l_mpi", "--share-imports", "--quiet", *SHORT, "--set", "models=[looks:Model]", "--out", "run"]
+    process = start([any_mpi.mpirun, "-n", "3", str(wrapper), any_mpi.python, *run], cwd=tmp_path)
     try:
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
     finally:
         kill(process)
     assert (process.returncode, said) == (0, "")
-    logs = [(out / "log" / f"rank-000{rank}.log").read_text() for rank in range(3)]
-    # Whoever came first decides which of the two GPUs is the other.
-    shares = [SHARES in text for text in logs]
-    assert shares in ([True, False, True], [False, True, False]), logs
-    refused = logs[shares.index(False)]
-    assert "imports are not shared: this rank sees {'CUDA_VISIBLE_DEVICES': " in refused
-    all_are_gone(out)
+    for rank in range(3):
+        assert SHARES in (tmp_path / "run" / "log" / f"rank-000{rank}.log").read_text()
+        seen = json.loads((tmp_path / f"seen-{rank}.json").read_text())
+        own = [str(rank + 4), f"/mps-{rank}", str(rank), "" if rank == 1 else "yes"]
+        assert seen == {"torch": [rank + 4], "count": [None, False, False], "C": own, "python": own}
+    all_are_gone(tmp_path / "run")
 
 
 @pytest.mark.mpi(ranks=2)

@@ -16,8 +16,6 @@ import struct
 import sys
 from typing import Any
 
-from fedh2l_mpi.runtime.shared_imports.rendezvous import DEVICES
-
 # The kernel allows 253 files in a message.
 FILES_AT_ONCE = 250
 LENGTH = struct.Struct("!Q")
@@ -51,13 +49,12 @@ def capture() -> ProcessState:
         "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
         "streams": {name: _stream(getattr(sys, name)) for name in STREAMS},
         "files": files,
-        "devices": devices(),
+        "device_files": device_files(),
     }
 
 
-def devices() -> ProcessState:
-    """Return the environment's GPU variables, and the GPU device files that this process's cgroup lets it open."""
-    found = {name: os.environ[name] for name in DEVICES if name in os.environ}
+def device_files() -> list[str]:
+    """Return the GPU device files that this process's cgroup lets it open; a server's child has the server's cgroup."""
     opened = []
     for folder, beginnings in DEVICE_FOLDERS.items():
         for name in sorted(os.listdir(folder) if os.path.isdir(folder) else []):
@@ -65,7 +62,7 @@ def devices() -> ProcessState:
                 with contextlib.suppress(OSError):
                     os.close(os.open(f"{folder}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
                     opened.append(f"{folder}/{name}")
-    return {**found, "device files": opened}
+    return opened
 
 
 def send(connection: socket.socket, facts: ProcessState) -> None:

@@ -25,8 +25,12 @@ KNOWN_BY = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOC
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE", "FLUX_JOB_SIZE")
 # With these variables, libraries bind threads to CPUs when they are loaded, but a rank's CPUs differ from the server's.
 BINDS_THREADS = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-# The visible GPUs may differ between the ranks of a node.
-DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+# Variables that a GPU's driver reads when a process first uses it. The server never does, so they may differ between
+# the ranks of a node: each child has its own rank's values by then.
+READ_BY_DRIVERS = (
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MPS_", "NVIDIA_VISIBLE_DEVICES"),
+    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"),
+)
 # Prefixes of variables that Python or a library reads once, when it is loaded.
 READ_AT_LOAD = (
     *("PYTHON", "VIRTUAL_ENV", "LD_", "PATH", "HOME", "LANG", "LC_", "TZ", "MALLOC_", "GLIBC_"),
@@ -114,7 +118,11 @@ def find_address() -> bytes:
         raise CannotShareError(
             f"{error.filename} cannot be read ({error.strerror}), for example in a PID namespace without the launcher"
         ) from None
-    loads = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_LOAD) and name not in DEVICES}
+    loads = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(READ_AT_LOAD) and not name.startswith(READ_BY_DRIVERS)
+    }
     alike = [
         [os.getresuid(), os.getresgid(), launcher, started, _memory_policy(), kept],
         [os.stat(f"/proc/self/ns/{name}").st_ino for name in NAMESPACES if os.path.exists(f"/proc/self/ns/{name}")],

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -106,7 +107,7 @@ class _Server:
     def __init__(self, listener: socket.socket, proxies: int, refused: str) -> None:
         self._listener, self._proxies, self._refused = listener, proxies, refused
         self._ranks: list[_Rank] = []
-        self._devices: ProcessState | None = None
+        self._device_files: list[str] | None = None
 
     def run(self) -> tuple[ProcessState, list[int]] | None:
         """Serve until the last rank has ended, and return None. In a forked rank, return the state to restore."""
@@ -186,10 +187,11 @@ class _Server:
 
         If it can, this process takes the rank's CPUs, which the child inherits.
         """
-        if self._devices is None:
-            self._devices = facts["devices"]
-        if facts["devices"] != self._devices:
-            return f"this rank sees {facts['devices']}, but the first rank on this node sees {self._devices}"
+        if self._device_files is None:
+            self._device_files = facts["device_files"]
+        if facts["device_files"] != self._device_files:
+            own, first = (", ".join(files) or "none" for files in (facts["device_files"], self._device_files))
+            return f"this rank may open the GPUs {own}, but the first rank on this node may open {first}"
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, facts["cpus"])
         if sorted(os.sched_getaffinity(0)) != facts["cpus"]:
@@ -243,6 +245,8 @@ def _import_everything() -> str:
     gc.freeze()
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
         return f"importing starts {threads - 1} threads, and a process with threads cannot be forked safely"
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        return "importing initialises CUDA, which a forked process cannot use"
     if len(os.listdir("/proc/self/fd")) > len(files):
         return "importing leaves files open, and the ranks would share them"
     return ""

@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -92,9 +93,14 @@ def test_processes_meet_only_where_what_libraries_read_at_load_is_the_same(monke
     here = rendezvous.find_address()
     monkeypatch.setenv("PMI_RANK", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps-1")
+    monkeypatch.setenv("GPU_DEVICE_ORDINAL", "1")
     assert rendezvous.find_address() == here
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "EAGER")
+    other = rendezvous.find_address()
+    assert other != here
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
-    assert rendezvous.find_address() != here
+    assert rendezvous.find_address() not in (here, other)
 
 
 def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
@@ -104,6 +110,51 @@ def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPI_LOCALNRANKS", "2")
     assert "/proc/0/stat cannot be read (No such file or directory)" in str(shared_imports.begin(lambda: True))
+
+
+# Whatever asks for GPUs before the fork fixes the answer for all ranks, or makes CUDA refuse to work in the children.
+ASKS_FOR_GPUS = """
+import sys, torch
+from fedh2l_mpi.runtime.shared_imports import server
+asked = []
+def recorded(name, original):
+    return lambda *given: (asked.append(name), original(*given))[1]
+for name in ("init", "_lazy_init", "is_available", "device_count", "_device_count_nvml", "current_device"):
+    setattr(torch.cuda, name, recorded(name, getattr(torch.cuda, name)))
+if len(sys.argv) > 1:
+    torch.cuda.is_initialized = lambda: True
+print(repr(server._import_everything()), asked, torch.cuda._cached_device_count)
+"""
+
+
+def test_the_server_asks_for_no_gpu_and_serves_nobody_if_a_library_did():
+    command, environ = [sys.executable, "-c", ASKS_FOR_GPUS], {**os.environ, **dict.fromkeys(server.ONE_THREAD, "1")}
+    said = subprocess.check_output(command, text=True, timeout=60, env=environ)
+    assert said == "'' [] None\n"
+    said = subprocess.check_output([*command, "a library did"], text=True, timeout=60, env=environ)
+    assert said == "'importing initialises CUDA, which a forked process cannot use' [] None\n"
+
+
+def test_ranks_whose_control_groups_let_them_open_other_gpus_are_refused():
+    with socket.socket() as listener:
+        group = server._Server(listener, proxies=3, refused="")
+        cpus = sorted(os.sched_getaffinity(0))
+        said = [
+            group._unlike({"device_files": files, "cpus": cpus})
+            for files in (
+                ["/dev/nvidia0", "/dev/nvidiactl"],
+                ["/dev/nvidiactl"],
+                [],
+                ["/dev/nvidia0", "/dev/nvidiactl"],
+            )
+        ]
+    first = "but the first rank on this node may open /dev/nvidia0, /dev/nvidiactl"
+    assert said == [
+        "",
+        f"this rank may open the GPUs /dev/nvidiactl, {first}",
+        f"this rank may open the GPUs none, {first}",
+        "",
+    ]
 
 
 # The sender has 300 files, more than the kernel passes in one message; the receiver has files at the same numbers.
