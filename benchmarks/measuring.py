@@ -7,6 +7,7 @@ exited are found as well.
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,8 +21,23 @@ import numpy as np
 
 from fedh2l_mpi import metrics
 
+MIB = 2**20
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "BENCHMARK_OF"
+# It becomes the parent of every orphan among the command's processes, and waits for all of them (prctl(2)).
+PR_SET_CHILD_SUBREAPER = 36
+WAITS_FOR_ALL = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({PR_SET_CHILD_SUBREAPER}, 1, 0, 0, 0)
+own = os.posix_spawnp(sys.argv[2], sys.argv[2:], {{**os.environ, "{MARK}": sys.argv[1]}})
+codes = {{}}
+try:
+    while True:
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+except ChildProcessError:
+    os._exit(codes[own] if codes[own] >= 0 else 1)
+"""
 # Adding up page tables takes time from the measured processes; this is the largest share of one CPU that it may use.
 SAMPLE_EVERY_S, SAMPLING_SHARE = 0.5, 0.03
 
@@ -33,8 +49,8 @@ class Spent:
     Attributes
     ----------
     cpu_s : float
-        User and system time of all processes whose parent waited for them. Ranks with `--share-imports` are missing:
-        nobody waits for their parent (`start_up` shows a way to count them).
+        User and system time of all processes, also of those that nobody waits for, such as the process that imports for
+        the ranks of a node.
     pss_bytes : int
         Largest sum of their proportional set sizes, sampled while they ran. A page that several processes share counts
         once.
@@ -57,8 +73,9 @@ def spent(command: Sequence[str]) -> Spent:
     ended = threading.Event()
     with tempfile.TemporaryFile("w+") as output, ThreadPoolExecutor(1) as pool:
         begin = time.perf_counter()
-        environment = {**os.environ, MARK: mark, "PYTHONPATH": str(REPOSITORY)}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment)
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        waiting = [sys.executable, "-I", "-S", "-c", WAITS_FOR_ALL, mark, *command]
+        process = subprocess.Popen(waiting, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment)
         peak = pool.submit(_peak_pss, mark, ended)
         # Several commands may run at a time, so this counts one child and the processes that it waited for.
         _, status, used = os.wait4(process.pid, 0)

@@ -24,11 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measuring import pss_bytes, spread
+from benchmarks.measuring import PR_SET_CHILD_SUBREAPER, pss_bytes, spread
 from fedh2l_mpi.runtime.processes import stat_fields
 
 HERE = Path(__file__).parent
-PR_SET_CHILD_SUBREAPER = 36
 PATIENCE_S = 300.0
 # The jobs.
 IMPORTS_ONLY, RUN, SHARED = "imports only", "a run with --share-imports never", "a run with --share-imports"

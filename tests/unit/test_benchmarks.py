@@ -200,3 +200,16 @@ def test_seconds_of_ranks_are_those_of_their_participants(tmp_path):
     phases = len(seconds[0])
     assert measuring.waited_shares(run) == {0: pytest.approx(1 / phases), 1: pytest.approx(1 / phases)}
     assert checkpoints.round_seconds(run, 4) == pytest.approx(2 * phases)
+
+
+BURNS = "import time\nwhile time.process_time() < 0.4: pass"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are counted on Linux only")
+def test_the_cost_of_a_command_has_that_of_its_orphans():
+    # The shell does not wait for its child, like a rank that starts the process that imports for a node.
+    cost = measuring.spent(["sh", "-c", f'"{sys.executable}" -S -c "{BURNS}" & exit 0'])
+    assert 0.4 <= cost.cpu_s < 4
+    assert cost.wall_s >= 0.4
+    with pytest.raises(SystemExit, match="sh -c echo why; exit 3 failed:\nwhy"):
+        measuring.spent(["sh", "-c", "echo why; exit 3"])
