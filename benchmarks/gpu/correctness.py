@@ -16,7 +16,9 @@ from fedh2l_mpi.sample_form import SampleForm
 # Architecture, channels and side of the images.
 MODELS = [("mlp", 1, 28), ("lenet5", 1, 28), ("cnn", 1, 28), ("resnet8", 1, 28), ("vit", 1, 28), ("mobilenet", 3, 64)]
 MODELS += [("resnet18", 3, 64 if TINY else 224)]
+# PyTorch has no deterministic kernel for the first one's adaptive pooling.
 VISION_MODELS = [("torchvision:alexnet", 3, 224), ("torchvision:mobilenet_v2", 3, 64 if TINY else 224)]
+WITHOUT_PROMISE = ("torchvision:alexnet",)
 # The largest relative error that a gradient may have, by `optimizer.precision`.
 ARITHMETIC = {"float32": 1e-2, "tf32": 0.1, "bfloat16": 0.6}
 # Two ways to IEEE's float32 add in other orders, and their errors differ by less than this factor; TF32's are larger
@@ -240,7 +242,8 @@ def repeat(report: Report) -> None:
                     different, times, seconds[mode][name] = _repeated(name, channels, side, precision)
                     if different:
                         changing.append(f"{name} {different}/{times}")
-        verdict = PASS if not changing else INFO if mode == "without the flags" else FAIL
+        is_promised = [text for text in changing if not text.startswith(WITHOUT_PROMISE)]
+        verdict = PASS if not changing else FAIL if is_promised and mode != "without the flags" else INFO
         detail = f"different bits: {', '.join(changing)}" if changing else f"all of {len(seconds[mode])}"
         report.add(f"gradients repeat, {mode}", verdict, detail, seconds=seconds[mode])
         doubts = sorted({str(one.message).splitlines()[0] for one in caught if "determinis" in str(one.message)})
