@@ -133,7 +133,7 @@ def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
     ]
     metrics = evaluation.chosen_metrics(config.evaluation, plan.classes)
     array = method.array(participants[0], plan.seed_rows_per_round, plan.classes)
-    together = batched.may_batch(config, method.takes_batches)
+    together = batched.may_batch(config, method.takes_batches, device.type == "cpu")
     return RankSetup(
         device=device,
         hosting=hosting,

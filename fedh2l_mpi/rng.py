@@ -62,6 +62,14 @@ def seed_global_generators(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002, not for numbers of ours
 
 
+def global_states() -> tuple[object, ...]:
+    """Return the states of the global generators of Python, NumPy and PyTorch's CPU, for a comparison."""
+    import torch
+
+    _, words, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), bytes(words), *rest, torch.get_rng_state().numpy().tobytes()  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
 def restored_global_generators(devices: Sequence[int] = ()) -> Iterator[None]:
     """Restore the global generators of Python, NumPy and PyTorch (the CPU's, and those of CUDA devices) at the end."""

@@ -146,7 +146,8 @@ class Simulation:
             return
         for unit in self._each(now, "mutual phase", self.training_units):
             with timer.charge(unit, "mutual"):
-                received = unit.received(theirs)
+                # A method that moves the arrays to the device one at a time takes the members of a batch so, too.
+                received = None if self.method.takes_theirs_one_by_one else unit.received(theirs)
                 if received is not None:
                     self.method.mutual_phase(unit, now, received)
                 else:

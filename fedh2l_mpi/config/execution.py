@@ -77,8 +77,9 @@ class DevicesConfig(Section):
     threads: Count = Field(1, description="CPU threads per rank; changing it changes the last bits of results")
     batching: Literal["off", "like"] = Field(
         "off",
-        description="like: participants of a rank whose models are equal chains of linear layers train as one batch, "
-        "which gives the same numbers in less time",
+        description="like: participants of a rank with the same architecture train as one batch; on a CPU only chains "
+        "of linear layers do, with the same numbers; on a GPU any model that vmap can compute does, and the last "
+        "digits depend on the participants that a rank hosts",
     )
     share: Switch | None = Field(
         None,

@@ -47,7 +47,7 @@ class OptimizerConfig(UpdateConfig):
         description="number format of a model's matrix products and convolutions: IEEE float32; tf32: on a GPU with "
         "hardware for it, float32 with 10 bits of fraction in the factors, and no effect on a CPU; bfloat16 is for "
         "GPUs and CPUs with hardware for it: weights, losses and updates stay float32, and devices.batching has no "
-        "effect",
+        "effect on a CPU",
     )
 
     @field_validator("per_model", mode="before")

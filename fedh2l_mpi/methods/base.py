@@ -82,21 +82,23 @@ class Method:
     keeps_published = False
     # The copy is dropped before the round ends, so checkpoints do not contain it.
     drops_published = False
-    # The neighbours' arrays are moved to the device one at a time; the memory estimate counts one instead of all.
+    # The mutual phase moves the neighbours' arrays to the device one at a time, and gets one participant at a time; the
+    # memory estimate counts one array instead of all.
     takes_theirs_one_by_one = False
     # One phase makes all E + M steps; `plan` times fewer steps there, and scales the time up.
     all_steps_in: Literal["local", "mutual"] | None = None
     # The method supports `method.combine: gem_neighbours`, a constraint for each neighbour, by `step_within_cone`.
     constrains_each_neighbour = False
-    # Both phases accept `BatchedParticipants` in place of a participant.
+    # Both phases accept `BatchedParticipants` in place of a participant; if the method takes the neighbours' arrays one
+    # at a time, only the local phase needs to.
     takes_batches = False
     # Warning that is printed when a run starts.
     caution = ""
 
     def __init_subclass__(cls) -> None:
-        """Reset inherited flags about phases that the subclass replaces: it must set them again."""
+        """Reset inherited flags about phases and steps that the subclass replaces: it must set them again."""
         super().__init_subclass__()
-        if "local_phase" in vars(cls) or "mutual_phase" in vars(cls):
+        if {"local_phase", "mutual_phase", "local_step"} & vars(cls).keys():
             cls.constrains_each_neighbour = vars(cls).get("constrains_each_neighbour", False)
             cls.takes_batches = vars(cls).get("takes_batches", False)
         if "mutual_phase" in vars(cls):

@@ -23,6 +23,7 @@ class DPsgd(ParameterMethod):
 
     keeps_published = True
     takes_theirs_one_by_one = True
+    takes_batches = True
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return parameters and running statistics, and keep them for the differences."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from fedh2l_mpi import losses
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
+from fedh2l_mpi.methods.teachers import Teachers
 from fedh2l_mpi.participant import Participant
 
 
@@ -21,6 +22,7 @@ class DistributedDistillation(PosteriorMethod):
     """
 
     trains_on_seed_set = True
+    takes_batches = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own); gradients are summed."""
@@ -30,7 +32,8 @@ class DistributedDistillation(PosteriorMethod):
         def step(rows_B: Tensor, now: Round, theirs_NSC: Tensor, scale: float) -> None:
             g_private = participant.gradient(self.private_loss(participant))
             own_logits_BC = participant.model(now.seed.inputs[rows_B])
-            distillation = losses.mutual_distillation(own_logits_BC, theirs_NSC[:, rows_B], self.temperature)
+            theirs_NBC = Teachers(theirs_NSC).on(rows_B).posteriors
+            distillation = losses.mutual_distillation(own_logits_BC, theirs_NBC, self.temperature)
             participant.note("loss_distillation", distillation)
             self.combined_step(participant, g_private, participant.gradient(scale * distillation))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from fedh2l_mpi.config.method import DmlOptions
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
+from fedh2l_mpi.methods.teachers import Teachers
 from fedh2l_mpi.participant import Participant
 
 
@@ -21,6 +22,7 @@ class DeepMutualLearning(PosteriorMethod):
 
     config: DmlOptions
     trains_on_seed_set = True
+    takes_batches = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps on w_ce CE + w_kd T^2 sum over neighbours of KL(theirs || own)."""
@@ -29,7 +31,7 @@ class DeepMutualLearning(PosteriorMethod):
 
         def step(rows_B: Tensor, now: Round, theirs_NSC: Tensor) -> None:
             own_logits_BC = participant.model(now.seed.inputs[rows_B])
-            distillation = self.distillation(now, own_logits_BC, theirs_NSC[:, rows_B])
+            distillation = self.distillation(now, own_logits_BC, Teachers(theirs_NSC).on(rows_B).posteriors)
             participant.note("loss_distillation", distillation)
             loss = self.config.weight_kd * self.temperature**2 * len(theirs_NSC) * distillation
             if self.labelled:

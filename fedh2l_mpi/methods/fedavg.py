@@ -25,6 +25,7 @@ class FedAvg(ParameterMethod):
     averages_everyone = True
     # The host adds the arrays up; only the own parameters are read on the device.
     takes_theirs_one_by_one = True
+    takes_batches = True
 
     @property
     def publishes_first(self) -> bool:
@@ -58,10 +59,11 @@ class FedProx(FedAvg):
 
     config: FedProxOptions
     needs_start = True
+    takes_batches = True
 
     def local_step(self, participant: Participant, loss: Tensor, start: Tensor | None) -> None:
         """Take a step like FedAvg's, with mu (w - w_0) added to the gradient."""
         gradient = participant.gradient(loss)
         if start is not None:
-            gradient.add_(participant.parameters.vector - start, alpha=self.config.proximal)
+            gradient.add_(participant.optimizer.parameters - start, alpha=self.config.proximal)
         participant.step(gradient)

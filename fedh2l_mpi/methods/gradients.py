@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedh2l_mpi import losses
+
 # Rounding to float32 (1.2e-7 per number) adds up to about this share of the longest gradient's length.
 VANISHING = 1e-6
 
@@ -116,8 +118,12 @@ def nearest_in_cone(gram_KK: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    # Row by row, because one product of all rows would sum in a different order and change the last bits.
-    return a.dot(b) if a.dim() == 1 else torch.stack([one.dot(other) for one, other in zip(a, b, strict=True)])
+    if a.dim() == 1:
+        return a.dot(b)
+    if losses.needs_single_rows(a):
+        return torch.stack([one.dot(other) for one, other in zip(a, b, strict=True)])
+    # A batched matrix product could round to TF32.
+    return (a * b).sum(dim=-1)
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

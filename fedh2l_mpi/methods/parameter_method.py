@@ -30,7 +30,7 @@ class ParameterMethod(Method):
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Take E + M steps on private minibatches, and on seed labels too if `method.local_labels` says so."""
         participant.begin(now.index, phase=0)
-        start = participant.parameters.vector.clone() if self.needs_start else None
+        start = participant.optimizer.parameters.clone() if self.needs_start else None
         steps = self.config.local_steps + self.config.mutual_steps
 
         def step(start: Tensor | None) -> None:
@@ -48,5 +48,5 @@ class ParameterMethod(Method):
             participant.repeat(steps, step, start)
 
     def local_step(self, participant: Participant, loss: Tensor, start: Tensor | None) -> None:
-        """Take one of the E + M steps; `start` are the weights at their beginning (W,), if `needs_start`."""
+        """Take one of the E + M steps; `start` are the weights at their beginning, if `needs_start`."""
         participant.step(participant.gradient(loss))

@@ -1,8 +1,8 @@
-"""Models of one architecture computed as one: a layer of all models is one batched product.
+"""Models of linear layers computed as one: a layer of all models is one batched product.
 
 Only chains of Flatten, Linear and ReLU are batched. Their steps are many small products, and starting a product costs
-more than computing it. Convolutions are slower together than one by one. Every model gets exactly the bits that its own
-products would give it; a test checks this.
+more than computing it. On a CPU, every model gets exactly the bits that its own products would give it; a test checks
+this. `stacked` computes any other model, where the bits may differ: convolutions on a CPU are slower together.
 
 Shape letters: G models, B minibatch, I, O inputs and outputs of a layer, W weights of a model.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedh2l_mpi import losses
 from fedh2l_mpi.models.memory_format import other_hooks
 from fedh2l_mpi.models.zoo import Mlp
 
@@ -74,6 +75,8 @@ def _is_one_by_one(values_GBI: Tensor, weight_GOI: Tensor) -> bool:
 
     A layer with one input or one output multiplies a matrix by a vector, and only single products have a kernel for it.
     """
+    if not losses.needs_single_rows(values_GBI):
+        return False
     _, outputs, inputs = weight_GOI.shape
     return min(inputs, outputs) == 1 or values_GBI.shape[1] * inputs * outputs < SMALL
 

@@ -1,5 +1,7 @@
 """Storage of a model's trainable parameters in one flat vector: a step takes a few calls for any number of layers."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +98,31 @@ class FlatParameters:
             torch.autograd.grad(loss, self.trainable, retain_graph=again or None, materialize_grads=True)
         )
 
+    def in_rows(self, matrix_GW: Tensor) -> list[Tensor]:
+        """Return views of the parameters of G models, each (G, ...), in the memory format of this model.
+
+        They require gradients.
+
+        Parameters
+        ----------
+        matrix_GW : float tensor (G, W)
+            The vectors of models of this architecture.
+        """
+        views, first = [], 0
+        for parameter in self.trainable:
+            columns_GW = matrix_GW.detach()[:, first : first + parameter.numel()]
+            stored = columns_GW.view(len(matrix_GW), *self._stored(parameter).shape)
+            views.append((stored.movedim(-1, 2) if self._permutes(parameter) else stored).requires_grad_())
+            first += parameter.numel()
+        return views
+
+    def flat_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the columns of a matrix (G, W) from a tensor (G, ...) for each parameter."""
+        return [
+            (tensor.movedim(2, -1) if self._permutes(parameter) else tensor).flatten(1)
+            for parameter, tensor in zip(self.trainable, tensors, strict=True)
+        ]
+
     def from_channels_last(self, vector: Tensor) -> Tensor:
         """Return a vector (W,) whose parameters have their channels last, in the order of this one."""
         parts = vector.split([parameter.numel() for parameter in self.trainable])
@@ -110,6 +137,10 @@ class FlatParameters:
         # nn.Embedding(sparse=True) has sparse gradients.
         dense = [tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors]
         return torch.cat([self._stored(tensor).reshape(-1) for tensor in dense])
+
+    def _permutes(self, parameter: Tensor) -> bool:
+        """Return True if the vector has the channels of a parameter last."""
+        return parameter.dim() == 4 and not self.contiguous
 
 
 def _same(tensor: Tensor) -> Tensor:

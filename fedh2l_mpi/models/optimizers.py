@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedh2l_mpi import losses
 from fedh2l_mpi.config import OptimizerConfig
 from fedh2l_mpi.models.schedules import learning_rate
 
@@ -50,7 +51,7 @@ TINY = 1e-6
 def clip(gradient: Tensor, longest: float | None) -> Tensor:
     """Scale g in place by min(1, c / (|g| + 1e-6)), and return it; None is no limit. Nothing waits for the device.
 
-    Each row of a batch's gradients (G, W) has a norm of its own. A row by itself gives the same bits.
+    Each row of a batch's gradients (G, W) has a norm of its own. On a CPU, a row by itself gives the same bits.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013, algorithm 1;
     the small term is that of torch.nn.utils.clip_grad_norm_.
@@ -59,7 +60,10 @@ def clip(gradient: Tensor, longest: float | None) -> Tensor:
         return gradient
     if gradient.dim() == 1:
         return gradient.mul_((longest / (torch.linalg.vector_norm(gradient) + TINY)).clamp(max=1.0))
-    norms_G = torch.stack(list(map(torch.linalg.vector_norm, gradient)))
+    if losses.needs_single_rows(gradient):
+        norms_G = torch.stack(list(map(torch.linalg.vector_norm, gradient)))
+    else:
+        norms_G = torch.linalg.vector_norm(gradient, dim=1)
     return gradient.mul_((longest / (norms_G + TINY)).clamp(max=1.0)[:, None])
 
 

@@ -117,5 +117,5 @@ class TextTransformer(nn.Module):
 
 def mean_of_tokens(x_BLE: Tensor, is_padding_BL: Tensor) -> Tensor:
     """Return the mean (B, E) over the tokens that are no padding; zeros if there are none."""
-    counts_B1 = (~is_padding_BL).sum(dim=1, keepdim=True).clamp_(min=1)
+    counts_B1 = (~is_padding_BL).sum(dim=1, keepdim=True).clamp(min=1)
     return x_BLE.masked_fill(is_padding_BL[:, :, None], 0.0).sum(dim=1) / counts_B1

@@ -49,6 +49,8 @@ class WeightAverage:
     ----------
     vector : Tensor
         Average of the trainable parameters (W,).
+    averages : list of Tensor
+        Averages of `buffers`.
     """
 
     def __init__(self, model: nn.Module, parameters: FlatParameters, decay: float, follows: Interval) -> None:
@@ -56,14 +58,14 @@ class WeightAverage:
         self._model, self._parameters = model, parameters
         self._buffers = FloatingBuffers(model)
         self.vector = parameters.vector.clone()
-        self._averages = [buffer.detach().clone() for buffer in self._buffers.tensors()]
+        self.averages = [buffer.detach().clone() for buffer in self._buffers.tensors()]
         averaged = {id(tensor) for tensor in (*parameters.trainable, *self._buffers.tensors())}
         self._names = [name for name, value in model.state_dict(keep_vars=True).items() if id(value) in averaged]
 
     def after_step(self, steps: int) -> None:
         """Follow the weights after a step, if the average follows steps; `steps` counts this one."""
         if self.follows == "step":
-            _follow([self.vector, *self._averages], self._weights(), decay_at(self.decay, steps))
+            _follow([self.vector, *self.averages], self._weights(), decay_at(self.decay, steps))
 
     def after_round(self, steps: int, round_steps: int) -> None:
         """Follow the weights after a round, if the average follows rounds.
@@ -74,7 +76,7 @@ class WeightAverage:
             Number of steps so far, and E + M of them in this round.
         """
         if self.follows == "round":
-            _follow([self.vector, *self._averages], self._weights(), decay_at(self.decay, steps) ** round_steps)
+            _follow([self.vector, *self.averages], self._weights(), decay_at(self.decay, steps) ** round_steps)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -87,7 +89,7 @@ class WeightAverage:
         vector, buffers = self._parameters.vector, [buffer.data for buffer in held]
         try:
             self._parameters.refer_to(self.vector)
-            for buffer, average in zip(held, self._averages, strict=True):
+            for buffer, average in zip(held, self.averages, strict=True):
                 buffer.data = average
             yield
         finally:
@@ -104,8 +106,13 @@ class WeightAverage:
             whole = self._model.state_dict()
         return {name: whole[name] for name in self._names}
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The running statistics that are averaged."""
+        return self._buffers.tensors()
+
     def _weights(self) -> list[Tensor]:
-        return [self._parameters.vector, *self._buffers.tensors()]
+        return [self._parameters.vector, *self.buffers]
 
 
 class JoinedAverage:
@@ -114,8 +121,7 @@ class JoinedAverage:
     Parameters
     ----------
     members : sequence of WeightAverage
-        Averages of models without buffers that have made the same number of steps. Their vectors become rows of one
-        matrix.
+        Averages that have made the same number of steps. Their vectors become rows of one matrix.
     parameters_GW : float tensor (G, W)
         The parameters of each.
     """
@@ -125,11 +131,14 @@ class JoinedAverage:
         self._average_GW = batched_linear.join_columns([torch.stack([member.vector for member in members])])
         for member, row in zip(members, self._average_GW, strict=True):
             member.vector = row
+        self._members = members
 
     def after_step(self, steps: int) -> None:
         """Follow the members' weights after a step that all have made."""
         if self._follows == "step":
-            _follow([self._average_GW], [self._parameters_GW], decay_at(self._decay, steps))
+            averages = [average for member in self._members for average in member.averages]
+            buffers = [buffer for member in self._members for buffer in member.buffers]
+            _follow([self._average_GW, *averages], [self._parameters_GW, *buffers], decay_at(self._decay, steps))
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class ModelSize:
     tensors : int
         Number of entries of its state dict.
     stacks : bool
-        True if similar participants with this model may step together.
+        True if similar participants with this model step together on a CPU, too.
     """
 
     parameters: int
@@ -220,7 +220,7 @@ def rank_memory(
     hosted_R = summed(np.ones(hosting.participants, dtype=np.int64))
     hosted_RA = np.stack([summed(of_P == number) for number in range(len(sizes))], axis=1)
     # Participants with minibatches of different sizes do not step together either; then this is an upper bound.
-    together_RA = np.minimum(hosted_RA, [members if size.stacks else 1 for size in sizes.values()])
+    together_RA = np.minimum(hosted_RA, [members if size.stacks or not on_host else 1 for size in sizes.values()])
     records_R = 2 * 8 * row_width(counts.domains, columns) * hosted_R
     # Rank 0 stores the rows of all participants, of two rounds because other ranks may be a round ahead.
     records_R[0] = 2 * 8 * row_width(counts.domains, columns) * hosting.participants

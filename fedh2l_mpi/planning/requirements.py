@@ -118,7 +118,7 @@ class Requirements:
             self.message,
             self.method.pools_private_data,
             self.method.keeps_published,
-            batched.MEMBERS if batched.may_batch(self.config, self.method.takes_batches) else 1,
+            batched.MEMBERS if batched.may_batch(self.config, self.method.takes_batches, on_host) else 1,
             self.method.takes_theirs_one_by_one,
             on_host,
             self.method.drops_published,
