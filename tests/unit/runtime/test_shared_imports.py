@@ -114,7 +114,7 @@ def test_a_rank_whose_launcher_cannot_be_seen_imports_for_itself(monkeypatch):
 
 # Whatever asks for GPUs before the fork fixes the answer for all ranks, or makes CUDA refuse to work in the children.
 ASKS_FOR_GPUS = """
-import sys, torch
+import sys, torch, weakref
 from fedh2l_mpi.runtime.shared_imports import server
 asked = []
 def recorded(name, original):
@@ -123,16 +123,19 @@ for name in ("init", "_lazy_init", "is_available", "device_count", "_device_coun
     setattr(torch.cuda, name, recorded(name, getattr(torch.cuda, name)))
 if len(sys.argv) > 1:
     torch.cuda.is_initialized = lambda: True
-print(repr(server._import_everything()), asked, torch.cuda._cached_device_count)
+# Ranks finalize only what they make themselves.
+server.made = weakref.finalize(torch, print, "finalized")
+print(repr(server._import_everything()), asked, torch.cuda._cached_device_count, server.made.atexit)
+weakref.finalize(server, print, "the rank's own")
 """
 
 
 def test_the_server_asks_for_no_gpu_and_serves_nobody_if_a_library_did():
     command, environ = [sys.executable, "-c", ASKS_FOR_GPUS], {**os.environ, **dict.fromkeys(server.ONE_THREAD, "1")}
     said = subprocess.check_output(command, text=True, timeout=60, env=environ)
-    assert said == "'' [] None\n"
+    assert said == "'' [] None False\nthe rank's own\n"
     said = subprocess.check_output([*command, "a library did"], text=True, timeout=60, env=environ)
-    assert said == "'importing initialises CUDA, which a forked process cannot use' [] None\n"
+    assert said == "'importing initialises CUDA, which a forked process cannot use' [] None False\nthe rank's own\n"
 
 
 def test_ranks_whose_control_groups_let_them_open_other_gpus_are_refused():
