@@ -100,6 +100,8 @@ ADDED: dict[str, Any] = {
     "method.prior_strength": 1.0,
     "method.backoff": False,
     "method.local_labels": "private",
+    "method.proxy_model": "mlp",
+    "method.proxy_share": 0.5,
     "method.sharpening": 0.1,
     "method.weight_prototypes": 1.0,
     "method.prototype_size": 64,

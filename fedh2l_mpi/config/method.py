@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Natural, Number, Switch, problem, refuse
+from fedh2l_mpi.config.section import NO_SWITCH, Count, KindSection, Natural, Number, Share, Switch, problem, refuse
 from fedh2l_mpi.errors import did_you_mean, shown
 
 Weight = Annotated[float, Field(ge=0.0, le=1e6), NO_SWITCH]
@@ -227,6 +227,25 @@ class FedProtoOptions(LocalLabelOptions, kind="fedproto"):
     prototype_size: Count = Field(
         64, description="numbers of a prototype; wider or narrower embeddings are projected to as many"
     )
+
+
+class ProxyOptions(MethodConfig):
+    """Group of the methods that exchange the parameters of a second model."""
+
+    proxy_model: str = Field("mlp", description="architecture of the second model, one for all participants")
+    proxy_share: Share = Field(
+        0.5,
+        description="share of the divergence from the other model in the loss of each of a participant's two models; "
+        "the rest is the loss on labels",
+    )
+
+
+class ProxyFLOptions(ProxyOptions, kind="proxyfl"):
+    """Options of `proxyfl`."""
+
+
+class FmlOptions(ProxyOptions, kind="fml"):
+    """Options of `fml`."""
 
 
 class DsFlOptions(PosteriorOptions, kind="ds_fl"):

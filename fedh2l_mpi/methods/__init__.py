@@ -18,11 +18,13 @@ from fedh2l_mpi.methods.feddf import FedDF
 from fedh2l_mpi.methods.fedh2l import FedH2L
 from fedh2l_mpi.methods.fedmd import FedMD
 from fedh2l_mpi.methods.fedproto import FedProto
+from fedh2l_mpi.methods.fml import Fml
 from fedh2l_mpi.methods.gradients import COMBINERS
 from fedh2l_mpi.methods.independent import Independent
 from fedh2l_mpi.methods.kt_pfl import KtPfl
 from fedh2l_mpi.methods.pooled import Pooled
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
+from fedh2l_mpi.methods.proxyfl import ProxyFL
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.seed_supervised import SeedSupervised
 from fedh2l_mpi.runtime.plugins import Plugin, load_class, reporting
@@ -43,6 +45,8 @@ METHODS: dict[str, type[Method]] = {
     "fedavg_finetuned": FedAvgFinetuned,
     "fd": FederatedDistillation,
     "fedproto": FedProto,
+    "proxyfl": ProxyFL,
+    "fml": Fml,
     "ds_fl": DsFl,
     "feddf": FedDF,
     "kt_pfl": KtPfl,

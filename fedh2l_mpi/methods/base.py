@@ -207,6 +207,11 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} sets averages_everyone, so it must define adopt()")
 
     @property
+    def second_model(self) -> str | None:
+        """Architecture of a model that every participant trains next to its own; the memory estimate counts it."""
+        return None
+
+    @property
     def uses_local_labels(self) -> bool:
         """True if the steps before the mutual phase use seed labels as well."""
         return isinstance(self.config, LocalLabelOptions) and self.config.local_labels == "private_and_seed"
@@ -249,12 +254,16 @@ class Method:
         It is CE(z + tau log pi, y) with the prior pi of the private training labels if `method.prior_correction` is
         balanced, else CE(z, y). The labels are smoothed by `optimizer.label_smoothing`, after the correction.
         """
-        if self.corrects_priors:
-            log_prior_C = participant.log_prior(own_logits_BC.shape[-1])
-            own_logits_BC = losses.under_prior(own_logits_BC, log_prior_C, self.config.prior_strength)
-        loss = losses.cross_entropy(own_logits_BC, labels_B, smoothing=participant.label_smoothing)
+        loss = self.label_loss(participant, own_logits_BC, labels_B)
         participant.note("loss_private", loss)
         return loss
+
+    def label_loss(self, participant: Participant, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Return the loss of `private_loss_of` for logits of any model, without noting it."""
+        if self.corrects_priors:
+            log_prior_C = participant.log_prior(logits_BC.shape[-1])
+            logits_BC = losses.under_prior(logits_BC, log_prior_C, self.config.prior_strength)
+        return losses.cross_entropy(logits_BC, labels_B, smoothing=participant.label_smoothing)
 
     def seed_loss(
         self,

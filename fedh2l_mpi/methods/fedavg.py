@@ -1,6 +1,6 @@
 """Federated averaging, and its variant with a proximal term."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,12 +39,7 @@ class FedAvg(ParameterMethod):
 
     def mean(self, states: Mapping[int, Tensor], now: Round, device: torch.device) -> Tensor:
         """Return the mean of the states, float32 (size,), weighted by private samples and summed in their order."""
-        total = sum(now.private_samples[index] for index in states)
-        mean, summand = (torch.zeros(len(next(iter(states.values()))), device=device) for _ in range(2))
-        for index in sorted(states):
-            torch.mul(states[index].to(device), now.private_samples[index] / total, out=summand)
-            mean += summand
-        return mean
+        return weighted_mean(states, now.private_samples, device)
 
     def adopt(self, participant: Participant, mean: Tensor) -> None:
         """Replace a participant's parameters and running statistics by the mean."""
@@ -67,3 +62,16 @@ class FedProx(FedAvg):
         if start is not None:
             gradient.add_(participant.optimizer.parameters - start, alpha=self.config.proximal)
         participant.step(gradient)
+
+
+def weighted_mean(states: Mapping[int, Tensor], private_samples: Sequence[int], device: torch.device) -> Tensor:
+    """Return the mean of participants' states, float32 (size,), weighted by private samples and summed in their order.
+
+    Source: McMahan et al., 2017, algorithm 1.
+    """
+    total = sum(private_samples[index] for index in states)
+    mean, summand = (torch.zeros(len(next(iter(states.values()))), device=device) for _ in range(2))
+    for index in sorted(states):
+        torch.mul(states[index].to(device), private_samples[index] / total, out=summand)
+        mean += summand
+    return mean

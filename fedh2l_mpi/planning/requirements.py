@@ -7,7 +7,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from fedh2l_mpi.data.labelled import Labelled, Normalisation
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec
-from fedh2l_mpi.methods import Method, batched
+from fedh2l_mpi.methods import Method, batched, second_model
 from fedh2l_mpi.metrics import NO_COLUMNS, Columns
 from fedh2l_mpi.models import memory_format
 from fedh2l_mpi.participant import Participant
@@ -158,6 +158,9 @@ def compute(
     )
     _rehearse(config, source, method, counts, built, columns)
     sizes = {name: measure_model(model, source) for name, model in built.items()}
+    if method.second_model is not None:
+        second = measure_model(second_model.build(method.second_model, source.form, source.classes, 0), source)
+        sizes = {name: _with_second(size, second) for name, size in sizes.items()}
     model = copy.deepcopy(built[config.architecture(0)])
     array = method.array(stand_in_participant(config, source, model), counts.seed_rows_per_round, source.classes)
     message = None
@@ -167,6 +170,20 @@ def compute(
         is_coded = not array.codec.exact or array.skip_below is not None
         message = MessageSize(fixed, array.message_bytes(1) - fixed, array.memory_bytes, is_coded)
     return Requirements(config, method, counts, sizes, message, columns)
+
+
+def _with_second(size: ModelSize, second: ModelSize) -> ModelSize:
+    """Return the size of a model whose participants train a second one in the same steps.
+
+    Gradients and the optimiser's vectors are those of both. Only the first one is evaluated, averaged over the steps,
+    or compared with what sharing parameters would send.
+    """
+    both = ("trainable_bytes", "state_bytes", "kept_bytes", "tensors")
+    return replace(
+        size,
+        largest_bytes=max(size.largest_bytes, second.largest_bytes),
+        **{name: getattr(size, name) + getattr(second, name) for name in both},
+    )
 
 
 def _rehearse(

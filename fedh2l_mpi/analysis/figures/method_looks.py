@@ -47,6 +47,8 @@ BUILT_IN: Mapping[str, Look] = MappingProxyType(
         "fedavg_finetuned": Look(STEEL, (3, 1, 0), DASHED),
         "fd": Look(FOREST, "8", DOTS),
         "fedproto": Look(SAND, (8, 1, 0), DASH_DOTS),
+        "proxyfl": Look(MAROON, (3, 1, 180), DASH_DOT),
+        "fml": Look(SILVER, (7, 0, 0), DASHED),
         "ds_fl": Look(RUST, (4, 1, 0), DASH_DOT),
         "feddf": Look(MAGENTA, (4, 1, 45), DASHED),
         "kt_pfl": Look(LEAF, (6, 1, 0), DASH_DOTS),

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.launching import ROOT
 from pydantic import Field
@@ -13,10 +14,14 @@ from fedh2l_mpi import methods
 from fedh2l_mpi.config import Config, OptimizerConfig, SeedSetConfig, classic, loading, recipes
 from fedh2l_mpi.config.comparison import flat
 from fedh2l_mpi.config.section import Count, KindSection, Number, Section, all_fields, is_section
+from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.errors import UserError
 
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 METHODS = [*methods.METHODS, "mine:Mine"]
+# What a method looks at to know the shape of what it publishes.
+IMAGES = Labelled(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+STAND_IN: Any = SimpleNamespace(shared_state=np.zeros(3), private=IMAGES)
 # Built-in classes, named like a user's own: what they publish is not known from their name.
 USERS_OWN = ["fedh2l_mpi.methods.fedh2l:FedH2L", "fedh2l_mpi.methods.fedmd:FedMD", "fedh2l_mpi.methods.d_psgd:DPsgd"]
 
@@ -203,7 +208,7 @@ def test_the_default_codec_encodes_what_the_method_publishes(name):
     kind = methods.METHODS.get(name)
     if kind is not None:
         method = kind(config.method, labelled=True)
-        array = method.array(SimpleNamespace(shared_state=np.zeros(3)), 5, 10)
+        array = method.array(STAND_IN, 5, 10)
         assert array is None or array.coded(config.exchange).codec.name == expected
 
 
@@ -325,7 +330,7 @@ def refusal(raw: dict[str, Any], *overrides: str) -> str:
     """The message that a config is refused with, up to the value that it got; empty if it may run."""
     try:
         config = loading.load(raw, overrides).resolved(1, launched=False)
-        array = methods.build(config).array(SimpleNamespace(shared_state=np.zeros(3)), 5, 10)
+        array = methods.build(config).array(STAND_IN, 5, 10)
         if array is not None:
             array.coded(config.exchange)
     except UserError as error:

@@ -59,6 +59,10 @@ CASES = {
     "a network with a clock": [
         *("models=[mlp]", "topology=star", "network={kind: lte, speed_steps_per_s: [5, 50], spread: 0.3}"),
     ],
+    "a second model, with momentum and BatchNorm": [
+        *("method.name=proxyfl", "method.proxy_model=cnn", "models=[mlp, lenet5]", "optimizer.name=sgd"),
+        "optimizer.momentum=0.9",
+    ],
     "pooled data": ["method.name=pooled", "models=[mlp]"],
     "a codec": ["models=[mlp]", "exchange.codec=top_k", "exchange.top_k=2"],
     "skipped rows, a codec, redrawn graph": [
