@@ -55,7 +55,8 @@ class RankSetup:
     metrics : tuple of evaluation.Metric
         The metrics that the config asks for.
     everyone : list of dict
-        Of each participant of the run, on any rank: the metrics file's fields of a participant, and the process's pid.
+        Of each participant of the run, on any rank: the metrics file's fields of a participant, `pid` of the process,
+        and `gpu`, the model of the GPU; empty on a CPU.
     network : Network or None
         The simulated network, equal on every rank; None: the run has no simulated seconds.
     """
@@ -196,6 +197,7 @@ def _participant(
 
 def _describe(world: World, setup: RankSetup) -> list[dict[str, Any]]:
     """Return the fields of the participants hosted here."""
+    gpu = torch.cuda.get_device_name(setup.device) if setup.device.type == "cuda" else ""
     return [
         {
             "architecture": participant.architecture,
@@ -207,6 +209,7 @@ def _describe(world: World, setup: RankSetup) -> list[dict[str, Any]]:
             "host": world.host,
             "device": str(setup.device),
             "pid": os.getpid(),
+            "gpu": gpu,
         }
         for participant in setup.participants
     ]

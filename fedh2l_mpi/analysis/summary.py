@@ -280,6 +280,8 @@ def _hardware(run: Run) -> str:
     ranks = run.metrics.attributes.get("ranks")
     where = hosts.pop() if len(hosts) == 1 else _count(len(hosts), "host")
     what = ", ".join(devices[:4]) + (" and more" if len(devices) > 4 else "")
+    if gpus := run.metrics.attributes.get("gpus"):
+        what += f" ({gpus})"
     threads = run.metrics.attributes.get("threads")
     return f"{_count(ranks, 'rank')} on {where}, {what}, {_count(threads, 'thread')} each"
 

@@ -175,10 +175,11 @@ def log_start(config: Config, world: World, everyone: Sequence[Mapping[str, Any]
         log.info("optimizer.precision=tf32 has no effect on a CPU: the run computes in float32")
     for index, row in enumerate(everyone[:LISTED]):
         domain = f"domain {row['own_domain']}" if row["own_domain"] >= 0 else "all domains"
+        gpu = f" ({row['gpu']})" if row.get("gpu") else ""
         log.info(
             f"participant {index}: {row['architecture']}, {row['parameters']:,} parameters, rank {row['rank']} on "
-            f"{row['host']} (pid {row['pid']}), {row['device']}; {row['private_samples']} private samples of {domain}, "
-            f"by label {histogram_PC[index].tolist()}",
+            f"{row['host']} (pid {row['pid']}), {row['device']}{gpu}; {row['private_samples']} private samples of "
+            f"{domain}, by label {histogram_PC[index].tolist()}",
             extra={"file_only": len(everyone) > SHOWN},
         )
     if len(everyone) > LISTED:

@@ -26,6 +26,7 @@ MUST_AGREE = {
 MAY_CHANGE_LAST_BITS = {
     "threads": "devices.threads",
     "devices": "the kind of device",
+    "gpus": "the model of a GPU",
     "source_sha256": "the code",
     "libraries": "a library",
 }
@@ -79,6 +80,23 @@ def restore(
         f"{directory.metrics}. Fix: choose another --out to start again.",
         agreed=True,
     )
+
+
+def changes_of_last_bits(manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Return what has changed since a checkpoint that may change the last bits of the numbers, in words.
+
+    What one of the two does not know is left out: a checkpoint of an earlier version names no GPUs, and a run on a CPU
+    has none, nor their libraries.
+    """
+    changed = []
+    for fact, what in MAY_CHANGE_LAST_BITS.items():
+        there, here = manifest.get(fact), facts[fact]
+        if isinstance(there, dict):
+            differing = [name for name in there if name in here and there[name] != here[name]]
+            there, here = ({name: found[name] for name in differing} for found in (there, here))
+        if there and here and there != here:
+            changed.append(f"{what} has changed since the checkpoint was made: there {there}, here {here}")
+    return changed
 
 
 def _read(
@@ -152,12 +170,10 @@ def _restore(
                 f"--resume: {what} differs from the checkpoint after {manifest['round']} rounds: "
                 f"there {manifest[fact]}, here {facts[fact]}. Fix: resume with the run's own data and participants."
             )
-    for fact, what in MAY_CHANGE_LAST_BITS.items():
-        if manifest[fact] != facts[fact]:
-            log.warning(
-                f"{what} has changed since the checkpoint was made: there {manifest[fact]}, here {facts[fact]}. "
-                "The last bits of the numbers may differ from those of an uninterrupted run."
-            )
+    if changed := changes_of_last_bits(manifest, facts):
+        log.warning(
+            f"{'; '.join(changed)}. The last bits of the numbers may differ from those of an uninterrupted run."
+        )
     for participant in participants:
         try:
             participant.restore(states[participant.index])

@@ -37,7 +37,9 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
 
 def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
     """Return the facts about the run for a checkpoint's manifest."""
-    versions = provenance.versions(world.mpi_library)
+    on_gpu = setup.device.type == "cuda"
+    versions = provenance.versions(world.mpi_library, on_gpu)
+    libraries = ("torch", "numpy", *(provenance.gpu_libraries() if on_gpu else ()))
     content = setup.federation.seed_set.digest() + setup.plan.label_histogram().tobytes() + setup.plan.source.digest
     data = hashlib.sha256(content)
     if config.data.partition.kind == "file":
@@ -52,11 +54,17 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
         "data_sha256": data.hexdigest(),
         "source_sha256": provenance.source_digest().hex(),
         "versions": versions,
-        "libraries": {name: json.loads(versions)[name] for name in ("torch", "numpy")},
+        "libraries": {name: json.loads(versions)[name] for name in libraries},
         "threads": torch.get_num_threads(),
         "devices": sorted({row["device"].partition(":")[0] for row in setup.everyone}),
+        "gpus": _gpus(setup),
         "columns": setup.columns.names,
     }
+
+
+def _gpus(setup: RankSetup) -> list[str]:
+    """Return the models of the run's GPUs, each once."""
+    return sorted({row["gpu"] for row in setup.everyone if row["gpu"]})
 
 
 def _test_samples(plan: Plan) -> tuple[int, int]:
@@ -75,6 +83,7 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
     seed_set = setup.federation.seed_set
     gap = mixing.spectral_gap_of(config)
     most_frequent, samples = _test_samples(setup.plan)
+    gpus = _gpus(setup)
     return metrics.RunHeader(
         attributes={
             "config": run_config.stored_text(config),
@@ -82,7 +91,8 @@ def header(config: Config, world: World, setup: RankSetup) -> metrics.RunHeader:
             "rounds_planned": config.rounds,
             "ranks": world.size,
             "threads": torch.get_num_threads(),
-            "versions": provenance.versions(world.mpi_library),
+            "versions": provenance.versions(world.mpi_library, setup.device.type == "cuda"),
+            **({"gpus": ", ".join(gpus)} if gpus else {}),
             "git_revision": provenance.git_revision(),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "host": world.host,

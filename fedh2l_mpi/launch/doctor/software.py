@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from fedh2l_mpi.launch.doctor import ranks
 from fedh2l_mpi.launch.doctor.findings import Finding, failure, good, warning
 from fedh2l_mpi.lifecycle import provenance
 from fedh2l_mpi.runtime import libraries
 from fedh2l_mpi.runtime.processes import run_program
 
 MISSING = "not installed"
+GPU_TITLES = {"cuda": "CUDA", "rocm": "ROCm", "cudnn": "cuDNN", "driver": "driver"}
 # MPI is not initialised here, because on a login node this may end the process.
 _ASK_MPI = (
     "import mpi4py; mpi4py.rc.initialize = False\n"
@@ -26,7 +28,7 @@ _INSTALL = {
 
 def versions_here(mpi_library: str) -> dict[str, str]:
     """Map the name of each package to its version on this rank; `code` is a digest of this package's files."""
-    found: dict[str, str] = json.loads(provenance.versions(mpi_library))
+    found: dict[str, str] = json.loads(provenance.versions(mpi_library, on_gpu=ranks.visible_gpus() > 0))
     return {**found, "code": provenance.source_digest().hex()[:8]}
 
 
@@ -76,7 +78,8 @@ def findings(versions: Mapping[str, str], needs_mpi: bool) -> list[Finding]:
             lines.append(failure(title, f"{versions[name]} is installed but does not load ({why})", _INSTALL[name]))
         else:
             library = f", HDF5 {hdf5_version()}" if name == "h5py" else ""
-            lines.append(good(title, f"{versions[name]}{library}"))
+            of_gpu = [f"{GPU_TITLES[key]} {versions[key]}" for key in GPU_TITLES if name == "torch" and key in versions]
+            lines.append(good(title, ", ".join([f"{versions[name]}{library}", *of_gpu])))
     return [*lines, _mpi(versions, needs_mpi)]
 
 
@@ -100,11 +103,16 @@ def differences(versions: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> 
     """
     lines = []
     for name, ours in versions[0].items():
-        others = [rank for rank, theirs in enumerate(versions) if theirs.get(name) != ours]
+        # A rank that sees no GPU has no versions of its libraries.
+        others = [rank for rank, theirs in enumerate(versions) if theirs.get(name, ours) != ours]
         if others:
             first = others[0]
-            text = f"{name} is {ours} on rank 0 ({hosts[0]}), but {versions[first].get(name)} on rank {first} "
-            lines.append(failure("versions", f"{text}({hosts[first]})", "activate the same environment on every node"))
+            text = f"{name} is {ours} on rank 0 ({hosts[0]}), but {versions[first][name]} on rank {first} "
+            text += f"({hosts[first]})"
+            if name == "driver":
+                lines.append(warning("versions", text, "use nodes with one driver; last bits may depend on it"))
+            else:
+                lines.append(failure("versions", text, "activate the same environment on every node"))
     if not lines and len(versions) > 1:
         lines.append(good("versions", f"the same on all {len(versions)} ranks"))
     return lines

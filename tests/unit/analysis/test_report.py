@@ -54,12 +54,20 @@ def test_a_summary_has_the_numbers_of_the_file(tmp_path):
     assert told.seconds == 40.0
     assert told.waiting_share == pytest.approx(0.2)
     assert told.facts["revision"] == "0123456789ab-dirty"
+    assert told.facts["hardware"] == "1 rank on here, cpu, 1 thread each"
     assert np.isnan(named["gain"]).all()
+    with h5py.File(tmp_path / "run" / "metrics.h5", "r+") as file:
+        file.attrs["gpus"] = np.bytes_("NVIDIA A100, NVIDIA H100")
+    assert summarised(tmp_path / "run").facts["hardware"] == (
+        "1 rank on here, cpu (NVIDIA A100, NVIDIA H100), 1 thread each"
+    )
 
 
 def test_a_summary_says_what_the_optimiser_does_more_than_steps(tmp_path):
     usual = write(tmp_path / "usual", THREE, overrides=["recipe=classic"])
     assert summarised(usual).facts["optimizer"] == "adam, lr 0.001, minibatch 32"
+    tf32 = write(tmp_path / "tf32", THREE, overrides=["recipe=classic", "optimizer.precision=tf32"])
+    assert summarised(tf32).facts["optimizer"] == "adam, lr 0.001, minibatch 32, tf32"
     keys = ["optimizer={schedule: cosine, schedule_rounds: 1, average: ema, average_decay: 0.980952}"]
     assert summarised(write(tmp_path / "more", THREE, overrides=keys)).facts["optimizer"] == (
         "adam, lr 0.001, cosine over 1 round, minibatch 32, weights averaged with decay 0.981"

@@ -1,10 +1,14 @@
 """Which code made a run."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 import fedh2l_mpi
 from fedh2l_mpi.lifecycle import provenance
@@ -61,3 +65,33 @@ def ask_digest_of_changed(folder: Path) -> str:
     revision, digest = ask(folder)
     assert revision.endswith("-dirty")
     return digest
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC ...\n",
+            "535.104.05",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs)\n", "570.86.15"),
+        ("another text", None),
+        (None, None),
+    ],
+)
+def test_the_driver_is_the_one_that_it_says_itself(tmp_path, text, version):
+    if text is not None:
+        (tmp_path / "version").write_text(text)
+    assert provenance.driver_version(tmp_path / "version") == version
+
+
+@pytest.mark.parametrize(("cuda", "hip", "toolkit"), [("12.8", None, "cuda"), (None, "6.2", "rocm")])
+def test_a_gpu_has_three_libraries_and_a_cpu_none(monkeypatch, cuda, hip, toolkit):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setattr(provenance, "driver_version", lambda: None)
+    more = {toolkit: cuda or hip, "cudnn": "91002", "driver": "unknown"}
+    alone, with_gpu = (json.loads(provenance.versions("none", on_gpu)) for on_gpu in (False, True))
+    assert with_gpu == alone | more
+    assert len(with_gpu) == len(alone) + 3

@@ -55,3 +55,13 @@ def test_ranks_with_other_versions_are_told_with_their_hosts():
     )
     assert levels(software.differences([VERSIONS] * 3, ["n1"] * 3)) == [Level.GOOD]
     assert software.differences([VERSIONS], ["n1"]) == []
+
+
+def test_the_libraries_of_gpus_are_shown_where_there_are_gpus():
+    gpu = {**VERSIONS, "cuda": "12.8", "cudnn": "91002", "driver": "570.86.15"}
+    (line,) = [line for line in software.findings(gpu, needs_mpi=False) if line.what == "PyTorch"]
+    assert line.text == f"{VERSIONS['torch']}, CUDA 12.8, cuDNN 91002, driver 570.86.15"
+    # A node without GPUs has none, and another driver is no other environment.
+    found = software.differences([gpu, VERSIONS, {**gpu, "driver": "580.1"}], ["n1", "n2", "n3"])
+    assert levels(found) == [Level.WARNING]
+    assert found[0].text.startswith("driver is 570.86.15 on rank 0 (n1), but 580.1 on rank 2 (n3). Fix: use nodes with")
