@@ -90,7 +90,8 @@ def build_rank(config: Config, world: World) -> RankSetup:
         On every rank alike, if data, models, graph or devices do not fit the config, or a device is too small.
     """
     assigned = assign_device(world, config.devices)
-    setup = world.together(lambda: _build(config, world, assigned))
+    prepared = world.together(lambda: _prepare(config, world, assigned))
+    setup = world.together(lambda: _build(config, world, prepared))
     _refuse_other_data(config, world.collect(setup.plan.source.digest))
     everyone = [row for rows in world.collect(_describe(world, setup)) for row in rows]
     return replace(setup, everyone=everyone)
@@ -106,7 +107,22 @@ def _refuse_other_data(config: Config, digests: list[bytes]) -> None:
             )
 
 
-def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
+@dataclass(frozen=True)
+class _Prepared:
+    """A rank before it reads samples; `built` are the models that the memory check has measured."""
+
+    device: torch.device
+    hosting: Hosting
+    here: range
+    method: methods.Method
+    topology: Topology
+    network: Network | None
+    plan: federated.Plan
+    built: dict[int, nn.Module]
+
+
+def _prepare(config: Config, world: World, assigned: AssignedDevice) -> _Prepared:
+    """Check everything that can be checked before samples are read."""
     refuse_too_many(config)
     device = torch.device(assigned.name)
     mixed_precision.refuse_without_hardware(device, config.optimizer.precision)
@@ -117,10 +133,17 @@ def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     network = build_network(config)
     plan = federated.plan(config, open_source(config.data))
-    begin_alike = method.shares_parameters
-    built = _first_models(config, plan, here, begin_alike)
+    built = _first_models(config, plan, here, method.shares_parameters)
     memory_check.check_memory(config, plan, method, topology, world, assigned, built)
-    federation = federated.load(plan, here, device, method.pools_private_data)
+    return _Prepared(device, hosting, here, method, topology, network, plan, built)
+
+
+def _build(config: Config, world: World, prepared: _Prepared) -> RankSetup:
+    """Read this rank's samples, and build its participants. **Collective**: no rank may have refused the config."""
+    device, here, method, built = prepared.device, prepared.here, prepared.method, prepared.built
+    begin_alike, pooled, network = method.shares_parameters, method.pools_private_data, prepared.network
+    plan = federated.read_files(prepared.plan, here, pooled, world.read_once_per_node)
+    federation = federated.load(plan, here, device, pooled)
     participants = [
         _participant(
             index,
@@ -137,8 +160,8 @@ def _build(config: Config, world: World, assigned: AssignedDevice) -> RankSetup:
     together = batched.may_batch(config, method.takes_batches, device.type == "cpu")
     return RankSetup(
         device=device,
-        hosting=hosting,
-        topology=topology,
+        hosting=prepared.hosting,
+        topology=prepared.topology,
         # What a user's function has returned would stay in memory next to the participants' own samples.
         plan=replace(plan, source=plan.source.without_samples()),
         method=method,

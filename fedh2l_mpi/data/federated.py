@@ -5,7 +5,7 @@ Shape letters: N samples, T test samples of a domain, C classes, P participants,
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,12 @@ from fedh2l_mpi.data.partition import (
     partition_natural,
 )
 from fedh2l_mpi.data.seed_set import SeedSet
-from fedh2l_mpi.data.sources import Source, Table
+from fedh2l_mpi.data.sources import ReadTable, Source, Table
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.rng import Purpose
 
+# Calls the first argument, which reads rows of a table, with the second one, or lets another rank do so.
+ReadsRows = Callable[[Callable[[Rows], NDArray[Any]], Rows], NDArray[Any]]
 PIECE = 128
 # Largest number of draws of a partition until every class has enough samples.
 DRAWS = 100
@@ -253,6 +255,42 @@ class Federation:
     tests: list[Labelled]
 
 
+def read_files(plan: Plan, hosted: Iterable[int], pooled: bool, read: ReadsRows) -> Plan:
+    """Return the plan with the samples that `load` will need in memory, if each read of the data takes a whole file.
+
+    Parameters
+    ----------
+    hosted, pooled
+        As for `load`.
+    read : callable
+        Returns what its first argument returns for the second one. It may read for several ranks at a time.
+    """
+    source = plan.source
+    training, tests = _training_parts(plan, list(hosted), pooled), plan.tests
+    if source.test is None:
+        return replace(plan, source=replace(source, train=_read_table(source.train, [*training, *tests], read)))
+    train, test = _read_table(source.train, training, read), _read_table(source.test, tests, read)
+    return replace(plan, source=replace(source, train=train, test=test))
+
+
+def _read_table(table: Table, parts: list[Samples], read: ReadsRows) -> Table:
+    """Return the table with these parts in memory; unchanged if small reads of it are cheap."""
+    if table.reads_pieces:
+        return table
+    rows = np.unique(np.concatenate([part.rows for part in parts]))
+    return ReadTable(table.labels, rows, read(table.samples, rows))
+
+
+def _training_parts(plan: Plan, hosted: list[int], pooled: bool) -> list[Samples]:
+    """Return the parts of the training table: the seed set, then private, validation and local test samples."""
+    private = [plan.shares[participant].private for participant in hosted]
+    if pooled:
+        private = [Samples.join(share.private for share in plan.shares)]
+    validation = [plan.shares[participant].validation for participant in hosted]
+    local_test = [plan.shares[participant].local_test for participant in hosted]
+    return [plan.seed, *private, *validation, *local_test]
+
+
 def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool = False) -> Federation:
     """Read the samples of the `hosted` participants in one pass over each file; transform, normalise and move them.
 
@@ -268,14 +306,10 @@ def load(plan: Plan, hosted: Iterable[int], device: torch.device, pooled: bool =
         Give every participant the private data of all, as one set that the participants of this rank share.
     """
     hosted, config = list(hosted), plan.config
-    private = [plan.shares[participant].private for participant in hosted]
-    if pooled:
-        private = [Samples.join(share.private for share in plan.shares)]
-    validation = [plan.shares[participant].validation for participant in hosted]
-    local_test = [plan.shares[participant].local_test for participant in hosted]
-    seed, *others = _read(plan, plan.source.train, [plan.seed, *private, *validation, *local_test], device)
-    own = others[: len(private)] if not pooled else others[:1] * len(hosted)
-    others = others[len(private) :]
+    seed, *others = _read(plan, plan.source.train, _training_parts(plan, hosted, pooled), device)
+    private = 1 if pooled else len(hosted)
+    own = others[:private] if not pooled else others[:1] * len(hosted)
+    others = others[private:]
     return Federation(
         private=dict(zip(hosted, own, strict=True)),
         validation=dict(zip(hosted, others[: len(hosted)], strict=True)),

@@ -133,6 +133,23 @@ class LabelTable:
 
 
 @dataclass(frozen=True)
+class ReadTable:
+    """A table of which some rows have been read: `values` of `rows`, which ascend."""
+
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    values: NDArray[Any]
+    reads_pieces = False
+
+    def samples(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the samples of `rows`, which must have been read."""
+        return self.values[np.searchsorted(self.rows, rows)]
+
+    def verify(self) -> None:
+        """Do nothing: the reader has done it."""
+
+
+@dataclass(frozen=True)
 class ArrayTable:
     """A table in memory."""
 

@@ -18,6 +18,7 @@ from fedh2l_mpi.runtime.launcher import Launch
 from fedh2l_mpi.runtime.processes import is_running
 
 if TYPE_CHECKING:
+    import numpy as np
     from mpi4py import MPI
     from numpy.typing import NDArray
 
@@ -29,6 +30,8 @@ DEADLINE_S = 300.0
 GRACE_S = 10.0
 # Time that a launcher gets to read what this rank printed.
 READING_S = 0.1
+# Between two looks of a rank for what another rank of its node reads.
+PROBING_S = 0.005
 
 # The tag of a message is its round number modulo TAGS. MPI guarantees 2**15 tags, and two rounds that are so far apart
 # are never in progress together.
@@ -165,6 +168,41 @@ class World:
         node.Free()
         return ranks
 
+    def read_once_per_node(
+        self, read: "Callable[[NDArray[np.int64]], NDArray[Any]]", rows_N: "NDArray[np.int64]"
+    ) -> "NDArray[Any]":
+        """Return `read(rows_N)`, for which one rank of a node reads the rows of all its ranks. **Collective.**
+
+        Parameters
+        ----------
+        read : callable
+            Reads rows, given in ascending order without repetition.
+        rows_N : int64 (N,)
+            This rank's rows, in such an order.
+
+        Raises
+        ------
+        UserError
+            On every rank of the node, if `read` raised one.
+        """
+        if self.comm is None:
+            return read(rows_N)
+        from mpi4py import MPI
+
+        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        wanted = node.gather(rows_N)
+        if wanted is None:
+            # A blocking call would take its core from the rank that reads, if there are more ranks than cores.
+            while not node.iprobe(source=0):
+                time.sleep(PROBING_S)
+            found: NDArray[Any] | str = node.recv(source=0)
+        else:
+            found = _read_for_all(read, wanted, node)
+        node.Free()
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
+
     def handshake(self, digests: Mapping[str, bytes]) -> None:
         """Raise unless every rank has the same seed set, graph, config and code. **Collective.**
 
@@ -295,6 +333,27 @@ class World:
             # The stream may be closed, missing or on a full disk. The job must end anyway, so ignore these errors.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+
+
+def _read_for_all(
+    read: "Callable[[NDArray[np.int64]], NDArray[Any]]", wanted: "list[NDArray[np.int64]]", node: "MPI.Comm"
+) -> "NDArray[Any] | str":
+    """Read all rows that a node's ranks want, send each of them its own, and return the first one's.
+
+    If `read` raises a UserError, its text takes the place of the rows.
+    """
+    import numpy as np
+
+    rows = np.unique(np.concatenate(wanted))
+    try:
+        values = read(rows)
+    except UserError as error:
+        for rank in range(1, node.size):
+            node.send(str(error), rank)
+        return str(error)
+    for rank in range(1, node.size):
+        node.send(values[np.searchsorted(rows, wanted[rank])], rank)
+    return values[np.searchsorted(rows, wanted[0])]
 
 
 def _call_mpi(name: str, *arguments: int) -> None:

@@ -214,3 +214,23 @@ def test_a_users_mistake_on_one_rank_is_everyones(comm):
         World(comm).together(read)
     assert error.value.agreed
     assert World(comm).from_first(lambda: comm.rank) == 0
+
+
+@pytest.mark.mpi(ranks=3)
+def test_one_rank_of_a_node_reads_the_rows_of_all_and_its_mistake_is_everybodys(comm):
+    world, asked = World(comm), []
+    rows_N = [np.array([1, 4, 7]), np.array([], dtype=np.int64), np.array([0, 4])][comm.rank]
+
+    def read(rows):
+        asked.append(rows.tolist())
+        return np.stack([rows, rows**2], axis=1)
+
+    found = world.read_once_per_node(read, rows_N)
+    assert np.array_equal(found, np.stack([rows_N, rows_N**2], axis=1))
+    assert asked == ([[0, 1, 4, 7]] if comm.rank == 0 else [])
+
+    def fail(rows):
+        raise UserError("images: ends 3 bytes too early")
+
+    with pytest.raises(UserError, match="ends 3 bytes too early"):
+        world.together(lambda: world.read_once_per_node(fail, rows_N))

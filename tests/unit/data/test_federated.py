@@ -1,5 +1,7 @@
 """A federation of data of any form: who holds which rows, with the data's own domains and without any."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.data import Pack
 from fedh2l_mpi.data import federated, pack_writer
 from fedh2l_mpi.data.pack_reader import open_pack
+from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.sources import ArrayTable, NaturalDomains, Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.sample_form import SampleForm
@@ -154,6 +157,57 @@ def test_a_rank_reads_the_rows_of_its_participants_and_nothing_else(packed, monk
     share = plan.shares[2]
     parts = [share.private, share.validation, plan.seed, *plan.tests]
     assert sorted(read) == sorted(row for part in parts for row in part.rows.tolist())
+
+
+@dataclass(frozen=True)
+class WholeFile(ArrayTable):
+    """A table of which every read takes the whole file."""
+
+    reads_pieces = False
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("has_test", [True, False])
+def test_a_file_that_is_read_as_a_whole_is_read_once_and_gives_the_same_samples(pooled, has_test):
+    config = Config(participants=4)
+    source = open_source(config.data)
+    tables = {"train": source.train, "test": source.test} if has_test else {"train": source.train}
+    whole = {name: WholeFile(table.labels, table.values) for name, table in tables.items()}
+    plan = federated.plan(config, replace(source, test=None, **whole) if not has_test else replace(source, **whole))
+    reads = []
+
+    def read(samples, rows):
+        reads.append((samples, rows))
+        return samples(rows)
+
+    read_plan = federated.read_files(plan, [1, 2], pooled, read)
+    assert [samples.__self__ for samples, _ in reads] == list(whole.values())
+    for _, rows in reads:
+        assert (np.diff(rows) > 0).all()
+    # Each rank reads what it needs and no more.
+    train, *test = (set(rows.tolist()) for _, rows in reads)
+    of = range(4) if pooled else (1, 2)
+    needed = {row for index in of for row in plan.shares[index].private.rows.tolist()}
+    needed |= {row for index in (1, 2) for row in plan.shares[index].validation.rows.tolist()}
+    tested = {row for part in plan.tests for row in part.rows.tolist()}
+    assert train == needed | set(plan.seed.rows.tolist()) | (set() if has_test else tested)
+    assert test == ([tested] if has_test else [])
+    ours, theirs = (federated.load(one, [1, 2], CPU, pooled) for one in (read_plan, plan))
+    for one, other in zip(ours.tests, theirs.tests, strict=True):
+        assert torch.equal(one.inputs(), other.inputs())
+    for index in (1, 2):
+        assert torch.equal(ours.private[index].inputs(), theirs.private[index].inputs())
+        assert torch.equal(ours.private[index].labels, theirs.private[index].labels)
+        assert torch.equal(ours.validation[index].inputs(), theirs.validation[index].inputs())
+
+
+def test_a_table_that_is_read_by_row_is_left_alone(packed):
+    plan = federated.plan(settings(packed), open_pack(str(packed)))
+
+    def read(samples, rows):
+        raise AssertionError("nothing is read yet")
+
+    assert federated.read_files(plan, [2], False, read).source.tables == plan.source.tables
 
 
 def table_of(rows: int, *shape: int, dtype: type = np.float32) -> ArrayTable:
