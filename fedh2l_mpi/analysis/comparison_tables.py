@@ -16,6 +16,7 @@ from fedh2l_mpi.analysis.outcome import spread, units_of
 from fedh2l_mpi.analysis.statistics import Difference
 from fedh2l_mpi.analysis.tables import NOTHING, Numbers, Table
 from fedh2l_mpi.errors import UserError, did_you_mean
+from fedh2l_mpi.metrics import SIMULATED_SECONDS
 from fedh2l_mpi.runtime.terminal import is_terminal, log_width
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -64,11 +65,10 @@ def _tables(comparison: Comparison, mark: str, written: Numbers) -> list[Table]:
     if usual:
         caption.append(f"Unless a row says otherwise: {grouping.label(usual)}.")
     summed = {"byte": "Bytes", "s": "Seconds"}
-    caption += [
-        f"{what} are summed over the rounds."
-        for units, what in summed.items()
-        if units in map(units_of, comparison.measures)
-    ]
+    adding_up = {units_of(measure) for measure in comparison.measures if measure != SIMULATED_SECONDS.name}
+    caption += [f"{what} are summed over the rounds." for units, what in summed.items() if units in adding_up]
+    if SIMULATED_SECONDS.name in comparison.measures:
+        caption.append("Simulated seconds are those at which the last participant ended the last round.")
     groups = len(comparison.groups)
     if groups > 1:
         each = tables.percent(statistics.corrected(comparison.confidence, groups))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, RunMetrics, slowest_rank_seconds
+from fedh2l_mpi.metrics import ROW_FIELDS, SIMULATED_SECONDS, TIMINGS, RunMetrics, slowest_rank_seconds
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
 # More measures that have a better end, of metrics that a config may ask for.
@@ -27,7 +27,7 @@ class Outcome:
     ----------
     values : mapping
         Value of each field of the metrics file in the last round; bytes and seconds are summed over the rounds. The
-        run's own arrays are means over participants and domains.
+        run's own arrays are means over participants and domains; simulated seconds are the last participant's.
     rounds_E : int64 (E,)
         Evaluated rounds, counted from 1.
     accuracy_E, bytes_E, training_s_E : float64 (E,)
@@ -39,6 +39,8 @@ class Outcome:
         Revision of the code that ran it.
     curves_E : mapping
         Other fields, float64 (E,), in these rounds; bytes and seconds are the sums by then.
+    simulated_s_E : float64 (E,) or None
+        Simulated time at which the last participant had ended each of these rounds [s]; None: the run has no clock.
     """
 
     seed: int
@@ -50,6 +52,7 @@ class Outcome:
     seconds: float
     revision: str = ""
     curves_E: Mapping[str, NDArray[np.float64]] = dataclasses.field(default_factory=dict)
+    simulated_s_E: NDArray[np.float64] | None = None
 
     def curve(self, name: str) -> NDArray[np.float64]:
         """Return a field in the evaluated rounds, float64 (E,); raise KeyError if it was not read."""
@@ -58,7 +61,7 @@ class Outcome:
 
 def units_of(measure: str) -> str:
     """Return the units of a field; an array of a run's own counts as a pure number."""
-    return UNITS.get(measure, "1")
+    return SIMULATED_SECONDS.units if measure == SIMULATED_SECONDS.name else UNITS.get(measure, "1")
 
 
 def higher_is_better(measure: str) -> bool | None:
@@ -78,6 +81,10 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
         values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     for name in run.columns.names:
         values[name] = known_mean(run.read_row(name, run.rounds - 1)) if run.rounds else math.nan
+    simulated_s_R = None
+    if SIMULATED_SECONDS.name in run.columns.names:
+        simulated_s_R = _curve(run, SIMULATED_SECONDS.name)
+        values[SIMULATED_SECONDS.name] = float(simulated_s_R[-1]) if run.rounds else math.nan
     accuracy_R = run["accuracy_all"].mean(axis=1)
     evaluated = np.flatnonzero(~np.isnan(accuracy_R))
     training_s_RP = np.nansum([run[name] for name in TRAINING], axis=0)
@@ -92,14 +99,20 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
         float(seconds),
         str(run.attributes.get("git_revision", "")),
         {name: _curve(run, name)[evaluated] for name in curves},
+        simulated_s_R[evaluated] if simulated_s_R is not None else None,
     )
 
 
 def _curve(run: RunMetrics, name: str) -> NDArray[np.float64]:
-    """Return a field by round, mean over participants, float64 (R,); bytes and seconds are summed until each round."""
+    """Return a field by round, float64 (R,): the mean over participants, or the last one's simulated seconds.
+
+    Bytes and measured seconds are summed until each round.
+    """
     if name not in run.dimensions:
         return np.full(run.rounds, np.nan)
     values_RP = run[name]
+    if name == SIMULATED_SECONDS.name:
+        return np.asarray(values_RP.max(axis=1, initial=0.0), dtype=np.float64)
     if name in run.columns.names:
         return np.array([known_mean(values) for values in values_RP], dtype=np.float64)
     if units_of(name) not in ("byte", "s"):

@@ -18,7 +18,7 @@ from fedh2l_mpi.analysis.controls import Control, Gap
 from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.outcome import UNITS, Outcome, spread, units_of, until
 from fedh2l_mpi.analysis.statistics import BySeed, Difference, Share
-from fedh2l_mpi.runtime.units import size
+from fedh2l_mpi.runtime.units import duration, size
 
 HEADINGS = {
     "accuracy_own": "own\ndomain",
@@ -76,6 +76,10 @@ class Cost:
     meaning: str
 
 
+def _simulated(run: Outcome) -> NDArray[Any]:
+    return np.full(len(run.rounds_E), np.nan) if run.simulated_s_E is None else run.simulated_s_E
+
+
 COSTS = {
     "sent": Cost("bytes", lambda run: run.bytes_E, size, "bytes sent by a participant"),
     "rounds": Cost("rounds", lambda run: run.rounds_E, "{:.3g}".format, "rounds done"),
@@ -85,6 +89,7 @@ COSTS = {
         "{:.1f}".format,
         "time in which a participant published and trained, without waiting and evaluation",
     ),
+    "simulated": Cost("simulated_seconds", _simulated, duration, "simulated time of the network"),
 }
 
 

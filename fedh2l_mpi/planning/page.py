@@ -15,7 +15,7 @@ from fedh2l_mpi.planning.overhead import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.planning.plan import RunPlan
 from fedh2l_mpi.runtime import terminal
 from fedh2l_mpi.runtime.processes import processor
-from fedh2l_mpi.runtime.units import size
+from fedh2l_mpi.runtime.units import duration, size
 
 WIDTH = 80
 # A note appears if a participant has more than this factor times the timed number of neighbours.
@@ -188,9 +188,9 @@ def _time(plan: RunPlan) -> RenderableType:
     rank = _table("time of the slowest rank", "per round", f"{plan.config.rounds:,} rounds")
     cores = "one core" if threads == 1 else f"{threads} cores"
     rank.add_row(
-        f"  {plan.hosting.ranks:,} ranks with {cores} each", _seconds(seconds["round"]), _seconds(seconds["run"])
+        f"  {plan.hosting.ranks:,} ranks with {cores} each", duration(seconds["round"]), duration(seconds["run"])
     )
-    rank.add_row("  CPU time of all ranks", _seconds(seconds["cpu"] / plan.config.rounds), _seconds(seconds["cpu"]))
+    rank.add_row("  CPU time of all ranks", duration(seconds["cpu"] / plan.config.rounds), duration(seconds["cpu"]))
     return Group(
         table,
         rank,
@@ -224,15 +224,15 @@ def _cluster(plan: RunPlan, cluster: ClusterModel) -> RenderableType:
     def row(name: str, value: Callable[[Forecast], str], style: str = "") -> None:
         table.add_row(f"  {name}", *(value(one) for one in forecasts.values()), style=style)
 
-    row("training steps", lambda one: _seconds(one.steps))
-    row("bookkeeping on its core", lambda one: _seconds(one.bookkeeping))
-    row("  part of it for messages and neighbours' arrays", lambda one: _seconds(one.exchange_core_s))
-    row("messages that no local phase hides", lambda one: _seconds(one.exposed))
-    row("  total time in transit", lambda one: _seconds(one.messages))
-    row("writing all rows (rank 0)", lambda one: _seconds(one.write))
-    row("together", lambda one: _seconds(one.path), "bold")
-    row("rows on their way to rank 0, meanwhile", lambda one: _seconds(one.rows))
-    row(f"{plan.config.rounds:,} rounds", lambda one: _seconds(one.round * plan.config.rounds), "bold")
+    row("training steps", lambda one: duration(one.steps))
+    row("bookkeeping on its core", lambda one: duration(one.bookkeeping))
+    row("  part of it for messages and neighbours' arrays", lambda one: duration(one.exchange_core_s))
+    row("messages that no local phase hides", lambda one: duration(one.exposed))
+    row("  total time in transit", lambda one: duration(one.messages))
+    row("writing all rows (rank 0)", lambda one: duration(one.write))
+    row("together", lambda one: duration(one.path), "bold")
+    row("rows on their way to rank 0, meanwhile", lambda one: duration(one.rows))
+    row(f"{plan.config.rounds:,} rounds", lambda one: duration(one.round * plan.config.rounds), "bold")
     row("sent by the rank that sends most", lambda one: size(one.sent_bytes))
     takes_most = "; ".join(
         f"{name}: {one.bottleneck[0]} ({one.bottleneck[1]:.0%}, rank {one.rank:,})" for name, one in forecasts.items()
@@ -246,7 +246,7 @@ def _cluster(plan: RunPlan, cluster: ClusterModel) -> RenderableType:
         table,
         *_notes(
             f"Longest part: {takes_most}.",
-            f"Latency {_seconds(cluster.latency_s)}, bandwidth {cluster.bandwidth_bytes_s / 1e9:.3g} GB/s, {device}. "
+            f"Latency {duration(cluster.latency_s)}, bandwidth {cluster.bandwidth_bytes_s / 1e9:.3g} GB/s, {device}. "
             "Bookkeeping is a fit to CPU seconds of runs with 4 to 1,000 participants. Runs left out of the fit were "
             f"off by {OFF_MEDIAN:.0%} in the median and {OFF_MOST:.0%} at most, or {OFF_SHARED:.0%} with ranks that "
             "share a core. Larger runs are extrapolated, for a core like the one of the fit. The local phase hides "
@@ -266,13 +266,3 @@ def _range(low: float, high: float) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}"
-
-
-def _seconds(seconds: float) -> str:
-    """Format a time, such as 21 us, 34 ms, 2.7 s, 12 min, 3.4 h or 21 days."""
-    if seconds < 1e-4:
-        return f"{1e6 * seconds:.3g} us"
-    for limit, unit, scale in ((1.0, "ms", 1e-3), (120.0, "s", 1.0), (7200.0, "min", 60.0), (172_800.0, "h", 3600.0)):
-        if seconds < limit:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 86_400:,.1f} days"

@@ -53,3 +53,13 @@ def size(count: float) -> str:
             break
         count /= 1024
     return f"{count:.3g} {unit}" if count < 999.5 else f"{count:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Format a time, such as 21 us, 34 ms, 2.7 s, 12 min, 3.4 h or 21 days."""
+    if seconds < 1e-4:
+        return f"{1e6 * seconds:.3g} us"
+    for limit, unit, scale in ((1.0, "ms", 1e-3), (120.0, "s", 1.0), (7200.0, "min", 60.0), (172_800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 86_400:,.1f} days"

@@ -1,4 +1,4 @@
-"""The blocks of README, quickstart, notebook, data and extending run, learn, and print what the pages show."""
+"""The blocks of README, quickstart, notebook, data, network and extending run, learn, and print what the pages show."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,10 @@ from helpers.pages import blocks, run_page
 
 from fedh2l_mpi import metrics
 
+PAGES = ["README.md", "docs/quickstart.md", "docs/notebook.md", "docs/data.md", "docs/network.md"]
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/notebook.md", "docs/data.md"])
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_blocks_of_a_page_run_and_print_what_it_shows(name, tmp_path):
     run_page(ROOT / name, tmp_path)
 

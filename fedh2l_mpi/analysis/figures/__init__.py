@@ -17,6 +17,7 @@ from fedh2l_mpi.analysis.figures.overview import OVERVIEW
 from fedh2l_mpi.analysis.figures.partition import PARTITION
 from fedh2l_mpi.analysis.figures.phases import PHASES_KIND
 from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
+from fedh2l_mpi.analysis.figures.simulated_time import TIME
 from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, check_width, house_style
 from fedh2l_mpi.analysis.figures.traffic import BYTES
 from fedh2l_mpi.analysis.run import Run
@@ -44,7 +45,7 @@ __all__ = [
 FIGURES: Mapping[str, FigureKind] = MappingProxyType(
     {
         kind.name: kind
-        for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY, PARTITION)
+        for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, TIME, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY, PARTITION)
     }
 )
 ALL = "all"

@@ -1,4 +1,4 @@
-"""Draw groups of runs in one figure: a measure against the rounds done, and against the bytes sent.
+"""Draw groups of runs in one figure: a measure against the rounds done, the bytes sent, and the simulated time.
 
 Shape letters: S runs that differ in their seeds, E evaluated rounds.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.analysis.figures.method_looks import Look, looks_of
 from fedh2l_mpi.analysis.figures.output import save
+from fedh2l_mpi.analysis.figures.simulated_time import time_axis
 from fedh2l_mpi.analysis.figures.style import (
     PAGE_MM,
     SMALL,
@@ -49,6 +50,10 @@ MEASURES = {
     "calibration_error": "calibration error",
 }
 BYTES = "bytes_sent"
+Over = Literal["rounds", "bytes", "time"]
+# Why a curve that is known has no place on an axis.
+NOT_RECORDED = "not recorded"
+UNPLACED = {"bytes": "sends nothing", "time": "no simulated time"}
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,22 @@ class Overlay:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A measure against the rounds done, or against the bytes sent."""
+    """A measure against the rounds done, the bytes sent, or the simulated time."""
 
     measure: str
-    over_bytes: bool = False
+    over: Over = "rounds"
 
     @property
     def name(self) -> str:
-        return f"{self.measure} against {'bytes' if self.over_bytes else 'rounds'}"
+        return f"{self.measure} against {'simulated time' if self.over == 'time' else self.over}"
+
+    def places(self, run: Outcome) -> NDArray[Any]:
+        """Return where the evaluated rounds of a run stand on the x axis, (E,); NaN where they have no place."""
+        if self.over == "bytes":
+            return run.bytes_E
+        if self.over == "time":
+            return np.full(len(run.rounds_E), np.nan) if run.simulated_s_E is None else run.simulated_s_E
+        return run.rounds_E
 
 
 def plot_overlay(
@@ -106,11 +119,11 @@ def draw_overlay(
     measures: Sequence[str] = ("accuracy_all",),
     width_mm: float = PAGE_MM,
     percent: bool = False,
-    over: Literal["rounds", "bytes"] | None = None,
+    over: Over | None = None,
 ) -> Overlay:
     """Draw a panel for each measure against the rounds: means over each curve's runs, a band from lowest to highest.
 
-    A single measure has a second panel, against the bytes sent.
+    A single measure has a second panel, against the bytes sent, and a third against simulated time if runs have it.
 
     Parameters
     ----------
@@ -118,8 +131,8 @@ def draw_overlay(
         Fields that the runs have curves of.
     percent : bool
         True: accuracies are in per cent.
-    over : {"rounds", "bytes"} or None
-        The only axis; None: rounds, and bytes for a single measure.
+    over : {"rounds", "bytes", "time"} or None
+        The only axis; None: rounds, and for a single measure bytes and simulated time.
 
     Raises
     ------
@@ -163,14 +176,20 @@ def _why_not(curve: Curve) -> str:
     return ""
 
 
-def _panels(curves: Sequence[Curve], measures: Sequence[str], over: str | None) -> list[_Panel]:
-    panels = [_Panel(measure, over == "bytes") for measure in measures]
+def _panels(curves: Sequence[Curve], measures: Sequence[str], over: Over | None) -> list[_Panel]:
+    panels = [_Panel(measure, over or "rounds") for measure in measures]
     sends = any((run.bytes_E > 0).any() for curve in curves for run in curve.runs)
     if over == "bytes" and not sends:
         raise UserError("no group sends anything.")
     if over is None and len(panels) == 1 and sends and measures[0] != BYTES:
-        panels.append(_Panel(measures[0], over_bytes=True))
+        panels.append(_Panel(measures[0], "bytes"))
+    if over is None and len(measures) == 1 and any(_has_time(run) for curve in curves for run in curve.runs):
+        panels.append(_Panel(measures[0], "time"))
     return panels
+
+
+def _has_time(run: Outcome) -> bool:
+    return run.simulated_s_E is not None and bool((run.simulated_s_E > 0).any())
 
 
 def _draw_panel(
@@ -184,12 +203,12 @@ def _draw_panel(
     has_bands = len(curves) <= BANDS
     for number, (curve, look) in enumerate(zip(curves, looks, strict=True)):
         values_SE = scale * np.stack([run.curve(panel.measure) for run in curve.runs])
-        x_E = np.mean([run.bytes_E if panel.over_bytes else run.rounds_E for run in curve.runs], axis=0)
+        x_E = np.mean([panel.places(run) for run in curve.runs], axis=0)
         known_E = ~np.isnan(values_SE).any(axis=0)
         # A method that sends nothing, or a warm-up without exchange, has no position on an axis of bytes.
         placed_E = known_E & (x_E > 0)
         if not placed_E.any():
-            reason = "sends nothing" if panel.over_bytes and known_E.any() else "not recorded"
+            reason = UNPLACED.get(panel.over, NOT_RECORDED) if known_E.any() else NOT_RECORDED
             missing.setdefault(reason, []).append(curve.label)
         places += x_E[placed_E].tolist()
         first = number * max(1, int(placed_E.sum()) // MARKERS) // max(1, len(curves))
@@ -198,7 +217,10 @@ def _draw_panel(
         accuracy_axis(axes, _axis_name(panel.measure, percent), scale)
     else:
         axes.set_ylabel(_axis_name(panel.measure, False))
-    if panel.over_bytes:
+    if panel.over == "time":
+        time_axis(axes, min(places, default=1.0), max(places, default=1.0), ticks=5)
+        axes.grid(True)
+    elif panel.over == "bytes":
         bytes_axis(axes, min(places, default=1.0), max(places, default=1.0), ticks=5)
         axes.set_xlabel("sent by a participant [bytes]")
         axes.grid(True)
@@ -280,6 +302,7 @@ def at_common_rounds(runs: Sequence[Outcome]) -> list[Outcome]:
                 accuracy_E=run.accuracy_E[rows],
                 bytes_E=run.bytes_E[rows],
                 training_s_E=run.training_s_E[rows],
+                simulated_s_E=run.simulated_s_E[rows] if run.simulated_s_E is not None else None,
                 curves_E={name: values_E[rows] for name, values_E in run.curves_E.items()},
             )
         )

@@ -4,6 +4,7 @@ Shape letters: R rounds, E evaluated rounds, P participants.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,15 @@ def drawn(run: Run, width_mm: float) -> "Figure":
 
 def bytes_axis(axes: "Axes", low: float, high: float, ticks: int) -> None:
     """Set a logarithmic x axis from `low` to `high` bytes, with at most `ticks` ticks, in KiB, MiB and GiB."""
+    steps = ((1, 2, 5, 10, 20, 50, 100, 200, 500), (1, 4, 16, 64, 256), (1, 10, 100), (1, 32), (1,))
+    places = [[step * 1024.0**power for power, step in itertools.product(range(6), some)] for some in steps]
+    log_axis(axes, low, high, ticks, places, size)
+
+
+def log_axis(
+    axes: "Axes", low: float, high: float, ticks: int, places: Sequence[Sequence[float]], show: Callable[[float], str]
+) -> None:
+    """Set a logarithmic x axis from `low` to `high`, with the first places of which at most `ticks` are within it."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     low, high = low / 1.4, high * 1.4
@@ -73,14 +83,13 @@ def bytes_axis(axes: "Axes", low: float, high: float, ticks: int) -> None:
         middle = (low * high) ** 0.5
         low, high = middle / 3.5, middle * 3.5
     axes.set(xscale="log", xlim=(low, high))
-    places: list[float] = []
-    for steps in ((1, 2, 5, 10, 20, 50, 100, 200, 500), (1, 4, 16, 64, 256), (1, 10, 100), (1, 32), (1,)):
-        places = [step * 1024.0**power for power, step in itertools.product(range(6), steps)]
-        places = [place for place in places if low <= place <= high]
-        if len(places) <= ticks:
+    within: list[float] = []
+    for some in places:
+        within = [place for place in some if low <= place <= high]
+        if len(within) <= ticks:
             break
-    axes.xaxis.set_major_locator(FixedLocator(places))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: size(place)))
+    axes.xaxis.set_major_locator(FixedLocator(within))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: show(place)))
     axes.xaxis.set_minor_locator(NullLocator())
 
 

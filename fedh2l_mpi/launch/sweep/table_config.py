@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 from fedh2l_mpi.config import Section
 from fedh2l_mpi.config.section import Number
 from fedh2l_mpi.errors import did_you_mean
-from fedh2l_mpi.metrics import ROW_FIELDS
+from fedh2l_mpi.metrics import ROW_FIELDS, SIMULATED_SECONDS
 
 
 class GapConfig(Section):
@@ -27,7 +27,7 @@ class TableConfig(Section):
 
     columns: tuple[str, ...] = ("accuracy_own", "accuracy_all", "accuracy_worst", "bytes_sent")
     reach: tuple[Annotated[Number, Field(gt=0.0, le=1.0)], ...] = ()
-    costs: tuple[Literal["sent", "rounds", "seconds"], ...] = ("sent",)
+    costs: tuple[Literal["sent", "rounds", "seconds", "simulated"], ...] = ("sent",)
     compare_to: str | None = None
     gap: GapConfig | None = None
     confidence: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = None
@@ -36,7 +36,7 @@ class TableConfig(Section):
     @field_validator("columns")
     @classmethod
     def _known(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
-        known = [field.name for field in ROW_FIELDS]
+        known = [*(field.name for field in ROW_FIELDS), SIMULATED_SECONDS.name]
         for name in columns:
             if name not in known:
                 raise PydanticCustomError(

@@ -12,7 +12,7 @@ import pytest
 from fedh2l_mpi.analysis import tables
 from fedh2l_mpi.analysis.controls import Gap, find_control
 from fedh2l_mpi.analysis.outcome import Outcome, read_outcome, spread, until
-from fedh2l_mpi.metrics import ROW_FIELDS, RunMetrics
+from fedh2l_mpi.metrics import ROW_FIELDS, SIMULATED_SECONDS, Columns, RunMetrics
 
 
 def run_of(**given: list[list[float]]) -> RunMetrics:
@@ -61,6 +61,20 @@ def test_a_run_comes_to_its_last_round_and_its_bytes_to_their_sum():
     assert found.training_s_E.tolist() == pytest.approx([2.0, 5.5])
     # Both participants took turns on one rank: 9 of local phases, 2 of mutual ones, 54 of waiting, 20 of evaluation.
     assert found.seconds == pytest.approx(85.0)
+
+
+def test_simulated_time_is_that_of_the_last_participant():
+    unknown = [math.nan, math.nan]
+    run = run_of(accuracy_all=[[0.3, 0.5], unknown, [0.6, 0.8]], simulated_seconds=[[1, 2], [5, 3], [6, 90]])
+    assert read_outcome(run).simulated_s_E is None
+    with_clock = RunMetrics(run.attributes, run.arrays, True, columns=Columns((SIMULATED_SECONDS,)))
+    found = read_outcome(with_clock, ["simulated_seconds"])
+    assert found.simulated_s_E.tolist() == found.curve("simulated_seconds").tolist() == [2, 90]
+    assert found.values["simulated_seconds"] == 90
+    shown = tables.table({"a": [found]}, ["simulated_seconds"], [0.6, 0.9], costs=["simulated"])
+    assert list(shown.rows[0]) == ["a", "90.0", "90 s", "never"]
+    lacking = tables.table({"a": [read_outcome(run)]}, [], [0.4], costs=["simulated"])
+    assert lacking.rows[0][1] == "never"
 
 
 def test_the_slowest_rank_tells_how_long_a_run_took():

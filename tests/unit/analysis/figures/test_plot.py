@@ -17,7 +17,17 @@ from matplotlib.text import Text
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import figures
-from fedh2l_mpi.analysis.figures import domains, graph, overlay, partition, phases, reliability, style, traffic
+from fedh2l_mpi.analysis.figures import (
+    domains,
+    graph,
+    overlay,
+    partition,
+    phases,
+    reliability,
+    simulated_time,
+    style,
+    traffic,
+)
 from fedh2l_mpi.analysis.outcome import Outcome
 from fedh2l_mpi.analysis.run import Run, load_run
 from fedh2l_mpi.cli import commands
@@ -36,6 +46,15 @@ def unknown(run, *names) -> Run:
     return with_arrays(run, **{name: np.full(run.metrics[name].shape, NAN) for name in names})
 
 
+def with_clock(run, slowest_s=(10.0, 20.0, 30.0, 40.0)) -> Run:
+    """The run with simulated seconds, of which the last participant's are these."""
+    before = run.metrics
+    simulated_RP = np.array(slowest_s)[:, None] - np.arange(run.participants)[::-1]
+    arrays = {**before.arrays, metrics.SIMULATED_SECONDS.name: simulated_RP}
+    columns = metrics.Columns((metrics.SIMULATED_SECONDS,))
+    return replace(run, metrics=metrics.RunMetrics(before.attributes, arrays, True, columns=columns))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return made(tmp_path_factory.mktemp("plot"))
@@ -49,7 +68,7 @@ def test_nothing_of_a_figure_is_cut_off_unlabelled_or_too_small_to_read(tmp_path
     run = made(tmp_path, participants, [b"all"] if participants == 1 else [b"a$x$b", b"art & <b>", b"Real World", b"d"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = figures.draw(run, name, figures.COLUMN_MM)
+        figure = figures.draw(with_clock(run) if name == "time" else run, name, figures.COLUMN_MM)
         figure.draw_without_rendering()
     width, height = figure.get_size_inches()
     assert width * 25.4 == pytest.approx(figures.COLUMN_MM)
@@ -64,9 +83,12 @@ def test_nothing_of_a_figure_is_cut_off_unlabelled_or_too_small_to_read(tmp_path
 def test_all_figures_but_those_there_is_nothing_for_become_files_with_their_fonts(run, tmp_path):
     silent = with_arrays(run, bytes_sent=np.zeros((4, 3), np.int64))
     plotted = figures.plot(silent, ["all"], tmp_path / "all", "pdf")
-    assert [path.name for path in plotted.files] == [f"{name}.pdf" for name in figures.FIGURES if name != "bytes"]
-    assert set(plotted.skipped) == {"bytes"}
+    assert [path.name for path in plotted.files] == [
+        f"{name}.pdf" for name in figures.FIGURES if name not in plotted.skipped
+    ]
+    assert set(plotted.skipped) == {"bytes", "time"}
     assert plotted.skipped["bytes"].endswith("nothing was sent (method fedh2l)")
+    assert plotted.skipped["time"].endswith("the run's network has no clock (network.kind is none)")
     for path in plotted.files:
         pdf = path.read_bytes()
         assert pdf.startswith(b"%PDF")
@@ -74,6 +96,24 @@ def test_all_figures_but_those_there_is_nothing_for_become_files_with_their_font
         assert b"/Type3" not in pdf
     with pytest.raises(UserError, match="nothing was sent"):
         figures.plot(silent, ["bytes", "curves"], tmp_path / "two")
+
+
+def test_accuracy_stands_at_the_time_of_the_last_participant(run):
+    (axes,) = figures.draw(with_clock(run), "time").axes
+    (line,) = axes.get_lines()
+    assert line.get_xdata().tolist() == [20.0, 40.0]
+    assert line.get_ydata() == pytest.approx(run.metrics["accuracy_all"][[1, 3]].mean(axis=1))
+    assert "40 s in 4 rounds" in line.get_label()
+    with pytest.raises(UserError, match="steps take no time"):
+        figures.draw(with_clock(run, (0.0, 0.0, 0.0, 0.0)), "time")
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-5, 3e-5), (0.5, 70.0), (9.0, 9e3), (40.0, 4e6), (1e-3, 1e8)])
+def test_an_axis_of_time_has_ticks_within_it(run, low, high):
+    (axes,) = figures.draw(with_clock(run), "time").axes
+    simulated_time.time_axis(axes, low, high, ticks=5)
+    assert axes.get_xlim()[0] < low < high < axes.get_xlim()[1]
+    assert 1 <= len(axes.get_xticks()) <= 5
 
 
 def test_a_file_is_what_its_ending_says(run, tmp_path):
@@ -343,6 +383,18 @@ def test_a_single_evaluated_round_of_several_seeds_shows_the_band_that_the_headi
     lines = [shape for shape in figure[0].axes[0].collections if isinstance(shape, LineCollection)]
     ends = [line.get_segments()[0][:, 1] for line in lines]
     np.testing.assert_allclose(ends, [[0.2, 0.3], [0.2, 0.4]])
+
+
+def test_a_third_panel_is_of_simulated_time_where_a_run_has_it():
+    timed = [replace(outcome(seed, [0.2, 0.4], 8.0), simulated_s_E=np.array([3.0, 5.0]) + 2 * seed) for seed in (0, 1)]
+    drawn = figures.draw_overlay([curve("timed", timed), curve("untimed", [outcome(0, [0.3, 0.5], 8.0)])], "")
+    assert [axes.get_xlabel() for axes in drawn.figure.axes] == [
+        "rounds done",
+        "sent by a participant [bytes]",
+        "simulated time",
+    ]
+    assert drawn.figure.axes[2].get_lines()[0].get_xdata().tolist() == [4.0, 6.0]
+    assert list(drawn.notes) == ["not drawn in accuracy_all against simulated time: untimed, no simulated time"]
 
 
 def test_an_overlay_that_cannot_be_written_is_told(tmp_path):
