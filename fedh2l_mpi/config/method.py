@@ -229,7 +229,7 @@ class FedProtoOptions(LocalLabelOptions, kind="fedproto"):
     )
 
 
-class ProxyOptions(MethodConfig):
+class ProxyOptions(LocalLabelOptions):
     """Group of the methods that exchange the parameters of a second model."""
 
     proxy_model: str = Field("mlp", description="architecture of the second model, one for all participants")
@@ -248,7 +248,7 @@ class FmlOptions(ProxyOptions, kind="fml"):
     """Options of `fml`."""
 
 
-class DsFlOptions(PosteriorOptions, kind="ds_fl"):
+class DsFlOptions(LocalLabelOptions, PosteriorOptions, kind="ds_fl"):
     """Options of `ds_fl`."""
 
     publish: Publish = "after_local"
@@ -257,13 +257,13 @@ class DsFlOptions(PosteriorOptions, kind="ds_fl"):
     )
 
 
-class FedDFOptions(PublishOptions, kind="feddf"):
+class FedDFOptions(LocalLabelOptions, PublishOptions, kind="feddf"):
     """Options of `feddf`."""
 
     publish: Publish = "after_local"
 
 
-class KtPflOptions(PosteriorOptions, kind="kt_pfl"):
+class KtPflOptions(LocalLabelOptions, PosteriorOptions, kind="kt_pfl"):
     """Options of `kt_pfl`."""
 
     publish: Publish = "after_local"

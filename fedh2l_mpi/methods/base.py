@@ -329,7 +329,7 @@ class Method:
     def paired_step(
         self, participant: Participant, now: Round, rows_B: Tensor, seed_terms: Callable[[Tensor], list[Tensor]]
     ) -> None:
-        """Take one step on a private and a seed minibatch, by the rule `method.combine`.
+        """Take one step on a private and a seed minibatch, by the rule `method.combine`; `joint` without that key.
 
         Parameters
         ----------
@@ -339,7 +339,7 @@ class Method:
             From the logits (B, C) of these samples to the terms of the seed loss, at least one. Under the rule
             `gem_neighbours`, each term is a constraint; otherwise, only their sum matters.
         """
-        combine = self.config.combine if isinstance(self.config, CombineOptions) else "sum"
+        combine = self.config.combine if isinstance(self.config, CombineOptions) else "joint"
         if combine == "joint":
             participant.step(participant.gradient(self.joint_loss(participant, now, rows_B, seed_terms)))
             return

@@ -20,7 +20,8 @@ OWN = "own_answers"
 class ConsensusMethod(Method):
     """Base class of methods that take E steps on private data, then M steps on KL(teacher || own) on seed samples.
 
-    Seed labels are never used. A subclass makes the teacher (`teacher`).
+    Seed labels are used in the E steps if `method.local_labels` says so, and never in the others. A subclass makes the
+    teacher (`teacher`).
     """
 
     config: PublishOptions

@@ -6,6 +6,7 @@ Shape letters: B minibatch, C classes.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from fedh2l_mpi import losses
@@ -23,8 +24,8 @@ class ProxyMethod(Method):
 
     A step updates both models on one private minibatch, so each of the two makes E + M steps a round, and a round costs
     what both models cost. The own loss is (1 - alpha) CE + alpha KL(proxy || own), and the proxy's the other way round.
-    Both cross-entropies leave out the prior of the private labels by `method.prior_correction`. The proxy's optimiser
-    has the settings of the own model's.
+    With seed labels, CE is the sum of both minibatches', and KL the mean over both. All cross-entropies leave out the
+    prior of their labels by `method.prior_correction`. The proxy's optimiser has the settings of the own model's.
 
     Only the proxy's parameters and running statistics leave a participant. Only the own model is evaluated, and has an
     average of weights. Proxies begin with common weights.
@@ -65,24 +66,38 @@ class ProxyMethod(Method):
             return host_memory.to_host(proxy.shared_state.read().float())[None]
 
     def local_phase(self, participant: Participant, now: Round) -> None:
-        """Take E + M steps of both models on private minibatches."""
+        """Take E + M steps of both models on private minibatches, and on seed labels by `method.local_labels`."""
         if self._second is None:
             self._second = second_model.initial(self.config.proxy_model, participant, now)
         participant.begin(now.index, phase=0)
+        steps = self.config.local_steps + self.config.mutual_steps
         with self.proxy(participant) as proxy:
             proxy.model.train()
-            steps = self.config.local_steps + self.config.mutual_steps
-            participant.repeat(steps, lambda: self._step(participant, proxy))
+            if self.uses_local_labels:
+                rows_MB = participant.seed_minibatches(len(now.seed), now.index, steps)
+                participant.repeat(rows_MB, lambda rows_B, now: self._step(participant, proxy, now, rows_B), now)
+            else:
+                participant.repeat(steps, lambda: self._step(participant, proxy))
 
-    def _step(self, participant: Participant, proxy: SecondModel) -> None:
-        """Update both models on one private minibatch."""
+    def _step(
+        self, participant: Participant, proxy: SecondModel, now: Round | None = None, rows_B: Tensor | None = None
+    ) -> None:
+        """Update both models on one private minibatch, and on one of the round's seed samples if there are rows."""
         alpha, (inputs, labels_B) = self.config.proxy_share, participant.private_minibatch()
+        if now is not None and rows_B is not None:
+            inputs = torch.cat([inputs, now.seed.inputs[rows_B]])
         own_logits_BC, proxy_logits_BC = participant.model(inputs), proxy.model(inputs)
-        own_label_loss = self.private_loss_of(participant, own_logits_BC, labels_B)
-        proxy_label_loss = self.label_loss(participant, proxy_logits_BC, labels_B)
         distillation, mimicry = towards(own_logits_BC, proxy_logits_BC), towards(proxy_logits_BC, own_logits_BC)
         participant.note("loss_distillation", distillation)
-        participant.step(participant.gradient((1 - alpha) * own_label_loss + alpha * distillation))
+        private = len(labels_B)
+        label_loss = self.private_loss_of(participant, own_logits_BC[:private], labels_B)
+        proxy_label_loss = self.label_loss(participant, proxy_logits_BC[:private], labels_B)
+        if now is not None and rows_B is not None:
+            label_loss = label_loss + self.seed_loss(participant, now, own_logits_BC[private:], rows_B)
+            targets, smoothing = now.seed.targets[rows_B], participant.label_smoothing
+            scores_BC = self.under_seed_prior(now, proxy_logits_BC[private:])
+            proxy_label_loss = proxy_label_loss + losses.cross_entropy(scores_BC, targets, smoothing=smoothing)
+        participant.step(participant.gradient((1 - alpha) * label_loss + alpha * distillation))
         proxy.step((1 - alpha) * proxy_label_loss + alpha * mimicry)
 
 

@@ -253,7 +253,7 @@ def test_joint_steps_make_one_pass_whose_gradient_is_that_of_the_sum(name, archi
     assert {"gradient_cosine", "conflict_rate"} <= apart.noted_means().keys()
 
 
-@pytest.mark.parametrize("name", ["fedh2l", "seed_supervised", "pooled", "fedavg", "fedprox", "d_psgd"])
+@pytest.mark.parametrize("name", ["fedh2l", "seed_supervised", "pooled", "fedavg", "fedprox", "d_psgd", "fd", "fml"])
 def test_local_steps_with_seed_labels_use_the_rounds_first_minibatches_and_mutual_steps_the_next(name):
     keys = {"combine": "sum"} if name in ("fedh2l", "seed_supervised", "pooled") else {}
     learning = method(name, local_steps=2, mutual_steps=3, local_labels="private_and_seed", **keys)
@@ -261,15 +261,15 @@ def test_local_steps_with_seed_labels_use_the_rounds_first_minibatches_and_mutua
     inner = learning.seed_loss
     learning.seed_loss = lambda p, n, logits, rows, *more: (seen.append(rows), inner(p, n, logits, rows, *more))[1]
     learning.local_phase(participant, now)
-    shares = learning.shares_parameters
-    assert len(seen) == (5 if shares else 2)
-    if not shares:
+    in_local_phase = learning.all_steps_in == "local"
+    assert len(seen) == (5 if in_local_phase else 2)
+    if not in_local_phase:
         learning.mutual_phase(participant, now, torch.empty(0, 40, 10))
     assert [rows.tolist() for rows in seen] == [rows.tolist() for rows in learner().seed_minibatches(40, 0, 5)]
     assert learning.seed_steps == participant.optimizer.steps == 5
 
 
-@pytest.mark.parametrize("name", ["fedh2l", "fedavg", "d_psgd"])
+@pytest.mark.parametrize("name", ["fedh2l", "fedavg", "d_psgd", "ds_fl", "feddf", "kt_pfl", "fedproto"])
 def test_a_local_step_with_seed_labels_is_one_of_private_and_seed_labels(name):
     keys = {"combine": "sum", "weight_ce": 0.5} if name == "fedh2l" else {}
     learning = method(name, local_steps=1, mutual_steps=0, local_labels="private_and_seed", **keys)
