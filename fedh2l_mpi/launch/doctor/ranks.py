@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from fedh2l_mpi.config import DevicesConfig
 from fedh2l_mpi.errors import UserError
+from fedh2l_mpi.launch.doctor import mps
 from fedh2l_mpi.launch.doctor.findings import Finding, Level, fact, failure, good, refused, spans, warning
 from fedh2l_mpi.runtime import devices, shared_memory
 from fedh2l_mpi.runtime.devices import RankSlot
@@ -85,9 +86,11 @@ def examine(world: World, config: DevicesConfig, environ: Mapping[str, str]) -> 
         lines.append(refused("GPUs", error))
     resources = world.collect(claim_resources(chosen[world.rank]))
     settings = world.collect(environ.get("CUDA_VISIBLE_DEVICES"))
+    services = world.collect(mps.state(environ))
     cores = [core_use(here, [resources[rank] for rank in here[0].node], config.threads) for here in _nodes(slots)]
     if not lines:
         lines = gpu_use(config, slots, chosen, resources)
+        lines += mps.use(slots, [own.uuid for own in resources], services)
     lines += _visible_devices(slots, settings)
     each_bytes = shared_memory.rank_bytes(environ) or shared_memory.MPICH_RANK_BYTES
     shared = [shared_memory_use(here, resources[here[0].rank], each_bytes) for here in _nodes(slots)]
