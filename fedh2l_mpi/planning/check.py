@@ -13,6 +13,7 @@ from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.methods import mixing
 from fedh2l_mpi.planning import graph_schedule, requirements
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
+from fedh2l_mpi.planning.simulated_time import network_text, simulated_seconds
 from fedh2l_mpi.planning.traffic import links
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.units import size
@@ -84,6 +85,9 @@ def check(config: Config) -> RenderableType:
         + " for data, models, optimisers, messages and a step, plus about 300 MiB for Python and PyTorch",
         "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
     }
+    if config.network.kind != "none":
+        run_s = simulated_seconds(config, method, message.edge_bytes if message is not None else 0)
+        rows["network"] = network_text(config, run_s, with_speeds=False)
     for name, value in rows.items():
         report.add_row(name, value)
     return Group(report, "the config is sound")

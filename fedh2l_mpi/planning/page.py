@@ -13,6 +13,7 @@ from fedh2l_mpi.planning import requirements
 from fedh2l_mpi.planning.cluster_model import ClusterModel, Forecast
 from fedh2l_mpi.planning.overhead import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.planning.plan import RunPlan
+from fedh2l_mpi.planning.simulated_time import network_text
 from fedh2l_mpi.runtime import terminal
 from fedh2l_mpi.runtime.processes import processor
 from fedh2l_mpi.runtime.units import duration, size
@@ -77,6 +78,8 @@ def _overview(plan: RunPlan) -> RenderableType:
         f"{plan.evaluations:,} with an evaluation"
         + ("; fewer if run.early_stop ends it" if config.run.early_stop.patience is not None else ""),
     }
+    if config.network.kind != "none":
+        rows["network"] = network_text(config, plan.simulated_s, plan.calibration is not None)
     if config.exchange.codec != "float32" and plan.required.message is not None:
         rows["codec"] = _codec(config.exchange)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), width=WIDTH, pad_edge=False)

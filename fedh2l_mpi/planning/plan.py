@@ -14,7 +14,15 @@ from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.metrics import row_width
-from fedh2l_mpi.planning import disk, graph_schedule, requirements, sample_counts, timing, traffic
+from fedh2l_mpi.planning import (
+    disk,
+    graph_schedule,
+    requirements,
+    sample_counts,
+    simulated_time,
+    timing,
+    traffic,
+)
 from fedh2l_mpi.planning.cluster_model import ClusterModel, Forecast, Rows, Steps, forecast
 from fedh2l_mpi.planning.disk import Files
 from fedh2l_mpi.planning.graph_schedule import GraphSchedule
@@ -44,6 +52,8 @@ class RunPlan:
         True if messages travel during the local phase; true if they contain parameters.
     cluster : ClusterModel or None
         None: the user gave no cluster.
+    simulated_s : float or None
+        Simulated time of the run [s]; None: the network has no clock, or the graphs are too large.
     """
 
     config: Config
@@ -60,6 +70,7 @@ class RunPlan:
     publishes_first: bool
     shares_parameters: bool
     cluster: ClusterModel | None
+    simulated_s: float | None = None
 
     @property
     def largest_rank(self) -> int:
@@ -207,6 +218,9 @@ class RunPlan:
                 "all_ranks": int(self.memory.total.sum()) + base_all,
             },
             "traffic": self.traffic(),
+            "simulated_seconds": None
+            if self.simulated_s is None
+            else {"round": self.simulated_s / self.config.rounds, "run": self.simulated_s},
             "files": {**asdict(self.files), "kept_checkpoints_bytes": self.files.kept_bytes},
             "seconds": {
                 **self.seconds(),
@@ -262,6 +276,9 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
         calibration = timing.calibrate(
             config, source, counts, degree, required.message.held_bytes if required.message is not None else 0
         )
+    edge_bytes = required.message.edge_bytes if required.message is not None else 0
+    speeds = timing.speeds_of(config, calibration) if calibration is not None else None
+    simulated_s = simulated_time.simulated_seconds(config, method, edge_bytes, speeds)
     return RunPlan(
         config,
         name,
@@ -277,6 +294,7 @@ def plan_run(config: Config, name: str, ranks: int, calibrates: bool, cluster: C
         method.publishes_first,
         method.shares_parameters,
         cluster,
+        simulated_s,
     )
 
 
