@@ -2,8 +2,8 @@
 
     python -m benchmarks.batching
 
-It measures 1, 4, 16 and 32 models in three ways, with one thread: one by one, as the simulator does by default; with
-`torch.func.vmap`, which accepts any model; and as `devices.batching=like` does, if the model is a chain of linear
+It measures 1, 4, 16 and 32 models in three ways, with one thread: one by one, as the simulator does by default; by
+`models.stacked`, as `devices.batching=like` does on a GPU; and as it does on a CPU, if the model is a chain of linear
 layers. It prints the median of each way's CPU time relative to one by one, with its range.
 """
 
@@ -12,12 +12,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from benchmarks.measuring import ratios, step_seconds
 from fedh2l_mpi import losses
 from fedh2l_mpi.config import OptimizerConfig
-from fedh2l_mpi.models import batched_linear, build, optimizers
+from fedh2l_mpi.models import batched_linear, build, optimizers, stacked
 from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.sample_form import SampleForm
 
@@ -43,30 +42,16 @@ def together(models: list[nn.Module], images: Tensor, labels: Tensor, config: Op
 
 
 def by_vmap(models: list[nn.Module], images: Tensor, labels: Tensor, config: OptimizerConfig) -> Callable[[], None]:
-    base = models[0]
-    for module in base.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    names = {name: torch.stack([dict(model.named_parameters())[name].detach() for model in models])
-             for name, _ in base.named_parameters()}  # fmt: skip
-    movers = {name: optimizers.build(value, config) for name, value in names.items()}
-
-    def loss(parameters: dict[str, Tensor], own: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(functional_call(base, parameters, (own,)), targets)
-
-    gradients = vmap(grad(loss))
-
-    def step() -> None:
-        for name, gradient in gradients(names, images, labels).items():
-            movers[name].step(gradient)
-
-    return step
+    flats = [FlatParameters(model) for model in models]
+    matrix = batched_linear.join_columns([torch.stack([flat.vector for flat in flats])])
+    model, mover = stacked.StackedModel(models, flats[0], matrix), optimizers.build(matrix, config)
+    return lambda: mover.step(model.gradient(losses.cross_entropy(model(images), labels)))
 
 
 def main() -> None:
     torch.set_num_threads(1)
     config = OptimizerConfig(name="sgd", lr=0.01, momentum=0.9)
-    print(f"{'model':14}{'G':>4}  {'one by one':>18}  {'vmap':>22}  {'batching=like':>22}")
+    print(f"{'model':14}{'G':>4}  {'one by one':>18}  {'stacked':>22}  {'batched_linear':>22}")
     for name, side in CASES:
         for count in (1, 4, 16, 32):
             images, labels = torch.randn(count, BATCH, 1, side, side), torch.randint(0, 10, (count, BATCH))

@@ -156,7 +156,7 @@ class Participant:
         self.average = weight_average.build(self.model, self.parameters, optimizer, average_follows)
         self._round_steps = round_steps
         self.minibatches = Minibatches(len(private), optimizer.batch_size, seed, index)
-        self._augment, shape = augment, private.stored.shape[1:]
+        self.augment, shape = augment, private.stored.shape[1:]
         self.prepared = PreparedMinibatches(self.minibatches, augment, shape, self.device, seed, index)
         self._seed, self._seed_batch_size = seed, optimizer.seed_batch_size
         self.label_smoothing = optimizer.label_smoothing
@@ -276,8 +276,8 @@ class Participant:
         """Return the next private minibatch: a model's input (B, X) and labels (B,)."""
         rows_B, *draws = self.prepared.next()
         inputs = self.private.inputs(rows_B)
-        if self._augment is not None:
-            inputs = self._augment.apply(inputs, draws)
+        if self.augment is not None:
+            inputs = self.augment.apply(inputs, draws)
         return inputs, self.private.labels[rows_B]
 
     def log_prior(self, classes: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Labelled samples on a device, and their normalisation to a model's input.
 
-Shape letters: N samples, X the axes of one sample, K channels, H, W pixels.
+Shape letters: N samples, X the axes of one sample, K channels, H, W pixels, G participants, B minibatch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,3 +72,46 @@ class Labelled:
         """Return a model's input for `rows`: normalised float32 or token ids (rows, X), images channels last."""
         stored = self.stored[rows]
         return stored if self.normalisation is None else self.normalisation(stored)
+
+
+class JoinedSamples:
+    """Samples of several participants in one tensor, so that one call gathers the minibatches of all.
+
+    Parameters
+    ----------
+    parts : sequence of Labelled
+        The samples of each participant, on one device. They refer to the joined tensor from now on. Participants may
+        have a part in common, which stays as it is if all have it.
+    """
+
+    def __init__(self, parts: Sequence[Labelled]) -> None:
+        unique = {id(part.stored): part for part in parts}
+        starts: dict[int, int] = {}
+        total = 0
+        for key, part in unique.items():
+            starts[key] = total
+            total += len(part)
+        self._samples = parts[0] if len(unique) == 1 else _joined(list(unique.values()))
+        first_rows = torch.tensor([starts[id(part.stored)] for part in parts], device=parts[0].labels.device)
+        self._first_G1 = first_rows[:, None]
+
+    def minibatches(self, rows_GB: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a model's inputs (G B, X) and labels (G, B), from the rows of each participant's own samples."""
+        rows_GB = rows_GB + self._first_G1
+        return self._samples.inputs(rows_GB.flatten()), self._samples.labels[rows_GB]
+
+
+def _joined(parts: Sequence[Labelled]) -> Labelled:
+    """Return all samples in new tensors, to which the parts refer from now on."""
+    first, total = parts[0], sum(map(len, parts))
+    # torch.cat would give images of one channel other strides, by which convolutions choose their kernels.
+    like, shape = first.stored, (total, *first.stored.shape[1:])
+    stored = torch.empty_strided(shape, like.stride(), dtype=like.dtype, device=like.device)
+    whole = Labelled(stored, torch.cat([part.labels for part in parts]), first.normalisation)
+    row = 0
+    for part in parts:
+        rows = slice(row, row + len(part))
+        part.stored.data = whole.stored[rows].copy_(part.stored)
+        part.labels.data = whole.labels[rows]
+        row += len(part)
+    return whole

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.data.labelled import JoinedSamples
 from fedh2l_mpi.models import batched_linear, optimizers, stacked, weight_average
 from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.runtime import repetition
@@ -53,6 +54,7 @@ class BatchedParticipants:
         self.optimizer = optimizers.joined([member.optimizer for member in members], matrix_GW)
         averages = [member.average for member in members if member.average is not None]
         self.average = weight_average.JoinedAverage(averages, matrix_GW) if averages else None
+        self._private, self._augment = JoinedSamples([member.private for member in members]), first.augment
         self._log_prior: Tensor | None = None
 
     def begin(self, round_index: int, phase: int) -> None:
@@ -60,8 +62,12 @@ class BatchedParticipants:
 
     def private_minibatch(self) -> tuple[Tensor, Tensor]:
         """Return each member's next private minibatch: inputs (G, B, X) and labels (G, B)."""
-        inputs, labels = zip(*[member.private_minibatch() for member in self.members], strict=True)
-        return torch.stack(inputs), torch.stack(labels)
+        drawn = zip(*[member.prepared.next() for member in self.members], strict=True)
+        rows_GB, *draws = map(torch.stack, drawn)
+        inputs, labels_GB = self._private.minibatches(rows_GB)
+        if self._augment is not None:
+            inputs = self._augment.apply(inputs, [values.flatten(0, 1) for values in draws])
+        return inputs.unflatten(0, rows_GB.shape), labels_GB
 
     def log_prior(self, classes: int) -> Tensor:
         """Return the logarithm of the prior of each member's private labels, float32 (G, 1, C)."""

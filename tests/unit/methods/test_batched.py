@@ -11,15 +11,16 @@ import pytest
 import torch
 from helpers.rounds import a_round_of
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedh2l_mpi import api, losses, methods, metrics
 from fedh2l_mpi import build as build_module
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig, loading
 from fedh2l_mpi.data.labelled import Labelled
 from fedh2l_mpi.lifecycle.start import RunReservation
-from fedh2l_mpi.methods import batched
+from fedh2l_mpi.methods import batched, gradients
 from fedh2l_mpi.methods.batched import BatchedParticipants
-from fedh2l_mpi.models import batched_linear, build
+from fedh2l_mpi.models import batched_linear, build, optimizers
 from fedh2l_mpi.models.flat_parameters import FlatParameters
 from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.run_directory import RunDirectory
@@ -50,7 +51,7 @@ LOCAL = ["method.local_labels=private_and_seed"]
         ["models=[mlp]", "method.teachers=mean", "seed_set.views=both", "optimizer.batch_size=13"],
         ["models=[mlp]", "topology.kind=star", "method.temperature=2", "optimizer.weight_decay=0.01"],
         ["models=[mlp]", "method.name=seed_supervised", "data.augmentation=affine"],
-        ["models=[mlp]", "method.name=independent"],
+        ["models=[mlp]", "method.name=independent", "data.augmentation=photo"],
         ["models=[mlp]", "method.name=dml", "topology.kind=star", "method.temperature=2", *BALANCED],
         ["models=[mlp]", "method.name=distributed_distillation", "seed_set.labelled=false"],
         ["models=[mlp]", "method.name=fedavg", "topology.kind=complete", "optimizer.average=ema"],
@@ -148,6 +149,28 @@ def test_products_of_few_numbers_give_every_member_its_own_bits_too(kind, batch)
         own = model(images[member])
         assert torch.equal(logits[member], own)
         assert torch.equal(gradients[member], flat[member].gradient(losses.cross_entropy(own, labels[member])))
+
+
+def test_rows_computed_at_once_equal_rows_one_by_one_but_for_rounding(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(4, 6, 5, generator=draw, requires_grad=True), torch.randint(5, (4, 6), generator=draw)
+    one, other = (torch.randn(4, 1000, generator=draw) for _ in range(2))
+    flat = [FlatParameters(chained(64, 3, 1, 4)) for _ in range(4)]
+    matrix = batched_linear.join_columns([torch.stack([each.vector for each in flat])])
+    model, images = batched_linear.BatchedModel(chained(64, 3, 1, 4), matrix), torch.randn(4, 6, 8, 8, generator=draw)
+
+    def computed() -> list[torch.Tensor]:
+        loss = losses.cross_entropy(logits, labels, smoothing=0.1)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        products = gradients.InnerProducts.of(one, other)
+        clipped = optimizers.clip(one.clone(), 20.0)
+        weights = model.gradient(model(images).square().mean(dim=(1, 2)))
+        return [loss.detach(), gradient, products.private, products.seed, products.cross, clipped, weights]
+
+    rows = computed()
+    monkeypatch.setattr(losses, "needs_single_rows", lambda values: False)
+    for ours, theirs in zip(computed(), rows, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_only_chains_of_linear_layers_are_stacked():
@@ -354,6 +377,41 @@ def test_random_models_and_what_vmap_cannot_compute_step_alone_and_one_line_says
         f"{start} dropout step one by one, because it draws random numbers",
         f"{start} gru step one by one, because vmap has no rule for aten::gru_cell",
     ]
+
+
+class Calls(TorchDispatchMode):
+    """Count the operations that compute, whatever they are called on; views of tensors compute nothing."""
+
+    VIEWS = (
+        *("detach", "alias", "view", "_unsafe_view", "permute", "transpose", "t"),
+        *("expand", "unsqueeze", "slice", "select", "split"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation._schema.name.removeprefix("aten::") not in self.VIEWS
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "lenet5", "cnn"])
+def test_a_stacked_step_makes_no_more_calls_for_more_members(architecture, monkeypatch):
+    monkeypatch.setattr(losses, "needs_single_rows", lambda values: False)
+
+    def calls_of_a_step(members: int) -> int:
+        """Calls of a private and a mutual step: those of three of each without those of two."""
+        counts = []
+        units = batched.training_units([a_member(architecture, index) for index in range(members)], stacks=True)
+        for steps in (2, 2, 3):
+            with Calls() as calls:
+                play(units, steps=steps)
+            counts.append(calls.count)
+        return counts[2] - counts[1]
+
+    alone, two, three = (calls_of_a_step(members) for members in (1, 2, 3))
+    assert 0 < two == three < 2 * alone
 
 
 def test_a_cpu_stacks_chains_of_linear_layers_alone():
