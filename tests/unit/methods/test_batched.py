@@ -30,6 +30,15 @@ from fedh2l_mpi.simulation import Simulation
 from fedh2l_mpi.topology import Graph
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products have other bits with more threads, and many small convolutions take longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def run(folder: Path, *overrides: str) -> tuple[metrics.RunMetrics, Simulation]:
     settings = loading.load(None, overrides).resolved(1, launched=False)
     directory = RunDirectory(folder)
@@ -311,7 +320,6 @@ TOLERANCE = 1e-3
 PRECISION = {"mobilenet": (torch.float64, 5, 1e-6), "resnet18": (torch.float32, 1, TOLERANCE)}
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("architecture", [name for name in FORMS if name not in ("gru", "dropout")])
 def test_stacked_members_get_the_weights_that_they_would_get_alone(architecture):
     recipe = {"name": "sgd", "lr": 0.02, "momentum": 0.9}
@@ -325,7 +333,6 @@ def test_stacked_members_get_the_weights_that_they_would_get_alone(architecture)
         assert_alike(ours, theirs, tolerance)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -434,12 +441,3 @@ def test_a_run_of_stacked_participants_is_as_good_as_one_of_single_ones(tmp_path
     assert np.nanmax(np.abs(together["accuracy"] - alone["accuracy"])) <= 0.02
     assert np.nanmax(np.abs(together["loss_private"] - alone["loss_private"])) <= 0.02
     assert np.nanmin(together["accuracy_own"][-1] - together["accuracy_own"][0]) > 0
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Many small convolutions are slower with more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
