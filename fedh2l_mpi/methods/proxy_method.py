@@ -24,7 +24,7 @@ class ProxyMethod(Method):
 
     A step updates both models on one private minibatch, so each of the two makes E + M steps a round, and a round costs
     what both models cost. The own loss is (1 - alpha) CE + alpha KL(proxy || own), and the proxy's the other way round.
-    With seed labels, CE is the sum of both minibatches', and KL the mean over both. All cross-entropies leave out the
+    If there are seed labels, CE is the sum over both minibatches, and KL the mean. All cross-entropies leave out the
     prior of their labels by `method.prior_correction`. The proxy's optimiser has the settings of the own model's.
 
     Only the proxy's parameters and running statistics leave a participant. Only the own model is evaluated, and has an
