@@ -46,9 +46,16 @@ SHORT_RUNS = [
     ("method.name=d_psgd", "models=[lenet5]", "method.publish=start"),
     ("method.name=fedavg", "models=[cnn]", "topology.kind=complete"),
     ("method.name=fedprox", "models=[mlp]", "topology.kind=complete"),
+    ("method.name=fedavg_finetuned", "models=[cnn]", "topology.kind=complete"),
+    ("method.name=fd", "topology.kind=complete"),
+    ("method.name=fedproto", "topology.kind=complete"),
+    ("method.name=ds_fl", "topology.kind=complete"),
+    ("method.name=feddf", "models=[cnn]", "topology.kind=complete"),
+    ("method.name=kt_pfl", "topology.kind=complete"),
     ("exchange.codec=uint8",),
     ("exchange.codec=top_k", "exchange.top_k=3", "exchange.skip_below=0.05", "seed_set.views=none"),
     ("optimizer.precision=bfloat16", "models=[lenet5, cnn, vit]"),
+    ("optimizer.precision=tf32", "models=[lenet5, cnn, vit]"),
     ("models=[resnet8, mobilenet, vit, resnet18]",),
 ]
 
