@@ -179,8 +179,15 @@ def _report_outside_memory(report: Report) -> None:
     synchronize()
     free, total = torch.cuda.mem_get_info()
     outside = (total - free - torch.cuda.memory_reserved()) / MIB
-    detail = f"{outside:.0f} MiB with cuDNN and cuBLAS loaded"
-    report.add("memory outside the allocator", INFO, detail, outside_mib=outside)
+    detail = f"{outside:.0f} MiB with cuDNN and cuBLAS loaded, counted as {outside_mib():.0f}"
+    report.check("memory outside the allocator", 0.5 < outside / outside_mib() < 1.5, detail, outside_mib=outside)
+
+
+def outside_mib() -> float:
+    """Return what the program's estimate adds for a rank's context and libraries [MiB]."""
+    from fedh2l_mpi.planning import memory_check
+
+    return (memory_check.CONTEXT_BYTES + memory_check.LIBRARIES_BYTES) / MIB
 
 
 def syncs(report: Report) -> None:
