@@ -31,7 +31,7 @@ OPEN_DEVICES = """
 import time
 from fedh2l_mpi.runtime.shared_imports import process_state
 begin = time.perf_counter()
-files = process_state.devices()["device files"]
+files = process_state.device_files()
 print(f"{1e3 * (time.perf_counter() - begin):.1f} ms, {len(files)} files")
 """
 
