@@ -25,6 +25,9 @@ MODULES = (
     *("fedh2l_mpi.lifecycle.run_metadata", "fedh2l_mpi.runtime.logs", "fedh2l_mpi.runtime.terminal"),
     *("fedh2l_mpi.analysis.report", "fedh2l_mpi.analysis.run"),
 )
+# Functions that keep a result which is the same for every rank; called before the fork, all ranks share it. The first
+# call of Config builds validators, and the digest is that of the package's files.
+PREPARED = (("fedh2l_mpi.config", "Config"), ("fedh2l_mpi.lifecycle.provenance", "source_digest"))
 # Libraries start several threads at import otherwise, and a process with threads cannot be forked safely.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Open MPI's PMIx maps the job's facts at an address that its server chose, and may crash where that address is taken. A
@@ -237,10 +240,8 @@ def _import_everything() -> str:
     for name in ONE_THREAD:
         os.environ.pop(name, None)
     os.environ.update(before)
-    # The config's validators are built when they are first used; built here, all ranks share their memory.
-    from fedh2l_mpi.config import Config
-
-    Config()
+    for module, name in PREPARED:
+        getattr(importlib.import_module(module), name)()
     # What this process has made is not for its children to clean up at their end. PyTorch's finalizers of its libraries
     # of operators would also copy 27 MiB of memory in every rank.
     for finalizer in list(getattr(weakref.finalize, "_registry", ())):

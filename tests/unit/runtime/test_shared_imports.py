@@ -281,6 +281,41 @@ def test_ranks_that_a_script_of_their_own_starts_import_for_themselves(tmp_path)
     )
 
 
+@pytest.mark.parametrize("folder", ["missing", "x" * 200])
+def test_ranks_share_imports_whatever_folder_for_temporary_files_they_have(tmp_path, folder):
+    # Longer than the path of a Unix socket may be.
+    (tmp_path / "torch.py").write_text("raise ImportError\n")
+    environ = {"TMPDIR": str(tmp_path / folder)}
+    for rank in [begin(tmp_path, environ=environ), begin(tmp_path, environ=environ)]:
+        code, said, err = ended(rank)
+        assert (code, err) == (0, "")
+        assert "a copy of a process with all imports" in said
+
+
+def test_another_users_process_at_the_address_is_no_import_server(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    address, (says, hears) = f"\0test-{tmp_path}".encode()[:100], os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            os.write(hears, b"+")
+            time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(says, 1) == b"+"
+        with pytest.raises(rendezvous.CannotShareError, match="a process of user 65534 has bound the address"):
+            rendezvous.connect_or_listen(address)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(says)
+        os.close(hears)
+
+
 # Far more files under way between processes than one without privileges may have; the limit is the user's.
 TOO_MANY_FILES = """
 import array, ctypes, resource, socket
