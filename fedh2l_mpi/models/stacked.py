@@ -195,7 +195,7 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "random" in text and "vmap" in text:
         return DRAWS
-    without_rule = re.search(r"batching rule for ([\w:]+)", text)
+    without_rule = re.search(r"[Bb]atching rule (?:not implemented )?for (\w+::\w+(?:\.\w+)?)", text)
     return f"vmap has no rule for {without_rule[1]}" if without_rule else f"{type(error).__name__}: {text[:200]}"
 
 

@@ -193,6 +193,15 @@ def test_models_whose_numbers_would_depend_on_others_or_that_vmap_cannot_run_are
         )
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(12, 10)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        return self.layer(series.transpose(0, 1))[0][-1]
+
+
 def sparse() -> nn.Module:
     return nn.Sequential(nn.Embedding(20, 8, sparse=True), nn.Flatten(), nn.Linear(72, 10))
 
@@ -201,6 +210,7 @@ def sparse() -> nn.Module:
     ("kind", "form", "reason"),
     [
         (of_zoo("gru", SERIES), SERIES, "vmap has no rule for aten::gru_cell"),
+        (Recurrent, SERIES, "vmap has no rule for aten::gru.input"),
         (sparse, TOKENS, "RuntimeError: reshape is not implemented for sparse tensors"),
     ],
 )
