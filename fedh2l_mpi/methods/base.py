@@ -19,6 +19,7 @@ from fedh2l_mpi.config.method import (
     DPsgdOptions,
     LabelOptions,
     LocalLabelOptions,
+    OwnMethodOptions,
     PublishOptions,
 )
 from fedh2l_mpi.errors import DivergedError, UserError
@@ -26,6 +27,7 @@ from fedh2l_mpi.exchange import ArraySpec
 from fedh2l_mpi.methods.gradients import COMBINERS, InnerProducts, nearest_in_cone
 from fedh2l_mpi.methods.notes import declared_notes
 from fedh2l_mpi.methods.options import checked_options
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import REMEDY, Participant
 
@@ -210,6 +212,16 @@ class Method:
     def second_model(self) -> str | None:
         """Architecture of a model that every participant trains next to its own; the memory estimate counts it."""
         return None
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """Tensors that the phases hold on the device, for the memory estimate.
+
+        A rule for two gradients holds both of them. A user's own method may do so with any options.
+        """
+        config = self.config
+        apart = isinstance(config, CombineOptions) and config.combine != "joint"
+        return PhaseMemory(gradients=2 if apart or isinstance(config, OwnMethodOptions) else 1)
 
     @property
     def uses_local_labels(self) -> bool:

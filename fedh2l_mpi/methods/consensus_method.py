@@ -10,6 +10,7 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import PublishOptions
 from fedh2l_mpi.exchange import ArraySpec, host_memory
 from fedh2l_mpi.methods.base import Method
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
@@ -31,6 +32,11 @@ class ConsensusMethod(Method):
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("posteriors", samples, classes, sums_to_one=True)
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """The neighbours' answers, joined with the own ones."""
+        return PhaseMemory(choosing=1.0)
 
     def answers(self, participant: Participant, now: Round) -> Tensor:
         """Return what is published, on the device, float32 (S, C): the posteriors on the round's seed samples."""

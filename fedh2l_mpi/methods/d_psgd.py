@@ -4,6 +4,7 @@ from torch import Tensor
 
 from fedh2l_mpi.methods.mixing import metropolis_weight
 from fedh2l_mpi.methods.parameter_method import ParameterMethod
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
@@ -24,6 +25,11 @@ class DPsgd(ParameterMethod):
     keeps_published = True
     takes_theirs_one_by_one = True
     takes_batches = True
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """The state, and a difference next to what it is computed from."""
+        return PhaseMemory(averaging=2)
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return parameters and running statistics, and keep them for the differences."""

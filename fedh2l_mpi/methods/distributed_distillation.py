@@ -6,6 +6,7 @@ Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 from torch import Tensor
 
 from fedh2l_mpi import losses
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.teachers import Teachers
@@ -23,6 +24,11 @@ class DistributedDistillation(PosteriorMethod):
 
     trains_on_seed_set = True
     takes_batches = True
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """Both gradients of a step."""
+        return PhaseMemory(gradients=2)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M steps on CE(private) + w_kd T^2 mean over neighbours of KL(theirs || own); gradients are summed."""

@@ -1,12 +1,14 @@
 """Federated averaging, and its variant with a proximal term."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedh2l_mpi.config.method import FedProxOptions
 from fedh2l_mpi.methods.parameter_method import ParameterMethod
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
@@ -30,6 +32,11 @@ class FedAvg(ParameterMethod):
     @property
     def publishes_first(self) -> bool:
         return False
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """Sum and summand of the mean."""
+        return PhaseMemory(averaging=2)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Adopt the weighted mean of all participants."""
@@ -55,6 +62,11 @@ class FedProx(FedAvg):
     config: FedProxOptions
     needs_start = True
     takes_batches = True
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """Like FedAvg's, with the last average in all steps."""
+        return replace(super().phase_memory, vectors=1)
 
     def local_step(self, participant: Participant, loss: Tensor, start: Tensor | None) -> None:
         """Take a step like FedAvg's, with mu (w - w_0) added to the gradient."""

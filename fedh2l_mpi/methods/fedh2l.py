@@ -4,6 +4,7 @@ Shape letters: B minibatch, S seed rows of the round, C classes, N neighbours.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from fedh2l_mpi.config.method import FedH2LOptions
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import teachers
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.posterior_method import PosteriorMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.methods.teachers import Teachers
@@ -52,6 +54,11 @@ class FedH2L(PosteriorMethod):
 
     def exchanges_in(self, round_index: int) -> bool:
         return round_index >= self.config.warmup_rounds
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """Gradients by the rule `combine`, and what the choice of teachers makes of the neighbours' posteriors."""
+        return replace(super().phase_memory, choosing=teachers.CHOOSING.get(self.config.teachers, 0.0))
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return the posteriors, and keep them until the mutual phase if the choice of teachers needs them."""

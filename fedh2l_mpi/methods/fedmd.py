@@ -10,6 +10,7 @@ from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import FedMDOptions
 from fedh2l_mpi.exchange import ArraySpec, host_memory
 from fedh2l_mpi.methods.base import Method
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
@@ -37,6 +38,11 @@ class FedMD(Method):
 
     def exchanges_in(self, round_index: int) -> bool:
         return round_index >= self.config.warmup_rounds
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """The neighbours' logits, joined with the own ones."""
+        return PhaseMemory(choosing=1.0)
 
     def publish(self, participant: Participant, now: Round) -> Tensor:
         """Return logits on the round's seed samples, float32 (S, C), and keep them for the consensus."""

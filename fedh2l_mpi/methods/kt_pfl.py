@@ -9,6 +9,7 @@ from torch import Tensor
 from fedh2l_mpi import losses
 from fedh2l_mpi.config.method import KtPflOptions
 from fedh2l_mpi.methods.consensus_method import ConsensusMethod
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
 
@@ -30,6 +31,11 @@ class KtPfl(ConsensusMethod):
     """
 
     config: KtPflOptions
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """All answers, and each of them times its weight."""
+        return PhaseMemory(choosing=2.0)
 
     def teacher(self, participant: Participant, now: Round, answers_NSC: Tensor) -> Tensor:
         """Return the weighted mean of the posteriors, (S, C), after a step of the weights."""

@@ -22,7 +22,8 @@ from fedh2l_mpi.metrics.schema import (
     SCALES,
     chunk_rows,
 )
-from fedh2l_mpi.planning.memory import ModelSize, SampleCounts, average_bytes, optimiser_vectors
+from fedh2l_mpi.planning.memory import average_bytes, optimiser_vectors
+from fedh2l_mpi.planning.sizes import ModelSize, SampleCounts
 from fedh2l_mpi.planning.traffic import first_participants
 from fedh2l_mpi.runtime.hosting import Hosting
 

@@ -29,7 +29,7 @@ log = logging.getLogger("fedh2l_mpi")
 CONTEXT_BYTES = 384 * 2**20
 LIBRARIES_BYTES = 128 * 2**20
 # Kinds of memory that are on the device, by their names in `RankMemory`.
-ON_DEVICE = ("data", "models", "optimisers", "step")
+ON_DEVICE = ("data", "models", "optimisers", "seed_rows", "step")
 
 
 def refuse_if_too_large(rank: int, gpu: AssignedDevice, parts: dict[str, int], needed_bytes: int) -> None:

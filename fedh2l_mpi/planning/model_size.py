@@ -1,19 +1,16 @@
 """Measure a model's size: parameters, buffers, and the activations of a training step and a forward pass."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 
 from fedh2l_mpi import losses
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.models import batched_linear
 from fedh2l_mpi.models.flat_parameters import shared_bytes
-from fedh2l_mpi.planning.memory import ModelSize
+from fedh2l_mpi.planning.allocations import Allocations
+from fedh2l_mpi.planning.sizes import ModelSize
 from fedh2l_mpi.rng import restored_global_generators
 
 
@@ -49,45 +46,12 @@ def _activations(model: nn.Module, source: Source) -> tuple[int, int, int]:
     return kept, largest, forward
 
 
-class _Allocations(TorchFunctionMode):
-    """Context that sums up the tensors that exist at once, of those that functions of PyTorch create within it.
-
-    A mode of functions, because one of operators (`TorchDispatchMode`) imports `torch._dynamo`, which costs 70 MiB.
-
-    Attributes
-    ----------
-    peak_bytes : int
-        Largest sum so far. Memory that a function needs inside and frees again is not part of it.
-    """
-
-    def __init__(self, outside: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._outside = {tensor.untyped_storage().data_ptr() for tensor in outside}
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak_bytes = 0
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self._outside:
-                storage = tensor.untyped_storage()
-                self._alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
-        self._alive = {at: entry for at, entry in self._alive.items() if not entry[0].expired()}
-        # Max-pooling makes indices in int64 as well, which it drops.
-        pools = isinstance(result, Tensor) and getattr(function, "__name__", "").startswith("max_pool")
-        inside = 8 * result.numel() if pools else 0
-        self.peak_bytes = max(self.peak_bytes, inside + sum(size for _, size in self._alive.values()))
-        return result
-
-
 @torch.no_grad()
 def _forward_bytes(model: nn.Module, source: Source, samples: int) -> int:
     """Return the activations that exist at once in a forward pass in eval mode, without gradients [bytes]."""
     inputs = _zeros(source, samples)
     model.eval()
-    with _Allocations([*model.parameters(), *model.buffers(), inputs]) as allocations:
+    with Allocations([*model.parameters(), *model.buffers(), inputs]) as allocations:
         model(inputs)
     model.train()
     # Photographs are stored in bytes, so an evaluation makes the input as well.
@@ -123,5 +87,7 @@ def measure_pass(model: nn.Module, source: Source, samples: int) -> tuple[int, i
         losses.cross_entropy(model(inputs), torch.zeros(samples, dtype=torch.int64))
     for hook in hooks:
         hook.remove()
-    sizes = [value.untyped_storage().nbytes() for value in kept.values()]
-    return sum(sizes), max(largest, *sizes, 0)
+    sizes = {address: value.untyped_storage().nbytes() for address, value in kept.items()}
+    # The input is kept, but has no gradient.
+    largest = max(largest, *(size for address, size in sizes.items() if address != inputs.untyped_storage().data_ptr()))
+    return sum(sizes.values()), largest

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedh2l_mpi.config import ExchangeConfig
 from fedh2l_mpi.config.execution import TopKExchange
-from fedh2l_mpi.planning import requirements
+from fedh2l_mpi.planning import memory_check, requirements
 from fedh2l_mpi.planning.cluster_model import ClusterModel, Forecast
 from fedh2l_mpi.planning.overhead import OFF_MEDIAN, OFF_MOST, OFF_SHARED
 from fedh2l_mpi.planning.plan import RunPlan
@@ -105,7 +105,8 @@ def _memory(plan: RunPlan) -> RenderableType:
         "data": "data of its participants, seed set, test sets",
         "models": "models",
         "optimisers": "optimisers",
-        "step": "a step: gradients, activations, the neighbours' arrays",
+        "seed_rows": "a round's seed samples in their views",
+        "step": "the largest phase: a step, an evaluation, or drawing views",
         "messages": "messages",
         "records": "metrics in transit to the file",
         "checkpoint": "a checkpoint while it is written",
@@ -117,7 +118,9 @@ def _memory(plan: RunPlan) -> RenderableType:
     table.add_row("  Python and PyTorch, as measured here; MPI needs more", size(plan.base_bytes))
     table.add_row("  together", size(int(memory.total[rank]) + plan.base_bytes), style="bold")
     table.add_row("  all ranks", size(int(memory.total.sum()) + plan.base_bytes * plan.hosting.ranks))
-    table.add_row("  on a GPU, if it has one, without CUDA itself", size(int(memory.on_device.max())))
+    table.add_row("  on a GPU, if it has one: the first five, on the largest rank", size(int(memory.on_device.max())))
+    outside = memory_check.CONTEXT_BYTES + memory_check.LIBRARIES_BYTES
+    table.add_row("    CUDA's context and libraries of each rank there, not measured", size(outside))
     return Group(table, "")
 
 

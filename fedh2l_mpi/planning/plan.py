@@ -17,6 +17,7 @@ from fedh2l_mpi.metrics import row_width
 from fedh2l_mpi.planning import (
     disk,
     graph_schedule,
+    memory_check,
     requirements,
     sample_counts,
     simulated_time,
@@ -215,6 +216,7 @@ class RunPlan:
                 "base": self.base_bytes,
                 "total": int(self.memory.total[rank]) + self.base_bytes,
                 "on_device": int(self.memory.on_device.max()),
+                "outside_allocator": memory_check.CONTEXT_BYTES + memory_check.LIBRARIES_BYTES,
                 "all_ranks": int(self.memory.total.sum()) + base_all,
             },
             "traffic": self.traffic(),

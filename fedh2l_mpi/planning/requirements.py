@@ -25,10 +25,13 @@ from fedh2l_mpi.methods import Method, batched, second_model
 from fedh2l_mpi.metrics import NO_COLUMNS, Columns
 from fedh2l_mpi.models import memory_format
 from fedh2l_mpi.participant import Participant
-from fedh2l_mpi.planning.memory import ModelSize, RankMemory, SampleCounts, rank_memory
+from fedh2l_mpi.planning.memory import RankMemory, rank_memory
 from fedh2l_mpi.planning.model_size import measure_model
 from fedh2l_mpi.planning.rehearsal import SAMPLES, Minibatches, Rehearsal
+from fedh2l_mpi.planning.sizes import ModelSize, SampleCounts
+from fedh2l_mpi.planning.step_memory import PhaseInputs
 from fedh2l_mpi.planning.traffic import Links, MessageSize
+from fedh2l_mpi.planning.view_size import ViewSize, measure_views
 from fedh2l_mpi.runtime.hosting import Hosting
 
 log = logging.getLogger("fedh2l_mpi")
@@ -96,6 +99,8 @@ class Requirements:
         Sizes of the models by architecture.
     message : MessageSize or None
         None: nothing is exchanged.
+    views : ViewSize
+        Sizes of seed samples in their views, and of samples of a minibatch.
     columns : Columns
         The run's own arrays by round.
     """
@@ -105,23 +110,33 @@ class Requirements:
     counts: SampleCounts
     models: dict[str, ModelSize]
     message: MessageSize | None
+    views: ViewSize
     columns: Columns = NO_COLUMNS
 
     def memory(self, hosting: Hosting, graph: Links, on_host: bool = False) -> RankMemory:
         """Return the memory of every rank. Set `on_host` if the device is known to be the host."""
+        method = self.method
+        phases = PhaseInputs(
+            self.config,
+            self.counts,
+            self.models,
+            self.views,
+            self.message,
+            method.phase_memory,
+            trains_on_seed_rows=method.seed_steps > 0,
+            shares_parameters=method.shares_parameters,
+            takes_theirs_one_by_one=method.takes_theirs_one_by_one,
+            pools_private_data=method.pools_private_data,
+        )
         return rank_memory(
             self.config,
             hosting,
-            self.counts,
-            self.models,
+            phases,
             graph,
-            self.message,
-            self.method.pools_private_data,
-            self.method.keeps_published,
-            batched.MEMBERS if batched.may_batch(self.config, self.method.takes_batches, on_host) else 1,
-            self.method.takes_theirs_one_by_one,
+            method.keeps_published,
+            method.drops_published,
+            batched.MEMBERS if batched.may_batch(self.config, method.takes_batches, on_host) else 1,
             on_host,
-            self.method.drops_published,
             self.columns,
         )
 
@@ -169,7 +184,14 @@ def compute(
         fixed = array.message_bytes(0)
         is_coded = not array.codec.exact or array.skip_below is not None
         message = MessageSize(fixed, array.message_bytes(1) - fixed, array.memory_bytes, is_coded)
-    return Requirements(config, method, counts, sizes, message, columns)
+    return Requirements(config, method, counts, sizes, message, _measure_views(config, source, counts), columns)
+
+
+def _measure_views(config: Config, source: Source, counts: SampleCounts) -> ViewSize:
+    """Measure the memory of a seed sample in its views, and of a sample of a minibatch."""
+    is_subset = counts.seed_rows_per_round < counts.seed * config.seed_set.views_per_sample
+    few, more = (random_samples(source, samples) for samples in (3, 5))
+    return measure_views(config.seed_set, AUGMENTATIONS[config.data.augmentation], few, more, source.classes, is_subset)
 
 
 def _with_second(size: ModelSize, second: ModelSize) -> ModelSize:

@@ -8,7 +8,7 @@ from fedh2l_mpi.data.made_domains import made_domains
 from fedh2l_mpi.data.sources import Source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.planning import requirements
-from fedh2l_mpi.planning.memory import SampleCounts
+from fedh2l_mpi.planning.sizes import SampleCounts
 
 
 def count_or_assume(config: Config, source: Source) -> tuple[SampleCounts, str]:

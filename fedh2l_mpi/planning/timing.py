@@ -18,7 +18,7 @@ from fedh2l_mpi.evaluation import score
 from fedh2l_mpi.methods import Method, Round
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning import requirements, sample_counts
-from fedh2l_mpi.planning.memory import SampleCounts
+from fedh2l_mpi.planning.sizes import SampleCounts
 from fedh2l_mpi.topology import Graph
 
 # Time limit for one architecture, in addition to two rounds of one step each.

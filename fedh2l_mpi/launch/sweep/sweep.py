@@ -17,7 +17,7 @@ from fedh2l_mpi.runtime import atomic_files
 
 if TYPE_CHECKING:
     from fedh2l_mpi.data.sources import Source
-    from fedh2l_mpi.planning.memory import SampleCounts
+    from fedh2l_mpi.planning.sizes import SampleCounts
 
 
 def listing(sweep: Sweep, root: Path) -> str:

@@ -19,11 +19,14 @@ from fedh2l_mpi.exchange import ArraySpec, codecs
 from fedh2l_mpi.exchange.row_skipping import CachedRows
 from fedh2l_mpi.lifecycle.start import RunReservation
 from fedh2l_mpi.methods.batched import BatchedParticipants
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.planning import memory, requirements, traffic
-from fedh2l_mpi.planning.memory import ModelSize, SampleCounts
+from fedh2l_mpi.planning.sizes import ModelSize, SampleCounts
+from fedh2l_mpi.planning.step_memory import PhaseInputs
 from fedh2l_mpi.planning.traffic import MessageSize
+from fedh2l_mpi.planning.view_size import ViewSize
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.world import World
@@ -118,9 +121,11 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
     held = simulation.setup.federation
     own = [*held.private.values(), *held.validation.values(), *held.local_test.values()]
     sets = [*own, *held.tests, held.seed_set.samples]
-    # The views of a round's seed samples are beside what is held all the time.
-    views = 3 * len(held.seed_set.of_round(0)) * digits().form.input_bytes
-    assert told.data[0] - views == sum(part.stored.nbytes + part.labels.nbytes for part in sets)
+    assert told.data[0] == sum(part.stored.nbytes + part.labels.nbytes for part in sets)
+    rows = held.seed_set.of_round(0)
+    # The labels of a single view are those of the seed set.
+    made = [rows.inputs] if config.seed_set.views_per_sample == 1 else [rows.inputs, rows.labels, rows.targets]
+    assert told.seed_rows[0] == sum(tensor.nbytes for tensor in made)
     learners = simulation.participants
     averages = [one.average.state().values() if one.average is not None else () for one in learners]
     assert any(map(len, averages)) == (config.optimizer.average == "ema")
@@ -133,9 +138,8 @@ def test_data_models_and_optimisers_are_the_bytes_of_the_tensors(tmp_path, optim
     assert told.optimisers[0] > 0
 
 
-@pytest.mark.parametrize("calibration", ["none", "seed_set"])
-def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks(calibration):
-    needs_config = settled("participants=7", "data.partition.kind=quantity", f"evaluation.calibration={calibration}")
+def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_on_the_ranks():
+    needs_config = settled("participants=7", "data.partition.kind=quantity")
     source, method = digits(), methods.build(needs_config)
     needs = requirements.compute(
         needs_config, source, method, requirements.count_samples(federated.plan(needs_config, source))
@@ -147,11 +151,8 @@ def test_a_rank_is_charged_for_its_own_participants_and_the_sum_does_not_depend_
     assert whole.optimisers[0] == parts.optimisers.sum()
     # Seed set and test sets lie on every rank.
     everyones = (needs.counts.seed + sum(needs.counts.tests)) * needs.counts.stored_bytes
-    # To calibrate, the next round's rows are drawn while this round's exist, and their logits are 10 float64 each.
-    rows = 3 if calibration == "none" else 4
-    logits = 0 if calibration == "none" else 4 * 8 * 10
-    everyones += needs.counts.seed_rows_per_round * (rows * needs.counts.input_bytes + logits)
     assert whole.data[0] == parts.data.sum() - 2 * everyones
+    assert parts.seed_rows.tolist() == [whole.seed_rows[0]] * 3
     assert parts.messages.argmin() == 1, "the rank whose participants have no neighbours"
 
 
@@ -182,7 +183,11 @@ def test_a_rank_is_charged_for_the_neighbours_of_those_it_hosts(combine):
     needs, _ = needs_of(settled("models=[mlp]", "participants=5", f"method.combine={combine}"))
     centre, *others = needs.memory(Hosting(5, 5), star).step.tolist()
     # A gradient for every neighbour, and it stacked.
-    each = needs.message.held_bytes + (2 * needs.models["mlp"].trainable_bytes if combine == "gem_neighbours" else 0)
+    each = needs.message.held_bytes
+    if combine == "gem_neighbours":
+        # With so many gradients, a pass takes more than the update: there are also the neighbour's posteriors on a seed
+        # minibatch of 64, and two terms of its divergence.
+        each += 2 * needs.models["mlp"].trainable_bytes + 3 * 4 * 64 * 10
     assert others == [centre - 3 * each] * 4
 
 
@@ -242,49 +247,6 @@ def peak_bytes(action) -> int:
         action()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]).max())
-
-
-DIGITS, MNIST, COLOURED = (1, 8), (1, 28), (3, 32)
-
-
-@pytest.mark.parametrize(
-    ("name", "combine", "images", "tested_at_once"),
-    [
-        *((name, "gem", COLOURED, 128) for name in ("mlp", "cnn", "resnet8", "vit")),
-        ("vit", "gem_neighbours", COLOURED, 128),
-        *((name, "joint", images, 128) for images in (DIGITS, MNIST) for name in ("lenet5", "mlp", "cnn")),
-        ("vit", "joint", COLOURED, 128),
-        # Here, an evaluation takes more than a step.
-        *((name, "joint", MNIST, 512) for name in ("lenet5", "cnn", "resnet8", "vit")),
-    ],
-)
-def test_a_step_takes_about_what_is_told(name, combine, images, tested_at_once):
-    channels, side = images
-    overrides = ["method.local_steps=2", "method.mutual_steps=2", f"method.combine={combine}"]
-    overrides.append(f"evaluation.batch_size={tested_at_once}")
-    config = settled(f"models=[{name}]", "participants=5", "topology.kind=star", *overrides)
-    table = ArrayTable(np.zeros(500, dtype=np.int64), np.zeros((500, channels, side, side), dtype=np.uint8))
-    source = Source("pictures", 10, SampleForm.image(channels, side), 255.0, 0.5, 0.25, table, table)
-    method = methods.build(config)
-    held = SampleCounts(
-        np.full(5, 64), np.full(5, 0), 64, 64, [128], 10, source.sample_bytes + 8, source.form.input_bytes
-    )
-    needs = requirements.compute(config, source, method, held)
-    told = needs.memory(Hosting(5, 5), traffic.links([(0, i) for i in range(1, 5)], Hosting(5, 5)))
-    learner: Participant = requirements.stand_in_participant(
-        config, source, build(name, SampleForm.image(channels, side), 10, 0), 64
-    )
-    samples, tested = requirements.random_samples(source, 64), requirements.random_samples(source, tested_at_once)
-    now = a_round_of(samples, Graph(5, [(0, i) for i in range(1, 5)]), (64,) * 5)
-    theirs = torch.full((4, 64, 10), 0.1)
-
-    def steps():
-        method.local_phase(learner, now)
-        method.mutual_phase(learner, now, theirs)
-        score(learner, tested)
-
-    steps()
-    assert 0.9 <= told.step[0] / peak_bytes(steps) <= 1.3
 
 
 @pytest.mark.parametrize(
@@ -358,9 +320,9 @@ def test_what_every_rank_remembers_of_all_is_about_as_large_as_told():
         size = ModelSize(1, 4, 4, 4, 4, 4, 4)
         sizes = dict.fromkeys(config.models, size)
         links = traffic.links(topology.graph(0).edges, Hosting(participants, 1))
-        told = memory.rank_memory(
-            config, Hosting(participants, 1), requirements.count_samples(plan), sizes, links, None
-        )
+        counts = requirements.count_samples(plan)
+        phases = PhaseInputs(config, counts, sizes, ViewSize(0, 0, 0), None, PhaseMemory())
+        told = memory.rank_memory(config, Hosting(participants, 1), phases, links)
         return measured, int(told.bookkeeping[0])
 
     federation_warmed_up = remembered(50, 10)

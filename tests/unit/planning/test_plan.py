@@ -43,7 +43,9 @@ def test_the_numbers_of_a_small_plan_are_those_worked_out_by_hand(capsys):
     assert got["files"]["count"] == 11
     assert got["seconds"] is None
     memory = got["memory_bytes"]
-    parts = ("data", "models", "optimisers", "step", "messages", "records", "checkpoint", "bookkeeping", "base")
+    on_device = ("data", "models", "optimisers", "seed_rows", "step")
+    assert memory["on_device"] == sum(memory[part] for part in on_device)
+    parts = (*on_device, "messages", "records", "checkpoint", "bookkeeping", "base")
     assert memory["total"] == sum(memory[part] for part in parts)
     assert got["refused"] is None
 

@@ -18,7 +18,7 @@ from fedh2l_mpi.data.sources import digits
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.methods import PosteriorMethod
 from fedh2l_mpi.planning import requirements
-from fedh2l_mpi.planning.memory import SampleCounts
+from fedh2l_mpi.planning.sizes import SampleCounts
 from fedh2l_mpi.sample_form import SampleForm
 
 

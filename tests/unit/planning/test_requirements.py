@@ -158,7 +158,7 @@ def test_where_a_machine_does_not_tell_its_memory_nobody_warns(tmp_path, warning
     assert memory_check.available_bytes(tmp_path / "meminfo") == 42 * 1024
     (tmp_path / "old").write_text("MemTotal:       100 kB\n")
     assert memory_check.available_bytes(tmp_path / "old") is None
-    one = memory.RankMemory(*(np.array([GIB]),) * 8)
+    one = memory.RankMemory(*(np.array([GIB]),) * 9)
     memory_check.warn_if_node_too_small("a", [0], one, None)
     assert warnings == []
 
