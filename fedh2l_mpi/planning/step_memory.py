@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.config.method import CombineOptions, LocalLabelOptions, OwnMethodOptions
+from fedh2l_mpi.data.minibatches import PHASE_BYTES
 from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.planning.sizes import ModelSize, SampleCounts
 from fedh2l_mpi.planning.traffic import Links, MessageSize
@@ -119,11 +120,13 @@ class PhaseInputs:
         if combine == "gem_neighbours":
             passing_RA = self._passing_each_RA(degree_R, trainable_A, seed) + distilled_R[:, None]
         steps_RA = np.maximum(passing_RA, updating_RA * trainable_A + joined_RA)
-        drawing = private * self.views.minibatch_bytes
+        drawing = private * (self.views.minibatch_bytes - self.views.ahead_bytes)
         theirs_R = np.zeros_like(degree_R) if held.averaging else self._theirs_R(degree_R)
         chosen_R = (held.choosing * theirs_R).astype(np.int64)
         largest_RA: NDArray[np.int64] = together_RA * (
-            np.maximum(np.maximum(steps_RA, drawing), chosen_R[:, None]) + theirs_R[:, None]
+            np.maximum(np.maximum(steps_RA, drawing), chosen_R[:, None])
+            + theirs_R[:, None]
+            + self._ahead_bytes(private)
         )
         return largest_RA
 
@@ -158,6 +161,12 @@ class PhaseInputs:
         arrays_R = np.minimum(degree_R, 1) if self.takes_theirs_one_by_one else degree_R
         theirs_R: NDArray[np.int64] = arrays_R * self.message.held_bytes
         return theirs_R
+
+    def _ahead_bytes(self, private: int) -> int:
+        """Return the size of rows and random numbers that a phase sends ahead: for all its steps, as far as allowed."""
+        method = self.config.method
+        minibatch = private * self.views.ahead_bytes
+        return max(minibatch, min((method.local_steps + method.mutual_steps) * minibatch, PHASE_BYTES))
 
     @property
     def _minibatches(self) -> tuple[int, int]:

@@ -24,11 +24,14 @@ class ViewSize:
         Largest sum while the round's rows are drawn, including what it keeps.
     minibatch_bytes : int
         Largest sum while a private minibatch is drawn.
+    ahead_bytes : int
+        Part of it that is sent to the device for several minibatches at once: row and random numbers of each sample.
     """
 
     held_bytes: int
     drawn_bytes: int
     minibatch_bytes: int
+    ahead_bytes: int = 0
 
 
 def measure_views(
@@ -50,7 +53,9 @@ def measure_views(
     )
     added = len(more) - len(few)
     minibatch = _minibatch_bytes(augment, more) - _minibatch_bytes(augment, few)
-    return ViewSize((held_more - held_few) // added, (drawn_more - drawn_few) // added, minibatch // added)
+    draws = augment.draw(more.stored.shape, np.random.default_rng(0)) if augment is not None else []
+    ahead = more.labels.itemsize + sum(values.nbytes for values in draws) // len(more)
+    return ViewSize((held_more - held_few) // added, (drawn_more - drawn_few) // added, minibatch // added, ahead)
 
 
 def _outside(samples: Labelled) -> Allocations:

@@ -61,22 +61,16 @@ def _address(tensor: Tensor) -> int:
 def counted() -> Iterator[LiveTensors]:
     """Count the tensors that a GPU would hold within the context.
 
-    Random numbers in NumPy's arrays, and what `Tensor.to` moves to the device, are in the memory of the CPU already.
-    They are copied and counted here, because a GPU gets a copy.
+    What `Tensor.to` moves to the device, such as random numbers, is in the memory of the CPU already. It is copied and
+    counted here, because a GPU gets a copy.
     """
-    from_numpy, to = torch.from_numpy, Tensor.to
+    to = Tensor.to
     with LiveTensors() as live, pytest.MonkeyPatch.context() as patch:
-
-        def counting(array: Any) -> Tensor:
-            tensor = from_numpy(array)
-            live.add([tensor])
-            return tensor
 
         def moving(tensor: Tensor, where: Any, *more: Any, **options: Any) -> Tensor:
             moved: Tensor = to(tensor, where, *more, **options)
-            return moved.clone() if moved is tensor and isinstance(where, torch.device) else moved
+            return moved.clone() if moved is tensor and isinstance(where, torch.device | Tensor) else moved
 
-        patch.setattr(torch, "from_numpy", counting)
         patch.setattr(Tensor, "to", moving)
         yield live
 
