@@ -26,6 +26,8 @@ from fedh2l_mpi.rng import Purpose, torch_seed
 from fedh2l_mpi.runtime import arithmetic
 from fedh2l_mpi.runtime.devices import AssignedDevice, assign_device
 from fedh2l_mpi.runtime.hosting import Hosting
+from fedh2l_mpi.runtime.step_graphs import Graphs, UnitGraphs
+from fedh2l_mpi.runtime.step_recording import CudaRecorder
 from fedh2l_mpi.runtime.world import World
 from fedh2l_mpi.topology import Topology
 
@@ -158,6 +160,8 @@ def _build(config: Config, world: World, prepared: _Prepared) -> RankSetup:
     metrics = evaluation.chosen_metrics(config.evaluation, plan.classes)
     array = method.array(participants[0], plan.seed_rows_per_round, plan.classes)
     together = batched.may_batch(config, method.takes_batches, device.type == "cpu")
+    units = batched.training_units(participants) if together else participants
+    _record_steps(config, device, method, units)
     return RankSetup(
         device=device,
         hosting=prepared.hosting,
@@ -179,8 +183,29 @@ def _build(config: Config, world: World, prepared: _Prepared) -> RankSetup:
         metrics=metrics,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,
-        training_units=batched.training_units(participants) if together else participants,
+        training_units=units,
     )
+
+
+def _record_steps(config: Config, device: torch.device, method: methods.Method, units: Sequence[TrainingUnit]) -> None:
+    """Let units record their steps by `devices.graphs`, if the device is a GPU, and method and model allow it."""
+    if config.devices.graphs == "off" or device.type != "cuda":
+        return
+    graphs = Graphs(CudaRecorder(device))
+    if not method.records_steps:
+        graphs.tell(f"method {config.method.name!r} does not set records_steps")
+        return
+    for unit in units:
+        refusing = [one.architecture for one in unit.members if not _allows_records(one)]
+        if refusing:
+            graphs.tell(f"model {refusing[0]!r} does not set records_steps")
+        else:
+            unit.graphs = UnitGraphs(graphs)
+
+
+def _allows_records(participant: Participant) -> bool:
+    """Return whether a model's steps may be recorded; a user's own model has to ask for it, by `records_steps`."""
+    return bool(getattr(participant.model, "records_steps", not models.is_own(participant.architecture)))
 
 
 def _first_models(config: Config, plan: federated.Plan, here: range, begin_alike: bool) -> dict[int, nn.Module]:

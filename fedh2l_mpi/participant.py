@@ -21,8 +21,11 @@ from fedh2l_mpi.data.minibatches import Minibatches, PreparedMinibatches
 from fedh2l_mpi.errors import DivergedError
 from fedh2l_mpi.models import mixed_precision, optimizers, weight_average
 from fedh2l_mpi.models.flat_parameters import FlatParameters, SharedState
+from fedh2l_mpi.models.step_numbers import StepNumbers
 from fedh2l_mpi.rng import Purpose, generator, seed_global_generators, torch_seed
 from fedh2l_mpi.runtime import repetition
+from fedh2l_mpi.runtime.step_graphs import StepSource, UnitGraphs
+from fedh2l_mpi.runtime.step_notes import StepNotes
 from fedh2l_mpi.runtime.transfers import to_device
 
 REMEDY = "Fix: try a smaller optimizer.lr."
@@ -52,6 +55,7 @@ class TrainingUnit(Protocol):
     members: "list[Participant]"
     device: torch.device
     label_smoothing: float
+    graphs: UnitGraphs | None
 
     @property
     def model(self) -> nn.Module:
@@ -120,6 +124,8 @@ class Participant:
         Rows and random draws of the private minibatches to come, on the device.
     kept : dict of str to Tensor
         Tensors that a method keeps for this participant between phases and rounds. Checkpoints contain them.
+    graphs : UnitGraphs or None
+        Its recorded steps (`devices.graphs`); None: steps are taken call by call.
     label_smoothing : float
         Share of a label that is spread evenly over all classes in the losses that are trained on.
     average : WeightAverage or None
@@ -161,7 +167,8 @@ class Participant:
         self._seed, self._seed_batch_size = seed, optimizer.seed_batch_size
         self.label_smoothing = optimizer.label_smoothing
         self.forward_size = evaluation.batch_size
-        self._noted: dict[str, list[Tensor]] = {}
+        self.step_notes = StepNotes()
+        self.graphs: UnitGraphs | None = None
         self._log_prior: Tensor | None = None
 
     @classmethod
@@ -337,7 +344,22 @@ class Participant:
         reads : any
             Tensors, numbers and other facts that may differ from one phase to the next.
         """
-        repetition.take([self.prepared], steps, step, reads)
+        repetition.take(self, steps, step, reads)
+
+    @property
+    def sources(self) -> list[StepSource]:
+        """The sources from which its steps take minibatches and numbers."""
+        return [self.prepared, StepNumbers(self.optimizer, self.average)]
+
+    @property
+    def noting(self) -> list[StepNotes]:
+        """Its notes, in a list."""
+        return [self.step_notes]
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The tensors of its model, as they are now."""
+        return [*self.model.parameters(), *self.model.buffers()]
 
     @torch.no_grad()
     def logits(self, inputs_NX: Tensor) -> Tensor:
@@ -358,17 +380,17 @@ class Participant:
         scalar = value.detach() if isinstance(value, Tensor) else torch.full((), float(value), device=self.device)
         if scalar.dim():
             raise ValueError(f"note({name!r}) got a tensor of shape {tuple(scalar.shape)}, must be a scalar")
-        self._noted.setdefault(name, []).append(scalar)
+        self.step_notes.add(name, scalar)
 
     @property
     def noted(self) -> list[str]:
         """Names of the scalars recorded since the last `noted_means`."""
-        return list(self._noted)
+        return list(self.step_notes.counts)
 
     @property
     def notes(self) -> int:
         """Number of scalars recorded since the last `noted_means`."""
-        return sum(map(len, self._noted.values()))
+        return self.step_notes.counts.total()
 
     def noted_means(self) -> dict[str, float]:
         """Return the mean of each scalar that was recorded since the last call, by name, and forget the scalars.
@@ -378,12 +400,7 @@ class Participant:
         DivergedError
             If a mean is not finite, because a diverged participant would teach nothing to the others.
         """
-        noted, self._noted = self._noted, {}
-        if not noted:
-            return {}
-        # All means come from the device together, because it works on while nobody asks for a number.
-        means_K = torch.stack([torch.stack(values).double().mean() for values in noted.values()])
-        means = dict(zip(noted, means_K.tolist(), strict=True))
+        means = self.step_notes.take_means()
         for name, mean in means.items():
             if not math.isfinite(mean):
                 raise DivergedError(f"participant {self.index} diverged: {name} is {mean}. {REMEDY}")

@@ -84,6 +84,7 @@ CONFIG: dict[str, Any] = {
 # Keys that came later, with the value that gives the numbers of the time before.
 ADDED: dict[str, Any] = {
     "recipe": "classic",
+    "devices.graphs": "off",
     "exchange.codec": "float32",
     "optimizer.precision": "float32",
     "optimizer.average": "none",

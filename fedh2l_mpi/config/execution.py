@@ -81,6 +81,12 @@ class DevicesConfig(Section):
         "of linear layers do, with the same numbers; on a GPU any model that vmap can compute does, and the last "
         "digits depend on the participants that a rank hosts",
     )
+    graphs: Literal["off", "auto"] = Field(
+        "off",
+        description="auto: on a GPU, record a step of each kind as a CUDA graph, and replay it with one call, which "
+        "small models gain most from; the last digits differ from those of off; steps that cannot be recorded are "
+        "taken call by call. It has not been verified on a GPU",
+    )
     share: Switch | None = Field(
         None,
         description="let several ranks of a node use one GPU; null: where a node has fewer GPUs than ranks, with kind "
@@ -95,17 +101,20 @@ class DevicesConfig(Section):
         """True if several ranks of a node may use one GPU."""
         return self.kind == "auto" if self.share is None else self.share
 
-    @field_validator("batching", mode="before")
+    @field_validator("batching", "graphs", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: object) -> object:
         # YAML reads off as false.
         return "off" if value is False else value
 
     @model_validator(mode="after")
-    def _map_of_cuda(self) -> "DevicesConfig":
+    def _keys_of_cuda(self) -> "DevicesConfig":
         if self.kind == "cpu" and self.map is not None:
             text = f"got {list(self.map)}, but kind 'cpu' does not use it. Fix: set it to null."
             refuse(problem("map", self.map, text))
+        if self.kind == "cpu" and self.graphs != "off":
+            text = f"got {self.graphs!r}, but kind 'cpu' has no graphs. Fix: set it to off."
+            refuse(problem("graphs", self.graphs, text))
         return self
 
 

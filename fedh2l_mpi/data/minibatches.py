@@ -11,11 +11,10 @@ from torch import Tensor
 
 from fedh2l_mpi.data.augmentation import Augmentation
 from fedh2l_mpi.rng import Purpose, generator
-from fedh2l_mpi.runtime.transfers import to_device
+from fedh2l_mpi.runtime.transfers import PHASE_BYTES, to_device
 
-# Largest size of what goes to the device at once for the steps of a phase, and for steps that nobody announced. One
-# minibatch may be larger than either.
-PHASE_BYTES, UNANNOUNCED_BYTES = 4 << 20, 64 << 10
+# Largest size of what goes to the device at once for steps that nobody announced. One minibatch may be larger.
+UNANNOUNCED_BYTES = 64 << 10
 
 
 class Minibatches:
@@ -80,6 +79,20 @@ class PreparedMinibatches:
         # Rows and draws of the minibatches from `_first` on, on the device: each (minibatches, B, ...).
         self._first, self._ahead = 0, [torch.empty(0)]
         self._announced = 0
+        self._bound: list[Tensor] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of minibatches that were used so far."""
+        return self._order.position
+
+    @count.setter
+    def count(self, minibatches: int) -> None:
+        self._order.position = minibatches
+
+    def bind(self, row: Sequence[Tensor] | None) -> None:
+        """Let `next` return these tensors on the device; None: what is prepared again."""
+        self._bound = None if row is None else list(row)
 
     def announce(self, steps: int) -> None:
         """Let the rows and draws of this many minibatches go to the device when the first of them is asked for."""
@@ -92,6 +105,9 @@ class PreparedMinibatches:
     def next(self) -> list[Tensor]:
         """Return the rows of the next minibatch, int64 (B,), and the draws of its transformation, each (B, ...)."""
         position = self._order.position
+        if self._bound is not None:
+            self._order.position += 1
+            return self._bound
         if not 0 <= position - self._first < len(self._ahead[0]):
             announced, left = self._announced - position, self._order.left_in_epoch
             ahead = self.drawn(announced, PHASE_BYTES) if announced > 0 else self.drawn(left, UNANNOUNCED_BYTES)

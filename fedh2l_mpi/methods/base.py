@@ -94,12 +94,16 @@ class Method:
     # Both phases accept `BatchedParticipants` in place of a participant; if the method takes the neighbours' arrays one
     # at a time, only the local phase needs to.
     takes_batches = False
+    # Steps taken by `participant.repeat` depend on its arguments and the models alone, so they can be recorded and
+    # replayed (`devices.graphs`). A subclass must set it again.
+    records_steps = False
     # Warning that is printed when a run starts.
     caution = ""
 
     def __init_subclass__(cls) -> None:
         """Reset inherited flags about phases and steps that the subclass replaces: it must set them again."""
         super().__init_subclass__()
+        cls.records_steps = vars(cls).get("records_steps", False)
         if {"local_phase", "mutual_phase", "local_step"} & vars(cls).keys():
             cls.constrains_each_neighbour = vars(cls).get("constrains_each_neighbour", False)
             cls.takes_batches = vars(cls).get("takes_batches", False)

@@ -13,8 +13,11 @@ from torch import Tensor
 from fedh2l_mpi.config import Config
 from fedh2l_mpi.data.labelled import JoinedSamples
 from fedh2l_mpi.models import batched_linear, optimizers, stacked, weight_average
+from fedh2l_mpi.models.step_numbers import StepNumbers
 from fedh2l_mpi.participant import Participant, TrainingUnit
 from fedh2l_mpi.runtime import repetition
+from fedh2l_mpi.runtime.step_graphs import StepSource, UnitGraphs
+from fedh2l_mpi.runtime.step_notes import StepNotes
 
 log = logging.getLogger("fedh2l_mpi")
 
@@ -56,6 +59,7 @@ class BatchedParticipants:
         self.average = weight_average.JoinedAverage(averages, matrix_GW) if averages else None
         self._private, self._augment = JoinedSamples([member.private for member in members]), first.augment
         self._log_prior: Tensor | None = None
+        self.graphs: UnitGraphs | None = None
 
     def begin(self, round_index: int, phase: int) -> None:
         """Do nothing, because no layer of these models draws random numbers, and they are always in train mode."""
@@ -95,7 +99,23 @@ class BatchedParticipants:
 
     def repeat(self, steps: int | Tensor, step: Callable[..., None], *reads: Any) -> None:
         """Take steps of one kind, as a participant does; `step` gets rows (G, B)."""
-        repetition.take([member.prepared for member in self.members], steps, step, reads)
+        repetition.take(self, steps, step, reads)
+
+    @property
+    def sources(self) -> list[StepSource]:
+        """The sources from which its steps take minibatches and numbers."""
+        numbers = StepNumbers(self.optimizer, self.average, [member.optimizer for member in self.members])
+        return [*(member.prepared for member in self.members), numbers]
+
+    @property
+    def noting(self) -> list[StepNotes]:
+        """The notes of each member."""
+        return [member.step_notes for member in self.members]
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The weights of all members."""
+        return self.model.weights
 
     def note(self, name: str, value: Tensor) -> None:
         """Record a number (G,) of this step with the members."""

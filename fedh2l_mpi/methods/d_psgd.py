@@ -24,6 +24,7 @@ class DPsgd(ParameterMethod):
 
     keeps_published = True
     takes_theirs_one_by_one = True
+    records_steps = True
     takes_batches = True
 
     @property

@@ -23,6 +23,7 @@ class DistributedDistillation(PosteriorMethod):
     """
 
     trains_on_seed_set = True
+    records_steps = True
     takes_batches = True
 
     @property

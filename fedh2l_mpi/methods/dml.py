@@ -22,6 +22,7 @@ class DeepMutualLearning(PosteriorMethod):
 
     config: DmlOptions
     trains_on_seed_set = True
+    records_steps = True
     takes_batches = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:

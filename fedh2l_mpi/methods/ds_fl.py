@@ -22,6 +22,7 @@ class DsFl(ConsensusMethod):
     """
 
     config: DsFlOptions
+    records_steps = True
 
     def teacher(self, participant: Participant, now: Round, answers_NSC: Tensor) -> Tensor:
         """Return softmax(mean of the posteriors / T), (S, C)."""

@@ -27,6 +27,7 @@ class FedAvg(ParameterMethod):
     averages_everyone = True
     # The host adds the arrays up; only the own parameters are read on the device.
     takes_theirs_one_by_one = True
+    records_steps = True
     takes_batches = True
 
     @property
@@ -61,6 +62,7 @@ class FedProx(FedAvg):
 
     config: FedProxOptions
     needs_start = True
+    records_steps = True
     takes_batches = True
 
     @property

@@ -24,6 +24,7 @@ class FedAvgFinetuned(FedAvg):
 
     config: FedAvgFinetunedOptions
     keeps_published = True
+    records_steps = True
 
     def local_phase(self, participant: Participant, now: Round) -> None:
         """Take E + M steps from the last average."""

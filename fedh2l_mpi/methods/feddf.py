@@ -26,6 +26,7 @@ class FedDF(ConsensusMethod):
     """
 
     config: FedDFOptions
+    records_steps = True
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("logits", samples, classes)

@@ -33,6 +33,7 @@ class FedH2L(PosteriorMethod):
     trains_on_seed_set = True
     constrains_each_neighbour = True
     takes_batches = True
+    records_steps = True
 
     def __init__(self, config: FedH2LOptions, labelled: bool) -> None:
         super().__init__(config, labelled)

@@ -32,6 +32,7 @@ class FedMD(Method):
     trains_on_seed_set = True
     keeps_published = True
     all_steps_in = "mutual"
+    records_steps = True
 
     def array(self, participant: Participant, samples: int, classes: int) -> ArraySpec:
         return ArraySpec("logits", samples, classes)

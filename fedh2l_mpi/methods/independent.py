@@ -11,6 +11,7 @@ class Independent(Method):
     """Participants take E + M steps on private data, without the seed set and without any exchange."""
 
     takes_batches = True
+    records_steps = True
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Take M more steps on private minibatches."""

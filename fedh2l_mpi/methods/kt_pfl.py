@@ -31,6 +31,7 @@ class KtPfl(ConsensusMethod):
     """
 
     config: KtPflOptions
+    records_steps = True
 
     @property
     def phase_memory(self) -> PhaseMemory:

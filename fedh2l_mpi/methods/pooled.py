@@ -10,4 +10,5 @@ class Pooled(SeedSupervised):
     """
 
     pools_private_data = True
+    records_steps = True
     caution = "pooled puts the private data of all participants in one place: it is an upper bound without privacy"

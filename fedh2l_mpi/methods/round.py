@@ -3,6 +3,7 @@
 Shape letters: S seed rows of the round, P participants, K channels, H, W pixels.
 """
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fedh2l_mpi.data.seed_set import SeedRound, SeedSet
 from fedh2l_mpi.rng import named_generator
+from fedh2l_mpi.runtime.step_arguments import OF_ONE_ROUND
 from fedh2l_mpi.topology import Graph
 
 
@@ -63,3 +65,15 @@ class Round:
         labels : int64 (S,)
         """
         return replace(self, seed=SeedRound(self.index, inputs, labels, labels))
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Return the tensors that differ from round to round, for a recorded step (`devices.graphs`)."""
+        return {"inputs": self.seed.inputs, "labels": self.seed.labels, "targets": self.seed.targets}
+
+    def facts(self) -> Hashable:
+        """Return what is the same in every round, as far as a step may depend on it."""
+        return id(self.seed_set), self.rounds, self.private_samples
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Round":
+        """Return a round with other seed tensors, whose number and graph no step may use."""
+        return replace(self, index=OF_ONE_ROUND, graph=OF_ONE_ROUND, seed=SeedRound(OF_ONE_ROUND, **tensors))

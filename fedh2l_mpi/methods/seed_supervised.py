@@ -18,6 +18,7 @@ class SeedSupervised(Method):
     config: SeedSupervisedOptions
     trains_on_seed_set = True
     takes_batches = True
+    records_steps = True
 
     def __init__(self, config: SeedSupervisedOptions, labelled: bool) -> None:
         super().__init__(config, labelled)

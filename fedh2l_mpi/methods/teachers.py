@@ -3,8 +3,9 @@
 Shape letters: N neighbours, M teachers, S seed rows of the round, C classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,18 @@ class Teachers:
             return Teachers(self.posteriors[:, members, rows_B], weights)
         weights = None if self.weights is None else self.weights[:, rows_B]
         return Teachers(self.posteriors[:, rows_B], weights)
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Return the tensors, for a recorded step (`devices.graphs`)."""
+        return {"posteriors": self.posteriors, "weights": self.weights}
+
+    def facts(self) -> Hashable:
+        """Return nothing: there is nothing but tensors."""
+        return None
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> "Teachers":
+        """Return teachers with other tensors."""
+        return Teachers(**tensors)
 
     def apart(self) -> "list[Teachers]":
         """Return each teacher alone with its weight, so that divergences add up; one empty part if there is none."""

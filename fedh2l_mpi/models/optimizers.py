@@ -27,17 +27,23 @@ class Optimizer(Protocol):
         Number of updates so far.
     schedule_steps : int
         Number of updates until a schedule ends.
+    numbers_on_device : sequence of Tensor or None
+        The result of `numbers` for the next update, as tensors without dimensions; None: it is computed.
     """
 
     parameters: Tensor
     config: OptimizerConfig
     steps: int
     schedule_steps: int
+    numbers_on_device: Sequence[Tensor] | None
 
     def __init__(self, parameters: Tensor, config: OptimizerConfig, schedule_steps: int) -> None: ...
 
     def step(self, gradient: Tensor) -> None:
         """Make one update in place; this may overwrite `gradient`."""
+
+    def numbers(self, steps: int) -> Sequence[float]:
+        """Return what differs from step to step in the update that follows `steps` updates."""
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint must store; they share memory with the optimiser."""
@@ -79,22 +85,32 @@ class Adam:
         self.first = torch.zeros_like(parameters)
         self.second = torch.zeros_like(parameters)
         self.steps = 0
+        self.numbers_on_device: Sequence[Tensor] | None = None
+
+    def numbers(self, steps: int) -> Sequence[float]:
+        """Return the factor of decoupled decay, the rate over the first bias, and the root of the second bias."""
+        beta1, beta2 = self.config.betas
+        rate = learning_rate(self.config, steps, self.schedule_steps)
+        shrink = 1 - rate * self.config.weight_decay
+        return shrink, rate / (1 - beta1 ** (steps + 1)), math.sqrt(1 - beta2 ** (steps + 1))
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """Make one update in torch.optim.Adam's order of operations; a different order changes the last bits."""
         beta1, beta2 = self.config.betas
-        scheduled = learning_rate(self.config, self.steps, self.schedule_steps)
+        shrink, rate, root = self.numbers_on_device or self.numbers(self.steps)
         self.steps += 1
         gradient = clip(gradient, self.config.clip_norm)
-        self._decay(gradient, scheduled)
+        self._decay(gradient, shrink)
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        rate = scheduled / (1 - beta1**self.steps)
-        spread = (self.second.sqrt() / math.sqrt(1 - beta2**self.steps)).add_(self.config.eps)
-        self.parameters.addcdiv_(self.first, spread, value=-rate)
+        spread = (self.second.sqrt() / root).add_(self.config.eps)
+        if isinstance(rate, Tensor):
+            self.parameters.sub_((self.first * rate).div_(spread))
+        else:
+            self.parameters.addcdiv_(self.first, spread, value=-rate)
 
-    def _decay(self, gradient: Tensor, rate: float) -> None:
+    def _decay(self, gradient: Tensor, shrink: float | Tensor) -> None:
         """Add the decay of the weights to the gradient."""
         if self.config.weight_decay:
             gradient.add_(self.parameters, alpha=self.config.weight_decay)
@@ -110,10 +126,10 @@ class AdamW(Adam):
     multiplier of both, as in torch.optim.AdamW.
     """
 
-    def _decay(self, gradient: Tensor, rate: float) -> None:
+    def _decay(self, gradient: Tensor, shrink: float | Tensor) -> None:
         """Shrink the weights instead of changing the gradient."""
         if self.config.weight_decay:
-            self.parameters.mul_(1 - rate * self.config.weight_decay)
+            self.parameters.mul_(shrink)
 
 
 class Sgd:
@@ -125,17 +141,25 @@ class Sgd:
         # From zero, the first velocity is the first gradient, as in torch.optim.
         self.velocity = torch.zeros_like(parameters) if config.momentum else None
         self.steps = 0
+        self.numbers_on_device: Sequence[Tensor] | None = None
+
+    def numbers(self, steps: int) -> Sequence[float]:
+        """Return the rate."""
+        return (learning_rate(self.config, steps, self.schedule_steps),)
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
-        rate = learning_rate(self.config, self.steps, self.schedule_steps)
+        (rate,) = self.numbers_on_device or self.numbers(self.steps)
         self.steps += 1
         gradient = clip(gradient, self.config.clip_norm)
         if self.config.weight_decay:
             gradient.add_(self.parameters, alpha=self.config.weight_decay)
         if self.velocity is not None:
             gradient = self.velocity.mul_(self.config.momentum).add_(gradient)
-        self.parameters.add_(gradient, alpha=-rate)
+        if isinstance(rate, Tensor):
+            self.parameters.sub_(gradient * rate)
+        else:
+            self.parameters.add_(gradient, alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.velocity is None else {"velocity": self.velocity}

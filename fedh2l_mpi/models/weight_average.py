@@ -55,6 +55,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, parameters: FlatParameters, decay: float, follows: Interval) -> None:
         self.decay, self.follows = decay, follows
+        self.decay_on_device: Tensor | None = None
         self._model, self._parameters = model, parameters
         self._buffers = FloatingBuffers(model)
         self.vector = parameters.vector.clone()
@@ -65,7 +66,12 @@ class WeightAverage:
     def after_step(self, steps: int) -> None:
         """Follow the weights after a step, if the average follows steps; `steps` counts this one."""
         if self.follows == "step":
-            _follow([self.vector, *self.averages], self._weights(), decay_at(self.decay, steps))
+            decay = decay_at(self.decay, steps) if self.decay_on_device is None else self.decay_on_device
+            _follow([self.vector, *self.averages], self._weights(), decay)
+
+    def kept_by(self, steps: int) -> float:
+        """Return the share of the average that `after_step` keeps."""
+        return decay_at(self.decay, steps)
 
     def after_round(self, steps: int, round_steps: int) -> None:
         """Follow the weights after a round, if the average follows rounds.
@@ -128,6 +134,7 @@ class JoinedAverage:
 
     def __init__(self, members: Sequence[WeightAverage], parameters_GW: Tensor) -> None:
         self._decay, self._follows, self._parameters_GW = members[0].decay, members[0].follows, parameters_GW
+        self.decay_on_device: Tensor | None = None
         self._average_GW = batched_linear.join_columns([torch.stack([member.vector for member in members])])
         for member, row in zip(members, self._average_GW, strict=True):
             member.vector = row
@@ -138,12 +145,22 @@ class JoinedAverage:
         if self._follows == "step":
             averages = [average for member in self._members for average in member.averages]
             buffers = [buffer for member in self._members for buffer in member.buffers]
-            _follow([self._average_GW, *averages], [self._parameters_GW, *buffers], decay_at(self._decay, steps))
+            decay = decay_at(self._decay, steps) if self.decay_on_device is None else self.decay_on_device
+            _follow([self._average_GW, *averages], [self._parameters_GW, *buffers], decay)
+
+    def kept_by(self, steps: int) -> float:
+        """Return the share of the average that `after_step` keeps."""
+        return decay_at(self._decay, steps)
 
 
 @torch.no_grad()
-def _follow(averages: list[Tensor], weights: list[Tensor], decay: float) -> None:
-    torch._foreach_lerp_(averages, weights, 1 - decay)
+def _follow(averages: list[Tensor], weights: list[Tensor], decay: float | Tensor) -> None:
+    """Move the averages; a decay on the device is a tensor without dimensions."""
+    if not isinstance(decay, Tensor):
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        return
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, (1 - decay).to(average.dtype))
 
 
 def build(

@@ -5,38 +5,31 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-
-class Prepared(Protocol):
-    """A source of minibatches, which sends those of several steps to the device at once."""
-
-    def announce(self, steps: int) -> None:
-        """Prepare for this many steps."""
-
-    def release(self) -> None:
-        """Free what was prepared."""
+from fedh2l_mpi.runtime import step_graphs
+from fedh2l_mpi.runtime.step_graphs import UnitGraphs
 
 
-def take(sources: Sequence[Prepared], steps: int | Tensor, step: Callable[..., None], reads: Sequence[Any]) -> None:
-    """Take steps of one kind.
+class Unit(step_graphs.Unit, Protocol):
+    """One participant, or several that step together.
+
+    Attributes
+    ----------
+    graphs : UnitGraphs or None
+        Its recorded steps; None: every step is taken call by call.
+    """
+
+    graphs: UnitGraphs | None
+
+
+def take(unit: Unit, steps: int | Tensor, step: Callable[..., None], reads: Sequence[Any]) -> None:
+    """Take steps of one kind: by recorded steps if the unit has graphs, and the step can be recorded.
 
     Parameters
     ----------
-    sources : sequence of Prepared
-        What the steps take minibatches from.
     steps : int or int64 tensor (steps, ...)
         Number of steps, or the rows of the seed minibatch of each, which `step` gets first.
     step : callable
         Takes one step: `step(*reads)`, or `step(rows, *reads)`.
     """
-    for source in sources:
-        source.announce(steps if isinstance(steps, int) else len(steps))
-    try:
-        if isinstance(steps, int):
-            for _ in range(steps):
-                step(*reads)
-        else:
-            for rows in steps:
-                step(rows, *reads)
-    finally:
-        for source in sources:
-            source.release()
+    done = 0 if unit.graphs is None else unit.graphs.take(unit, steps, step, reads)
+    step_graphs.take_each(unit, steps, done, step_graphs.count_of(steps), step, reads)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Largest size of what goes to the device at once for the steps of a phase. The part of one step may be larger.
+PHASE_BYTES = 4 << 20
+
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of host memory on a device; itself if the device is the CPU.
