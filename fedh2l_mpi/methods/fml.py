@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedh2l_mpi.config.method import FmlOptions
 from fedh2l_mpi.methods.fedavg import weighted_mean
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.proxy_method import ProxyMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
@@ -24,6 +25,11 @@ class Fml(ProxyMethod):
     config: FmlOptions
     needs_complete_graph = True
     averages_everyone = True
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """Sum and summand of the mean."""
+        return PhaseMemory(averaging=2)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Adopt the weighted mean of all memes."""

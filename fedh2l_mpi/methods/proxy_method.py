@@ -71,7 +71,7 @@ class ProxyMethod(Method):
             self._second = second_model.initial(self.config.proxy_model, participant, now)
         participant.begin(now.index, phase=0)
         steps = self.config.local_steps + self.config.mutual_steps
-        with self.proxy(participant) as proxy:
+        with self._second.trained_by(participant) as proxy:
             proxy.model.train()
             if self.uses_local_labels:
                 rows_MB = participant.seed_minibatches(len(now.seed), now.index, steps)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from fedh2l_mpi.config.method import ProxyFLOptions
 from fedh2l_mpi.methods.mixing import metropolis_weight
+from fedh2l_mpi.methods.phase_memory import PhaseMemory
 from fedh2l_mpi.methods.proxy_method import ProxyMethod
 from fedh2l_mpi.methods.round import Round
 from fedh2l_mpi.participant import Participant
@@ -19,6 +20,11 @@ class ProxyFL(ProxyMethod):
     """
 
     config: ProxyFLOptions
+
+    @property
+    def phase_memory(self) -> PhaseMemory:
+        """The state, the mixed one, a difference and its product with a weight."""
+        return PhaseMemory(averaging=4)
 
     def mutual_phase(self, participant: Participant, now: Round, theirs: Tensor) -> None:
         """Average the proxy with the neighbours': x_i <- x_i + sum over neighbours j of w_ij (x_j - x_i)."""

@@ -49,31 +49,44 @@ class SecondModel:
 
     @contextmanager
     def of(self, participant: Participant) -> Iterator["SecondModel"]:
-        """Return a context in which the module has a participant's parameters, buffers and optimiser's state.
-
-        The optimiser has the settings and the number of steps of the participant's own model at the beginning.
-        """
+        """Return a context in which the module has a participant's parameters and buffers."""
         kept = participant.kept
         for name, value in self._initial.items():
             if name not in kept:
                 kept[name] = value.clone()
+        # Steps change the kept vector itself; buffers have their place in the module.
         self.parameters.refer_to(kept[WEIGHTS])
+        buffers = {f"{PREFIX} buffer {name}": buffer for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(kept[f"{PREFIX} buffer {name}"])
-        own = participant.optimizer
-        self.optimizer = type(own)(kept[WEIGHTS], own.config, own.schedule_steps)
-        self.optimizer.steps = own.steps
-        for name, value in self.optimizer.state().items():
-            value.copy_(kept.get(f"{PREFIX} {name}", value))
+            for name, buffer in buffers.items():
+                buffer.copy_(kept[name])
         yield self
-        kept |= {f"{PREFIX} {name}": value for name, value in self.optimizer.state().items()}
-        kept |= {f"{PREFIX} buffer {name}": buffer.clone() for name, buffer in self.model.named_buffers()}
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                kept[name].copy_(buffer)
+
+    @contextmanager
+    def trained_by(self, participant: Participant) -> Iterator["SecondModel"]:
+        """Return the context of `of`, in which the module can take steps as well.
+
+        The optimiser has the settings and the number of steps of the participant's own model at the beginning.
+        """
+        with self.of(participant):
+            kept, own = participant.kept, participant.optimizer
+            self.optimizer = type(own)(kept[WEIGHTS], own.config, own.schedule_steps)
+            self.optimizer.steps = own.steps
+            for name, value in self.optimizer.state().items():
+                # Steps change the kept tensor itself.
+                setattr(self.optimizer, name, kept.setdefault(f"{PREFIX} {name}", value))
+            try:
+                yield self
+            finally:
+                self.optimizer = None
 
     def step(self, loss: Tensor) -> None:
-        """Make one update of the participant's second model, within the context."""
+        """Make one update of the participant's second model, within the context of `trained_by`."""
         if self.optimizer is None:
-            raise RuntimeError("the second model is no participant's")
+            raise RuntimeError("the second model is in nobody's training")
         self.optimizer.step(self.parameters.gradient(loss))
 
 

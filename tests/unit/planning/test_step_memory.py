@@ -109,7 +109,7 @@ def learner(
 SMALL = ["evaluation.batch_size=32", "evaluation.calibration=none", "seed_set.views=none"]
 FEW = ["optimizer.batch_size=16", "optimizer.seed_batch_size=16"]
 EACH_METHOD = ("fedh2l", "fedavg", "fedprox", "d_psgd", "dml", "distributed_distillation", "fedmd", "independent")
-EACH_METHOD += ("seed_supervised", "ds_fl", "feddf", "kt_pfl", "fd", "fedavg_finetuned")
+EACH_METHOD += ("seed_supervised", "ds_fl", "feddf", "kt_pfl", "fd", "fedproto", "fedavg_finetuned")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,16 @@ EACH_METHOD += ("seed_supervised", "ds_fl", "feddf", "kt_pfl", "fd", "fedavg_fin
 def test_a_step_takes_about_what_is_told(name, images, overrides):
     one = learner(name, images, *overrides)
     one.round(30)
+    assert LOWEST <= one.told / max(one.peaks.values()) <= HIGHEST, one.peaks
+
+
+@pytest.mark.parametrize("method", ["proxyfl", "fml"])
+@pytest.mark.parametrize(("name", "proxy"), [("mlp", "lenet5"), ("lenet5", "mlp"), ("cnn", "cnn")])
+def test_a_step_of_two_models_takes_about_what_is_told(name, proxy, method):
+    one = learner(name, GREY, *SMALL, f"method.name={method}", f"method.proxy_model={proxy}")
+    # The second model is made in the first round, and is not part of a step.
+    one.round(30)
+    one.round(31)
     assert LOWEST <= one.told / max(one.peaks.values()) <= HIGHEST, one.peaks
 
 
