@@ -104,16 +104,19 @@ class PreparedMinibatches:
 
     def next(self) -> list[Tensor]:
         """Return the rows of the next minibatch, int64 (B,), and the draws of its transformation, each (B, ...)."""
+        if self._bound is None:
+            self.prepare()
         position = self._order.position
-        if self._bound is not None:
-            self._order.position += 1
-            return self._bound
+        self._order.position += 1
+        return self._bound or [values[position - self._first] for values in self._ahead]
+
+    def prepare(self) -> None:
+        """Let the next minibatch, and others with it, go to the device now, unless they are there."""
+        position = self._order.position
         if not 0 <= position - self._first < len(self._ahead[0]):
             announced, left = self._announced - position, self._order.left_in_epoch
             ahead = self.drawn(announced, PHASE_BYTES) if announced > 0 else self.drawn(left, UNANNOUNCED_BYTES)
             self._first, self._ahead = position, [to_device(values, self._device) for values in ahead]
-        self._order.position += 1
-        return [values[position - self._first] for values in self._ahead]
 
     def drawn(self, minibatches: int, largest_bytes: int) -> list[Tensor]:
         """Return rows int64 (minibatches, B) and draws (minibatches, B, ...) of the next minibatches in host memory.

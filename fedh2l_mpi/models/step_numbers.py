@@ -41,6 +41,9 @@ class StepNumbers:
     def announce(self, steps: int) -> None:
         """Do nothing: numbers are made when a step needs them."""
 
+    def prepare(self) -> None:
+        """Do nothing."""
+
     def release(self) -> None:
         """Do nothing."""
 

@@ -17,7 +17,7 @@ import logging
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Protocol
@@ -32,11 +32,13 @@ from fedh2l_mpi.runtime.transfers import PHASE_BYTES, to_device
 
 log = logging.getLogger("fedh2l_mpi")
 
-# Steps that are taken call by call before one is recorded: libraries initialise themselves in the first one.
+# Steps that are taken call by call before one is recorded: the first one, and one that is watched.
 WARM_UP = 2
 # Recorded steps that a unit keeps, because their arguments may come back: a participant's number of neighbours may
 # change from round to round, and there are few different ones.
 KEPT = 8
+# A place in the code that takes steps, and the kind of their arguments.
+Place = tuple[CodeType | None, Hashable]
 
 
 class StepSource(Protocol):
@@ -52,6 +54,9 @@ class StepSource(Protocol):
 
     def announce(self, steps: int) -> None:
         """Prepare for this many steps that are taken call by call."""
+
+    def prepare(self) -> None:
+        """Let what the next step takes be where it takes it from."""
 
     def release(self) -> None:
         """Free what was prepared."""
@@ -143,43 +148,50 @@ class UnitGraphs:
 
     def __init__(self, graphs: Graphs) -> None:
         self._graphs = graphs
-        # By place in the code and kind of arguments, the ones used last at the end.
-        self._kept: OrderedDict[tuple[CodeType | None, Hashable], Uses | StepGraph] = OrderedDict()
+        # By place in the code and kind of arguments, the ones used last at the end. None: one step was taken so far.
+        self._kept: OrderedDict[Place, Uses | StepGraph | None] = OrderedDict()
         self.refused: dict[CodeType | None, str] = {}
         self.recorded = self.replayed = 0
 
     def take(self, unit: Unit, steps: int | Tensor, step: Callable[..., None], reads: Sequence[Any]) -> int:
         """Take the steps if they can be recorded, and return how many of them were taken; the others were not."""
-        code = getattr(step, "__code__", None)
-        if code in self.refused:
+        code, count = getattr(step, "__code__", None), count_of(steps)
+        if code in self.refused or count == 0:
             return 0
-        done, count = 0, count_of(steps)
+        done = 0
         try:
             refuse_closure(step)
             key = (code, (_kind_of_steps(steps), *map(kind_of, reads)))
             if key not in self._kept:
-                done = min(WARM_UP, count)
-                self._keep(key, _warm_up(unit, steps, done, step, reads))
-            kept = self._kept[key]
-            if isinstance(kept, Uses):
-                if done == count:
-                    return done
-                kept = StepGraph(self._graphs, unit, kept, steps, count - done, step, reads)
+                # Libraries initialise themselves in the first step, and some values are computed once.
+                take_each(unit, steps, 0, 1, step, reads)
+                done = 1
+                self._keep(key, None)
+            if self._kept[key] is None and done < count:
+                done += 1
+                self._keep(key, _watched(unit, steps, done - 1, step, reads))
+            if isinstance(uses := self._kept[key], Uses) and done < count:
+                self._keep(key, StepGraph(self._graphs, unit, uses, steps, count - done, step, reads))
                 self.recorded += 1
-            self._keep(key, kept)
+            kept = self._keep(key, self._kept[key])
         except NotRepeatableError as error:
             self.refused[code] = str(error)
             self._graphs.tell(str(error))
+            return done
+        if not isinstance(kept, StepGraph):
             return done
         kept.run(unit, steps, done, count, reads)
         self.replayed += count - done
         return count
 
-    def _keep(self, key: tuple[CodeType | None, Hashable], kept: "Uses | StepGraph") -> None:
+    def _keep(
+        self, key: tuple[CodeType | None, Hashable], kept: "Uses | StepGraph | None"
+    ) -> "Uses | StepGraph | None":
         self._kept[key] = kept
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
+        return kept
 
 
 class StepGraph:
@@ -350,32 +362,42 @@ def take_each(
         source.announce(end - first)
     try:
         for index in range(first, end):
-            rows = [] if isinstance(steps, int) else [steps[index]]
-            step(*rows, *reads)
+            step(*_first(steps, index), *reads)
     finally:
         for source in unit.sources:
             source.release()
 
 
-def _warm_up(unit: Unit, steps: int | Tensor, count: int, step: Callable[..., None], reads: Sequence[Any]) -> Uses:
-    """Take the first steps call by call, and return what the last of them uses.
+def _watched(unit: Unit, steps: int | Tensor, index: int, step: Callable[..., None], reads: Sequence[Any]) -> Uses:
+    """Take a step call by call, and return what it uses.
 
     Raises
     ------
     NotRepeatableError
-        After these steps, if the host waits for the device in the last one.
+        After the step, if the host waits for the device in it.
     """
-    take_each(unit, steps, 0, count - 1, step, reads)
-    counts, noted = [source.count for source in unit.sources], [one.counts for one in unit.noting]
-    waits = Waits()
-    with waits if count else nullcontext():
-        take_each(unit, steps, max(0, count - 1), count, step, reads)
+    counts, noted, waits = [source.count for source in unit.sources], [one.counts for one in unit.noting], Waits()
+    for source in unit.sources:
+        source.announce(1)
+        # Otherwise its own copy to the device would be found.
+        source.prepare()
+    try:
+        with waits:
+            step(*_first(steps, index), *reads)
+    finally:
+        for source in unit.sources:
+            source.release()
     if waits.found:
         raise NotRepeatableError(f"the host waits for the device in it ({waits.found[0]})")
     return Uses(
         [source.count - before for source, before in zip(unit.sources, counts, strict=True)],
         [one.counts - before for one, before in zip(unit.noting, noted, strict=True)],
     )
+
+
+def _first(steps: int | Tensor, index: int) -> list[Tensor]:
+    """Return the first argument of a step, its rows, if it has any."""
+    return [] if isinstance(steps, int) else [steps[index]]
 
 
 def _table(values: Tensor, steps: int, device: torch.device) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 from helpers.learners import STAR, method, samples
 from helpers.tape import TapeRecorder
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.data import AffineViews
+from fedh2l_mpi.data import minibatches
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
 from fedh2l_mpi.data.seed_set import SeedSet
 from fedh2l_mpi.methods import Method, Round, batched
@@ -22,6 +24,7 @@ from fedh2l_mpi.models import build
 from fedh2l_mpi.participant import Participant
 from fedh2l_mpi.runtime import step_graphs
 from fedh2l_mpi.runtime.step_graphs import WARM_UP, Graphs, UnitGraphs
+from fedh2l_mpi.runtime.step_recording import Waits
 from fedh2l_mpi.sample_form import SampleForm
 from fedh2l_mpi.topology import Graph
 
@@ -177,8 +180,7 @@ def test_a_phase_may_have_more_steps_than_the_tables_or_fewer_than_the_warm_up(m
         recording(graphed)
         assert play(learning, alone, range(4)) == play(learning, graphed, range(4))
         assert_same_state(alone, graphed)
-        # The first phase of each kind is short here, and takes its steps call by call.
-        assert graphed.graphs.replayed == (4 * 18 - 2 * WARM_UP if local > 1 else 2 * 3)
+        assert graphed.graphs.replayed == 4 * (local + mutual) - 2 * WARM_UP
 
 
 def test_participants_with_other_numbers_of_neighbours_have_their_own_recorded_steps():
@@ -323,6 +325,36 @@ def test_a_step_that_cannot_be_recorded_is_taken_call_by_call_and_told_once(make
     assert_same_state(alone, graphed)
     told = [record.message for record in caplog.records]
     assert [text.startswith(f"devices.graphs: some steps are taken call by call: {reason}") for text in told] == [True]
+
+
+def test_a_phase_without_steps_says_nothing_about_them():
+    learning = method("independent")
+    alone, graphed = (learner() for _ in range(2))
+    recording(graphed)
+    for one in (alone, graphed):
+        for steps in (0, 5, 0, 4):
+            learning.private_steps(one, steps)
+    assert graphed.graphs.replayed == 9 - WARM_UP
+    assert alone.noted_means() == graphed.noted_means()
+    assert_same_state(alone, graphed)
+
+
+def test_the_step_that_is_watched_makes_no_copy_of_its_own(monkeypatch):
+    # On a GPU, the copy of a minibatch's rows to the device would be taken for a copy that the step makes.
+    watching, moved = [], minibatches.to_device
+
+    def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+        watching.append(any(isinstance(mode, Waits) for mode in _get_current_dispatch_mode_stack()))
+        return moved(tensor, device)
+
+    monkeypatch.setattr(minibatches, "to_device", to_device)
+    monkeypatch.setattr(minibatches, "PHASE_BYTES", 1)
+    participant = learner(augmentation="photo")
+    recording(participant)
+    method("independent").private_steps(participant, 5)
+    assert participant.graphs.replayed == 5 - WARM_UP
+    assert not any(watching)
+    assert len(watching) == 5 * WARM_UP
 
 
 def test_a_mistake_in_a_step_is_raised_as_without_graphs():
