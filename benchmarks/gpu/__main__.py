@@ -9,6 +9,7 @@ Without a GPU it prints `no GPU`. `benchmarks/gpu/README.md` explains the column
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this text in their names")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file to write, with all that was measured")
     options = parser.parse_args()
+    if options.device == "cpu":
+        # Runs choose their device by devices.kind=auto.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -53,6 +53,7 @@ PARTS = {
     "repeat": Part("correctness", 90, after="facts"),
     "resume": Part("whole_runs", 140, after="facts"),
     "again": Part("whole_runs", 140, after="mpi"),
+    "graphs": Part("ways", 110, after="facts"),
     "stacked": Part("ways", 90, after="facts"),
     "vision": Part("whole_runs", 150, after="facts"),
     "memory": Part("machine", 90, after="vision"),
@@ -148,6 +149,8 @@ class Check:
             "GPU_CHECK_SCRATCH": str(scratch),
             "GPU_CHECK_MNIST": str(options.mnist.resolve()) if options.mnist else "",
             "PYTHONUNBUFFERED": "1",
+            # Some runs choose their device by devices.kind=auto.
+            **({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {}),
             "PYTHONPATH": path,
         }
 

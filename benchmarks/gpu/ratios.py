@@ -25,7 +25,9 @@ ALONE = "one by one"
 # Ways in which the program may take the same steps.
 WAYS: dict[str, tuple[str, ...]] = {
     ALONE: (),
+    "graphs": ("devices.graphs=auto",),
     "together": ("devices.batching=like",),
+    "together, graphs": ("devices.batching=like", "devices.graphs=auto"),
 }
 PHASES = ("publish", "local", "wait", "mutual")
 # Rounds of a run. The first two warm up, and the last one is evaluated; the one before it may be profiled.
@@ -87,7 +89,7 @@ class Row:
 
 def cases(tiny: bool) -> list[Case]:
     """Return everything that is measured; `tiny` keeps each case, with small pictures and few steps."""
-    alone, both = (ALONE,), tuple(WAYS)
+    alone, both = (ALONE, "graphs"), tuple(WAYS)
     digit = Workload("lenet5", 1, 28, participants=1, private=280, seed_samples=64, steps=100)
     photo = Workload("resnet18", 3, 224, participants=1, private=140, seed_samples=32, steps=20)
     near_bare = (Target(0.95, BARE), Target(0.85, "busy"))
@@ -123,7 +125,7 @@ def measure(case: Case, device: str, rounds: int) -> list[Row]:
     for way in (BARE, *case.ways):
         _release()
         try:
-            row = _bare(case, device, rounds) if way == BARE else _program(case, way, device, rounds)
+            row = _bare(case, device, rounds) if way == BARE else _program(case, way, rounds)
         except Exception as error:
             first_line = (str(error).strip().splitlines() or [""])[0]
             row = Row(case.name, way, {}, failure=f"{type(error).__name__}: {first_line}")
@@ -151,7 +153,7 @@ def _bare(case: Case, device: str, rounds: int) -> Row:
     return row
 
 
-def _program(case: Case, way: str, device: str, rounds: int) -> Row:
+def _program(case: Case, way: str, rounds: int) -> Row:
     profiler = _profiler() if case.profiles else None
 
     def on_round(index: int, values: object) -> None:
@@ -162,7 +164,7 @@ def _program(case: Case, way: str, device: str, rounds: int) -> Row:
 
     with tempfile.TemporaryDirectory(prefix="gpu-ratios-") as folder:
         path = fh.run(
-            set=overrides(case.work, way, device, rounds), out=Path(folder) / "run", quiet=True, on_round=on_round
+            set=overrides(case.work, way, rounds), out=Path(folder) / "run", quiet=True, on_round=on_round
         ).path
         recorded = metrics.read(path / "metrics.h5")
         seconds = {phase: recorded[f"seconds_{phase}"].sum(axis=1) for phase in PHASES}
@@ -180,14 +182,15 @@ def _steps(work: Workload) -> int:
     return 2 * work.steps * work.participants
 
 
-def overrides(work: Workload, way: str, device: str, rounds: int) -> list[str]:
+def overrides(work: Workload, way: str, rounds: int) -> list[str]:
     """Return the settings of the run that takes the workload's steps."""
     # A fifth of the samples are for the seed set, and a tenth of the rest for validation.
     samples = math.ceil(max(work.private / 0.7, 5 * work.seed_samples)) * work.participants
     graph = "complete" if work.method == "fedavg" else "ring"
     return [
         "recipe=classic",
-        f"devices.kind={device}",
+        # kind cpu refuses graphs; auto takes them where there is a GPU.
+        "devices.kind=auto",
         f"participants={work.participants}",
         f"rounds={rounds}",
         "data.name=benchmarks.gpu.pictures:pictures",

@@ -20,6 +20,8 @@ from fedh2l_mpi.participant import Participant
 
 STEPS = 3 if TINY else 6
 COMMON = (
+    # kind cpu refuses graphs; auto takes them where there is a GPU.
+    "devices.kind=auto",
     "participants=3",
     f"rounds={2 if TINY else 3}",
     f"method.local_steps={STEPS}",

@@ -52,13 +52,19 @@ for domain in ("art", "cartoon", "photo", "sketch"):
 # Tests of what behaves differently where a GPU is visible.
 GPU_TESTS = ("simulation", "batched", "resume", "row_skipping", "devices", "requirements")
 # Ways in which a run may be made faster, each of which repeats its bits.
-RUNS: dict[str, dict[str, str]] = {"default": {}}
+RUNS: dict[str, dict[str, str]] = {
+    "default": {},
+    "graphs": {"devices__kind": "auto", "devices__graphs": "auto"},
+    "together, graphs": {"devices__kind": "auto", "devices__graphs": "auto", "devices__batching": "like"},
+}
 # Ways of one rank that hosts 16 participants.
 HOSTED: tuple[dict[str, str], ...] = (
     {},
     {"devices__batching": "like"},
     {"models": "[mlp]"},
     {"models": "[mlp]", "devices__batching": "like"},
+    {"devices__kind": "auto", "devices__graphs": "auto"},
+    {"devices__kind": "auto", "devices__graphs": "auto", "devices__batching": "like"},
 )
 # Examples of these pages start with a PYTHONPATH of their own, which lacks the downloaded wheels.
 PAGES = ("test_readme.py", "test_docs.py")
@@ -259,7 +265,9 @@ def hosted(report: Report) -> None:
         options = {**keys, "devices__kind": kind, "devices__share": "true", **more}
         with DeviceMemory() as memory:
             ended, out = whole_run(config, ranks=count if count > 1 else None, timeout_s=60, **options)
-        name = ", ".join([f"16 on {count} x {kind}", *more.values()])
+        name = ", ".join(
+            [f"16 on {count} x {kind}", *(f"{key.rpartition('_')[2]} {value}" for key, value in more.items())]
+        )
         if ended.code:
             report.add(name, FAIL, ended.last_line)
             continue
