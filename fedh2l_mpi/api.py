@@ -277,7 +277,7 @@ def assemble(
     from fedh2l_mpi.exchange import Exchange, NoExchange
     from fedh2l_mpi.lifecycle import early_stop, resume, run_metadata
     from fedh2l_mpi.lifecycle.supervisor import Supervisor
-    from fedh2l_mpi.metrics import unpack_table
+    from fedh2l_mpi.metrics import posteriors, unpack_table
     from fedh2l_mpi.metrics.run_recorder import RunRecorder
     from fedh2l_mpi.metrics.trace import Trace
     from fedh2l_mpi.network import SimulatedClock
@@ -313,8 +313,22 @@ def assemble(
     clock = None
     if setup.network is not None:
         clock = SimulatedClock(setup.network, method.phase_steps, method.publishes_first)
+    every, keeping = config.exchange.keep_posteriors, None
+    if every is not None and array is not None:
+        keeping = posteriors.Keeping(every, config.rounds, array.name, (config.size, array.rows, array.columns))
     recorder = RunRecorder(
-        world, hosting, topology, directory.metrics, header, domains, first, deadline_s, tracing, columns, clock
+        world,
+        hosting,
+        topology,
+        directory.metrics,
+        header,
+        domains,
+        first,
+        deadline_s,
+        tracing,
+        columns,
+        clock,
+        keeping,
     )
 
     def listen(index: int, table: "NDArray[np.float64]") -> None:

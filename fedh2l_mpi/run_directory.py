@@ -44,6 +44,11 @@ class RunDirectory:
         return self.path / "predictions.h5"
 
     @property
+    def posteriors(self) -> Path:
+        """The file of kept posteriors, if the run keeps any."""
+        return self.path / "posteriors.h5"
+
+    @property
     def status(self) -> Path:
         """The status file: the run's progress or its end."""
         return self.path / "status"

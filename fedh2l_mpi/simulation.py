@@ -107,9 +107,12 @@ class Simulation:
         self._local_phase(now, timer)
         if not self.method.publishes_first:
             self._publish(now, timer)
-        self._mutual_phase(now, self._receive(now, timer), timer)
+        theirs = self._receive(now, timer)
+        self._mutual_phase(now, theirs, timer)
         scores = self._evaluate(now, timer)
         self._record(now, timer, scores)
+        if isinstance(theirs, Received):
+            self.recorder.keep_posteriors(now.index, theirs.arrays)
         return scores
 
     def _publish(self, now: Round, timer: PhaseTimer) -> None:

@@ -135,6 +135,7 @@ ADDED: dict[str, Any] = {
     "data.vocabulary": 5000,
     "data.length": 64,
     "topology.hubs": None,
+    "exchange.keep_posteriors": None,
     "network.kind": "none",
     "network.latency_s": None,
     "network.bandwidth_bytes_per_s": None,

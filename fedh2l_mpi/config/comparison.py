@@ -11,7 +11,15 @@ from fedh2l_mpi.config import Config, DataConfig, classic
 Settings = Mapping[str, Any]
 # Keys without influence on the numbers: place, speed, checkpoints and end of a run. The recipe is one of them, because
 # each key that it decides is compared itself.
-NEVER_COUNT = ("recipe", "devices.", "exchange.deadline_s", "checkpoint.", "run.", "evaluation.predictions")
+NEVER_COUNT = (
+    "recipe",
+    "devices.",
+    "exchange.deadline_s",
+    "exchange.keep_posteriors",
+    "checkpoint.",
+    "run.",
+    "evaluation.predictions",
+)
 # The rule of an early stop decides how many rounds a run has, so it counts where there is one.
 EARLY_STOP = "run.early_stop."
 # Keys that may also change on resume: the number of rounds, an early stop, and the location of the data.

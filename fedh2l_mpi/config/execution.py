@@ -43,6 +43,11 @@ class ExchangeConfig(KindSection):
         "hold; 0.0 skips equal rows only; null: send every row; posteriors and logits need seed_set.views=none and "
         "seed_set.samples_per_round=null",
     )
+    keep_posteriors: Count | None = Field(
+        None,
+        description="write what every participant published on the seed samples in every n-th round into "
+        "posteriors.h5 [rounds]; null: never",
+    )
     deadline_s: Number = Field(
         300.0, gt=0.0, le=1e9, description="longest wait for another rank, after which the run ends with an error [s]"
     )

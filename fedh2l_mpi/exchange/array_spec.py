@@ -17,6 +17,8 @@ from fedh2l_mpi.exchange.wire_format import message_bytes
 
 # Rows of posteriors must sum to 1 up to the rounding of a float32 softmax over 1,000 classes.
 ROW_SUM_TOLERANCE = 1e-3
+# Names of arrays with a row for each seed sample of a round and a column for each class.
+OF_SEED_SAMPLES = ("posteriors", "logits")
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,13 @@ class ArraySpec:
         Raises
         ------
         UserError
-            If the config's codec does not fit the array.
+            If the config's codec does not fit the array, or the array is to be kept but not of seed samples.
         """
+        if config.keep_posteriors is not None and self.name not in OF_SEED_SAMPLES:
+            raise UserError(
+                f"exchange.keep_posteriors: got {config.keep_posteriors}, but the method exchanges {self.name}. "
+                f"Allowed: null, or a method that exchanges {' or '.join(OF_SEED_SAMPLES)} on the seed samples."
+            )
         codec = codecs.build(config)
         if codec.distributions_only and not self.sums_to_one:
             fitting = ", ".join(name for name, kind in codecs.KINDS.items() if not kind.distributions_only)

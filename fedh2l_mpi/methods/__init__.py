@@ -83,6 +83,11 @@ def build(config: Config) -> Method:
             "Fix: set topology.kind=complete, or use d_psgd, which averages over the neighbours of any graph."
         )
     exchanges = type(method).array is not Method.array
+    if config.exchange.keep_posteriors is not None and not exchanges:
+        raise UserError(
+            f"exchange.keep_posteriors: got {config.exchange.keep_posteriors}, but method {name!r} exchanges nothing. "
+            "Fix: set it to null."
+        )
     rows_are_samples = exchanges and not (method.shares_parameters or method.publishes_classes)
     if config.exchange.skip_below is not None and rows_are_samples:
         _check_rows_stay(config)

@@ -98,8 +98,9 @@ class Collector:
         shape: tuple[int, ...],
         dtype: str,
         put: Callable[[int, NDArray[Any]], None],
+        name: str = "results at the end",
     ) -> None:
-        """Bring a block of every participant to rank 0, one after another, after all rounds. **Collective.**
+        """Bring a block of every participant to rank 0, one after another, after all rounds so far. **Collective.**
 
         No rank holds the blocks of more than one participant at a time.
 
@@ -109,6 +110,8 @@ class Collector:
             Returns the block of a participant hosted here: C-contiguous, of this shape and dtype.
         put : callable
             Called on rank 0 with each participant and its block.
+        name : str
+            Words for the blocks, for the message about a late rank.
 
         Raises
         ------
@@ -122,7 +125,7 @@ class Collector:
             (rank, own[i]) for i in range(max(map(len, hosted))) for rank, own in enumerate(hosted) if i < len(own)
         ]
         for rank, participant in turns:
-            what = f"results of participant {participant} at the end"
+            what = f"{name} of participant {participant}"
             if rank == self._world.rank:
                 block = block_of(participant)
                 if rank == 0:

@@ -1,14 +1,16 @@
 """Record a run: one row for each participant and round, collected on rank 0 and written into the metrics file."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.metrics import predictions
+from fedh2l_mpi.metrics import posteriors, predictions
 from fedh2l_mpi.metrics.collector import Collector
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.reader import look
@@ -60,6 +62,8 @@ class RunRecorder:
         The run's own arrays by round, equal on every rank.
     clock : SimulatedClock or None
         The clock of the simulated network, which rank 0 advances with every round that it writes; None: there is none.
+    keeping : posteriors.Keeping or None
+        The rounds of which published posteriors are kept, equal on every rank; None: of none.
 
     Attributes
     ----------
@@ -81,8 +85,9 @@ class RunRecorder:
         trace: Trace | None = None,
         columns: Columns = NO_COLUMNS,
         clock: SimulatedClock | None = None,
+        keeping: posteriors.Keeping | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._keeping = clock, keeping
         self._topology, self._domains, self._trace, self._columns = topology, domains, trace, columns
         self.on_written: OnWritten = lambda index, table, digest: None
         self._path, self._participants = path, hosting.participants
@@ -146,6 +151,28 @@ class RunRecorder:
             by_domain = (values.get("accuracy_D", unknown), values.get("loss_D", unknown))
             rows.append(pack_row(values, *by_domain, values.get("calibration_3K"), self._columns))
         self._collector.record(index, np.stack(rows))
+
+    def keep_posteriors(self, index: int, published: Mapping[int, Tensor]) -> None:
+        """Write what all participants published in this round into its file, if it is a round to keep. **Collective.**
+
+        Parameters
+        ----------
+        published : mapping
+            From each participant hosted here to its array as neighbours decode it, float32 (S, C) in host memory.
+        """
+        keeping = self._keeping
+        if keeping is None or not keeping.is_kept(index):
+            return
+
+        def array_of(participant: int) -> NDArray[np.float32]:
+            return np.ascontiguousarray(published[participant].numpy())
+
+        with contextlib.ExitStack() as opened:
+            put: Callable[[int, NDArray[Any]], None] = lambda participant, array_SC: None  # noqa: E731
+            if self._writer is not None:
+                places = keeping.prepare(self._path.with_name(posteriors.FILE), index)
+                put = opened.enter_context(places.writing(index))
+            self._collector.gather(array_of, keeping.shape[1:], "f4", put, f"posteriors of round {index}")
 
     def poll(self) -> None:
         """Write the rounds whose rows have all arrived. It is cheap and never waits."""

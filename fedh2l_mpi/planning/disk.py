@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedh2l_mpi.config import Config
+from fedh2l_mpi.metrics import posteriors
 from fedh2l_mpi.metrics.columns import NO_COLUMNS, Columns
 from fedh2l_mpi.metrics.schema import (
     AT_END,
@@ -54,6 +55,8 @@ class Files:
         Number of checkpoints that are kept.
     predictions_bytes : int
         Size of predictions.h5; 0: the run writes none.
+    posteriors_bytes : int
+        Size of posteriors.h5; 0: the run keeps none.
     count : int
         Number of files in the run directory. Logs and checkpoints have one file per rank.
     """
@@ -64,6 +67,7 @@ class Files:
     checkpoints: int
     count: int
     predictions_bytes: int = 0
+    posteriors_bytes: int = 0
 
     @property
     def kept_bytes(self) -> int:
@@ -112,7 +116,12 @@ def files(
     if config.evaluation.predictions:
         samples, count = sum(counts.tests), count + 1
         predictions = 4 * hosting.participants * samples * counts.classes + 24 * samples + HDF5_CHUNK_BYTES * 500
-    return Files(metrics_bytes, int(per_rank.sum()) + manifest, int(per_rank.max()), kept, count, predictions)
+    every, published = config.exchange.keep_posteriors, 0
+    if every is not None:
+        rows, count = counts.seed_rows_per_round, count + 1
+        published = posteriors.file_bytes(every, config.rounds, hosting.participants, rows, counts.classes)
+    rank_bytes = int(per_rank.max())
+    return Files(metrics_bytes, int(per_rank.sum()) + manifest, rank_bytes, kept, count, predictions, published)
 
 
 def metrics_file_bytes(

@@ -176,6 +176,8 @@ def _files(plan: RunPlan) -> RenderableType:
     table.add_row("  metrics.h5", size(files.metrics_bytes))
     if files.predictions_bytes:
         table.add_row("  predictions.h5", size(files.predictions_bytes))
+    if files.posteriors_bytes:
+        table.add_row("  posteriors.h5", size(files.posteriors_bytes))
     table.add_row(f"  a checkpoint, {plan.hosting.ranks + 1:,} files", size(files.checkpoint_bytes))
     table.add_row("    the largest rank's file of it", size(files.rank_checkpoint_bytes))
     table.add_row(f"  checkpoints that are kept, {files.checkpoints}", size(files.kept_bytes))

@@ -18,7 +18,8 @@ from fedh2l_mpi.run_directory import RunDirectory
 
 FAST = ["participants=3", "method.local_steps=2", "method.mutual_steps=2", "evaluation.every=1", "checkpoint.every=1"]
 EXTRAS = ["evaluation.metrics=[auroc]", "evaluation.local_test_share=0.1", "evaluation.predictions=true"]
-RING = [*FAST, "models=[mlp]", *EXTRAS]
+KEEP = "exchange.keep_posteriors=1"
+RING = [*FAST, "models=[mlp]", *EXTRAS, KEEP]
 REDRAWN = [
     *FAST,
     "models=[cnn, mlp]",
@@ -98,9 +99,10 @@ def finish_and_compare(tmp_path: Path, out: Path, settings: list[str], ranks: in
     unbroken = launch([str(RunDirectory(out).config), *words], timeout=240)
     assert unbroken.code == 0, unbroken.err
     assert_same_run(tmp_path / "unbroken", out, rounds)
-    written = [run / "predictions.h5" for run in (tmp_path / "unbroken", out)]
-    assert [path.exists() for path in written] == ["evaluation.predictions=true" in settings] * 2
-    assert not written[0].exists() or written[0].read_bytes() == written[1].read_bytes()
+    for name, key in (("predictions.h5", "evaluation.predictions=true"), ("posteriors.h5", KEEP)):
+        written = [run / name for run in (tmp_path / "unbroken", out)]
+        assert [path.exists() for path in written] == [key in settings] * 2
+        assert not written[0].exists() or written[0].read_bytes() == written[1].read_bytes()
 
 
 @pytest.mark.parametrize(

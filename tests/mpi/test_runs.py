@@ -57,6 +57,9 @@ class Noting(FedH2L):
 SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.every=4"]
 
 
+KEPT = ("posteriors.h5", "exchange.keep_posteriors=1")
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -100,7 +103,10 @@ SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.ev
             "data.partition.shift=[{kind: noise, step: 0.1}, {kind: blur, step: 0.4}, {kind: rotation, step: 10}]",
             *("models=[{name: mlp, hidden: [16]}, mlp, cnn]", "data.augmentation=jitter", "seed_set.views=jitter"),
         ],
-        ["models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2", "exchange.skip_below=0.1"],
+        [
+            *("models=[mlp]", "seed_set.views=none", "exchange.codec=top_k", "exchange.top_k=2"),
+            *("exchange.skip_below=0.1", "exchange.keep_posteriors=1"),
+        ],
         [
             *("method.name=noting:Noting", "evaluation.metrics=[balanced_accuracy, auroc, noting:top2]"),
             *("evaluation.local_test_share=0.1", "evaluation.predictions=true", "evaluation.calibration=none"),
@@ -141,9 +147,10 @@ def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_pat
     for ranks in (2, 3, 5) if "evaluation.predictions=true" in settings else (3,):
         more = run(arguments, tmp_path / f"ranks-{ranks}", ranks)
         assert_same(alone, more)
-        files = [path.with_name("predictions.h5") for path in (alone, more)]
-        assert files[0].exists() == files[1].exists() == ("evaluation.predictions=true" in settings)
-        assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
+        for name, key in (("predictions.h5", "evaluation.predictions=true"), KEPT):
+            files = [path.with_name(name) for path in (alone, more)]
+            assert files[0].exists() == files[1].exists() == (key in settings)
+            assert not files[0].exists() or files[0].read_bytes() == files[1].read_bytes()
 
 
 RECIPE = [
