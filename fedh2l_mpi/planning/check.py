@@ -11,7 +11,7 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.augmentation import AUTO
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.methods import mixing
-from fedh2l_mpi.planning import graph_schedule, requirements
+from fedh2l_mpi.planning import graph_schedule, memory_check, requirements
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
 from fedh2l_mpi.planning.simulated_time import network_text, simulated_seconds
 from fedh2l_mpi.planning.traffic import links
@@ -83,6 +83,7 @@ def check(config: Config) -> RenderableType:
             for ranks in sorted({1, config.size})
         )
         + " for data, models, optimisers, messages and a step, plus about 300 MiB for Python and PyTorch",
+        **_on_a_gpu(run, edges),
         "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
     }
     if config.network.kind != "none":
@@ -98,6 +99,17 @@ def _largest_rank(run: requirements.Requirements, edges: list[tuple[int, int]], 
     hosting = Hosting(run.config.size, ranks)
     on_host = run.config.devices.kind == "cpu"
     return int(run.memory(hosting, links(edges, hosting), on_host).total.max())
+
+
+def _on_a_gpu(run: requirements.Requirements, edges: list[tuple[int, int]]) -> dict[str, str]:
+    """Return a line with the parts of the first rank's memory on a GPU if it hosts all participants; none on a CPU."""
+    if run.config.devices.kind == "cpu":
+        return {}
+    alone = Hosting(run.config.size, 1)
+    parts = run.memory(alone, links(edges, alone)).parts(0)
+    listed = ", ".join(f"{kind.replace('_', ' ')} {size(parts[kind])}" for kind in memory_check.ON_DEVICE)
+    outside = size(memory_check.CONTEXT_BYTES + memory_check.LIBRARIES_BYTES)
+    return {"on a GPU": f"with 1 rank {listed}; about {outside} for CUDA itself on each rank (not measured)"}
 
 
 def _unheld(plan: federated.Plan) -> str:
