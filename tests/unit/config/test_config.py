@@ -67,6 +67,7 @@ CONFIGS = ROOT / "configs"
         ("method.name=FedH2L", "method.name: got 'FedH2L'; known: .*did you mean 'fedh2l'"),
         ("seed_set.views=off", r"seed_set.views: got False; known: .* \(did you mean 'none'\?\)"),
         ("evaluation.calibration=off", r"evaluation.calibration: got False; known: .* \(did you mean 'none'\?\)"),
+        ("devices={kind: cpu, graphs: auto}", "devices.graphs: got 'auto', but kind 'cpu' has no graphs"),
         ("devices.map=0", r"devices.map: got 0, must be a list, such as \[1, 2\]"),
         ("weights=a.pt", "weights: got 'a.pt', must be a map, such as {name: value}"),
         (

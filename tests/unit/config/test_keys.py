@@ -121,6 +121,7 @@ def test_the_schema_accepts_what_loads(config):
         ("participants", None, "whole number >= 1 or null", ()),
         ("seed", 0, "whole number >= 0", ()),
         ("devices.batching", "off", "off, like", ()),
+        ("devices.graphs", "off", "off, auto", ()),
     ],
 )
 def test_a_key_has_its_default_its_range_and_its_kinds(name, default, allowed, used_by):

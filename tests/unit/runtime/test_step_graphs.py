@@ -14,7 +14,8 @@ from helpers.tape import TapeRecorder
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from fedh2l_mpi.config import EvaluationConfig, OptimizerConfig
+from fedh2l_mpi import build as run_parts
+from fedh2l_mpi.config import Config, EvaluationConfig, OptimizerConfig
 from fedh2l_mpi.config.data import AffineViews
 from fedh2l_mpi.data import minibatches
 from fedh2l_mpi.data.augmentation import AUGMENTATIONS
@@ -396,3 +397,44 @@ def test_arguments_of_one_shape_share_memory_and_are_copied_once_a_round():
     assert graphs.load("labels", second).tolist() == [3.0, 3.0, 3.0]
     assert graphs.load("targets", second) is not static
     assert graphs.load("labels", torch.ones(4)) is not static
+
+
+class Own(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+
+class OwnThatAllows(Own):
+    records_steps = True
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "model", "device", "graphs", "reason"),
+    [
+        ("fedh2l", "mlp", "mlp", "cuda", "auto", ""),
+        ("fedh2l", "mine:Own", OwnThatAllows, "cuda", "auto", ""),
+        ("fedh2l", "mine:Own", Own, "cuda", "auto", "model 'mine:Own' does not set records_steps"),
+        ("fd", "mlp", "mlp", "cuda", "auto", "method 'fd' does not set records_steps"),
+        ("fedh2l", "mlp", "mlp", "cuda", "off", None),
+        ("fedh2l", "mlp", "mlp", "cpu", "auto", None),
+    ],
+)
+def test_steps_are_recorded_on_a_gpu_if_the_config_the_method_and_the_model_allow_it(
+    name, architecture, model, device, graphs, reason, monkeypatch, caplog
+):
+    monkeypatch.setattr(run_parts, "CudaRecorder", lambda device: TapeRecorder())
+    participant = learner(model if isinstance(model, str) else model())
+    participant.architecture = architecture
+    settings = Config(method={"name": name}, devices={"graphs": graphs})
+    with caplog.at_level(logging.INFO):
+        run_parts._record_steps(settings, torch.device(device), method(name), [participant])
+    assert (participant.graphs is not None) == (reason == "")
+    assert [reason in record.message for record in caplog.records] == ([True] if reason else [])
+
+
+def test_a_method_that_extends_another_one_has_to_ask_again():
+    class Extended(type(method("fedh2l"))):
+        pass
+
+    assert method("fedh2l").records_steps
+    assert not Extended.records_steps
