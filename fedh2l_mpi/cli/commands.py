@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedh2l_mpi.cli import analysis, compare, doctor, init, pack, plan, run, slurm, sweep
+from fedh2l_mpi.cli import analysis, compare, doctor, init, leakage, pack, plan, run, slurm, sweep
 from fedh2l_mpi.cli.command import Command, Context, program
 from fedh2l_mpi.cli.options import Parser, new_parser
 from fedh2l_mpi.errors import UserError, did_you_mean
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Command] = {
         *analysis.COMMANDS[:2],
         compare.COMMAND,
         *analysis.COMMANDS[2:],
+        leakage.COMMAND,
         sweep.COMMAND,
         pack.COMMAND,
         doctor.COMMAND,

@@ -46,7 +46,7 @@ class ExchangeConfig(KindSection):
     keep_posteriors: Count | None = Field(
         None,
         description="write what every participant published on the seed samples in every n-th round into "
-        "posteriors.h5 [rounds]; null: never",
+        "posteriors.h5, for the command leakage [rounds]; null: never",
     )
     deadline_s: Number = Field(
         300.0, gt=0.0, le=1e9, description="longest wait for another rank, after which the run ends with an error [s]"

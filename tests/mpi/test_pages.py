@@ -1,4 +1,4 @@
-"""The blocks of README, quickstart, notebook, data, network and extending run, learn, and print what the pages show."""
+"""The blocks of the pages run, learn, and print what the pages show."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from helpers.pages import blocks, run_page
 
 from fedh2l_mpi import metrics
 
-PAGES = ["README.md", "docs/quickstart.md", "docs/notebook.md", "docs/data.md", "docs/network.md"]
+PAGES = ["README.md", "docs/quickstart.md", "docs/notebook.md", "docs/data.md", "docs/network.md", "docs/privacy.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -12,7 +12,7 @@ import fedh2l_mpi
 PACKAGE = Path(fedh2l_mpi.__file__).parent
 # From the top: a room may import only from rooms below it.
 ROOMS = (
-    "__main__, __init__ > cli > api > simulation, launch > lifecycle > build > planning, analysis > evaluation"
+    "__main__, __init__ > cli > api > simulation, launch, privacy > lifecycle > build > planning, analysis > evaluation"
     " > metrics, methods > exchange, participant > models, data, topology, network, run_directory > runtime > config"
     " > losses, rng, sample_form, errors"
 )
