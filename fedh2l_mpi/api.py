@@ -301,7 +301,7 @@ def assemble(
         exchange = Exchange(world, hosting, array, deadline_s, setup.device.type == "cuda", arrived)
         rounds_before = (index for index in reversed(range(first)) if setup.method.exchanges_in(index))
         last = next(rounds_before, None)
-        before = (last, topology.graph(last)) if last is not None else None
+        before = (last, setup.graph(last)) if last is not None else None
         exchange.share_cache({participant.index: participant.kept for participant in participants}, before)
     ending, rule = None, config.run.early_stop
     if rule.patience is not None:

@@ -14,6 +14,7 @@ from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.registry import open_source
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange import ArraySpec
+from fedh2l_mpi.exchange.participation import Participation, build_participation
 from fedh2l_mpi.methods import batched
 from fedh2l_mpi.metrics import NO_COLUMNS, Columns
 from fedh2l_mpi.models import mixed_precision
@@ -29,7 +30,7 @@ from fedh2l_mpi.runtime.hosting import Hosting
 from fedh2l_mpi.runtime.step_graphs import Graphs, UnitGraphs
 from fedh2l_mpi.runtime.step_recording import CudaRecorder
 from fedh2l_mpi.runtime.world import World
-from fedh2l_mpi.topology import Topology
+from fedh2l_mpi.topology import Graph, Topology
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class RankSetup:
         and `gpu`, the model of the GPU; empty on a CPU.
     network : Network or None
         The simulated network, equal on every rank; None: the run has no simulated seconds.
+    participation : Participation or None
+        Who takes part in each round, equal on every rank; None: everybody does.
     """
 
     device: torch.device
@@ -76,6 +79,11 @@ class RankSetup:
     metrics: tuple[evaluation.Metric, ...] = ()
     everyone: list[dict[str, Any]] = field(default_factory=list)
     network: Network | None = None
+    participation: Participation | None = None
+
+    def graph(self, round_index: int) -> Graph:
+        """Return the graph of a round, without the edges of those who are absent."""
+        return (self.participation or self.topology).graph(round_index)
 
     @property
     def private_samples(self) -> tuple[int, ...]:
@@ -119,6 +127,7 @@ class _Prepared:
     method: methods.Method
     topology: Topology
     network: Network | None
+    participation: Participation | None
     plan: federated.Plan
     built: dict[int, nn.Module]
 
@@ -134,10 +143,11 @@ def _prepare(config: Config, world: World, assigned: AssignedDevice) -> _Prepare
     here, method = hosting.participants_of(world.rank), methods.build(config)
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
     network = build_network(config)
+    participation = build_participation(config.faults.participation, topology, config.size, config.seed)
     plan = federated.plan(config, open_source(config.data))
     built = _first_models(config, plan, here, method.shares_parameters)
     memory_check.check_memory(config, plan, method, topology, world, assigned, built)
-    return _Prepared(device, hosting, here, method, topology, network, plan, built)
+    return _Prepared(device, hosting, here, method, topology, network, participation, plan, built)
 
 
 def _build(config: Config, world: World, prepared: _Prepared) -> RankSetup:
@@ -178,8 +188,10 @@ def _build(config: Config, world: World, prepared: _Prepared) -> RankSetup:
             config.size,
             plan.classes,
             network is not None,
+            prepared.participation is not None,
         ),
         network=network,
+        participation=prepared.participation,
         metrics=metrics,
         array=array.coded(config.exchange) if array is not None else None,
         participants=participants,

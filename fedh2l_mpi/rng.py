@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     REDRAW = 14
     SHIFT_NOISE = 15
     NETWORK = 16
+    PARTICIPATION = 17
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

@@ -4,7 +4,7 @@ This is the only file that knows the order of the phases.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fedh2l_mpi.exchange import Exchange, NoExchange, Received
 from fedh2l_mpi.lifecycle.signals import StopRequest
 from fedh2l_mpi.lifecycle.supervisor import Supervisor
 from fedh2l_mpi.methods import Round
+from fedh2l_mpi.metrics import PRESENT
 from fedh2l_mpi.metrics.phase_timer import PhaseTimer
 from fedh2l_mpi.metrics.run_recorder import RunRecorder
 from fedh2l_mpi.participant import Participant, TrainingUnit
@@ -24,6 +25,7 @@ from fedh2l_mpi.runtime.world import World
 
 # From a participant to its scores by name, as `evaluation.evaluate` returns them.
 Scores = dict[int, dict[str, Any]]
+Unit = TypeVar("Unit", Participant, TrainingUnit)
 
 
 class Simulation:
@@ -54,7 +56,7 @@ class Simulation:
     ) -> None:
         self.config, self.world, self.setup = config, world, setup
         self.exchange, self.recorder, self.supervisor = exchange, recorder, supervisor
-        self.method, self.topology = setup.method, setup.topology
+        self.method = setup.method
         self._finished = supervisor.first_round
         # The confusion matrix of each participant hosted here, of the newest evaluation.
         self._confusion: dict[int, NDArray[np.int32]] = {}
@@ -67,6 +69,7 @@ class Simulation:
         """Run every round that is left, or stop earlier if anyone asks. **Collective.**
 
         for each round:
+            present        those who take part (`faults.participation`); all others skip the next three phases
             publish        posteriors on the round's seed samples; the messages start
             local phase    E steps that need no message, while the messages travel
             mutual phase   M steps towards the neighbours' posteriors
@@ -94,7 +97,7 @@ class Simulation:
         """Run a round, and return the scores of the participants hosted here; none if it is not evaluated."""
         now = Round(
             index,
-            self.topology.graph(index),
+            self.setup.graph(index),
             self.setup.federation.seed_set.of_round(index),
             self.setup.private_samples,
             self.setup.federation.seed_set,
@@ -120,14 +123,14 @@ class Simulation:
         if not self._exchanges_in(now.index):
             return
         published = {}
-        for participant in self._each(now, "publish", self.participants):
+        for participant in self._each(now, "publish", self._present(now, self.participants)):
             with timer.charge(participant, "publish"):
                 published[participant.index] = self.method.published(participant, now)
         with timer.charge_all(self.participants, "publish"):
             self.exchange.start(now.index, now.graph, published)
 
     def _local_phase(self, now: Round, timer: PhaseTimer) -> None:
-        for unit in self._each(now, "local phase", self.training_units):
+        for unit in self._each(now, "local phase", self._present(now, self.training_units)):
             with timer.charge(unit, "local"):
                 self.method.local_phase(unit, now)
             self.exchange.progress()
@@ -147,7 +150,7 @@ class Simulation:
         if self._averages_once and isinstance(theirs, Received):
             self._adopt_mean(now, theirs, timer)
             return
-        for unit in self._each(now, "mutual phase", self.training_units):
+        for unit in self._each(now, "mutual phase", self._present(now, self.training_units)):
             with timer.charge(unit, "mutual"):
                 # A method that moves the arrays to the device one at a time takes the members of a batch so, too.
                 received = None if self.method.takes_theirs_one_by_one else unit.received(theirs)
@@ -162,10 +165,13 @@ class Simulation:
 
     def _adopt_mean(self, now: Round, theirs: Received, timer: PhaseTimer) -> None:
         """Let all participants adopt the mean of everyone, which this rank computes once."""
+        present = self._present(now, self.participants)
+        if not present:
+            return
         with timer.charge_all(self.participants, "mutual"):
             states = {index: array[0] for index, array in theirs.arrays.items()}
             mean = self.method.mean(states, now, self.setup.device)
-        for participant in self._each(now, "mutual phase", self.participants):
+        for participant in self._each(now, "mutual phase", present):
             with timer.charge(participant, "mutual"):
                 self.method.adopt(participant, mean)
                 participant.end_round()
@@ -195,7 +201,8 @@ class Simulation:
     def _record(self, now: Round, timer: PhaseTimer, scores: Scores) -> None:
         ledger = self.exchange.close_round()
         with self.world.doing(f"round {now.index}, recording"):
-            self.recorder.record(now.index, now.graph, self.participants, timer.seconds, ledger, scores)
+            seconds, faults = timer.seconds, self._faults(now)
+            self.recorder.record(now.index, now.graph, self.participants, seconds, ledger, scores, faults)
 
     def _record_end(self) -> None:
         """Record what is known only at the end: confusion matrices and, if the config asks for them, predictions."""
@@ -220,6 +227,24 @@ class Simulation:
             if self.config.evaluation.predictions:
                 domain_N = np.repeat(np.arange(len(tests)), [len(test) for test in tests])
                 self.recorder.record_predictions(logits_of, labels_N, domain_N, classes, self._finished)
+
+    def _present(self, now: Round, units: Sequence[Unit]) -> Sequence[Unit]:
+        """Return those who take part in a round, of participants or batches of them.
+
+        A batch is always there, because participants that may be absent are in no batch (`may_batch`).
+        """
+        participation = self.setup.participation
+        if participation is None:
+            return units
+        return [unit for unit in units if participation.takes_part(now.index, unit.members[0].index)]
+
+    def _faults(self, now: Round) -> dict[int, dict[str, float]]:
+        """Return what the rows of the participants hosted here say of simulated faults."""
+        participation = self.setup.participation
+        if participation is None:
+            return {}
+        hosted = (participant.index for participant in self.participants)
+        return {index: {PRESENT.name: float(participation.takes_part(now.index, index))} for index in hosted}
 
     def _exchanges_in(self, index: int) -> bool:
         return self.setup.array is not None and self.method.exchanges_in(index)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.metrics import ROW_FIELDS, SIMULATED_SECONDS, TIMINGS, RunMetrics, slowest_rank_seconds
+from fedh2l_mpi.metrics import NOTED, ROW_FIELDS, SIMULATED_SECONDS, TIMINGS, RunMetrics, slowest_rank_seconds
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
 # More measures that have a better end, of metrics that a config may ask for.
@@ -78,7 +78,11 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
         values_RP = run[field.name]
         adds_up = field.units in ("byte", "s")
         # Rounds without evaluation have no seconds of evaluation, so NaN counts as 0.
-        values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
+        if field.name in NOTED:
+            # Who was absent has noted nothing.
+            values[field.name] = known_mean(values_RP[-1])
+        else:
+            values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     for name in run.columns.names:
         values[name] = known_mean(run.read_row(name, run.rounds - 1)) if run.rounds else math.nan
     simulated_s_R = None
@@ -113,7 +117,7 @@ def _curve(run: RunMetrics, name: str) -> NDArray[np.float64]:
     values_RP = run[name]
     if name == SIMULATED_SECONDS.name:
         return np.asarray(values_RP.max(axis=1, initial=0.0), dtype=np.float64)
-    if name in run.columns.names:
+    if name in run.columns.names or name in NOTED:
         return np.array([known_mean(values) for values in values_RP], dtype=np.float64)
     if units_of(name) not in ("byte", "s"):
         return np.asarray(values_RP.mean(axis=1), dtype=np.float64)

@@ -21,6 +21,7 @@ from fedh2l_mpi.config.execution import (
     RunConfig,
     parse_seconds,
 )
+from fedh2l_mpi.config.faults import FaultsConfig
 from fedh2l_mpi.config.method import MethodConfig
 from fedh2l_mpi.config.network import NetworkConfig
 from fedh2l_mpi.config.optimizer import EvaluationConfig, OptimizerConfig
@@ -37,6 +38,7 @@ __all__ = [
     "EarlyStopConfig",
     "EvaluationConfig",
     "ExchangeConfig",
+    "FaultsConfig",
     "MethodConfig",
     "NetworkConfig",
     "OptimizerConfig",
@@ -87,6 +89,7 @@ class Config(Section):
     )
     topology: TopologyConfig = TopologyConfig()
     network: NetworkConfig = NetworkConfig()
+    faults: FaultsConfig = FaultsConfig()
     method: MethodConfig = MethodConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -127,6 +130,15 @@ class Config(Section):
         if self.evaluation.calibration == "seed_set" and not self.seed_set.labelled:
             text = "got 'seed_set', but seed_set.labelled is false. Fix: set it to true, or "
             refuse(problem("evaluation.calibration", "seed_set", f"{text}evaluation.calibration to none."))
+        return self
+
+    @model_validator(mode="after")
+    def _absence_has_no_clock(self) -> "Config":
+        kind, network = self.faults.participation.kind, self.network.kind
+        if kind != "always" and network != "none":
+            text = f"got {kind!r}, but network {network!r} has a clock, and absence has no simulated seconds"
+            text += ". Fix: set network.kind to none, or faults.participation.kind to always."
+            refuse(problem("faults.participation.kind", kind, text))
         return self
 
     @model_validator(mode="after")

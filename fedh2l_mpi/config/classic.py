@@ -136,6 +136,12 @@ ADDED: dict[str, Any] = {
     "data.length": 64,
     "topology.hubs": None,
     "exchange.keep_posteriors": None,
+    "faults.participation.kind": "always",
+    "faults.participation.probability": None,
+    "faults.participation.mean_present": None,
+    "faults.participation.mean_absent": None,
+    "faults.participation.share": None,
+    "faults.participation.path": None,
     "network.kind": "none",
     "network.latency_s": None,
     "network.bandwidth_bytes_per_s": None,
@@ -165,6 +171,11 @@ OF_KINDS: dict[str, dict[str, Any]] = {
     "method.options": {OWN: {}},
     "data.options": {OWN_DATA: {}},
     "exchange.top_k": {"top_k": ...},
+    "faults.participation.probability": {"bernoulli": ...},
+    "faults.participation.mean_present": {"markov": 6.0},
+    "faults.participation.mean_absent": {"markov": 2.0},
+    "faults.participation.share": {"fixed_share": ...},
+    "faults.participation.path": {"file": ...},
 }
 
 

@@ -8,13 +8,13 @@ from fedh2l_mpi.evaluation.chosen_metrics import KEY, Metric, OwnMetric
 from fedh2l_mpi.evaluation.metric_functions import FUNCTIONS
 from fedh2l_mpi.metrics import Columns, Field
 from fedh2l_mpi.metrics.columns import name_problem
-from fedh2l_mpi.metrics.schema import AT_END, CONFUSION_BYTES, SIMULATED_SECONDS
+from fedh2l_mpi.metrics.schema import AT_END, CONFUSION_BYTES, PRESENT, SIMULATED_SECONDS
 
 ACCURACY_LOCAL = Field(
     "accuracy_local", "f8", "1", "accuracy on test samples of the participant's own data, its own distribution"
 )
 # Names that keep their meaning in every run, so nothing of a user's own may have them.
-KEPT = (ACCURACY_LOCAL.name, SIMULATED_SECONDS.name, *FUNCTIONS)
+KEPT = (ACCURACY_LOCAL.name, SIMULATED_SECONDS.name, PRESENT.name, *FUNCTIONS)
 # A note's meaning may end with its unit, such as `[s]`.
 UNIT = re.compile(r"(?P<meaning>.*\S)\s*\[(?P<units>[^\[\]]+)\]\s*")
 
@@ -27,6 +27,7 @@ def columns_of(
     participants: int = 1,
     classes: int = 1,
     has_clock: bool = False,
+    may_be_absent: bool = False,
 ) -> Columns:
     """Return the arrays that a run adds to those of the schema.
 
@@ -44,6 +45,8 @@ def columns_of(
         P and C, which decide whether the file has a confusion matrix of every participant.
     has_clock : bool
         True if a simulated network gives every round its simulated seconds.
+    may_be_absent : bool
+        True if some participants do not take part in every round.
 
     Raises
     ------
@@ -65,6 +68,7 @@ def columns_of(
                 *by_participant,
                 *((ACCURACY_LOCAL,) if has_local_test else ()),
                 *((SIMULATED_SECONDS,) if has_clock else ()),
+                *((PRESENT,) if may_be_absent else ()),
             ),
             tuple(one.field for one in metrics),
             tuple(name for name in AT_END if name != "confusion" or 4 * participants * classes**2 <= CONFUSION_BYTES),

@@ -244,8 +244,10 @@ class Exchange:
         """
         whole = replace(self._array, codec=codecs.FLOAT32, skip_below=None)
         once = Exchange(self._world, self._hosting, whole, self._deadline_s)
-        once.start(round_index, graph, cached)
-        self._cached_rows().resume_from({index: array.numpy() for index, array in once.finish().arrays.items()})
+        # Nobody has rows of those without neighbours, who may never have sent any.
+        once.start(round_index, graph, {index: array for index, array in cached.items() if graph.neighbours[index]})
+        arrays = {**cached, **once.finish().arrays}
+        self._cached_rows().resume_from({index: array.numpy() for index, array in arrays.items()})
         self._graph, self._routes = graph, self._plan_routes(graph)
 
     def share_cache(self, kept: Mapping[int, dict[str, Tensor]], before: tuple[int, Graph] | None) -> None:
@@ -318,9 +320,10 @@ class Exchange:
         same = set(alone_bytes.values())
         for participant in self._hosted:
             near = graph.neighbours[participant]
-            self.ledger.sent[participant] = len(near) * alone_bytes[participant]
+            # Who is absent has neither neighbours nor an array.
+            self.ledger.sent[participant] = len(near) * alone_bytes[participant] if near else 0
             self.ledger.received[participant] = (
-                len(near) * min(same) if len(same) == 1 else sum(alone_bytes[neighbour] for neighbour in near)
+                len(near) * min(same) if near and len(same) == 1 else sum(alone_bytes[neighbour] for neighbour in near)
             )
 
     def _plan_routes(self, graph: Graph) -> list[_Route]:

@@ -30,6 +30,7 @@ def digests(config: Config, setup: RankSetup) -> dict[str, bytes]:
         "exchanged array": repr(setup.array).encode(),
         "columns": setup.columns.to_text().encode(),
         "network": setup.network.digest() if setup.network is not None else b"",
+        "participation": setup.participation.digest() if setup.participation is not None else b"",
         "file of weights": models.weights_digest(config.weights),
         "code version": provenance.source_digest(),
     }
@@ -47,6 +48,8 @@ def facts(config: Config, world: World, setup: RankSetup) -> dict[str, Any]:
         data.update(setup.plan.digest())
     if setup.network is not None:
         data.update(setup.network.digest())
+    if setup.participation is not None:
+        data.update(setup.participation.digest())
     return {
         "participants": config.size,
         "settings": comparison.unusual(config),

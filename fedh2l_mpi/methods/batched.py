@@ -131,8 +131,11 @@ class BatchedParticipants:
 def may_batch(config: Config, takes_batches: bool, on_host: bool = True) -> bool:
     """Return whether a run steps like participants together, by its config and its method's `takes_batches`.
 
-    On a CPU, models in bfloat16 step alone, because they do more than their layers say.
+    On a CPU, models in bfloat16 step alone, because they do more than their layers say. Participants that may be absent
+    step alone, because a batch takes its steps with all its members.
     """
+    if config.faults.participation.kind != "always":
+        return False
     exact = config.optimizer.precision != "bfloat16"
     return takes_batches and config.devices.batching == "like" and (exact or not on_host)
 

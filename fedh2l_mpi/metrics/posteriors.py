@@ -187,14 +187,17 @@ class KeptPosteriors:
     finished: int
 
     def of_round(self, round_index: int, participant: int | slice = slice(None)) -> NDArray[np.float32] | None:
-        """Return what was published in a round, float32 (P, S, C) or (S, C); None if nothing was kept of it."""
+        """Return what was published in a round, float32 (P, S, C) or (S, C); None if nothing was kept of it.
+
+        Who was absent has NaN in a round that others published in.
+        """
         place = np.flatnonzero(self.round == round_index)
         if round_index >= self.finished or not len(place):
             return None
         file, _ = open_for_reading(self.path)
         with file:
             values = np.asarray(file[VALUES.name][int(place[0]), participant], dtype=np.float32)
-        return None if np.isnan(values).any() else values
+        return None if np.isnan(values).all() else values
 
     def of_participant(self, participant: int) -> dict[int, NDArray[np.float32]]:
         """Return what a participant published in the kept rounds, by round, float32 (S, C) each."""

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,6 +109,7 @@ class RunRecorder:
         seconds: Mapping[int, Mapping[str, float]],
         traffic: Traffic,
         scores: Mapping[int, Mapping[str, Any]],
+        faults: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
     ) -> None:
         """Hand over the rows of this rank's participants. **Collective.** Rank 0 writes them when all have arrived.
 
@@ -119,6 +121,8 @@ class RunRecorder:
             Bytes over the edges of the graph in this round.
         scores : mapping
             From a participant to what `evaluation.evaluate` returned; empty in a round without evaluation.
+        faults : mapping
+            From a participant to the arrays of simulated faults, of a run that has such.
 
         Raises
         ------
@@ -139,14 +143,14 @@ class RunRecorder:
                     f"Fix: add it to the class: notes = {{{strange[0]!r}: 'what it is'}}."
                 )
             values: dict[str, Any] = {
-                "seconds_publish": 0.0,
-                "seconds_wait": 0.0,
+                **dict.fromkeys(("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual"), 0.0),
                 **noted,
                 **{f"seconds_{phase}": spent for phase, spent in seconds[number].items()},
                 "bytes_sent": traffic.sent.get(number, 0),
                 "bytes_received": traffic.received.get(number, 0),
                 "degree": len(graph.neighbours[number]),
                 **scores.get(number, {}),
+                **faults.get(number, {}),
             }
             by_domain = (values.get("accuracy_D", unknown), values.get("loss_D", unknown))
             rows.append(pack_row(values, *by_domain, values.get("calibration_3K"), self._columns))
@@ -158,13 +162,16 @@ class RunRecorder:
         Parameters
         ----------
         published : mapping
-            From each participant hosted here to its array as neighbours decode it, float32 (S, C) in host memory.
+            From each participant hosted here to its array as neighbours decode it, float32 (S, C) in host memory. Who is
+            not there was absent, and gets NaN.
         """
         keeping = self._keeping
         if keeping is None or not keeping.is_kept(index):
             return
 
         def array_of(participant: int) -> NDArray[np.float32]:
+            if participant not in published:
+                return np.full(keeping.shape[1:], np.nan, dtype=np.float32)
             return np.ascontiguousarray(published[participant].numpy())
 
         with contextlib.ExitStack() as opened:

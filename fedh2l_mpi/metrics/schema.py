@@ -46,6 +46,8 @@ NOTED = ("loss_private", "loss_seed", "loss_distillation", "gradient_cosine", "c
 SIMULATED_SECONDS = Field(
     "simulated_seconds", "f8", "s", "simulated time at which the participant ended the round, since the run began"
 )
+# (round, participant) of a run whose participants may be absent.
+PRESENT = Field("present", "f8", "1", "1 if the participant took part in the round, 0 if it was absent")
 # (round, participant, domain)
 DOMAIN_FIELDS = (
     Field("accuracy", "f8", "1", "accuracy on a domain's test set"),

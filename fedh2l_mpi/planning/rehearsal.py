@@ -245,7 +245,8 @@ class Rehearsal:
         if silent is not None:
             self._play_round(method, self._participant(0), self._round(silent), array)
         topology = Topology(config.topology, config.size, config.seed, config.rounds)
-        if topology.graph(0).degrees().min() == 0:
+        may_be_alone = config.faults.participation.kind != "always"
+        if may_be_alone or topology.graph(0).degrees().min() == 0:
             self._play_round(self._method(), self._participant(0), self._round(0, is_alone=True), array)
 
     def _try_batch(self, array: ArraySpec | None) -> None:

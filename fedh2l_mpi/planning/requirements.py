@@ -169,7 +169,13 @@ def compute(
         method.check_model(name, model, source.classes)
     metrics, has_local_test = evaluation.chosen_metrics(config.evaluation, source.classes), np.any(counts.local_test_P)
     columns = evaluation.columns_of(
-        config.method.name, method.notes, bool(has_local_test), metrics, config.size, source.classes
+        config.method.name,
+        method.notes,
+        bool(has_local_test),
+        metrics,
+        config.size,
+        source.classes,
+        may_be_absent=config.faults.participation.kind != "always",
     )
     _rehearse(config, source, method, counts, built, columns)
     sizes = {name: measure_model(model, source) for name, model in built.items()}

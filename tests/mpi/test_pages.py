@@ -7,7 +7,8 @@ from helpers.pages import blocks, run_page
 
 from fedh2l_mpi import metrics
 
-PAGES = ["README.md", "docs/quickstart.md", "docs/notebook.md", "docs/data.md", "docs/network.md", "docs/privacy.md"]
+NAMES = ("quickstart", "notebook", "data", "network", "privacy", "robustness")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 
 
 @pytest.mark.parametrize("name", PAGES)

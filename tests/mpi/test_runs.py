@@ -28,7 +28,12 @@ def run(arguments: list[str], out: Path, ranks: int | None = None, mpi: Mpi | No
     return out / "metrics.h5"
 
 
-@pytest.mark.parametrize("settings", [RING, REDRAWN], ids=["ring", "redrawn random graph"])
+CHAIN = [*RING, "--set", "faults.participation={kind: markov, mean_present: 2, mean_absent: 1}"]
+
+
+@pytest.mark.parametrize(
+    "settings", [RING, REDRAWN, CHAIN], ids=["ring", "redrawn random graph", "a chain of absences"]
+)
 def test_every_number_of_ranks_and_both_mpis_give_the_same_bits(tmp_path, settings):
     alone = run(settings, tmp_path / "alone")
     for ranks in (2, 3, 5):
@@ -54,6 +59,8 @@ class Noting(FedH2L):
         super().combined_step(participant, g_private, g_seed)
         participant.note("length", (g_private + g_seed).norm())
 """
+# In round 1, nobody of the last rank is there; in round 2, nobody at all.
+ABSENT = "participant,from,to\n0,0,1\n0,3,\n1,1,1\n1,4,\n2,1,1\n2,3,\n3,0,0\n3,3,3\n4,3,\n"
 SHORT = ["--set", "participants=5", "--set", "rounds=4", "--set", "evaluation.every=4"]
 
 
@@ -98,6 +105,10 @@ KEPT = ("posteriors.h5", "exchange.keep_posteriors=1")
             *("method.name=fedavg_finetuned", "models=[cnn]", "topology.kind=complete"),
             *("data.partition.kind=quantity", "evaluation.local_test_share=0.1"),
         ],
+        [
+            *("method.name=fedavg", "models=[cnn]", "topology.kind=complete", "rounds=6"),
+            *("faults.participation=file", "faults.participation.path=times.csv"),
+        ],
         ["method.name=fedmd", "method.warmup_rounds=0", "optimizer.precision=bfloat16", "exchange.codec=float16"],
         [
             "data.partition.shift=[{kind: noise, step: 0.1}, {kind: blur, step: 0.4}, {kind: rotation, step: 10}]",
@@ -133,6 +144,7 @@ KEPT = ("posteriors.h5", "exchange.keep_posteriors=1")
         "feddf, start, float16",
         "kt_pfl, redrawn graph",
         "fedavg_finetuned, local test",
+        "fedavg, a file of absences",
         "fedmd, bfloat16, float16",
         "shifts, jitter, a model's arguments",
         "top 2, skipped rows",
@@ -141,6 +153,8 @@ KEPT = ("posteriors.h5", "exchange.keep_posteriors=1")
 )
 def test_every_kind_of_method_gives_the_same_bits_on_any_number_of_ranks(tmp_path, settings, monkeypatch):
     (tmp_path / "noting.py").write_text(NOTING)
+    (tmp_path / "times.csv").write_text(ABSENT)
+    settings = [setting.replace("times.csv", str(tmp_path / "times.csv")) for setting in settings]
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     arguments = [*SHORT, *(word for setting in settings for word in ("--set", setting))]
     alone = run(arguments, tmp_path / "alone")

@@ -143,7 +143,7 @@ def test_every_key_that_a_page_sets_is_one(page):
     sections = "|".join(sorted({name.partition(".")[0] for name in known if "." in name} - {"run"}))
     # A word in place of a section is its kind, as in topology=ring.
     kinds = {name for name, field in Config.model_fields.items() if getattr(field.annotation, "kind_key", "")}
-    known |= kinds | {"data.partition"}
+    known |= kinds | {"data.partition", "faults.participation"}
     named = re.findall(r"--set ([\w.]+)=", text)
     named += re.findall(rf"`((?:{sections})\.(?!py\b)[\w.]+)[`=:]", text)
     assert not [

@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from fedh2l_mpi.analysis.run import Run
 from fedh2l_mpi.analysis.validation.findings import Report
 from fedh2l_mpi.config import Config, MethodConfig
-from fedh2l_mpi.metrics import BIN_FIELDS, DIMENSIONS, DOMAIN_FIELDS, ROW_FIELDS, SIMULATED_SECONDS, TEMPERATURES
+from fedh2l_mpi.metrics import (
+    BIN_FIELDS,
+    DIMENSIONS,
+    DOMAIN_FIELDS,
+    PRESENT,
+    ROW_FIELDS,
+    SIMULATED_SECONDS,
+    TEMPERATURES,
+)
 
 # Largest size of a block of rounds, all its arrays together.
 BLOCK_BYTES = 2**25
@@ -25,7 +33,7 @@ EVALUATED = (
     "temperature",
 )
 # Known in every round, whatever the method does.
-ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual", SIMULATED_SECONDS.name)
+ALWAYS = ("seconds_publish", "seconds_local", "seconds_wait", "seconds_mutual", SIMULATED_SECONDS.name, PRESENT.name)
 # Lowest and highest value; bytes, seconds and losses have no upper limit.
 RANGES = {
     **{each.name: (0.0, np.inf) for each in (*ROW_FIELDS, *DOMAIN_FIELDS)},
@@ -36,6 +44,7 @@ RANGES = {
     "gradient_cosine": (-1.0, 1.0),
     "temperature": TEMPERATURES,
     "accuracy_local": (0.0, 1.0),
+    PRESENT.name: (0.0, 1.0),
     **dict.fromkeys(("balanced_accuracy", "macro_f1", "auroc"), (0.0, 1.0)),
     **dict.fromkeys(("nll", SIMULATED_SECONDS.name), (0.0, np.inf)),
 }
@@ -125,15 +134,17 @@ class _Graphs:
     ends_E2: NDArray[np.int32]
     changes_every: int | None
 
-    def degrees(self, round_index: int, participants: int) -> NDArray[np.int64]:
-        """Return the degrees in the graph of a round, int64 (P,)."""
+    def degrees(self, round_index: int, is_present_P: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the degrees in the graph of a round, whose edges join participants that are present, int64 (P,)."""
         if self.changes_every is not None:
             since = round_index // self.changes_every * self.changes_every
         else:
             at = int(np.searchsorted(self.since_E, round_index, side="right"))
             since = int(self.since_E[at - 1]) if at else 0
         first, last = np.searchsorted(self.since_E, [since, since + 1])
-        return np.bincount(self.ends_E2[first:last].ravel(), minlength=participants)
+        ends_E2 = self.ends_E2[first:last]
+        joined_E = is_present_P[ends_E2].all(axis=1)
+        return np.bincount(ends_E2[joined_E].ravel(), minlength=len(is_present_P))
 
 
 def check_graphs(run: Run, config: Config | None, report: Report) -> _Graphs | None:
@@ -260,7 +271,8 @@ def _check_known(run: Run, config: Config | None, rounds_R: NDArray[np.int64], r
     for name in always:
         if name in rows:
             values = rows[name]
-            tally.add(np.isnan(values), describe("a number"))
+            is_absent = rows[PRESENT.name] == 0 if name == "loss_private" and PRESENT.name in rows else False
+            tally.add(np.isnan(values) & ~np.asarray(is_absent), describe("a number"))
     if config is None:
         return
     last = config.rounds - 1
@@ -328,7 +340,9 @@ def _derived(
     if "bytes_sent" in rows and "bytes_received" in rows:
         yield "bytes_received", rows["bytes_received"].sum(axis=1), rows["bytes_sent"].sum(axis=1)
     if "degree" in rows and graphs is not None:
-        degrees_RP = np.stack([graphs.degrees(int(number), run.participants) for number in rounds_R])
+        is_present_RP = rows.get(PRESENT.name, np.ones(rows["degree"].shape)) > 0
+        rounds = zip(rounds_R.tolist(), is_present_RP, strict=True)
+        degrees_RP = np.stack([graphs.degrees(number, is_present_P) for number, is_present_P in rounds])
         yield "degree", rows["degree"], degrees_RP
 
 

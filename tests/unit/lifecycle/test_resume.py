@@ -55,6 +55,14 @@ CASES = {
     "pairs that change with every round": [
         *("models=[mlp]", "topology=one_peer_exponential", "participants=6", "method.name=d_psgd"),
     ],
+    "a chain of absences": [
+        *("models=[mlp]", "method.name=kt_pfl", "topology=complete"),
+        "faults.participation={kind: markov, mean_present: 2, mean_absent: 2}",
+    ],
+    "absences, skipped rows": [
+        *("models=[mlp]", "seed_set.views=none", "exchange.skip_below=0.1", "method.teachers=agreement"),
+        "faults.participation={kind: bernoulli, probability: 0.7}",
+    ],
     "prototypes of embeddings": ["method.name=fedproto", "models=[mlp, cnn]", "method.prototype_size=32"],
     "a network with a clock": [
         *("models=[mlp]", "topology=star", "network={kind: lte, speed_steps_per_s: [5, 50], spread: 0.3}"),
