@@ -162,8 +162,8 @@ class RunRecorder:
         Parameters
         ----------
         published : mapping
-            From each participant hosted here to its array as neighbours decode it, float32 (S, C) in host memory. Who is
-            not there was absent, and gets NaN.
+            From each participant hosted here to its array as neighbours decode it, float32 (S, C) in host memory. Those
+            who were absent are not there, and get NaN.
         """
         keeping = self._keeping
         if keeping is None or not keeping.is_kept(index):
