@@ -87,8 +87,11 @@ def diverging(loss_RP: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[
     if windows < 3 or np.isnan(loss_RP).all():
         return np.zeros(participants, bool), np.full(participants, math.nan)
     # The windows end with the last round. Rounds that are left over come from the start, where losses are high.
-    means_WP = loss_RP[rounds - windows * window :].reshape(windows, window, participants).mean(axis=1)
-    lowest_P, last_P = means_WP.min(axis=0), means_WP[-1]
+    loss_WRP = loss_RP[rounds - windows * window :].reshape(windows, window, participants)
+    # Who was absent has no loss; a window of absence counts for nothing.
+    count_WP = (~np.isnan(loss_WRP)).sum(axis=1)
+    means_WP = np.where(count_WP > 0, np.nansum(loss_WRP, axis=1) / np.maximum(count_WP, 1), math.nan)
+    lowest_P, last_P = np.fmin.reduce(means_WP, axis=0), means_WP[-1]
     ratios_P = last_P / np.where(lowest_P > 0, lowest_P, math.nan)
     return (last_P > DIVERGED_RATIO * lowest_P) & (last_P > lowest_P + DIVERGED_NATS), ratios_P
 

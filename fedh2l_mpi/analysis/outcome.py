@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedh2l_mpi.metrics import NOTED, ROW_FIELDS, SIMULATED_SECONDS, TIMINGS, RunMetrics, slowest_rank_seconds
+from fedh2l_mpi.metrics import NOTED, PRESENT, ROW_FIELDS, SIMULATED_SECONDS, TIMINGS, RunMetrics, slowest_rank_seconds
 
 UNITS = {field.name: field.units for field in ROW_FIELDS}
 # More measures that have a better end, of metrics that a config may ask for.
@@ -85,6 +85,8 @@ def read_outcome(run: RunMetrics, curves: Sequence[str] = ()) -> Outcome:
             values[field.name] = float((np.nansum(values_RP, axis=0) if adds_up else values_RP[-1]).mean())
     for name in run.columns.names:
         values[name] = known_mean(run.read_row(name, run.rounds - 1)) if run.rounds else math.nan
+    if PRESENT.name in run.columns.names and run.rounds:
+        values[PRESENT.name] = known_mean(run[PRESENT.name])
     simulated_s_R = None
     if SIMULATED_SECONDS.name in run.columns.names:
         simulated_s_R = _curve(run, SIMULATED_SECONDS.name)

@@ -14,6 +14,7 @@ from fedh2l_mpi.analysis.csv_lines import CsvLines
 from fedh2l_mpi.analysis.outcome import known_mean
 from fedh2l_mpi.analysis.summary import PHASES, Summary
 from fedh2l_mpi.analysis.tables import NOTHING, Table, markdown
+from fedh2l_mpi.metrics import PRESENT
 from fedh2l_mpi.runtime.terminal import rich_text
 from fedh2l_mpi.runtime.units import size
 
@@ -134,6 +135,8 @@ def own_table(summary: Summary) -> Table | None:
         values = (known_mean(values_P), quantile(values_P, 0.0), quantile(values_P, 1.0))
         rows.append([name, *("-" if math.isnan(value) else f"{value:.3g}" for value in values)])
     caption = "Over participants. Metrics: last evaluated round, mean over domains. Notes: last round."
+    if PRESENT.name in summary.own_arrays:
+        caption += f" {PRESENT.name}: share of the rounds."
     return Table("metrics and notes", ["", "mean", "lowest", "highest"], rows, caption)
 
 

@@ -16,7 +16,7 @@ from fedh2l_mpi.analysis import learning, optimizer_words
 from fedh2l_mpi.analysis.classes import ByClass, by_class
 from fedh2l_mpi.analysis.outcome import known_mean
 from fedh2l_mpi.analysis.run import Run
-from fedh2l_mpi.metrics import ROW_FIELDS, TIMINGS, slowest_rank_seconds
+from fedh2l_mpi.metrics import PRESENT, ROW_FIELDS, TIMINGS, slowest_rank_seconds
 
 PHASES = tuple(name.removeprefix("seconds_") for name in TIMINGS)
 # A loss of accuracy against the baseline of more than this is negative transfer; less may be noise.
@@ -57,7 +57,7 @@ class Summary:
         Validation samples of a participant, mean, by the config's shares; NaN if they are unknown.
     own_arrays : mapping
         From the run's own arrays, notes of its method and metrics of its config, to each participant's value (P,) in
-        the last round, or in the last evaluation; the mean over domains.
+        the last round, or in the last evaluation; the mean over domains. `present` is its share of the rounds.
     """
 
     name: str
@@ -156,6 +156,8 @@ def _own_arrays(run: Run) -> dict[str, NDArray[np.float64]]:
     for array in measured.columns.by_participant:
         if measured.rounds and array.name != "accuracy_local":
             found[array.name] = measured.read_row(array.name, measured.rounds - 1)
+    if PRESENT.name in found:
+        found[PRESENT.name] = mean_over_rounds(measured[PRESENT.name])
     for array in measured.columns.by_domain:
         if len(run.evaluated_E):
             values_PD = measured.read_row(array.name, run.evaluated_E[-1])

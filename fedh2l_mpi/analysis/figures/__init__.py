@@ -16,6 +16,7 @@ from fedh2l_mpi.analysis.figures.overlay import Curve, draw_overlay, plot_overla
 from fedh2l_mpi.analysis.figures.overview import OVERVIEW
 from fedh2l_mpi.analysis.figures.partition import PARTITION
 from fedh2l_mpi.analysis.figures.phases import PHASES_KIND
+from fedh2l_mpi.analysis.figures.presence import PRESENCE
 from fedh2l_mpi.analysis.figures.reliability import RELIABILITY
 from fedh2l_mpi.analysis.figures.simulated_time import TIME
 from fedh2l_mpi.analysis.figures.style import COLUMN_MM, PAGE_MM, check_width, house_style
@@ -45,7 +46,10 @@ __all__ = [
 FIGURES: Mapping[str, FigureKind] = MappingProxyType(
     {
         kind.name: kind
-        for kind in (OVERVIEW, CURVES, DOMAINS, BYTES, TIME, GRAPH, PHASES_KIND, CONFLICT, RELIABILITY, PARTITION)
+        for kind in (
+            *(OVERVIEW, CURVES, DOMAINS, BYTES, TIME, GRAPH, PRESENCE, PHASES_KIND, CONFLICT),
+            *(RELIABILITY, PARTITION),
+        )
     }
 )
 ALL = "all"

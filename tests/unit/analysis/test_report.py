@@ -118,6 +118,9 @@ def test_what_looks_wrong_is_warned_of(tmp_path):
     ]
     rising = summarised(write(tmp_path / "rising", THREE, loss_private=[0.9, 0.2, 0.3, [0.3, 0.8, 0.2]]))
     assert rising.warnings == ["diverging: participant 1 (private loss 4.0 times its lowest)"]
+    # Rounds without a loss, of a participant that was absent, hide nothing.
+    losses = [0.9, [0.9, 0.2, 0.2], [np.nan, np.nan, 0.2], [0.3, 0.8, np.nan]]
+    assert summarised(write(tmp_path / "gaps", THREE, loss_private=losses)).warnings == rising.warnings
 
 
 def test_the_terminal_shows_every_number_in_eighty_columns(tmp_path):

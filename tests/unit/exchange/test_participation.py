@@ -8,6 +8,9 @@ from helpers.same_runs import leaves
 
 from fedh2l_mpi import metrics
 from fedh2l_mpi.analysis import validation
+from fedh2l_mpi.analysis.outcome import read_outcome
+from fedh2l_mpi.analysis.run import load_run
+from fedh2l_mpi.analysis.summary import summarise
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange.participation import Participation, build_participation
@@ -175,6 +178,12 @@ def test_who_is_absent_keeps_every_bit_of_its_state_and_neither_learns_nor_sends
     published_PSC = kept.of_round(1)
     assert (np.isnan(published_PSC).all(axis=(1, 2)) == (got["present"][1] == 0)).all()
     assert [sorted(kept.of_participant(number)) for number in range(4)] == [[1, 3], [3], [1, 3], []]
+    # Readers have shares of the rounds, and the losses of those who were there.
+    told = summarise(load_run(tmp_path / "run"))
+    assert told.own_arrays["present"].tolist() == [1.0, 0.5, 1.0, 0.25]
+    outcome = read_outcome(got, ["loss_private"])
+    assert outcome.values["present"] == pytest.approx(11 / 16)
+    assert outcome.curves_E["loss_private"] == pytest.approx(np.nanmean(got["loss_private"], axis=1))
     assert [one for one in validation.validate(tmp_path / "run") if one.level == "error"] == []
 
 

@@ -55,6 +55,15 @@ def with_clock(run, slowest_s=(10.0, 20.0, 30.0, 40.0)) -> Run:
     return replace(run, metrics=metrics.RunMetrics(before.attributes, arrays, True, columns=columns))
 
 
+def with_absences(run) -> Run:
+    """The run with participants of which number i is absent in round i, i + 3, i + 6 and so on."""
+    before, (rounds, count) = run.metrics, run.metrics["accuracy_all"].shape
+    present_RP = (np.arange(rounds)[:, None] - np.arange(count)) % 3 != 0
+    arrays = {**before.arrays, metrics.PRESENT.name: present_RP.astype(float)}
+    columns = metrics.Columns((metrics.PRESENT,))
+    return replace(run, metrics=metrics.RunMetrics(before.attributes, arrays, True, columns=columns))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return made(tmp_path_factory.mktemp("plot"))
@@ -68,7 +77,8 @@ def test_nothing_of_a_figure_is_cut_off_unlabelled_or_too_small_to_read(tmp_path
     run = made(tmp_path, participants, [b"all"] if participants == 1 else [b"a$x$b", b"art & <b>", b"Real World", b"d"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = figures.draw(with_clock(run) if name == "time" else run, name, figures.COLUMN_MM)
+        needed = {"time": with_clock, "presence": with_absences}.get(name, lambda run: run)
+        figure = figures.draw(needed(run), name, figures.COLUMN_MM)
         figure.draw_without_rendering()
     width, height = figure.get_size_inches()
     assert width * 25.4 == pytest.approx(figures.COLUMN_MM)
@@ -86,9 +96,10 @@ def test_all_figures_but_those_there_is_nothing_for_become_files_with_their_font
     assert [path.name for path in plotted.files] == [
         f"{name}.pdf" for name in figures.FIGURES if name not in plotted.skipped
     ]
-    assert set(plotted.skipped) == {"bytes", "time"}
+    assert set(plotted.skipped) == {"bytes", "time", "presence"}
     assert plotted.skipped["bytes"].endswith("nothing was sent (method fedh2l)")
     assert plotted.skipped["time"].endswith("the run's network has no clock (network.kind is none)")
+    assert plotted.skipped["presence"].endswith("took part in every round (faults.participation.kind is always)")
     for path in plotted.files:
         pdf = path.read_bytes()
         assert pdf.startswith(b"%PDF")
@@ -96,6 +107,15 @@ def test_all_figures_but_those_there_is_nothing_for_become_files_with_their_font
         assert b"/Type3" not in pdf
     with pytest.raises(UserError, match="nothing was sent"):
         figures.plot(silent, ["bytes", "curves"], tmp_path / "two")
+
+
+def test_a_cell_is_coloured_where_its_participant_took_part(run):
+    (axes,) = figures.draw(with_absences(run), "presence").axes
+    (image,) = axes.get_images()
+    # Three participants in four rounds: the first is absent in rounds 0 and 3, the others once.
+    assert image.get_array().astype(int).tolist() == [[0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 1]]
+    assert image.get_extent() == [0.5, 4.5, 2.5, -0.5]
+    assert axes.get_title() == "present: 67% of participants and rounds"
 
 
 def test_accuracy_stands_at_the_time_of_the_last_participant(run):
