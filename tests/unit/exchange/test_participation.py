@@ -7,7 +7,8 @@ from helpers.runs_in_process import run, simulation
 from helpers.same_runs import leaves
 
 from fedh2l_mpi import metrics
-from fedh2l_mpi.analysis import validation
+from fedh2l_mpi.analysis import html, validation
+from fedh2l_mpi.analysis.figures.presence import PRESENCE
 from fedh2l_mpi.analysis.outcome import read_outcome
 from fedh2l_mpi.analysis.run import load_run
 from fedh2l_mpi.analysis.summary import summarise
@@ -181,6 +182,9 @@ def test_who_is_absent_keeps_every_bit_of_its_state_and_neither_learns_nor_sends
     # Readers have shares of the rounds, and the losses of those who were there.
     told = summarise(load_run(tmp_path / "run"))
     assert told.own_arrays["present"].tolist() == [1.0, 0.5, 1.0, 0.25]
+    page = html.render([load_run(tmp_path / "run")], [told])
+    assert PRESENCE.caption in page
+    assert f"{PRESENCE.title}: not drawn" not in page
     outcome = read_outcome(got, ["loss_private"])
     assert outcome.values["present"] == pytest.approx(11 / 16)
     assert outcome.curves_E["loss_private"] == pytest.approx(np.nanmean(got["loss_private"], axis=1))
