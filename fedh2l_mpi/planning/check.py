@@ -10,6 +10,7 @@ from fedh2l_mpi.config import Config
 from fedh2l_mpi.data import federated
 from fedh2l_mpi.data.augmentation import AUTO
 from fedh2l_mpi.data.registry import open_source
+from fedh2l_mpi.exchange.participation import build_participation
 from fedh2l_mpi.methods import mixing
 from fedh2l_mpi.planning import graph_schedule, memory_check, requirements
 from fedh2l_mpi.planning.participant_limit import refuse_too_many
@@ -34,6 +35,7 @@ def check(config: Config) -> RenderableType:
     """
     refuse_too_many(config)
     topology = Topology(config.topology, config.size, config.seed, config.rounds)
+    participation = build_participation(config.faults.participation, topology, config.size, config.seed)
     source = open_source(config.data)
     plan = federated.plan(config, source)
     method = methods.build(config)
@@ -86,6 +88,9 @@ def check(config: Config) -> RenderableType:
         **_on_a_gpu(run, edges),
         "devices": f"{config.devices.kind}, {torch.cuda.device_count()} CUDA visible here",
     }
+    if participation is not None:
+        kind = config.faults.participation.kind
+        rows["participation"] = f"{kind}; the traffic is that with everybody present, an upper bound"
     if config.network.kind != "none":
         run_s = simulated_seconds(config, method, message.edge_bytes if message is not None else 0)
         rows["network"] = network_text(config, run_s, with_speeds=False)

@@ -147,6 +147,7 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
     from fedh2l_mpi import methods
     from fedh2l_mpi.data import federated
     from fedh2l_mpi.data.registry import open_source
+    from fedh2l_mpi.exchange.participation import build_participation
     from fedh2l_mpi.planning import requirements
     from fedh2l_mpi.planning.participant_limit import refuse_too_many
     from fedh2l_mpi.topology import Topology
@@ -165,7 +166,8 @@ def check_fit(elements: Sequence[Element], path: Path, jobs: int) -> None:
                     "GPU, devices.kind=cpu, or devices.share=true."
                 )
             refuse_too_many(config)
-            Topology(config.topology, config.size, config.seed, config.rounds)
+            topology = Topology(config.topology, config.size, config.seed, config.rounds)
+            build_participation(config.faults.participation, topology, config.size, config.seed)
             method = methods.build(config)
             # Elements that differ only in their partition open the same files.
             opened = repr(config.data.model_copy(update={"partition": None}))

@@ -15,7 +15,9 @@ from fedh2l_mpi.analysis.summary import summarise
 from fedh2l_mpi.config import loading
 from fedh2l_mpi.errors import UserError
 from fedh2l_mpi.exchange.participation import Participation, build_participation
+from fedh2l_mpi.launch.sweep import sweep, sweep_file
 from fedh2l_mpi.metrics import posteriors
+from fedh2l_mpi.planning import check
 from fedh2l_mpi.run_directory import RunDirectory
 from fedh2l_mpi.topology import Topology
 
@@ -120,6 +122,23 @@ def test_a_wrong_file_is_refused_by_its_line(tmp_path, text, says):
         participation("file", 4, path=str(path))
     assert says in str(error.value)
     assert str(error.value).startswith("faults.participation.path: ")
+
+
+def test_a_wrong_file_is_refused_before_anything_is_trained(tmp_path):
+    path, elements = tmp_path / "times.csv", tmp_path / "sweep.yaml"
+    path.write_text("participant,from,to\n9,0,1\n")
+    settings = ["faults.participation=file", f"faults.participation.path={path}"]
+    text = f"elements: [{{name: one, faults.participation: {{kind: file, path: {path}}}}}]"
+    elements.write_text(f"base: null\n{text}\n")
+    steps = (
+        lambda: check.check(settled(*settings)),
+        lambda: sweep.check_fit(sweep_file.load(elements).elements, elements, jobs=1),
+        lambda: run(tmp_path / "run", *settings),
+    )
+    for step in steps:
+        with pytest.raises(UserError, match=r"line 2: got participant 9. Participants are 0 to 3"):
+            step()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
