@@ -1,5 +1,6 @@
 """Memory of a rank by arithmetic, against what tensors, steps and messages really use."""
 
+import gc
 import tracemalloc
 from dataclasses import replace
 
@@ -243,6 +244,8 @@ def test_averaging_parameters_takes_about_what_is_told_however_many_neighbours(n
 
 def peak_bytes(action) -> int:
     """The most that lived at once of what `action` allocated on the CPU."""
+    # Garbage of earlier tests would be freed meanwhile, and counted against the action.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         action()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
