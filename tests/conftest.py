@@ -39,15 +39,16 @@ def any_mpi(request: pytest.FixtureRequest) -> Mpi:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Under pytest-xdist, one test at a time that starts ranks, one that submits jobs to Slurm, and one sweep."""
+    """Under pytest-xdist, one test at a time of those that start ranks, submit jobs to Slurm, are sweeps, or pages."""
     from xdist.scheduler import LoadScopeScheduling
 
     class JobsOneByOne(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
             folder = file.rpartition("/")[0]
-            # Sweeps, of runs of one rank for the most part, take as long as all that is not of MPI.
-            return file if "sweep" in file else folder if folder in ("tests/mpi", "tests/cluster") else nodeid
+            # Sweeps and the commands of pages, mostly of one or two ranks, go beside the other tests of ranks.
+            is_apart = "sweep" in file or file.endswith("test_pages.py")
+            return file if is_apart else folder if folder in ("tests/mpi", "tests/cluster") else nodeid
 
     return JobsOneByOne(config, log)
 
