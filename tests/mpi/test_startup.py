@@ -142,9 +142,10 @@ def test_too_little_shared_memory_for_mpi_is_told_before_mpi_dies_of_it(tmp_path
         _, said = process.communicate(timeout=60)
     finally:
         kill(process)
-    warned = "/dev/shm has 64 MiB free on this node, but its 16 ranks take 83 MiB of it"
-    assert said.count(warned) == (ranks == 16)
-    assert process.returncode == 0 or warned in said
+    # Ranks that are faster than the one that looks have taken some of the 64 MiB.
+    warnings = re.findall(r"/dev/shm has \d+ MiB free on this node, but its 16 ranks take 83 MiB of it", said)
+    assert len(warnings) == (ranks == 16)
+    assert process.returncode == 0 or warnings
     all_are_gone(tmp_path / "run")
 
 
