@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedh2l_mpi.cli.command import Command, Context
 from fedh2l_mpi.cli.options import Parser
-from fedh2l_mpi.cli.output import RUNS, give, width, written
+from fedh2l_mpi.cli.output import RUNS, give, show, width
 from fedh2l_mpi.errors import EXIT_FAULT, UserError
 from fedh2l_mpi.runtime.terminal import say
 
@@ -68,19 +68,8 @@ def _report(options: argparse.Namespace, context: Context) -> int:
     if options.format != "terminal":
         text = {"markdown": report.as_markdown, "csv": report.as_csv, "json": report.as_json}[options.format](summaries)
         give(text, options.out, "report")
-    elif options.out is not None:
-        from rich.console import Console
-
-        from fedh2l_mpi.runtime import terminal
-
-        with written(options.out) as file:
-            file = terminal.without_trailing_blanks(file)
-            Console(file=file, width=terminal.log_width(), color_system=None).print(report.terminal(summaries))
-        say(f"report: {options.out}")
     else:
-        from fedh2l_mpi.runtime import terminal
-
-        terminal.open_console().print(report.terminal(summaries))
+        show(report.terminal(summaries), options.out, "report")
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedh2l_mpi.cli.command import Command, Context
 from fedh2l_mpi.cli.options import Parser
-from fedh2l_mpi.cli.output import give, written
+from fedh2l_mpi.cli.output import give, show
 from fedh2l_mpi.runtime.terminal import say
 
 
@@ -33,9 +33,6 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
 
     with name_missing_library():
         from fedh2l_mpi.privacy import leakage, page
-    from rich.console import Console
-
-    from fedh2l_mpi.runtime import terminal
 
     evidence = leakage.collect(options.run)
     if evidence.kept is None:
@@ -46,13 +43,8 @@ def _execute(options: argparse.Namespace, context: Context) -> int:
     findings = leakage.measure(evidence, options.participants, options.shadows, say_progress)
     if options.format != "terminal":
         give((page.markdown if options.format == "markdown" else page.csv)(findings), options.out, "leakage")
-    elif options.out is not None:
-        with written(options.out) as file:
-            plain = terminal.without_trailing_blanks(file)
-            Console(file=plain, width=terminal.log_width(), color_system=None).print(page.terminal(findings))
-        say(f"leakage: {options.out}")
     else:
-        terminal.open_console().print(page.terminal(findings))
+        show(page.terminal(findings), options.out, "leakage")
     return 0
 
 

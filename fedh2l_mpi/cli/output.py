@@ -4,10 +4,13 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from fedh2l_mpi.errors import UserError
-from fedh2l_mpi.runtime.terminal import harmless, say
+from fedh2l_mpi.runtime.terminal import harmless, log_width, open_console, say, without_trailing_blanks
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 RUNS = "run directories, metrics files, folders that hold runs, or globs"
 
@@ -19,6 +22,18 @@ def give(text: str, out: Path | None, what: str) -> None:
         return
     with written(out) as file:
         file.write(harmless(text))
+    say(f"{what}: {out}")
+
+
+def show(table: "RenderableType", out: Path | None, what: str) -> None:
+    """Print what rich lays out, or write it to a file without colours."""
+    if out is None:
+        open_console().print(table)
+        return
+    from rich.console import Console
+
+    with written(out) as file:
+        Console(file=without_trailing_blanks(file), width=log_width(), color_system=None).print(table)
     say(f"{what}: {out}")
 
 
